@@ -1,0 +1,266 @@
+"""Say whether this machine can run Tessera: packages, devices, threads, one real table lookup.
+
+In: nothing. Out: a list on the screen; exit code 0 when everything needed is there and fits
+together, 1 otherwise, with one sentence per problem that says what to install. `make setup` runs
+it last.
+
+    python launch/doctor.py
+
+Packages are imported inside functions only: a missing one is a finding, not a traceback.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+FAMILIES: tuple[dict[str, str], ...] = (
+    {"torch": "2.13", "torchvision": "0.28", "torchrec": "1.8", "fbgemm": "1.8"},
+    {"torch": "2.11", "torchvision": "0.26", "torchrec": "1.6", "fbgemm": "1.6"},
+)
+"""Releases (major.minor) that fit together, the newest first."""
+
+MODULES: dict[str, str] = {
+    "torch": "torch",
+    "fbgemm-gpu": "fbgemm_gpu",
+    "fbgemm-gpu-cpu": "fbgemm_gpu",
+    "torchrec": "torchrec",
+    "torchvision": "torchvision",
+    "sentence-transformers": "sentence_transformers",
+    "duckdb": "duckdb",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "pillow": "PIL.Image",
+    "hydra-core": "hydra",
+    "scikit-learn": "sklearn",
+    "matplotlib": "matplotlib",
+    "tensorboard": "tensorboard",
+    "safetensors": "safetensors",
+    "xxhash": "xxhash",
+    "rich": "rich",
+    "tqdm": "tqdm",
+    "tessera-recsys": "recsys.schema",
+}
+"""Distribution -> the module that must import."""
+
+SETUP = "run `make setup`"
+
+
+def main() -> int:
+    """Print the findings; return the exit code."""
+    versions = installed_versions(tuple(MODULES))
+    gpus = gpu_names()
+    print(f"python                 {platform.python_version()} on {platform.platform()}")
+    for name, version in versions.items():
+        if version is not None:
+            print(f"{name:22s} {version}")
+    print(f"machine                {machine_facts()}")
+    for gpu in gpus:
+        print(f"gpu                    {gpu}")
+    if not gpus:
+        print("gpu                    none: jobs run on the CPU (gloo)")
+
+    cuda = torch_cuda()
+    if gpus and cuda is None:
+        print("note                   torch is a CPU build: `make setup DEVICE=gpu` uses the GPUs")
+    problems = version_problems(
+        python=sys.version_info[:2], versions=versions, num_gpus=len(gpus), cuda=cuda
+    )
+    # A wrong mix of versions fails to import in ways that say less than the sentences above.
+    if not problems:
+        problems = import_problems([n for n in MODULES if versions[n] is not None])
+    if not problems:
+        problems = lookup_problems()
+    if not problems:
+        print("doctor: every package imports and a table was looked up and updated; ready")
+        return 0
+    print(f"\ndoctor: {len(problems)} problem(s)", file=sys.stderr)
+    for problem in problems:
+        print(f"- {problem}", file=sys.stderr)
+    return 1
+
+
+def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Return the version of every distribution; None where it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def gpu_names() -> list[str]:
+    """Return the NVIDIA GPUs the driver lists; empty without a driver."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return []
+    if listed.returncode != 0:
+        return []
+    return [line.split(" (UUID")[0] for line in listed.stdout.splitlines() if line[:3] == "GPU"]
+
+
+def machine_facts() -> str:
+    """Return cores, threads and memory in words."""
+    cores = len(os.sched_getaffinity(0))
+    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    threads = os.environ.get("OMP_NUM_THREADS", "unset: jobs take cores / processes")
+    return f"{cores} cores, {memory_gib:.1f} GiB of memory, OMP_NUM_THREADS {threads}"
+
+
+def torch_cuda() -> str | None:
+    """Return the CUDA version torch was built for; None for a CPU build or without torch."""
+    try:
+        return importlib.import_module("torch").version.cuda
+    except (ImportError, OSError):
+        return None  # a torch that does not import is reported by import_problems
+
+
+def version_problems(
+    *,
+    python: Sequence[int],
+    versions: Mapping[str, str | None],
+    num_gpus: int,
+    cuda: str | None,
+) -> list[str]:
+    """Return one sentence for everything that is missing or does not fit together.
+
+    Args:
+        python: major and minor version of the interpreter.
+        versions: distribution -> version, None where it is not installed (`MODULES` has the names).
+        num_gpus: NVIDIA GPUs of this machine.
+        cuda: CUDA version torch was built for, None for a CPU build.
+    """
+    problems = []
+    if tuple(python[:2]) < (3, 11):
+        problems.append(
+            f"Python {python[0]}.{python[1]}: Tessera needs 3.11 or newer; make .venv with it: "
+            f"`make setup PYTHON=python3.11`"
+        )
+    for name in MODULES:
+        if versions.get(name) is None and not name.startswith(("torch", "fbgemm")):
+            problems.append(f"{name} is not installed: {SETUP}")
+
+    torch_version = versions.get("torch")
+    if torch_version is None:
+        return [*problems, f"torch is not installed: {SETUP}"]
+    family = next((f for f in FAMILIES if _release(torch_version) == f["torch"]), None)
+    if family is None:
+        known = " or ".join(f["torch"] for f in FAMILIES)
+        return [
+            *problems,
+            f"torch {torch_version} is no release Tessera was measured with ({known}): {SETUP}",
+        ]
+    for name in ("torchvision", "torchrec"):
+        problems += _fit_problems(name, versions.get(name), family[name], torch_version)
+
+    gpu_build, cpu_build = versions.get("fbgemm-gpu"), versions.get("fbgemm-gpu-cpu")
+    wanted = "fbgemm-gpu" if cuda is not None and num_gpus else "fbgemm-gpu-cpu"
+    if gpu_build is not None and cpu_build is not None:
+        problems.append(
+            f"fbgemm-gpu {gpu_build} and fbgemm-gpu-cpu {cpu_build} are both installed and "
+            f"overwrite each other: `pip uninstall fbgemm-gpu fbgemm-gpu-cpu`, then "
+            f"`pip install --no-deps {wanted}=={family['fbgemm']}.0`"
+        )
+    elif gpu_build is None and cpu_build is None:
+        problems += _fit_problems(wanted, None, family["fbgemm"], torch_version)
+    elif gpu_build is not None and not num_gpus:
+        problems.append(
+            f"fbgemm-gpu {gpu_build} does not import without an NVIDIA driver, and this machine "
+            f"has none: `pip uninstall fbgemm-gpu`, then "
+            f"`pip install --no-deps fbgemm-gpu-cpu=={family['fbgemm']}.0`"
+        )
+    elif gpu_build is not None and cuda is None:
+        problems.append(
+            f"fbgemm-gpu {gpu_build} needs a CUDA build of torch, and torch {torch_version} is a "
+            f"CPU build: `make clean`, then `make setup DEVICE=gpu`"
+        )
+    elif cpu_build is not None and wanted == "fbgemm-gpu":
+        problems.append(
+            f"fbgemm-gpu-cpu {cpu_build} beside a CUDA build of torch on a machine with "
+            f"{num_gpus} GPU(s) leaves tables without GPU kernels: "
+            f"`pip uninstall fbgemm-gpu-cpu`, then "
+            f"`pip install --no-deps fbgemm-gpu=={family['fbgemm']}.0`"
+        )
+    else:
+        name = "fbgemm-gpu" if gpu_build is not None else "fbgemm-gpu-cpu"
+        problems += _fit_problems(name, gpu_build or cpu_build, family["fbgemm"], torch_version)
+    return problems
+
+
+def import_problems(names: Sequence[str]) -> list[str]:
+    """Import every distribution's module; return one sentence for each that fails."""
+    problems = []
+    for name in names:
+        try:
+            if name in ("torchvision", "sentence-transformers"):
+                # Beside a CPU torch, torchvision's CUDA wheel lacks two operators.
+                importlib.import_module("embedding.torchvision_ops").declare_missing_ops()
+            importlib.import_module(MODULES[name])
+        except Exception as error:  # whatever a broken package raises is the finding
+            line = (str(error).splitlines() or [""])[0]
+            problems.append(
+                f"{name} is installed but does not import "
+                f"({type(error).__name__}: {line}): {SETUP} in a fresh .venv (`make clean` first)"
+            )
+    return problems
+
+
+def lookup_problems() -> list[str]:
+    """Look up and update a table of 3 rows through TorchRec and FBGEMM; check the numbers."""
+    import torch
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    table = EmbeddingBagConfig(
+        name="table", embedding_dim=4, num_embeddings=3, feature_names=["feature"]
+    )
+    collection = FusedEmbeddingBagCollection(
+        tables=[table],
+        optimizer_type=torch.optim.SGD,
+        optimizer_kwargs={"lr": 1.0},
+        device=torch.device("cpu"),
+    )
+    # feature   row 0    row 1
+    #           [1, 2]   [2]
+    ids = KeyedJaggedTensor.from_lengths_sync(
+        keys=["feature"], values=torch.tensor([1, 2, 2]), lengths=torch.tensor([2, 1])
+    )
+    before = collection(ids)["feature"]
+    before.sum().backward()
+    # One step of SGD at rate 1 takes 1 from table row 1 and 2 from table row 2.
+    change = (before - collection(ids)["feature"]).detach()
+    if torch.allclose(change, torch.tensor([[3.0], [2.0]]).expand(2, 4), atol=1e-5):
+        return []
+    return [
+        f"TorchRec updated a table of 3 rows by {change.tolist()} instead of 3 and 2: torch, "
+        f"torchrec and fbgemm do not fit together; {SETUP} in a fresh .venv (`make clean` first)"
+    ]
+
+
+def _release(version: str) -> str:
+    """Return major.minor of a version: 2.13 of 2.13.0+cpu."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _fit_problems(name: str, version: str | None, release: str, torch_version: str) -> list[str]:
+    if version is None:
+        given = f"{name} is not installed"
+    elif _release(version) != release:
+        given = f"{name} {version} does not go with torch {torch_version}"
+    else:
+        return []
+    return [f"{given}: `pip install --no-deps {name}=={release}.0`"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

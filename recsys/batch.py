@@ -1,0 +1,80 @@
+"""Batch: what the loader hands to the pipeline and the pipeline to the ranker.
+
+Ids and labels only; modality vectors are looked up by item row inside the model.
+Shapes: B rows of this rank (padding included), F sparse features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's part of a global batch.
+
+    The KeyedJaggedTensor is key-major, one stride of B lengths per feature, e.g. F=2, B=3:
+
+        key        row 0     row 1     row 2
+        user_id    [7]       [7]       [12]
+        tags       [1, 4]    []        [2, 4, 9]
+
+    The last batch of a pass is padded to full size with rows of weight 0 and all-empty lists, so
+    that every rank takes the same number of equally shaped steps.
+    """
+
+    sparse: KeyedJaggedTensor
+    labels_B: torch.Tensor
+    """float32, 0 or 1."""
+    weights_B: torch.Tensor
+    """float32, 1 for a real row, 0 for padding."""
+    row_id_B: torch.Tensor
+    """int64, the row's number in the input file (-1 for padding)."""
+    user_row_B: torch.Tensor
+    """int64, 0 where there are no users."""
+    item_row_B: torch.Tensor
+    """int64, 0 where there are no items."""
+    global_rows: int
+    """Real rows of this step over all ranks."""
+    num_ranks: int = 1
+    """Ranks that share the global batch."""
+
+    @property
+    def mean_rows(self) -> float:
+        """Real rows of the global batch per rank: the normaliser of the loss (model/loss.py)."""
+        return self.global_rows / self.num_ranks
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """Return a copy on `device`."""
+        return Batch(
+            sparse=self.sparse.to(device=device, non_blocking=non_blocking),
+            labels_B=self.labels_B.to(device, non_blocking=non_blocking),
+            weights_B=self.weights_B.to(device, non_blocking=non_blocking),
+            row_id_B=self.row_id_B.to(device, non_blocking=non_blocking),
+            user_row_B=self.user_row_B.to(device, non_blocking=non_blocking),
+            item_row_B=self.item_row_B.to(device, non_blocking=non_blocking),
+            global_rows=self.global_rows,
+            num_ranks=self.num_ranks,
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the CUDA allocator that `stream` still uses these tensors."""
+        self.sparse.record_stream(stream)
+        for tensor in self._tensors():
+            tensor.record_stream(stream)
+
+    def pin_memory(self) -> "Batch":
+        """Return a copy in page-locked host memory."""
+        pinned = [tensor.pin_memory() for tensor in self._tensors()]
+        return Batch(self.sparse.pin_memory(), *pinned, self.global_rows, self.num_ranks)
+
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        return (
+            self.labels_B,
+            self.weights_B,
+            self.row_id_B,
+            self.user_row_B,
+            self.item_row_B,
+        )

@@ -1,0 +1,98 @@
+"""Everything wrong with the input, reported at once: file, column, first row and count.
+
+Called by prepare on the views of `sources`, before anything is derived from them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import duckdb
+
+from recsys.data.sources import Source, first_line, quoted
+
+
+@dataclass
+class Problems:
+    """The sentences collected so far."""
+
+    found: list[str] = field(default_factory=list)
+
+    def raise_if_any(self) -> None:
+        """Raise one ValueError with every sentence.
+
+        Raises:
+            ValueError: something was found.
+        """
+        if self.found:
+            count = len(self.found)
+            head = f"{count} problem{'s' if count > 1 else ''} with the input data:"
+            raise ValueError("\n  ".join([head, *self.found]))
+
+    def note(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        source: Source,
+        conditions: list[tuple[str, str, str]],
+    ) -> int:
+        """Scan a file once and note every condition that holds in some row; return its rows.
+
+        Args:
+            conditions: (column, SQL condition that is true for a bad row, what is wrong).
+        """
+        selected = ["count(*)"]
+        for column, condition, _ in conditions:
+            bad = f"FILTER (WHERE {condition})"
+            shown = quoted(column) if column in source.columns else "NULL"
+            selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
+            selected += [f"arg_min({shown}, source_row) {bad}"]
+        try:
+            query = f"SELECT {', '.join(selected)} FROM {source.view}"
+            row = connection.execute(query).fetchall()[0]
+        except duckdb.Error as error:
+            self.found.append(f"{source.path}: cannot be read ({first_line(error)})")
+            return 0
+        for index, (column, _, wrong) in enumerate(conditions):
+            count, first, value = row[1 + 3 * index : 4 + 3 * index]
+            if count:
+                given = "" if value is None else f" ({str(value)[:60]!r})"
+                rows = "row" if count == 1 else "rows"
+                self.found.append(
+                    f"{source.path}: column {column!r}: {wrong}: {count:,} {rows}, first at data "
+                    f"row {first:,}{given}"
+                )
+        return row[0]
+
+    def note_duplicates(
+        self, connection: duckdb.DuckDBPyConnection, source: Source, column: str
+    ) -> None:
+        """Note ids that stand in more than one row."""
+        query = (
+            f"SELECT count(*), min(first), arg_min(id, first) FROM (SELECT {quoted(column)} AS id, "
+            f"min(source_row) AS first FROM {source.view} WHERE {quoted(column)} IS NOT NULL "
+            f"GROUP BY id HAVING count(*) > 1)"
+        )
+        ((count, first, value),) = connection.execute(query).fetchall()
+        if count:
+            self.found.append(
+                f"{source.path}: column {column!r}: duplicate id: {count:,} "
+                f"id{'s' if count > 1 else ''}, first at data row {first:,} ({value!r})"
+            )
+
+
+def is_null(column: str) -> str:
+    """SQL: the id is missing or blank."""
+    return f"({quoted(column)} IS NULL OR trim({quoted(column)}) = '')"
+
+
+def leaves_root(path: str) -> str:
+    """SQL: the relative path is absolute or climbs out of its root."""
+    return (
+        f"({path} IS NOT NULL AND (starts_with({path}, '/') OR contains({path}, '\\') OR "
+        f"list_contains(string_split({path}, '/'), '..')))"
+    )
+
+
+def pattern_leaves_root(pattern: str) -> bool:
+    """Return whether a picture pattern itself is absolute or climbs out."""
+    parts = PurePosixPath(pattern).parts
+    return pattern.startswith("/") or ".." in parts

@@ -1,0 +1,352 @@
+"""Prepared parquet to Batches: every row once a pass, the same global batch for any number of ranks.
+
+What enters: prepared/ and its manifest. What leaves: Batch objects of ids and labels. Called by train
+and evaluate. Nothing here loops over rows in Python; users', items' and history's lists are gathered
+from memory-mapped arrays by index arithmetic. Shapes: B rows of this rank's batch, F features.
+"""
+
+import functools
+import math
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.batch import Batch
+from recsys.schema import FeatureSpec, Manifest
+
+BLOCK_ROWS = 131_072
+"""Rows a lane shuffles at a time: what a rank holds in memory per lane."""
+
+
+class Dataset:
+    """One split of prepared data, with the side arrays that its features read."""
+
+    def __init__(self, prepared: Path, manifest: Manifest, *, split: str, features: Sequence[str]):
+        """Open the files, memory-mapped.
+
+        Args:
+            features: names of the features to deliver, in the order of the batch's keys.
+
+        Raises:
+            ValueError: unknown feature; a file is missing or does not have the manifest's rows.
+        """
+        self.manifest = manifest
+        self.prepared = prepared
+        self.spec = manifest.splits[split]
+        by_name = {f.name: f for f in manifest.features}
+        unknown = [name for name in features if name not in by_name]
+        if unknown:
+            raise ValueError(
+                f"features {', '.join(unknown)}: not in the manifest, which has {', '.join(by_name)}"
+            )
+        self.features = [by_name[name] for name in features]
+        self.starts = np.concatenate([[0], np.cumsum(self.spec.file_rows)])
+        self.num_rows = self.spec.num_rows
+        self.columns = ["row_id", "label"]
+        self.columns += ["user_row"] * bool(manifest.num_user_rows)
+        self.columns += ["item_row"] * bool(manifest.num_item_rows)
+        self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
+        self.columns += [f.name for f in self.features if f.source == "interaction"]
+        self._arrays: dict[str, np.ndarray] = {}
+
+    @functools.cached_property
+    def _parts(self) -> list[pq.ParquetFile]:
+        parts = []
+        for name, num_rows in zip(self.spec.files, self.spec.file_rows, strict=True):
+            path = self.prepared / name
+            try:
+                part = pq.ParquetFile(path, memory_map=True)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(
+                    f"{path}: cannot be read ({str(error).splitlines()[0]}); run "
+                    f"launch/prepare.py again"
+                ) from error
+            if part.metadata.num_rows != num_rows:
+                raise ValueError(
+                    f"{path}: has {part.metadata.num_rows:,} rows, the manifest says {num_rows:,}; "
+                    f"run launch/prepare.py again"
+                )
+            parts.append(part)
+        return parts
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Return rows [start, stop) of the split, reading only the row groups that hold them."""
+        tables = []
+        for part, first in zip(self._parts, self.starts, strict=False):
+            position = int(first)
+            groups, skip = [], None
+            for group in range(part.num_row_groups):
+                num_rows = part.metadata.row_group(group).num_rows
+                if position < stop and position + num_rows > start:
+                    skip = position if skip is None else skip
+                    groups.append(group)
+                position += num_rows
+            if skip is not None:
+                table = part.read_row_groups(groups, columns=self.columns, use_threads=False)
+                low = max(start - skip, 0)
+                tables.append(table.slice(low, min(stop, position) - skip - low))
+        return pa.concat_tables(tables)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a memory-mapped side array such as `items/genres.values`.
+
+        Raises:
+            ValueError: the file is missing.
+        """
+        if name not in self._arrays:
+            path = self.prepared / f"{name}.npy"
+            if not path.is_file():
+                raise ValueError(f"{path}: missing; run launch/prepare.py again")
+            self._arrays[name] = np.load(path, mmap_mode="r")
+        return self._arrays[name]
+
+    def train_count(self) -> np.ndarray | None:
+        """Return training rows by item row [num_item_rows]; None where there are no items."""
+        return self.array("items/train_count") if self.manifest.num_item_rows else None
+
+
+class Loader:
+    """This rank's share of the global batches of a split.
+
+    The split's N rows are cut into L lanes, lane l holding rows [l N / L, (l+1) N / L); the parquet
+    is in random order, so a lane is a random sample. L is the least common multiple of `num_lanes`
+    and the number of ranks; each rank reads the lanes it owns and nothing else. Global batch k is the
+    k-th slice of global_batch_size / L rows of every lane, whatever the number of ranks. A pass takes
+    as many steps as the longest lane needs; lanes that run out are padded with rows of weight 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        num_lanes: int,
+        shuffle: bool,
+        seed: int,
+        num_prefetch: int = 2,
+    ):
+        """Lay out the lanes.
+
+        Args:
+            shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
+            num_prefetch: batches a background thread prepares ahead; 0: none.
+
+        Raises:
+            ValueError: global_batch_size is not a multiple of the number of lanes.
+        """
+        self.dataset = dataset
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_prefetch = num_prefetch
+        lanes = math.lcm(num_lanes, world_size)
+        if global_batch_size % lanes:
+            raise ValueError(
+                f"train.global_batch_size={global_batch_size}: expected a multiple of {lanes} "
+                f"(least common multiple of train.num_lanes={num_lanes} and {world_size} ranks)"
+            )
+        self.lane_rows = global_batch_size // lanes
+        bounds = [lane * dataset.num_rows // lanes for lane in range(lanes + 1)]
+        self.lane_ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+        longest = max(stop - start for start, stop in self.lane_ranges)
+        self.steps_per_epoch = -(-longest // self.lane_rows)
+        share = lanes // world_size
+        self.own_lanes = range(rank * share, (rank + 1) * share)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of a pass from `start_step` on; earlier blocks are not read."""
+        made = self._batches(epoch, start_step)
+        return prefetched(made, self.num_prefetch) if self.num_prefetch else made
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        lanes = [
+            _Lane(self.dataset, *self.lane_ranges[lane], self._rng(epoch, lane))
+            for lane in self.own_lanes
+        ]
+        for step in range(start_step, self.steps_per_epoch):
+            low, high = step * self.lane_rows, (step + 1) * self.lane_rows
+            rows = pa.concat_tables([part for lane in lanes for part in lane.take(low, high)])
+            global_rows = sum(
+                max(0, min(high, stop - start) - low) for start, stop in self.lane_ranges
+            )
+            yield self._batch(rows, global_rows)
+
+    def _rng(self, epoch: int, lane: int) -> np.random.Generator | None:
+        return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None
+
+    def _batch(self, rows: pa.Table, global_rows: int) -> Batch:
+        size = self.lane_rows * len(self.own_lanes)
+        num_real = rows.num_rows
+        columns = {
+            name: _padded(rows.column(name), size)
+            for name in rows.column_names
+            if not pa.types.is_list(rows.schema.field(name).type)
+        }
+        zeros = np.zeros(size, dtype=np.int64)
+        users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
+        row_ids = columns["row_id"].astype(np.int64)
+        row_ids[num_real:] = -1
+        values, lengths = [], []
+        for feature in self.dataset.features:
+            feature_values, feature_lengths = self._gather(feature, rows, columns, users, items)
+            values.append(feature_values.astype(np.int64, copy=False))
+            lengths.append(feature_lengths.astype(np.int32, copy=False))
+        # Key-major: all rows of the first feature, then all rows of the second.
+        sparse = KeyedJaggedTensor(
+            keys=[f.name for f in self.dataset.features],
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(np.concatenate(lengths)),
+        )
+        return Batch(
+            sparse=sparse,
+            labels_B=torch.from_numpy(columns["label"].astype(np.float32)),
+            weights_B=torch.from_numpy((np.arange(size) < num_real).astype(np.float32)),
+            row_id_B=torch.from_numpy(row_ids),
+            user_row_B=torch.from_numpy(users.astype(np.int64)),
+            item_row_B=torch.from_numpy(items.astype(np.int64)),
+            global_rows=global_rows,
+            num_ranks=self.world_size,
+        )
+
+    def _gather(
+        self,
+        feature: FeatureSpec,
+        rows: pa.Table,
+        columns: dict[str, np.ndarray],
+        users: np.ndarray,
+        items: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a feature's rows and how many each example has."""
+        ones = np.ones(len(users), dtype=np.int32)
+        dataset = self.dataset
+        if feature.source == "interaction":
+            if not feature.is_list:
+                return columns[feature.name], ones
+            lists = rows.column(feature.name).combine_chunks()
+            lengths = np.zeros(len(users), dtype=np.int32)
+            lengths[: rows.num_rows] = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+            return pc.list_flatten(lists).to_numpy(zero_copy_only=False), lengths
+        if feature.source == "history":
+            spec = dataset.manifest.history
+            assert spec is not None, "a history feature comes with a history"
+            longest = spec.max_length if feature.name == "history" else spec.recent_length
+            starts = np.asarray(dataset.array("history/offsets")[users])
+            ends = starts + columns["history_end"]
+            return jagged(dataset.array("history/values"), np.maximum(starts, ends - longest), ends)
+        keys = users if feature.source == "user" else items
+        if feature.name == f"{feature.source}_id":
+            return keys, ones
+        values = dataset.array(f"{feature.source}s/{feature.name}.values")
+        if not feature.is_list:
+            return np.asarray(values[keys]), ones
+        offsets = dataset.array(f"{feature.source}s/{feature.name}.offsets")
+        return jagged(values, np.asarray(offsets[keys]), np.asarray(offsets[keys + 1]))
+
+
+class _Lane:
+    """A contiguous range of rows, handed out in blocks and, with `rng`, in shuffled order."""
+
+    def __init__(self, dataset: Dataset, start: int, stop: int, rng: np.random.Generator | None):
+        self.dataset = dataset
+        blocks = [(b, min(b + BLOCK_ROWS, stop)) for b in range(start, stop, BLOCK_ROWS)]
+        order = np.arange(len(blocks)) if rng is None else rng.permutation(len(blocks))
+        self.blocks = [blocks[i] for i in order]
+        # A seed per block, so that skipping a block does not change the order of the next.
+        self.seeds = [None if rng is None else int(rng.integers(1 << 62)) for _ in blocks]
+        self.positions = np.concatenate([[0], np.cumsum([b - a for a, b in self.blocks])])
+        self.held: tuple[int, pa.Table] | None = None
+
+    def take(self, low: int, high: int) -> list[pa.Table]:
+        """Return rows [low, high) of the lane's order as one table or more; fewer at its end."""
+        parts = []
+        first = max(0, int(np.searchsorted(self.positions, low, side="right")) - 1)
+        for index in range(first, len(self.blocks)):
+            begin, end = int(self.positions[index]), int(self.positions[index + 1])
+            if begin >= high:
+                break
+            if end > low:
+                block = self._block(index)
+                start = max(low, begin) - begin
+                parts.append(block.slice(start, min(high, end) - begin - start))
+        return parts or [self._empty()]
+
+    def _block(self, index: int) -> pa.Table:
+        if self.held is None or self.held[0] != index:
+            table = self.dataset.read(*self.blocks[index]).combine_chunks()
+            seed = self.seeds[index]
+            if seed is not None:
+                table = table.take(np.random.default_rng(seed).permutation(table.num_rows))
+            self.held = (index, table.combine_chunks())
+        return self.held[1]
+
+    def _empty(self) -> pa.Table:
+        return self.dataset.read(0, 1).slice(0, 0)
+
+
+def jagged(
+    values: np.ndarray, starts_B: np.ndarray, ends_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values[starts[i]:ends[i]] of every i end to end, and the lengths [B].
+
+    Example: values 10 11 12 13, starts (0, 2), ends (1, 4) -> (10, 12, 13), (1, 2).
+    """
+    lengths_B = np.asarray(ends_B - starts_B)
+    firsts_B = np.cumsum(lengths_B) - lengths_B
+    index = np.repeat(starts_B - firsts_B, lengths_B) + np.arange(int(lengths_B.sum()))
+    return np.asarray(values[index]), lengths_B
+
+
+def _padded(column: pa.ChunkedArray, size: int) -> np.ndarray:
+    """Return a column as numpy, zeros after its end."""
+    padded = np.zeros(size, dtype=column.type.to_pandas_dtype())
+    padded[: len(column)] = column.to_numpy()
+    return padded
+
+
+def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Yield the same batches, made up to `depth` ahead by a background thread.
+
+    An error in the thread is raised in the consumer; closing the generator ends the thread.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def hand_over(thing: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(thing, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                hand_over(batch)
+                if stopped.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:
+            hand_over(error)
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (thing := ready.get()) is not None:
+            if isinstance(thing, BaseException):
+                raise thing
+            yield thing
+    finally:
+        stopped.set()
+        thread.join()

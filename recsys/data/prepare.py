@@ -1,0 +1,781 @@
+"""Raw files to prepared/: checked, numbered, split, with histories, as parquet and a manifest.
+
+What enters: a Recipe. What leaves: a folder `prepared/` as recsys/schema.py describes it. Called by
+launch/prepare.py. All work is SQL in an on-disk DuckDB database with a memory limit, so that a log of
+any length fits; the folder is built beside and renamed.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.data.checks import Problems, is_null, leaves_root, pattern_leaves_root
+from recsys.data.history import history_end_sql, stored_sql
+from recsys.data.negatives import draw_negatives
+from recsys.data.recipe import (
+    PERSPECTIVES,
+    SPLITS,
+    FeatureRecipe,
+    Recipe,
+    check_recipe,
+    parse_label,
+    source_file,
+)
+from recsys.data.sources import Source, first_line, literal, quoted
+from recsys.data.split import order_hash, split_sql
+from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
+from recsys.job import say, stage
+from recsys.schema import (
+    FeatureSpec,
+    HistorySpec,
+    Manifest,
+    SplitSpec,
+    TableSpec,
+    sha256_of,
+    write_manifest,
+)
+
+ROW_GROUP_ROWS = 65_536
+PART_ROWS = 64 * ROW_GROUP_ROWS
+
+
+def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int) -> Manifest:
+    """Build `<workspace>/prepared/` from the recipe's files and return its manifest.
+
+    Args:
+        memory_limit: DuckDB's, for example "2GB"; what does not fit spills to the workspace.
+        threads: of DuckDB.
+
+    Raises:
+        ValueError: the recipe contradicts itself, or the input has problems (all listed at once).
+            Nothing is left behind, and an earlier `prepared/` stays as it was.
+    """
+    check_recipe(recipe)
+    final = workspace / "prepared"
+    beside = workspace / f".prepared.{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        with _database(beside / "work", memory_limit, threads) as connection:
+            manifest = Preparation(connection, recipe, beside).run()
+        shutil.rmtree(beside / "work")
+        checksums = {
+            str(path.relative_to(beside)): sha256_of(path)
+            for path in sorted(beside.rglob("*"))
+            if path.is_file()
+        }
+        manifest = dataclasses.replace(manifest, checksums=checksums)
+        write_manifest(beside, manifest)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(beside, final)
+    except duckdb.Error as error:
+        raise ValueError(f"data.source={recipe.source}: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return manifest
+
+
+@contextmanager
+def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    folder.mkdir()
+    connection = duckdb.connect(str(folder / "work.duckdb"))
+    try:
+        connection.execute(f"SET memory_limit = {literal(memory_limit)}")
+        connection.execute(f"SET threads = {threads}")
+        connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}")
+        connection.execute("SET preserve_insertion_order = true")
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+    finally:
+        connection.close()
+
+
+class Preparation:
+    """One run of prepare: the steps in order, and what they hand on."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, recipe: Recipe, folder: Path):
+        """Args: folder: where the files are written."""
+        self.connection = connection
+        self.recipe = recipe
+        self.folder = folder
+        self.problems = Problems()
+        self.dropped: dict[str, int] = {}
+        self.tables: list[TableSpec] = []
+        self.features: list[FeatureSpec] = []
+        self.log_features: dict[str, FeatureTable] = {}
+
+    def run(self) -> Manifest:
+        """Read down once: this is what happens to a data set."""
+        with stage("read and check") as read:
+            logs = self.open_sources()
+            self.check()
+            rows_in = self.load_log(logs)
+            read.done(f"{rows_in:,} interactions")
+        with stage("split and number") as numbered:
+            self.place()
+            rows_drawn = self.draw()
+            num_users, num_items = self.count("user_vocab"), self.count("item_vocab")
+            numbered.done(
+                f"{num_users:,} users, {num_items:,} items, {rows_drawn:,} negatives drawn"
+            )
+        with stage("features"):
+            self.write_side("item", num_items)
+            self.write_side("user", num_users)
+            self.build_log_features()
+        with stage("histories") as histories:
+            stored = self.write_history(num_users)
+            histories.done(f"{stored:,} positives stored")
+        with stage("write interactions") as written:
+            splits = self.write_interactions()
+            written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
+        num_pairs = self.write_pairs()
+        if num_pairs:
+            say(f"text pairs: {num_pairs:,}")
+        items = self.recipe.items
+        return Manifest(
+            name=self.recipe.name,
+            tables=tuple(self.tables),
+            features=tuple(self.features),
+            splits=splits,
+            num_user_rows=num_users + 1 if self.recipe.interactions.user_id else 0,
+            num_item_rows=num_items + 1 if self.recipe.interactions.item_id else 0,
+            history=self.history_spec(),
+            has_images=bool(items and items.image),
+            has_texts=bool(items and items.text),
+            has_tags=bool(items and items.tags),
+            has_pairs=num_pairs > 0,
+            image_root=(
+                str(source_file(self.recipe, items.image_root).resolve())
+                if items and items.image
+                else None
+            ),
+            items_checksum=self.items_checksum(),
+            rows_in=rows_in,
+            rows_dropped=self.dropped,
+            rows_drawn=rows_drawn,
+            recipe=dataclasses.asdict(self.recipe),
+        )
+
+    # Sources and checks
+
+    def open_sources(self) -> list[tuple[Source, int]]:
+        """Open every file and note what is missing; return (log file, given split) in row order."""
+        log = self.recipe.interactions
+        names = (
+            [(log.files[name], index) for index, name in enumerate(SPLITS)]
+            if self.recipe.split.strategy == "given"
+            else [(str(log.file), -1)]
+        )
+        self.logs: list[tuple[Source, int]] = []
+        for index, (name, given) in enumerate(names):
+            source = self.open(
+                f"log_{index}", name, delimiter=log.delimiter, header=log.header or None
+            )
+            if source:
+                self.logs.append((source, given))
+        items, users = self.recipe.items, self.recipe.users
+        self.items = self.open("items_source", items.file) if items else None
+        self.users = self.open("users_source", users.file) if users else None
+        self.pairs = [
+            (pairs, source)
+            for index, pairs in enumerate(self.recipe.pairs)
+            if (source := self.open(f"pairs_{index}", pairs.file))
+        ]
+        self.check_columns()
+        self.problems.raise_if_any()
+        return self.logs
+
+    def open(self, view: str, name: str, **options: object) -> Source | None:
+        """Open one file, or note why it cannot be."""
+        try:
+            path = source_file(self.recipe, name)
+            return Source(self.connection, view, path, **options)  # type: ignore[arg-type]
+        except ValueError as error:
+            self.problems.found.append(str(error))
+            return None
+
+    def check_columns(self) -> None:
+        """Note every column the recipe names and a file lacks."""
+        log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
+        label = parse_label(log.label).column if log.label else None
+        for source, _ in self.logs:
+            wanted = {
+                "interactions.user_id": log.user_id,
+                "interactions.item_id": log.item_id,
+                "interactions.timestamp": log.timestamp,
+                "interactions.label": label,
+            } | _feature_columns("interactions.features", log.features)
+            self.problems.found += source.missing_columns(wanted)
+        if self.items and items:
+            image = items.image if items.image and "{" not in items.image else None
+            wanted = {
+                "items.item_id": items.item_id,
+                "items.image": image,
+                "items.title": items.title,
+                **{f"items.text[{i}]": column for i, column in enumerate(items.text)},
+            }
+            wanted |= _feature_columns("items.features", items.features)
+            wanted |= _feature_columns("items.tags", items.tags)
+            self.problems.found += self.items.missing_columns(wanted)
+        if self.users and users:
+            wanted = {"users.user_id": users.user_id}
+            wanted |= _feature_columns("users.features", users.features)
+            self.problems.found += self.users.missing_columns(wanted)
+        for index, (pairs, source) in enumerate(self.pairs):
+            wanted = {
+                f"pairs[{index}].anchor": pairs.anchor,
+                f"pairs[{index}].positive": pairs.positive,
+            }
+            if pairs.perspective not in PERSPECTIVES:
+                wanted[f"pairs[{index}].perspective"] = pairs.perspective
+            self.problems.found += source.missing_columns(wanted)
+
+    def check(self) -> None:
+        """Scan every file once and report everything wrong with it."""
+        log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
+        for source, _ in self.logs:
+            num_rows = self.problems.note(self.connection, source, self.log_conditions())
+            if num_rows == 0 and not self.problems.found:
+                self.problems.found.append(f"{source.path}: no rows; expected interactions")
+        if self.items and items:
+            conditions = [(items.item_id, is_null(items.item_id), "null id")]
+            if items.image and "{" not in items.image:
+                outside = leaves_root(quoted(items.image))
+                conditions.append((
+                    items.image,
+                    outside,
+                    f"picture path leaves items.image_root={items.image_root!r}",
+                ))
+            conditions += _number_conditions(items.features)
+            self.problems.note(self.connection, self.items, conditions)
+            self.problems.note_duplicates(self.connection, self.items, items.item_id)
+            if items.image and "{" in items.image and pattern_leaves_root(items.image):
+                self.problems.found.append(
+                    f"items.image={items.image!r}: leaves items.image_root={items.image_root!r}"
+                )
+        if self.users and users:
+            conditions = [(users.user_id, is_null(users.user_id), "null id")]
+            conditions += _number_conditions(users.features)
+            self.problems.note(self.connection, self.users, conditions)
+            self.problems.note_duplicates(self.connection, self.users, users.user_id)
+        for pairs, source in self.pairs:
+            if pairs.perspective not in PERSPECTIVES:
+                known = ", ".join(literal(p) for p in PERSPECTIVES)
+                condition = f"coalesce({quoted(pairs.perspective)}, '') NOT IN ({known})"
+                wrong = f"expected one of {', '.join(PERSPECTIVES)}"
+                self.problems.note(self.connection, source, [(pairs.perspective, condition, wrong)])
+        if self.items and items and log.item_id and log.unknown_items == "error":
+            for source, _ in self.logs:
+                self.check_unknown_items(source)
+        self.problems.raise_if_any()
+
+    def log_conditions(self) -> list[tuple[str, str, str]]:
+        """What makes a row of the log unusable."""
+        log = self.recipe.interactions
+        conditions = [
+            (column, is_null(column), "null id") for column in (log.user_id, log.item_id) if column
+        ]
+        if log.timestamp:
+            seconds = seconds_sql(log.timestamp)
+            conditions.append((
+                log.timestamp,
+                f"coalesce({seconds}, -1) < 0",
+                "not a time in whole seconds",
+            ))
+        if log.label:
+            rule = parse_label(log.label)
+            number = f"try_cast({quoted(rule.column)} AS DOUBLE)"
+            if rule.operator is None:
+                label = f"coalesce({label_number_sql(rule.column)}, -1)"
+                conditions.append((rule.column, f"{label} NOT IN (0, 1)", "label other than 0/1"))
+            else:
+                conditions.append((rule.column, f"{number} IS NULL", "not a number"))
+        return conditions + _number_conditions(log.features)
+
+    def check_unknown_items(self, source: Source) -> None:
+        """Note interactions with items the catalogue does not have."""
+        log, items = self.recipe.interactions, self.recipe.items
+        assert items is not None and log.item_id is not None, "asked for only where both exist"
+        condition = (
+            f"NOT {is_null(log.item_id)} AND {quoted(log.item_id)} NOT IN "
+            f"(SELECT {quoted(items.item_id)} FROM items_source WHERE {quoted(items.item_id)} "
+            f"IS NOT NULL)"
+        )
+        wrong = (
+            f"item is not in {items.file} (add it there, or set interactions.unknown_items to drop "
+            f"or keep)"
+        )
+        self.problems.note(self.connection, source, [(log.item_id, condition, wrong)])
+
+    # The log
+
+    def load_log(self, logs: list[tuple[Source, int]]) -> int:
+        """Create the table `log` of typed rows; return the input rows."""
+        log = self.recipe.interactions
+        features = "".join(
+            f", {value_sql(feature, name)} AS {quoted(name)}"
+            for name, feature in log.features.items()
+        )
+        parts = []
+        start = 0
+        for source, given in logs:
+            label = "CAST(1 AS UTINYINT)"
+            if log.label:
+                rule = parse_label(log.label)
+                condition = (
+                    f"{label_number_sql(rule.column)} = 1"
+                    if rule.operator is None
+                    else f"try_cast({quoted(rule.column)} AS DOUBLE) {rule.operator} {rule.number}"
+                )
+                label = f"CAST({condition} AS UTINYINT)"
+            parts.append(
+                f"SELECT source_row + {start} AS row_id, {_text(log.user_id)} AS user_id, "
+                f"{_text(log.item_id)} AS item_id, "
+                f"{seconds_sql(log.timestamp) if log.timestamp else 'CAST(0 AS BIGINT)'} AS ts, "
+                f"{label} AS label, {given} AS given{features} FROM {source.view}"
+            )
+            (count,) = self.one(f"SELECT count(*) FROM {source.view}")
+            start += count
+        self.connection.execute("CREATE TABLE log AS " + " UNION ALL ".join(parts))
+        if self.items and self.recipe.items and log.unknown_items == "drop":
+            known = f"SELECT {quoted(self.recipe.items.item_id)} FROM items_source"
+            (count,) = self.one(f"SELECT count(*) FROM log WHERE item_id NOT IN ({known})")
+            self.connection.execute(f"DELETE FROM log WHERE item_id NOT IN ({known})")
+            if count:
+                self.dropped["unknown item"] = count
+        return start
+
+    def place(self) -> None:
+        """Split the log, number users and items, and create the table `placed`."""
+        log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
+        split = split_sql(self.connection, self.recipe.split)
+        self.connection.execute(f"CREATE TABLE splits AS {split}")
+        train = "FROM log JOIN splits USING (row_id) WHERE split = 0"
+        # Vocabularies see training rows and the catalogues, never an id known from valid or test
+        # alone: such an id is unknown at serving too.
+        for side, column, catalogue, minimum in (
+            ("user", log.user_id, users and users.user_id, log.user_min_count),
+            ("item", log.item_id, items and items.item_id, log.item_min_count),
+        ):
+            if column is None:
+                self.connection.execute(
+                    f"CREATE TABLE {side}_vocab (id VARCHAR, row INTEGER, count BIGINT)"
+                )
+                continue
+            trained = f"SELECT {side}_id AS id, count(*) AS n {train} GROUP BY id"
+            if catalogue:
+                self.connection.execute(
+                    f"CREATE TABLE {side}_vocab AS SELECT id, CAST(row_number() OVER "
+                    f"(ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
+                    f"(SELECT c.id, coalesce(t.n, 0) AS n FROM (SELECT {quoted(catalogue)} AS id "
+                    f"FROM {side}s_source) c LEFT JOIN ({trained}) t ON c.id = t.id)"
+                )
+            else:
+                ids = f"SELECT {side}_id AS id {train}"
+                build_vocabulary(self.connection, f"{side}_vocab", ids, minimum)
+        features = "".join(f", log.{quoted(name)}" for name in log.features)
+        self.connection.execute(
+            f"CREATE TABLE placed AS SELECT log.row_id, label, log.user_id, "
+            f"coalesce(u.row, 0) AS user_row, coalesce(i.row, 0) AS item_row, ts, split{features} "
+            f"FROM log JOIN splits USING (row_id) "
+            f"LEFT JOIN user_vocab u ON log.user_id = u.id "
+            f"LEFT JOIN item_vocab i ON log.item_id = i.id"
+        )
+        self.connection.execute("DROP TABLE splits")
+        self.connection.execute("DROP TABLE log")
+        for index, name in enumerate(SPLITS):
+            (count,) = self.one(f"SELECT count(*) FROM placed WHERE split = {index}")
+            if not count:
+                self.problems.found.append(
+                    f"split {name!r} is empty with split.strategy={self.recipe.split.strategy}, "
+                    f"fractions {self.recipe.split.fractions}; change split, or give more rows"
+                )
+        self.problems.raise_if_any()
+
+    def draw(self) -> int:
+        """Draw negatives where the log holds positives only."""
+        recipe = self.recipe.interactions.negatives
+        return draw_negatives(self.connection, recipe) if recipe else 0
+
+    # Users and items
+
+    def write_side(self, side: str, count: int) -> None:
+        """Write users or items: table, features and training counts, unknown row 0 first."""
+        log = self.recipe.interactions
+        if (log.user_id if side == "user" else log.item_id) is None:
+            return
+        self.tables.append(TableSpec(name=f"{side}_id", num_rows=count + 1, kind="vocab"))
+        self.features.append(
+            FeatureSpec(
+                name=f"{side}_id", table=f"{side}_id", source=side, side=side, is_list=False
+            )
+        )
+        self.write_vocabulary(f"{side}_vocab", f"{side}_id")
+        arrays = self.folder / f"{side}s"
+        arrays.mkdir()
+        train_count = np.zeros(count + 1, dtype=np.int64)
+        counted = self.connection.execute(
+            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE split = 0 GROUP BY row"
+        ).fetchnumpy()
+        train_count[counted["row"]] = counted["n"]
+        np.save(arrays / "train_count.npy", train_count)
+        catalogue = self.recipe.users if side == "user" else self.recipe.items
+        key = f"{side}_id" if catalogue is None else getattr(catalogue, f"{side}_id")
+        if catalogue is not None:
+            for name, feature in catalogue.features.items():
+                self.write_side_feature(side, key, name, feature, count)
+        if side == "item":
+            self.write_items(count)
+        else:
+            self.write_parquet(
+                "SELECT 0 AS user_row, NULL AS user_id UNION ALL "
+                "(SELECT row, id FROM user_vocab ORDER BY row)",
+                self.folder / "users.parquet",
+            )
+
+    def write_side_feature(
+        self, side: str, key: str, name: str, feature: FeatureRecipe, count: int
+    ) -> None:
+        """Write a user or item feature as arrays by row."""
+        relation = (
+            f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM {side}s_source s "
+            f"JOIN {side}_vocab v ON s.{quoted(key)} = v.id"
+        )
+        table = FeatureTable(self.connection, name, feature, relation, relation)
+        self.add_feature(table, source=side, side=side)
+        path = self.folder / f"{side}s"
+        rows = f"SELECT key, value FROM ({table.rows_sql()}) ORDER BY key"
+        if table.is_list:
+            write_lists(self.connection, rows, count + 1, path, name)
+        else:
+            values = np.zeros(count + 1, dtype=np.int32)
+            found = self.connection.execute(rows).fetchnumpy()
+            values[found["key"]] = found["value"]
+            np.save(path / f"{name}.values.npy", values)
+
+    def write_items(self, count: int) -> None:
+        """Write items.parquet: what embed and reports need to know of an item."""
+        items = self.recipe.items
+        columns = {"image": "NULL", "text": "NULL", "title": "NULL"}
+        join, tags = "", ""
+        if items is not None:
+            join = f"LEFT JOIN items_source s ON s.{quoted(items.item_id)} = v.id"
+            if items.image and "{" in items.image:
+                columns["image"] = _pattern_sql(items.image)
+            elif items.image:
+                columns["image"] = f"nullif(s.{quoted(items.image)}, '')"
+            if items.text:
+                parts = ", ".join(f"nullif(trim(s.{quoted(c)}), '')" for c in items.text)
+                columns["text"] = f"nullif(concat_ws('. ', {parts}), '')"
+            if items.title:
+                columns["title"] = f"s.{quoted(items.title)}"
+            tags = self.tags_sql()
+        join += f" LEFT JOIN ({tags}) t ON t.key = v.row" if tags else ""
+        shown_tags = "t.tags" if tags else "CAST(NULL AS VARCHAR[])"
+        texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
+        nothing = ", ".join("NULL" for _ in range(5))
+        self.write_parquet(
+            f"SELECT 0 AS item_row, {nothing} UNION ALL (SELECT v.row AS item_row, "
+            f"v.id AS item_id, {texts}, {shown_tags} AS tags FROM item_vocab v {join} ORDER BY v.row)",
+            self.folder / "items.parquet",
+            names=["item_row", "item_id", *columns, "tags"],
+            count=count + 1,
+        )
+
+    def tags_sql(self) -> str:
+        """SQL of (key, tags): the distinct tags of every item, over all tag columns."""
+        items = self.recipe.items
+        if items is None or not items.tags:
+            return ""
+        parts = []
+        for name, feature in items.tags.items():
+            relation = (
+                f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM items_source s "
+                f"JOIN item_vocab v ON s.{quoted(items.item_id)} = v.id"
+            )
+            table = FeatureTable(self.connection, f"tags_{name}", feature, relation, relation)
+            listed = (
+                table._exploded(relation)
+                if table.is_list
+                else f"SELECT key, value AS id FROM ({relation})"
+            )
+            parts.append(
+                f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"
+            )
+        return (
+            f"SELECT key, list(id ORDER BY id) AS tags FROM "
+            f"(SELECT DISTINCT key, id FROM ({' UNION ALL '.join(parts)})) GROUP BY key"
+        )
+
+    def items_checksum(self) -> str:
+        """Return sha256 over the item ids in row order."""
+        digest = hashlib.sha256()
+        reader = self.connection.execute("SELECT id FROM item_vocab ORDER BY row")
+        while rows := reader.fetchmany(100_000):
+            for (item_id,) in rows:
+                digest.update(item_id.encode() + b"\0")
+        return digest.hexdigest()
+
+    # Features of the log, histories, rows
+
+    def build_log_features(self) -> None:
+        """Build the tables of interaction features from the training rows."""
+        for name, feature in self.recipe.interactions.features.items():
+            rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM placed"
+            train = f"{rows} WHERE split = 0"
+            table = FeatureTable(self.connection, name, feature, rows, train)
+            self.log_features[name] = table
+            self.add_feature(table, source="interaction", side=feature.side or "context")
+
+    def add_feature(self, table: FeatureTable, *, source: str, side: str) -> None:
+        """Enter a feature and its table in the manifest."""
+        spec = table.spec()
+        self.tables.append(spec)
+        self.features.append(
+            FeatureSpec(
+                name=table.name, table=table.name, source=source, side=side, is_list=table.is_list
+            )
+        )
+        if spec.kind == "vocab":
+            self.write_vocabulary(table.vocabulary, table.name)
+
+    def history_spec(self) -> HistorySpec | None:
+        """Return the manifest's history entry, None without users, items or length."""
+        log, history = self.recipe.interactions, self.recipe.history
+        if not (log.user_id and log.item_id and history.max_length):
+            return None
+        return HistorySpec(
+            max_length=history.max_length,
+            recent_length=history.recent_length,
+            scope=history.scope,
+        )
+
+    def write_history(self, num_users: int) -> int:
+        """Write the stored sequences and create the table `ends`; return the stored positives."""
+        history = self.history_spec()
+        if history is None:
+            return 0
+        names = ["history"] + ["history_recent"] * bool(history.recent_length)
+        self.features += [
+            FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
+            for name in names
+        ]
+        has_time = self.recipe.interactions.timestamp is not None
+        seed = self.recipe.split.seed
+        ends = history_end_sql(history.scope, has_time, seed)
+        self.connection.execute(f"CREATE TABLE ends AS {ends}")
+        stored = stored_sql(history.scope, has_time, seed)
+        folder = self.folder / "history"
+        folder.mkdir()
+        lengths = np.zeros(num_users + 1, dtype=np.int64)
+        (total,) = self.one(f"SELECT count(*) FROM ({stored})")
+        values = np.lib.format.open_memmap(
+            folder / "values.npy", mode="w+", dtype=np.int32, shape=(total,)
+        )
+        start = 0
+        for batch in self.batches(stored):
+            rows = batch.column("item_row").to_numpy()
+            values[start : start + len(rows)] = rows
+            start += len(rows)
+            np.add.at(lengths, batch.column("user_row").to_numpy(), 1)
+        values.flush()
+        offsets = np.zeros(num_users + 2, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        np.save(folder / "offsets.npy", offsets)
+        return total
+
+    def write_interactions(self) -> dict[str, SplitSpec]:
+        """Write the splits as parquet parts in seeded random order."""
+        log = self.recipe.interactions
+        columns = ["p.row_id", "p.label"]
+        columns += ["p.user_row"] * bool(log.user_id) + ["p.item_row"] * bool(log.item_id)
+        columns += ["p.ts AS timestamp"] * bool(log.timestamp)
+        joins = ""
+        if self.history_spec():
+            columns.append("e.history_end")
+            joins += " JOIN ends e ON e.row_id = p.row_id"
+        for index, (name, table) in enumerate(self.log_features.items()):
+            empty = "[]::INTEGER[]" if table.is_list else "0"
+            columns.append(f"coalesce(f{index}.value, {empty}) AS {quoted(name)}")
+            joins += f" LEFT JOIN ({table.rows_sql()}) f{index} ON f{index}.key = p.row_id"
+        order = order_hash(self.recipe.split.seed, "p.row_id")
+        splits = {}
+        for index, name in enumerate(SPLITS):
+            query = (
+                f"SELECT {', '.join(columns)} FROM placed p{joins} WHERE p.split = {index} "
+                f"ORDER BY {order}, p.row_id"
+            )
+            files, file_rows = self.write_parts(query, f"interactions/{name}")
+            num_positives, low, high = self.one(
+                f"SELECT count(*) FILTER (WHERE label = 1), min(ts), max(ts) FROM placed "
+                f"WHERE split = {index}"
+            )
+            splits[name] = SplitSpec(
+                num_rows=sum(file_rows),
+                num_positives=num_positives,
+                files=tuple(files),
+                file_rows=tuple(file_rows),
+                timestamp_min=low if log.timestamp else None,
+                timestamp_max=high if log.timestamp else None,
+            )
+        return splits
+
+    def write_parts(self, query: str, folder: str) -> tuple[list[str], list[int]]:
+        """Stream a query into parquet parts of whole row groups; return names and rows."""
+        (self.folder / folder).mkdir(parents=True)
+        files: list[str] = []
+        file_rows: list[int] = []
+        writer: pq.ParquetWriter | None = None
+        for batch in self.batches(query):
+            if writer is None or file_rows[-1] >= PART_ROWS:
+                if writer:
+                    writer.close()
+                files.append(f"{folder}/part-{len(files):05d}.parquet")
+                file_rows.append(0)
+                writer = pq.ParquetWriter(self.folder / files[-1], batch.schema, compression="zstd")
+            writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+            file_rows[-1] += batch.num_rows
+        if writer:
+            writer.close()
+        return files, file_rows
+
+    def write_pairs(self) -> int:
+        """Write pairs.parquet: blank, equal and repeated pairs left out; return the pairs kept."""
+        if not self.pairs:
+            return 0
+        parts = []
+        for pairs, source in self.pairs:
+            fixed = pairs.perspective in PERSPECTIVES
+            perspective = literal(pairs.perspective) if fixed else quoted(pairs.perspective)
+            parts.append(
+                f"SELECT trim({quoted(pairs.anchor)}) AS anchor, trim({quoted(pairs.positive)}) "
+                f"AS positive, {perspective} AS perspective FROM {source.view}"
+            )
+        query = (
+            f"SELECT DISTINCT anchor, positive, perspective FROM ({' UNION ALL '.join(parts)}) "
+            f"WHERE anchor <> '' AND positive <> '' AND anchor <> positive "
+            f"ORDER BY perspective, anchor, positive"
+        )
+        return self.write_parquet(query, self.folder / "pairs.parquet")
+
+    # Writing
+
+    def write_vocabulary(self, table: str, name: str) -> None:
+        """Write vocab/<name>.parquet: row, id, count."""
+        (self.folder / "vocab").mkdir(exist_ok=True)
+        self.write_parquet(
+            f"SELECT row, id, count FROM {table} ORDER BY row",
+            self.folder / "vocab" / f"{name}.parquet",
+        )
+
+    def write_parquet(
+        self, query: str, path: Path, names: list[str] | None = None, count: int | None = None
+    ) -> int:
+        """Stream a query into one parquet file; return its rows."""
+        reader = arrow_batches(self.connection, query)
+        schema = reader.schema
+        if names:
+            schema = pa.schema([pa.field(n, f.type) for n, f in zip(names, schema, strict=True)])
+        num_rows = 0
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in reader:
+                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+                num_rows += batch.num_rows
+        assert count is None or num_rows == count, f"{path} has {num_rows} rows, not {count}"
+        return num_rows
+
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Stream a query in record batches of one row group."""
+        yield from arrow_batches(self.connection, query)
+
+    def one(self, query: str) -> tuple:
+        """Return the only row of an aggregate."""
+        return self.connection.execute(query).fetchall()[0]
+
+    def count(self, table: str) -> int:
+        """Return the rows of a table."""
+        return self.one(f"SELECT count(*) FROM {table}")[0]
+
+
+def seconds_sql(column: str) -> str:
+    """SQL of a time in whole seconds: an integer as it is, a date or timestamp since 1970."""
+    text = quoted(column)
+    return (
+        f"coalesce(try_cast({text} AS BIGINT), "
+        f"CAST(epoch(try_cast({text} AS TIMESTAMP)) AS BIGINT))"
+    )
+
+
+def label_number_sql(column: str) -> str:
+    """SQL of a 0/1 label; true and false count as 1 and 0."""
+    text = quoted(column)
+    return f"coalesce(try_cast({text} AS DOUBLE), CAST(try_cast({text} AS BOOLEAN) AS INTEGER))"
+
+
+def arrow_batches(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
+    """Stream a query's result in record batches of one row group."""
+    relation = connection.sql(query)
+    assert relation is not None, "a SELECT has a result"
+    return relation.to_arrow_reader(ROW_GROUP_ROWS)
+
+
+def write_lists(
+    connection: duckdb.DuckDBPyConnection, query: str, num_rows: int, folder: Path, name: str
+) -> None:
+    """Write SQL of (key, value list) as <name>.values.npy and <name>.offsets.npy."""
+    lengths = np.zeros(num_rows, dtype=np.int64)
+    parts = [np.zeros(0, dtype=np.int32)]
+    for batch in arrow_batches(connection, query):
+        lists = batch.column("value")
+        lengths[batch.column("key").to_numpy()] = pc.list_value_length(lists).to_numpy(
+            zero_copy_only=False
+        )
+        parts.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+    offsets = np.zeros(num_rows + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    np.save(folder / f"{name}.values.npy", np.concatenate(parts).astype(np.int32))
+    np.save(folder / f"{name}.offsets.npy", offsets)
+
+
+def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, str | None]:
+    return {f"{key}.{name}": feature.column or name for name, feature in features.items()}
+
+
+def _number_conditions(features: dict[str, FeatureRecipe]) -> list[tuple[str, str, str]]:
+    """A numeric feature's text must be a number where there is one."""
+    return [
+        (
+            feature.column or name,
+            f"{value_sql(feature, name)} IS NOT NULL AND "
+            f"try_cast({value_sql(feature, name)} AS DOUBLE) IS NULL",
+            "not a number",
+        )
+        for name, feature in features.items()
+        if feature.kind == "numeric"
+    ]
+
+
+def _text(column: str | None) -> str:
+    return quoted(column) if column else "CAST(NULL AS VARCHAR)"
+
+
+def _pattern_sql(pattern: str) -> str:
+    """SQL of "posters/{movieId}.jpg": the columns in braces filled in."""
+    pieces = []
+    for piece in pattern.replace("}", "{").split("{"):
+        pieces.append(piece)
+    parts = [
+        literal(piece) if index % 2 == 0 else f"s.{quoted(piece)}"
+        for index, piece in enumerate(pieces)
+    ]
+    return " || ".join(parts)

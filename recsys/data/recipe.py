@@ -1,0 +1,290 @@
+"""The recipe: how the columns of a data set's files map to the data contract. No code per data set.
+
+Written in YAML (configs/data/*.yaml), read by launch/prepare.py, stored in the manifest.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = ("train", "valid", "test")
+STRATEGIES = ("time", "per_user_time", "random", "given")
+PERSPECTIVES = ("multilingual", "relation", "explanation")
+FEATURE_KINDS = ("id", "id_list", "numeric")
+UNKNOWN_ITEM_RULES = ("error", "drop", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRecipe:
+    """One sparse feature made from one column."""
+
+    column: str | None = None
+    """Column of the file; null: the feature's own name."""
+    kind: str = "id"
+    """`id`, `id_list` (several ids in one text), or `numeric` (bucketed)."""
+    separator: str = "|"
+    """Between the ids of an id_list."""
+    extract: str | None = None
+    """Regular expression whose first group is the value; null: the whole text."""
+    min_count: int = 1
+    """Ids seen less often than this share the unknown row 0."""
+    hash_rows: int = 0
+    """Rows of a hashed table (xxhash-like, no vocabulary); 0: build a vocabulary."""
+    quantiles: int = 16
+    """Buckets of about equal count for a numeric column without cuts."""
+    cuts: list[float] = field(default_factory=list)
+    """Upper bounds of numeric buckets, ascending; empty: quantiles."""
+    side: str | None = None
+    """Tower of an interaction feature: `user`, `item` or `context`; null: context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativesRecipe:
+    """Negatives drawn for a log of positives only."""
+
+    strategy: str = "uniform"
+    """`uniform` over items, or `popularity`: in proportion to an item's positives."""
+    per_positive: int = 4
+    """Negatives drawn for each positive; never an item the user interacted with."""
+    seed: int = 0
+    """Of the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionsRecipe:
+    """The log: one row per impression or rating."""
+
+    file: str | None = None
+    """CSV or Parquet file below `source`."""
+    files: dict[str, str] = field(default_factory=dict)
+    """With split.strategy=given: one file each for train, valid and test."""
+    header: list[str] = field(default_factory=list)
+    """Column names of CSV files without a header line."""
+    delimiter: str = ","
+    """Field separator of CSV files."""
+    user_id: str | None = None
+    """Column of the user's id; null: no users."""
+    item_id: str | None = None
+    """Column of the item's id; null: no items."""
+    timestamp: str | None = None
+    """Column of the time, whole seconds; null: no time."""
+    label: str | None = None
+    """A 0/1 column, or a rule such as "rating >= 4"; null: every row is a positive."""
+    negatives: NegativesRecipe | None = None
+    """How negatives are drawn where every row is a positive."""
+    unknown_items: str = "error"
+    """Rows whose item is not in the items file: `error`, `drop`, or `keep` as unknown row 0."""
+    user_min_count: int = 1
+    """Users with fewer training rows share the unknown row 0."""
+    item_min_count: int = 1
+    """Without an items file: items with fewer training rows share the unknown row 0."""
+    features: dict[str, FeatureRecipe] = field(default_factory=dict)
+    """Sparse features of the row itself (context)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemsRecipe:
+    """The catalogue: one row per item."""
+
+    file: str = ""
+    """CSV or Parquet file below `source`."""
+    item_id: str = "item_id"
+    """Column of the id, unique."""
+    image: str | None = None
+    """Picture path: a column, or a pattern such as "{movieId}.jpg"; null: no pictures."""
+    image_root: str = "."
+    """Folder below `source` that picture paths are relative to and may not leave."""
+    title: str | None = None
+    """Column of a short name for people."""
+    text: list[str] = field(default_factory=list)
+    """Columns joined with ". " to the item's text; empty: no text."""
+    tags: dict[str, FeatureRecipe] = field(default_factory=dict)
+    """Columns whose values are the tags of the image pretext."""
+    features: dict[str, FeatureRecipe] = field(default_factory=dict)
+    """Sparse item features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsersRecipe:
+    """What is known of users beside their log."""
+
+    file: str = ""
+    """CSV or Parquet file below `source`."""
+    user_id: str = "user_id"
+    """Column of the id, unique."""
+    features: dict[str, FeatureRecipe] = field(default_factory=dict)
+    """Sparse user features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsRecipe:
+    """Text pairs for the text encoder, one file."""
+
+    file: str = ""
+    """CSV or Parquet file below `source`."""
+    anchor: str = "anchor"
+    """Column of the first text."""
+    positive: str = "positive"
+    """Column of the text that belongs to it."""
+    perspective: str = "perspective"
+    """`multilingual`, `relation`, `explanation`, or the column that says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecipe:
+    """How rows are divided into train, valid and test."""
+
+    strategy: str = "time"
+    """`time` (one clock for all), `per_user_time`, `random`, or `given` (one file each)."""
+    fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    """Shares of train, valid and test."""
+    seed: int = 0
+    """Of the random split and of the order of rows in the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryRecipe:
+    """A user's earlier positives."""
+
+    max_length: int = 50
+    """Most recent positives a row may see; 0: no history."""
+    recent_length: int = 10
+    """Most recent positives of the short-term interest."""
+    scope: str = "train"
+    """`train`: training positives only; `past`: everything strictly earlier, as at serving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A data set."""
+
+    name: str = ""
+    """Short name; the default workspace is workspaces/<name>."""
+    source: str = ""
+    """Folder of the raw files."""
+    interactions: InteractionsRecipe = field(default_factory=InteractionsRecipe)
+    """The log."""
+    items: ItemsRecipe | None = None
+    """The catalogue; null: items are only ids."""
+    users: UsersRecipe | None = None
+    """User columns; null: users are only ids."""
+    pairs: list[PairsRecipe] = field(default_factory=list)
+    """Text pairs; empty: none."""
+    split: SplitRecipe = field(default_factory=SplitRecipe)
+    """Train, valid and test."""
+    history: HistoryRecipe = field(default_factory=HistoryRecipe)
+    """Sequences of earlier positives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRule:
+    """A label as an SQL condition on one column."""
+
+    column: str
+    operator: str | None
+    """None: the column itself is 0 or 1."""
+    number: float = 0.0
+
+
+_RULE = re.compile(r"^\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$")
+
+
+def parse_label(text: str) -> LabelRule:
+    """Return the rule that `text` states: "rating >= 4", or a column name."""
+    match = _RULE.match(text)
+    if match is None:
+        return LabelRule(column=text.strip(), operator=None)
+    operator = "=" if match.group(2) == "==" else match.group(2)
+    return LabelRule(column=match.group(1), operator=operator, number=float(match.group(3)))
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ValueError for settings that contradict each other, all at once.
+
+    Raises:
+        ValueError: lists every offending key with what was expected.
+    """
+    log, split, problems = recipe.interactions, recipe.split, []
+    if split.strategy not in STRATEGIES:
+        problems.append(f"split.strategy={split.strategy!r}: expected {', '.join(STRATEGIES)}")
+    if split.strategy == "given" and sorted(log.files) != sorted(SPLITS):
+        problems.append(
+            f"interactions.files={sorted(log.files)}: split.strategy=given needs train, valid, test"
+        )
+    if split.strategy != "given" and not log.file:
+        problems.append("interactions.file: missing, a file below data.source is required")
+    if split.strategy in ("time", "per_user_time") and not log.timestamp:
+        problems.append(
+            f"interactions.timestamp: missing, split.strategy={split.strategy} needs a time column "
+            f"(or use split.strategy=random)"
+        )
+    if split.strategy == "per_user_time" and not log.user_id:
+        problems.append("interactions.user_id: missing, split.strategy=per_user_time needs users")
+    if len(split.fractions) != 3 or abs(sum(split.fractions) - 1) > 1e-6:
+        problems.append(f"split.fractions={split.fractions}: expected three shares that sum to 1")
+    if log.label is None and log.negatives is None:
+        problems.append(
+            "interactions.label: missing, expected a 0/1 column or a rule such as "
+            '"rating >= 4"; for a log of positives only set interactions.negatives'
+        )
+    if log.negatives is not None:
+        if log.label is not None:
+            problems.append("interactions.negatives: only where interactions.label is null")
+        if not (log.user_id and log.item_id):
+            problems.append("interactions.negatives: needs interactions.user_id and item_id")
+        if log.negatives.strategy not in ("uniform", "popularity"):
+            problems.append(
+                f"interactions.negatives.strategy={log.negatives.strategy!r}: expected uniform or "
+                f"popularity"
+            )
+        if log.negatives.per_positive < 1:
+            problems.append(
+                f"interactions.negatives.per_positive={log.negatives.per_positive}: expected 1 or "
+                f"more"
+            )
+    if log.unknown_items not in UNKNOWN_ITEM_RULES:
+        problems.append(
+            f"interactions.unknown_items={log.unknown_items!r}: expected "
+            f"{', '.join(UNKNOWN_ITEM_RULES)}"
+        )
+    if recipe.history.scope not in ("train", "past"):
+        problems.append(f"history.scope={recipe.history.scope!r}: expected train or past")
+    if recipe.history.scope == "past" and not log.timestamp:
+        problems.append("history.scope=past: needs interactions.timestamp")
+    if not 0 <= recipe.history.recent_length <= recipe.history.max_length:
+        problems.append(
+            f"history.recent_length={recipe.history.recent_length}: expected 0 to "
+            f"history.max_length={recipe.history.max_length}"
+        )
+    for key, feature in named_features(recipe):
+        if feature.kind not in FEATURE_KINDS:
+            problems.append(f"{key}.kind={feature.kind!r}: expected {', '.join(FEATURE_KINDS)}")
+        if feature.side not in (None, "user", "item", "context"):
+            problems.append(f"{key}.side={feature.side!r}: expected user, item or context")
+        if feature.cuts != sorted(feature.cuts):
+            problems.append(f"{key}.cuts={feature.cuts}: expected ascending numbers")
+    names = [key.rsplit(".", 1)[1] for key, _ in named_features(recipe) if ".tags." not in key]
+    reserved = {"user_id", "item_id", "history", "history_recent"}
+    for name in sorted(set(names)):
+        if names.count(name) > 1 or name in reserved:
+            problems.append(f"feature {name!r}: the name is taken; give each feature its own")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            problems.append(f"feature {name!r}: expected letters, digits and underscores")
+    if problems:
+        raise ValueError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
+
+
+def named_features(recipe: Recipe) -> list[tuple[str, FeatureRecipe]]:
+    """Return (config key, feature) of every feature and tag column of the recipe."""
+    groups = {"interactions.features": recipe.interactions.features}
+    if recipe.items:
+        groups["items.features"] = recipe.items.features
+        groups["items.tags"] = recipe.items.tags
+    if recipe.users:
+        groups["users.features"] = recipe.users.features
+    return [(f"{key}.{name}", f) for key, group in groups.items() for name, f in group.items()]
+
+
+def source_file(recipe: Recipe, name: str) -> Path:
+    """Return the path of a file below the recipe's source folder."""
+    return Path(recipe.source) / name

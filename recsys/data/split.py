@@ -1,0 +1,49 @@
+"""Train, valid and test: one SQL expression per strategy. Called by prepare."""
+
+import duckdb
+
+from recsys.data.recipe import SplitRecipe
+
+
+def order_hash(seed: int, key: str = "row_id") -> str:
+    """SQL of a seeded 64-bit number per row: the random order of rows and the random split."""
+    return f"md5_number_lower(concat('{seed}:', {key}))"
+
+
+def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str:
+    """Return SQL of (row_id, split) over the table `log`; split is 0 train, 1 valid, 2 test.
+
+    - `time`: rows up to the 80 % quantile of time train, up to 90 % validate, later test; rows of one
+      second stay together.
+    - `per_user_time`: each user's first 80 % by time (ties by item id, numbers before texts) train,
+      and so on, rounded down.
+    - `random`: by a seeded hash of the row number.
+    """
+    first, second = recipe.fractions[0], recipe.fractions[0] + recipe.fractions[1]
+    if recipe.strategy == "given":
+        return "SELECT row_id, given AS split FROM log"
+    if recipe.strategy == "time":
+        bounds = connection.execute(
+            f"SELECT quantile_disc(ts, {first}), quantile_disc(ts, {second}) FROM log"
+        ).fetchone()
+        assert bounds is not None, "an aggregate without GROUP BY has one row"
+        low, high = bounds
+        return (
+            f"SELECT row_id, CASE WHEN ts <= {low} THEN 0 WHEN ts <= {high} THEN 1 ELSE 2 END "
+            f"AS split FROM log"
+        )
+    if recipe.strategy == "per_user_time":
+        place = (
+            "row_number() OVER (PARTITION BY user_id ORDER BY ts, try_cast(item_id AS BIGINT) "
+            "NULLS LAST, item_id, row_id)"
+        )
+        return (
+            f"SELECT row_id, CASE WHEN place <= floor({first} * n + 1e-9) THEN 0 "
+            f"WHEN place <= floor({second} * n + 1e-9) THEN 1 ELSE 2 END AS split FROM "
+            f"(SELECT row_id, {place} AS place, count(*) OVER (PARTITION BY user_id) AS n FROM log)"
+        )
+    share = f"({order_hash(recipe.seed)} / 18446744073709551616.0)"
+    return (
+        f"SELECT row_id, CASE WHEN {share} < {first} THEN 0 WHEN {share} < {second} THEN 1 ELSE 2 "
+        f"END AS split FROM log"
+    )

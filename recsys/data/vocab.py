@@ -1,0 +1,144 @@
+"""Vocabularies: ids of a column to rows of a table, row 0 unknown; hashing and buckets beside them.
+
+All of it as SQL over DuckDB tables, called by prepare. A vocabulary is ordered by falling count, then
+id, so that equal input gives equal rows.
+"""
+
+import duckdb
+
+from recsys.data.recipe import FeatureRecipe
+from recsys.data.sources import literal, quoted
+from recsys.schema import TableSpec
+
+
+def value_sql(feature: FeatureRecipe, name: str) -> str:
+    """SQL text of a feature's column, extraction applied, blank as NULL."""
+    text = f"trim({quoted(feature.column or name)})"
+    if feature.extract:
+        text = f"regexp_extract({text}, {literal(feature.extract)}, 1)"
+    return f"nullif({text}, '')"
+
+
+def hash_row(value: str, num_rows: int) -> str:
+    """SQL of the row of a hashed id: 1 .. num_rows - 1, row 0 stays unknown."""
+    return f"CAST(1 + md5_number_lower({value}) % {num_rows - 1} AS INTEGER)"
+
+
+class FeatureTable:
+    """A feature's table being built: from the texts of a column to rows.
+
+    `relation` has the columns `key` (the row the value belongs to) and `value` (text or NULL).
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        name: str,
+        feature: FeatureRecipe,
+        relation: str,
+        train_relation: str,
+    ):
+        """Build the vocabulary or the buckets.
+
+        Args:
+            relation: SQL of all (key, value).
+            train_relation: SQL of those the vocabulary may see: the training rows of an interaction
+                feature, every row of a catalogue (which holds no labels).
+        """
+        self.connection = connection
+        self.name = name
+        self.feature = feature
+        self.relation = relation
+        self.vocabulary = f"vocab_{name}"
+        if feature.kind == "numeric":
+            self.cuts = self._cuts(train_relation)
+        elif not feature.hash_rows:
+            self._build_vocabulary(train_relation)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a row may have several ids."""
+        return self.feature.kind == "id_list"
+
+    def spec(self) -> TableSpec:
+        """Return the table's entry in the manifest."""
+        if self.feature.kind == "numeric":
+            return TableSpec(name=self.name, num_rows=len(self.cuts) + 2, kind="bucket")
+        if self.feature.hash_rows:
+            return TableSpec(name=self.name, num_rows=self.feature.hash_rows, kind="hash")
+        query = f"SELECT count(*) FROM {self.vocabulary}"
+        (count,) = self.connection.execute(query).fetchall()[0]
+        return TableSpec(name=self.name, num_rows=count + 1, kind="vocab")
+
+    def rows_sql(self) -> str:
+        """SQL of (key, value): the row, or for a list the rows in the order of the text."""
+        if self.feature.kind == "numeric":
+            number = "try_cast(value AS DOUBLE)"
+            cuts = "[" + ", ".join(repr(c) for c in self.cuts) + "]::DOUBLE[]"
+            bucket = f"1 + len(list_filter({cuts}, lambda c: c < {number}))"
+            return (
+                f"SELECT key, CAST(CASE WHEN {number} IS NULL THEN 0 ELSE {bucket} END AS INTEGER) "
+                f"AS value FROM ({self.relation})"
+            )
+        if not self.is_list:
+            if self.feature.hash_rows:
+                row = hash_row("value", self.feature.hash_rows)
+                return (
+                    f"SELECT key, CASE WHEN value IS NULL THEN 0 ELSE {row} END AS value "
+                    f"FROM ({self.relation})"
+                )
+            return (
+                f"SELECT r.key, coalesce(v.row, 0) AS value FROM ({self.relation}) r "
+                f"LEFT JOIN {self.vocabulary} v ON r.value = v.id"
+            )
+        if self.feature.hash_rows:
+            row = hash_row("id", self.feature.hash_rows)
+            return (
+                f"SELECT key, list({row} ORDER BY position) AS value "
+                f"FROM ({self._exploded(self.relation)}) GROUP BY key"
+            )
+        return (
+            f"SELECT r.key, list(v.row ORDER BY r.position) AS value "
+            f"FROM ({self._exploded(self.relation)}) r "
+            f"JOIN {self.vocabulary} v ON r.id = v.id GROUP BY r.key"
+        )
+
+    def _exploded(self, relation: str) -> str:
+        """SQL of (key, position, id): one row per id of a list, blanks left out."""
+        parts = f"string_split(value, {literal(self.feature.separator)})"
+        return (
+            f"SELECT key, position, trim(part) AS id FROM (SELECT key, "
+            f"unnest({parts}) AS part, generate_subscripts({parts}, 1) AS position "
+            f"FROM ({relation}) WHERE value IS NOT NULL) WHERE trim(part) <> ''"
+        )
+
+    def _build_vocabulary(self, relation: str) -> None:
+        ids = (
+            f"SELECT id FROM ({self._exploded(relation)})"
+            if self.is_list
+            else f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
+        )
+        build_vocabulary(self.connection, self.vocabulary, ids, self.feature.min_count)
+
+    def _cuts(self, relation: str) -> list[float]:
+        """Upper bounds of the buckets: as given, or quantiles of the training values."""
+        if self.feature.cuts:
+            return list(self.feature.cuts)
+        shares = [(i + 1) / self.feature.quantiles for i in range(self.feature.quantiles - 1)]
+        query = (
+            f"SELECT quantile_disc(try_cast(value AS DOUBLE), {shares}) FROM ({relation}) "
+            f"WHERE try_cast(value AS DOUBLE) IS NOT NULL"
+        )
+        (cuts,) = self.connection.execute(query).fetchall()[0]
+        return sorted(set(cuts or []))
+
+
+def build_vocabulary(
+    connection: duckdb.DuckDBPyConnection, table: str, ids: str, min_count: int
+) -> None:
+    """Create `table` (id, row, count) from SQL of one id per occurrence."""
+    connection.execute(
+        f"CREATE TABLE {table} AS SELECT id, CAST(row_number() OVER (ORDER BY count DESC, id) AS "
+        f"INTEGER) AS row, count FROM (SELECT id, count(*) AS count FROM ({ids}) GROUP BY id "
+        f"HAVING count(*) >= {min_count})"
+    )

@@ -1,0 +1,130 @@
+"""Process facts: rank, world size, device, threads. The one place that reads torchrun's variables.
+
+Every job calls `start()` once; afterwards the same code runs as `python x.py` (a world of one) and
+under `torchrun` (many), on CPU with gloo and on GPU with nccl.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def rank_from_environment() -> int:
+    """Return this process's global rank; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """Who this process is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True in the process that writes shared files and speaks."""
+        return self.rank == 0
+
+
+def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
+    """Set threads and device, join the process group, and return the facts.
+
+    Args:
+        device: `auto` (cuda where present), `cpu` or `cuda`.
+        timeout_seconds: how long a collective may wait for the other ranks.
+
+    Raises:
+        ValueError: device is neither of the three, or cuda is asked for and absent.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no CUDA device is visible; use device=cpu or device=auto")
+    _silence_libraries()
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    rank = rank_from_environment()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Threads of one machine must not add up to more than its cores: two ranks with two threads each
+    # on two cores run about 10x slower than one of them alone. torchrun sets OMP_NUM_THREADS=1,
+    # which loses 1.5-1.8x with one process.
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // local_world_size))
+    torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(torch_device)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+            )
+        else:
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+                timeout=timedelta(seconds=timeout_seconds),
+            )
+    return Env(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        device=torch_device,
+    )
+
+
+def _silence_libraries() -> None:
+    """Drop library messages that nobody who runs a job can act on; errors still come through."""
+    for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # TorchRec speaks of replicated tables on the root logger.
+    logging.getLogger().addFilter(lambda r: "Sharding spec not found" not in r.getMessage())
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        for module in ("torch", "torchrec", "fbgemm_gpu", "tensordict"):
+            warnings.filterwarnings("ignore", category=category, module=module)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        # A rank that leaves early takes its connections down under ranks still in a collective.
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_rank_work(env: Env) -> Iterator[bool]:
+    """Run a block on rank 0 only, with its outcome shared: an error there is raised on every rank.
+
+    Yields True on rank 0. Without this, an exception on rank 0 leaves the others waiting for the
+    process-group timeout.
+
+    Raises:
+        ValueError: on the other ranks, with rank 0's sentence, when rank 0's block failed.
+    """
+    error: Exception | None = None
+    try:
+        yield env.is_first
+    except Exception as raised:
+        error = raised
+    outcome = [str(error) if error is not None and env.is_first else None]
+    if env.world_size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if error is not None:
+        raise error
+    if outcome[0] is not None:
+        raise ValueError(outcome[0])

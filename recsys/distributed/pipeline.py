@@ -1,0 +1,87 @@
+"""The step: batch to device, forward, loss, backward, optimizer. Two pipelines, one contract.
+
+`progress(batches)` takes one training step and returns the Scores of its batch, or raises
+StopIteration when the iterator is exhausted and every batch taken from it has been trained on.
+`pause()` makes the model callable as usual (for evaluation) until the next `progress`.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from recsys.batch import Batch
+from recsys.distributed.env import Env
+from recsys.distributed.shard import ShardedRanker
+from recsys.model.ranker import Scores
+
+PIPELINES = ("sparse_dist", "plain")
+
+
+class Pipeline(Protocol):
+    """What the step loop asks of a pipeline."""
+
+    def progress(self, batches: Iterator[Batch]) -> Scores:
+        """Take one step."""
+        ...
+
+    def pause(self) -> None:
+        """Hand the model back for a forward outside the pipeline."""
+        ...
+
+
+class PlainPipeline:
+    """The step spelled out; the reference for the overlapped one."""
+
+    def __init__(self, sharded: ShardedRanker, device: torch.device):
+        """Keep the model, its optimizer and the device."""
+        self.model = sharded.model
+        self.optimizer = sharded.optimizer
+        self.device = device
+
+    def progress(self, batches: Iterator[Batch]) -> Scores:
+        """Take one step; StopIteration at the end of `batches`."""
+        batch = next(batches).to(self.device, non_blocking=True)
+        self.optimizer.zero_grad()
+        loss, scores = self.model(batch)
+        loss.backward()
+        self.optimizer.step()
+        return scores
+
+    def pause(self) -> None:
+        """Nothing to undo."""
+
+
+class SparseDistPipeline:
+    """TorchRec's pipeline: the ids of the next batches travel while this one is computed."""
+
+    def __init__(self, sharded: ShardedRanker, device: torch.device):
+        """Wrap the model; it is rewritten at the first step."""
+        self.pipeline: TrainPipelineSparseDist[Batch, Scores] = TrainPipelineSparseDist(
+            model=sharded.model,
+            optimizer=sharded.optimizer,
+            device=device,
+            execute_all_batches=True,
+        )
+
+    def progress(self, batches: Iterator[Batch]) -> Scores:
+        """Take one step; StopIteration once all batches taken from `batches` are trained on."""
+        return self.pipeline.progress(batches)
+
+    def pause(self) -> None:
+        """Restore the model's own forward; the next `progress` rewrites it again."""
+        self.pipeline.detach()
+
+
+def build_pipeline(name: str, sharded: ShardedRanker, env: Env) -> Pipeline:
+    """Return the pipeline called `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "plain":
+        return PlainPipeline(sharded, env.device)
+    if name == "sparse_dist":
+        return SparseDistPipeline(sharded, env.device)
+    raise ValueError(f"train.pipeline={name!r}: expected one of {', '.join(PIPELINES)}")

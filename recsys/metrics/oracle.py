@@ -1,0 +1,49 @@
+"""How much of the attainable lift a model reaches, where the true probabilities are known.
+
+In: the drawn world's true probabilities by row_id, and predictions. Out: the oracle's metrics.
+Called by launch/evaluate.py; training never reads the truth.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
+
+from recsys.metrics.auc import auc
+from recsys.metrics.entropy import log_loss
+
+
+def oracle_metrics(
+    path: Path, *, row_ids_N: ArrayLike, labels_N: ArrayLike, probabilities_N: ArrayLike
+) -> dict[str, float] | None:
+    """Return the oracle's AUC and log-loss, and the share of the lift the model recovers.
+
+    lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows. None where there is no
+    file of true probabilities. Shapes: N rows.
+
+    Raises:
+        ValueError: the file does not have a probability for every row.
+    """
+    if not path.is_file():
+        return None
+    table = pq.read_table(path, columns=["row_id", "probability"])
+    row_id, probability = (table.column(i).to_numpy() for i in range(2))
+    wanted = np.asarray(row_ids_N)
+    order = np.argsort(row_id)
+    at = np.searchsorted(row_id[order], wanted)
+    found = order[np.minimum(at, len(order) - 1)]
+    missing = np.count_nonzero(row_id[found] != wanted)
+    if missing:
+        raise ValueError(
+            f"{path}: no true probability for {missing} of {len(wanted)} rows; the "
+            f"prepared data was made from another drawing, run launch/prepare.py again"
+        )
+    true_N = probability[found]
+    best = auc(labels_N, true_N)
+    reached = auc(labels_N, probabilities_N)
+    return {
+        "auc": best,
+        "log_loss": log_loss(labels_N, true_N),
+        "lift_recovered": (reached - 0.5) / (best - 0.5),
+    }

@@ -1,0 +1,95 @@
+"""Frozen modality tables: fp16 image and text vectors by item row, or pooled over a history.
+
+The vectors never travel in a batch: they lie in embedding tables that are sharded like any other,
+have no gradient and no optimizer state, and are filled once from the feature store.
+Shapes: B rows, E modality width, M modalities.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+TABLE_PREFIX = "modality_"
+
+
+def stored_dim(dim: int) -> int:
+    """Return the table width for vectors of width `dim`: one mask column more, rounded up to 4."""
+    return (dim + 1 + 3) // 4 * 4
+
+
+class ModalityTables(nn.Module):
+    """Looks modality vectors up; the same table serves the row's item and the user's history.
+
+    A stored row is [vector (E), mask (1), zero padding]: mask is 1 for an item that has the
+    modality and 0 (with a zero vector) for one that has not. Mean pooling over a history then
+    yields the share of items that have it, by which the pooled vector is divided: missing pictures
+    do not pull an interest vector towards zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Mapping[str, int],
+        num_rows: int,
+        item_feature: str,
+        history_features: Sequence[str],
+    ):
+        """Build the tables on the meta device.
+
+        Args:
+            dims: vector width E by modality name.
+            num_rows: item rows, unknown row included.
+            item_feature: key of the row's item in the batch.
+            history_features: keys of item lists to pool, possibly none.
+        """
+        super().__init__()
+        self.dims = dict(dims)
+        self.item_feature = item_feature
+        self.history_features = list(history_features)
+        self.tables = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=TABLE_PREFIX + name,
+                    num_embeddings=num_rows,
+                    embedding_dim=stored_dim(dim),
+                    feature_names=[item_feature, *self.history_features],
+                    pooling=PoolingType.MEAN,
+                    data_type=DataType.FP16,
+                )
+                for name, dim in self.dims.items()
+            ],
+            device=torch.device("meta"),
+        )
+
+    def forward(
+        self, sparse: KeyedJaggedTensor
+    ) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Return {modality: {feature: (vector [B, E], present [B])}} without gradient.
+
+        `present` is 1.0 where the item has the modality (for a history: where any of its items
+        has).
+        """
+        with torch.no_grad():
+            looked_up: KeyedTensor = self.tables(sparse)
+            return {
+                name: {
+                    feature: self._split(looked_up[self._key(feature, name)], dim)
+                    for feature in [self.item_feature, *self.history_features]
+                }
+                for name, dim in self.dims.items()
+            }
+
+    def _key(self, feature: str, modality: str) -> str:
+        # TorchRec names an output feature@table as soon as several tables read the feature.
+        return feature if len(self.dims) == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
+
+    @staticmethod
+    def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stored_BD = stored_BD.float()
+        share_B = stored_BD[:, dim]
+        vector_BE = stored_BD[:, :dim] / share_B.clamp_min(1e-3)[:, None]
+        return vector_BE, (share_B > 0).float()

@@ -1,0 +1,113 @@
+"""Trainable embedding tables: features in, one vector per feature and row out.
+
+Called by the rankers. Shapes: B rows, F features, D stored table width.
+
+A table of width D keeps an id's embedding in columns 0..D-2 and its first-order weight in column
+D-1 (all D columns are embedding where no first-order term is asked for): FBGEMM wants widths
+divisible by 4, so a table of its own for the weight would spend three columns and a second lookup
+on nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from recsys.schema import FeatureSpec, TableSpec
+
+
+def check_width(dim: int, table: str) -> None:
+    """Raise ValueError unless FBGEMM can hold rows of `dim` values.
+
+    Raises:
+        ValueError: dim is not a positive multiple of 4.
+    """
+    if dim <= 0 or dim % 4:
+        raise ValueError(
+            f"model.embedding_dim={dim} for table {table!r}: FBGEMM needs a positive "
+            f"multiple of 4; use {max(4, 4 * round(dim / 4))}"
+        )
+
+
+def build_tables(
+    *,
+    tables: Sequence[TableSpec],
+    features: Sequence[FeatureSpec],
+    embedding_dim: int,
+    table_dims: Mapping[str, int],
+) -> EmbeddingBagCollection:
+    """Return an EmbeddingBagCollection on the meta device; sharding gives it storage.
+
+    Args:
+        tables: row counts by table; tables that no feature reads are left out.
+        features: the features the model reads, each naming its table.
+        embedding_dim: stored width D of every table.
+        table_dims: widths of single tables that differ.
+
+    Raises:
+        ValueError: a width is not a multiple of 4, or `table_dims` names an unknown table.
+    """
+    read = {f.table for f in features}
+    unknown = sorted(set(table_dims) - {t.name for t in tables})
+    if unknown:
+        raise ValueError(
+            f"model.table_dims names {', '.join(unknown)}; the data has the tables "
+            f"{', '.join(t.name for t in tables)}"
+        )
+    configs = []
+    for table in tables:
+        if table.name not in read:
+            continue
+        dim = table_dims.get(table.name, embedding_dim)
+        check_width(dim, table.name)
+        configs.append(
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.num_rows,
+                embedding_dim=dim,
+                feature_names=[f.name for f in features if f.table == table.name],
+                pooling=PoolingType.MEAN,
+            )
+        )
+    return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+
+
+class FeatureColumns(nn.Module):
+    """Picks feature vectors by name out of a KeyedTensor and splits off the first-order weights.
+
+    A sharded collection returns its columns in the order of the sharding plan, not of the config;
+    going by key keeps the dense layers right under every plan.
+    """
+
+    def __init__(
+        self, *, features: Sequence[FeatureSpec], dims: Mapping[str, int], first_order: bool
+    ):
+        """Args: features in output order; dims: stored width by table name."""
+        super().__init__()
+        self.feature_names = [f.name for f in features]
+        self.first_order = first_order
+        self.feature_dims = [dims[f.table] - int(first_order) for f in features]
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the concatenated embeddings."""
+        return sum(self.feature_dims)
+
+    def forward(self, embeddings: KeyedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (vectors [B, sum of widths], first-order sum [B]).
+
+        The first-order sum is zeros [B] where the term is off or there is no feature.
+        """
+        values_BD = embeddings.values()
+        if not self.feature_names:
+            return values_BD.new_zeros(values_BD.shape[0], 0), values_BD.new_zeros(
+                values_BD.shape[0]
+            )
+        parts = [embeddings[name] for name in self.feature_names]
+        if not self.first_order:
+            return torch.cat(parts, dim=1), values_BD.new_zeros(values_BD.shape[0])
+        first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
+        return torch.cat([part[:, :-1] for part in parts], dim=1), first_order_B

@@ -1,0 +1,241 @@
+"""What an evaluation leaves for people and programs: metrics, predictions, one HTML page.
+
+In: Predictions of a split. Out: a metrics dict, predictions.parquet, report.html, a table in the
+terminal. Called by launch/evaluate.py.
+"""
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import roc_curve
+
+from recsys.metrics.calibration import calibration_bins
+from recsys.metrics.summary import evaluate_predictions
+from recsys.train.predict import Predictions
+
+HEADLINE = {
+    "auc": "AUC",
+    "log_loss": "log-loss (BCE)",
+    "gauc": "GAUC",
+    "normalised_entropy": "normalised entropy",
+    "calibration": "calibration",
+    "ece": "ECE",
+    "num_rows": "rows",
+}
+
+
+def evaluate_rows(predictions: Predictions, train_count: np.ndarray | None) -> dict[str, Any]:
+    """Return metrics over all rows, and over items seen and unseen in training.
+
+    Args:
+        train_count: training rows by item row; None where there are no items.
+    """
+    has_users = bool((predictions.user_row > 0).any())
+    shared: dict[str, Any] = {
+        "labels_N": predictions.label,
+        "probabilities_N": predictions.score,
+        "user_rows_N": predictions.user_row if has_users else None,
+    }
+    metrics: dict[str, Any] = {"all": evaluate_predictions(**shared)}
+    if train_count is not None:
+        unseen = train_count[predictions.item_row] == 0
+        metrics["items_seen_in_training"] = evaluate_predictions(**shared, segment_N=~unseen)
+        metrics["items_unseen_in_training"] = evaluate_predictions(**shared, segment_N=unseen)
+    return metrics
+
+
+def write_predictions(
+    path: Path, predictions: Predictions, modality_names: list[str], workspace: Path
+) -> None:
+    """Write one line per row, in input order: row_id, user_id, item_id, label, score, weights."""
+    order = np.argsort(predictions.row_id, kind="stable")
+    columns: dict[str, Any] = {"row_id": predictions.row_id[order]}
+    for side, rows in (("user", predictions.user_row), ("item", predictions.item_row)):
+        names = workspace / "prepared" / f"{side}s.parquet"
+        if names.is_file():
+            ids = pq.read_table(names, columns=[f"{side}_id"]).column(0)
+            columns[f"{side}_id"] = pc.take(ids, pa.array(rows[order]))
+    columns["label"] = predictions.label[order].astype(np.uint8)
+    columns["score"] = predictions.score[order]
+    if predictions.weights.shape[1]:
+        for index, name in enumerate(modality_names):
+            columns[f"weight_{name}"] = predictions.weights[order, index]
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def print_metrics(metrics: dict[str, Any], title: str) -> None:
+    """Print the headline metrics, one line per segment."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("rows of")
+    for name in HEADLINE.values():
+        table.add_column(name, justify="right")
+    for segment, values in metrics.items():
+        if segment != "oracle":
+            table.add_row(segment.replace("_", " "), *(_shown(values[key]) for key in HEADLINE))
+    Console().print(table)
+    if "oracle" in metrics:
+        oracle = metrics["oracle"]
+        Console().print(
+            f"best possible AUC {oracle['auc']:.4f}; lift over 0.5 recovered: "
+            f"{oracle['lift_recovered']:.1%}"
+        )
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    metrics: dict[str, Any],
+    predictions: Predictions,
+    modality_names: list[str],
+) -> None:
+    """Write a self-contained page: headline table, ROC, calibration, scores, modality weights."""
+    figures = [
+        ("ROC curve", "True positive rate against false positive rate.", _roc(predictions)),
+        (
+            "Calibration",
+            "Mean prediction against share of positives, by tenth of the predictions; on the "
+            "diagonal a score means what it says.",
+            _calibration(predictions),
+        ),
+        ("Scores", "Distribution of the scores by label.", _scores(predictions)),
+    ]
+    if predictions.weights.shape[1]:
+        figures.append((
+            "Modality weights",
+            "How much each modality counts, row by row: the weights of the user-aware fusion. "
+            "White marks are medians.",
+            _weights(predictions, modality_names),
+        ))
+    path.write_text(_page(title, metrics, figures), encoding="utf-8")
+
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6778;--line:#dde3ea;--back:#fbfcfd;
+--card:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa6b5;--line:#2b3440;--back:#12161c;
+--card:#1a2028}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);margin:0}
+main{max-width:1080px;margin:0 auto;padding:32px 20px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 4px}
+p{color:var(--soft);margin:0 0 12px}
+table{border-collapse:collapse;width:100%;background:var(--card);margin:16px 0}
+th,td{padding:8px 12px;border-bottom:1px solid var(--line);text-align:right}
+th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;font-size:14px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px}
+img{width:100%;background:#fff;border-radius:6px}
+"""
+
+
+def _page(title: str, metrics: dict[str, Any], figures: list[tuple[str, str, str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADLINE.values())
+    rows = "".join(
+        f"<tr><td>{html.escape(segment.replace('_', ' '))}</td>"
+        + "".join(f"<td>{_shown(values[key])}</td>" for key in HEADLINE)
+        + "</tr>"
+        for segment, values in metrics.items()
+        if segment != "oracle"
+    )
+    oracle = metrics.get("oracle")
+    note = (
+        f"<p>The best possible AUC on these rows is {oracle['auc']:.4f}; the model recovers "
+        f"{oracle['lift_recovered']:.1%} of its lift over 0.5.</p>"
+        if oracle
+        else ""
+    )
+    sections = "".join(
+        f"<section><h2>{html.escape(name)}</h2><p>{html.escape(text)}</p>"
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{picture}"></section>'
+        for name, text, picture in figures
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><main>'
+        f"<h1>{html.escape(title)}</h1>{note}<table><tr><th>rows of</th>{head}</tr>{rows}</table>"
+        f'<div class="grid">{sections}</div></main></html>\n'
+    )
+
+
+_COLOURS = ("#2f6fde", "#e0723a", "#2b9a66", "#8a56c9")
+
+
+def _figure() -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=(5.6, 3.8), dpi=140)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _encoded(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _roc(predictions: Predictions) -> str:
+    figure, axes = _figure()
+    if 0 < predictions.label.sum() < len(predictions.label):
+        false_rate, true_rate, _ = roc_curve(predictions.label, predictions.score)
+        axes.plot(false_rate, true_rate, color=_COLOURS[0], linewidth=2)
+    axes.plot([0, 1], [0, 1], color="#999", linestyle="--", linewidth=1)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
+    return _encoded(figure)
+
+
+def _calibration(predictions: Predictions) -> str:
+    figure, axes = _figure()
+    bins = calibration_bins(predictions.label, predictions.score)
+    predicted = [b.mean_prediction for b in bins]
+    observed = [b.positive_rate for b in bins]
+    top = max([*predicted, *observed, 1e-6]) * 1.05
+    axes.plot([0, top], [0, top], color="#999", linestyle="--", linewidth=1)
+    axes.plot(predicted, observed, marker="o", color=_COLOURS[0], linewidth=1.5)
+    axes.set(xlabel="mean prediction", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
+    return _encoded(figure)
+
+
+def _scores(predictions: Predictions) -> str:
+    figure, axes = _figure()
+    bins = np.linspace(0, 1, 51)
+    for label, colour, name in ((0, _COLOURS[1], "negative"), (1, _COLOURS[0], "positive")):
+        scores = predictions.score[predictions.label == label]
+        if len(scores):
+            axes.hist(scores, bins, alpha=0.55, color=colour, label=name, density=True)
+    axes.set(xlabel="predicted probability", ylabel="density", xlim=(0, 1))
+    axes.legend(frameon=False)
+    return _encoded(figure)
+
+
+def _weights(predictions: Predictions, modality_names: list[str]) -> str:
+    figure, axes = _figure()
+    columns = [predictions.weights[:, index] for index in range(len(modality_names))]
+    parts = axes.violinplot(columns, showextrema=False, widths=0.85)
+    for body, colour in zip(parts["bodies"], _COLOURS * 3, strict=False):
+        body.set(facecolor=colour, alpha=0.7)
+    positions = range(1, len(columns) + 1)
+    axes.scatter(positions, [np.median(c) for c in columns], color="white", edgecolor="#333")
+    axes.set_xticks(list(positions), modality_names)
+    axes.set(ylabel="weight", ylim=(0, 1))
+    return _encoded(figure)

@@ -1,0 +1,170 @@
+"""The data manifest: what `prepare` writes and every later job reads first.
+
+One JSON file, `prepared/manifest.json`, says which tables, features and splits exist. It is the
+only part of `recsys/` that `embedding/` imports.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST_VERSION = 1
+UNKNOWN_ROW = 0
+"""Row 0 of every table stands for an id that is not in the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """One embedding table: a numbering of ids."""
+
+    name: str
+    num_rows: int
+    """Rows including the unknown row 0."""
+    kind: str
+    """`vocab` (listed in vocab/<name>.parquet), `hash` (xxhash of the id) or `bucket` (numeric)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """One sparse feature: ids of a row that are looked up in a table."""
+
+    name: str
+    table: str
+    source: str
+    """Where the rows are stored: `interaction`, `user`, `item`, or `history`."""
+    side: str
+    """Which tower reads it: `user`, `item` or `context` (context joins the user tower)."""
+    is_list: bool
+    """False: exactly one row per example. True: zero or more, mean-pooled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """One split of the interactions."""
+
+    num_rows: int
+    num_positives: int
+    files: tuple[str, ...]
+    """Parquet shards relative to `prepared/`, in reading order."""
+    file_rows: tuple[int, ...]
+    """Rows of each shard."""
+    timestamp_min: int | None = None
+    timestamp_max: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistorySpec:
+    """The users' earlier positives, stored once per user in history/{values,offsets}.npy."""
+
+    max_length: int
+    """Most recent positives a row may see (feature `history`)."""
+    recent_length: int
+    """Most recent positives of the short-term interest (feature `history_recent`)."""
+    scope: str
+    """`train`: training positives only; `past`: every positive, in time order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader of `prepared/` needs to know."""
+
+    name: str
+    tables: tuple[TableSpec, ...]
+    features: tuple[FeatureSpec, ...]
+    splits: dict[str, SplitSpec]
+    num_user_rows: int
+    """Rows of users.parquet and of the history, unknown row included; 0 where users are absent."""
+    num_item_rows: int
+    """Rows of items.parquet, unknown row included; 0 where items are absent."""
+    history: HistorySpec | None = None
+    has_images: bool = False
+    has_texts: bool = False
+    has_tags: bool = False
+    has_pairs: bool = False
+    image_root: str | None = None
+    """Absolute folder the image paths are relative to."""
+    items_checksum: str = ""
+    """sha256 over the item ids in row order: features made for other items do not match it."""
+    rows_in: int = 0
+    rows_dropped: dict[str, int] = field(default_factory=dict)
+    """Interactions left out, by reason; rows_in = rows of splits - rows_drawn + rows dropped."""
+    rows_drawn: int = 0
+    """Negatives drawn (they are no input rows)."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """sha256 of every file below `prepared/`, by relative path."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    version: int = MANIFEST_VERSION
+
+    def table(self, name: str) -> TableSpec:
+        """Return the table called `name`.
+
+        Raises:
+            ValueError: no such table; the message lists the ones there are.
+        """
+        for table in self.tables:
+            if table.name == name:
+                return table
+        names = ", ".join(t.name for t in self.tables)
+        raise ValueError(f"table {name!r} is not in the manifest of {self.name!r}; it has {names}")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the hex sha256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside `path` and rename it into place: readers see all of it or nothing."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_manifest(prepared: str | Path, manifest: Manifest) -> None:
+    """Write `prepared/manifest.json`."""
+    write_json(Path(prepared) / "manifest.json", dataclasses.asdict(manifest))
+
+
+def read_manifest(workspace: str | Path) -> Manifest:
+    """Read `<workspace>/prepared/manifest.json`.
+
+    Raises:
+        ValueError: the file is missing (says to run prepare), is not JSON, or has another version.
+    """
+    path = Path(workspace) / "prepared" / "manifest.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no prepared data here; expected the manifest written by launch/prepare.py "
+            f"(run it with the same data= and workspace=)"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not valid JSON ({error}); run launch/prepare.py again"
+        ) from error
+    if raw.get("version") != MANIFEST_VERSION:
+        raise ValueError(
+            f"{path}: manifest version {raw.get('version')!r}, expected {MANIFEST_VERSION}; "
+            f"run launch/prepare.py again"
+        )
+    known = {f.name for f in dataclasses.fields(Manifest)}
+    raw = {k: v for k, v in raw.items() if k in known}
+    raw["tables"] = tuple(TableSpec(**t) for t in raw["tables"])
+    raw["features"] = tuple(FeatureSpec(**f) for f in raw["features"])
+    raw["splits"] = {
+        name: SplitSpec(**{**s, "files": tuple(s["files"]), "file_rows": tuple(s["file_rows"])})
+        for name, s in raw["splits"].items()
+    }
+    raw["history"] = HistorySpec(**raw["history"]) if raw.get("history") else None
+    return Manifest(**raw)

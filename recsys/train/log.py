@@ -1,0 +1,129 @@
+"""What a run says and writes while it trains: metrics.jsonl, TensorBoard, progress bar.
+
+Losses are collected on the device and looked at only when a line is due, so that logging does not
+make every step wait for the accelerator.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from recsys.distributed.env import Env
+from recsys.model.ranker import Scores
+from recsys.train.state import TrainState
+
+
+class RunLog:
+    """Writes a run's metrics on rank 0; every rank calls it (losses are averaged)."""
+
+    def __init__(
+        self, folder: Path, *, env: Env, state: TrainState, total_steps: int, log_every_steps: int
+    ):
+        """Open the files below `folder`; lines after `state.step` (a resumed run) are dropped."""
+        self.env = env
+        self.log_every_steps = log_every_steps
+        self.losses: list[torch.Tensor] = []
+        self.rows_since = 0
+        self.last_loss = math.nan
+        self.started = time.perf_counter()
+        self.file = folder / "metrics.jsonl"
+        self.board: SummaryWriter | None = None
+        if env.is_first:
+            _forget_after(self.file, state.step)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
+        # disable=None: no bar where the output is not a terminal.
+        self.bar = tqdm(
+            total=total_steps,
+            initial=state.step,
+            unit="step",
+            desc="train",
+            disable=None if env.is_first else True,
+            dynamic_ncols=True,
+        )
+
+    def step(self, state: TrainState, scores: Scores, learning_rate_factor: float) -> None:
+        """Note one step; write a line every `log_every_steps` steps."""
+        self.losses.append(scores.loss)
+        self.rows_since += scores.global_rows
+        self.bar.update(1)
+        if state.step % self.log_every_steps == 0:
+            self.flush(state, learning_rate_factor)
+
+    def flush(self, state: TrainState, learning_rate_factor: float) -> None:
+        """Average the pending losses over ranks, check and write them.
+
+        Raises:
+            FloatingPointError: a loss is not finite; on every rank, naming the first such step.
+        """
+        if not self.losses:
+            return
+        losses = torch.stack(self.losses)
+        if self.env.world_size > 1:
+            dist.all_reduce(losses)
+        values = (losses / self.env.world_size).tolist()
+        first_step = state.step - len(values) + 1
+        for offset, value in enumerate(values):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} at step {first_step + offset}; training stops on every "
+                    f"rank and the last checkpoint is from before. Lower "
+                    f"optim.dense_learning_rate or optim.table.learning_rate, or add "
+                    f"optim.warmup_steps"
+                )
+        seconds = time.perf_counter() - self.started
+        self.last_loss = sum(values) / len(values)
+        metrics = {
+            "train/loss": self.last_loss,
+            "train/learning_rate_factor": learning_rate_factor,
+            "train/examples_per_second": self.rows_since / max(seconds, 1e-9),
+        }
+        if self.env.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.env.device)
+            metrics["memory/peak_gib"] = peak / 2**30
+        self.bar.set_postfix_str(
+            f"loss {self.last_loss:.4f}, {metrics['train/examples_per_second']:,.0f} rows/s"
+        )
+        self.write(state.step, metrics)
+        self.losses.clear()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what came since the last line (a validation, a save) out of the rows a second."""
+        self.rows_since = 0
+        self.started = time.perf_counter()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl and the values to TensorBoard."""
+        if self.board is None:
+            return
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the lines of steps after `step`: a resumed run writes them again."""
+    if not file.is_file():
+        return
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        # A killed process may leave half a line at the end.
+        if line.endswith("}") and json.loads(line)["step"] <= step:
+            lines.append(line + "\n")
+    beside = file.with_name(f".{file.name}")
+    beside.write_text("".join(lines), encoding="utf-8")
+    os.replace(beside, file)

@@ -1,0 +1,149 @@
+"""Optimizers: one per table (fused, or dense on replicated tables), one for the dense part, one
+learning-rate schedule for all.
+
+The table optimizer decides quality as much as the model does: row-wise Adagrad touches only
+looked-up rows and is the one for large tables; Adam with L2 over the whole table is better where a
+table is small enough for a step to afford it.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+TABLE_OPTIMIZERS = ("auto", "adam", "rowwise_adagrad", "sgd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptimConfig:
+    """How one embedding table is trained."""
+
+    name: str = "auto"
+    """`adam`, `rowwise_adagrad`, `sgd`, or `auto`: adam up to `small_table_rows`, else row-wise."""
+    learning_rate: float | None = None
+    """Step size; null: 0.001 for adam, 0.05 for rowwise_adagrad, 0.1 for sgd."""
+    l2: float = 0.0
+    """L2 penalty: l2 * w joins the gradient, of every row (dense adam) or of looked-up rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizers and schedule of a run."""
+
+    dense_name: str = "adamw"
+    """`adam` (weight decay added to the gradient) or `adamw` (decoupled)."""
+    dense_learning_rate: float = 1e-3
+    """Step size of the dense part."""
+    dense_weight_decay: float = 0.0
+    """Weight decay of the dense part."""
+    table: TableOptimConfig = field(default_factory=TableOptimConfig)
+    """Optimizer of every table not named in `tables`."""
+    tables: dict[str, TableOptimConfig] = field(default_factory=dict)
+    """Optimizers of single tables, by table name."""
+    small_table_rows: int = 200_000
+    """Largest table, in rows, that `auto` gives to dense adam."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: str = "constant"
+    """After warm-up: `constant`, `linear` to 0, or `cosine` to 0, over the planned steps."""
+    plateau_factor: float = 1.0
+    """Factor on the learning rate each time the validation metric does not improve; 1: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptimizer:
+    """A table's optimizer after `auto` and the defaults are settled."""
+
+    name: str
+    learning_rate: float
+    l2: float
+
+
+_DEFAULT_LEARNING_RATES = {"adam": 1e-3, "rowwise_adagrad": 0.05, "sgd": 0.1}
+
+
+def resolve_table_optimizers(
+    config: OptimConfig, table_rows: dict[str, int], sharding: dict[str, str], device_type: str
+) -> dict[str, TableOptimizer]:
+    """Return the optimizer of every table.
+
+    Args:
+        config: the run's optimizer section.
+        table_rows: rows by table name.
+        sharding: sharding types the config asks for, by table name (others are free).
+        device_type: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: unknown optimizer or table; adam on CPU for a table that is not replicated
+            (FBGEMM has no fused adam there).
+    """
+    unknown = sorted(set(config.tables) - set(table_rows))
+    if unknown:
+        raise ValueError(
+            f"optim.tables names {', '.join(unknown)}; the model has the tables "
+            f"{', '.join(sorted(table_rows))}"
+        )
+    resolved = {}
+    for table, rows in table_rows.items():
+        asked = config.tables.get(table, config.table)
+        key = f"optim.tables.{table}" if table in config.tables else "optim.table"
+        name = asked.name
+        if name not in TABLE_OPTIMIZERS:
+            raise ValueError(f"{key}.name={name!r}: expected one of {', '.join(TABLE_OPTIMIZERS)}")
+        model_parallel = sharding.get(table, "data_parallel") != "data_parallel"
+        if name == "auto":
+            small = rows <= config.small_table_rows
+            fits = device_type == "cuda" or not model_parallel
+            name = "adam" if small and fits else "rowwise_adagrad"
+        if name == "adam" and device_type == "cpu" and model_parallel:
+            raise ValueError(
+                f"{key}.name=adam with plan.sharding.{table}={sharding[table]}: fused Adam runs on "
+                f"GPU only; on CPU use rowwise_adagrad or sgd, or plan.sharding.{table}="
+                f"data_parallel for dense Adam"
+            )
+        if name == "adam" and device_type == "cpu" and rows > 10 * config.small_table_rows:
+            raise ValueError(
+                f"{key}.name=adam for {table!r} with {rows:,} rows on CPU: fused Adam runs on GPU "
+                f"only and dense Adam costs every row at every step; use rowwise_adagrad or auto"
+            )
+        rate = asked.learning_rate
+        resolved[table] = TableOptimizer(
+            name=name,
+            learning_rate=_DEFAULT_LEARNING_RATES[name] if rate is None else rate,
+            l2=asked.l2,
+        )
+    return resolved
+
+
+def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Return the factor on every base learning rate for 0-based `step`.
+
+    Linear warm-up to 1 over `warmup_steps`, then constant, linear or cosine decay to 0 at
+    `total_steps`.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    progress = min(1.0, progress)
+    if config.decay == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def check_optim(config: OptimConfig) -> None:
+    """Raise ValueError for a value outside its choices.
+
+    Raises:
+        ValueError: lists every offending key.
+    """
+    problems = []
+    if config.dense_name not in ("adam", "adamw"):
+        problems.append(f"optim.dense_name={config.dense_name!r}: expected adam or adamw")
+    if config.decay not in ("constant", "linear", "cosine"):
+        problems.append(f"optim.decay={config.decay!r}: expected constant, linear or cosine")
+    if config.warmup_steps < 0:
+        problems.append(f"optim.warmup_steps={config.warmup_steps}: expected 0 or more")
+    if not 0 < config.plateau_factor <= 1:
+        problems.append(f"optim.plateau_factor={config.plateau_factor}: expected 0 < factor <= 1")
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))

@@ -1,0 +1,60 @@
+"""Validation during training: metrics over all rows of all ranks, the same value on every rank."""
+
+import torch.distributed as dist
+
+from recsys.data.dataset import Loader
+from recsys.distributed.env import Env, first_rank_work
+from recsys.distributed.shard import ShardedRanker
+from recsys.job import say
+from recsys.metrics.summary import evaluate_predictions
+from recsys.train.log import RunLog
+from recsys.train.predict import predict
+from recsys.train.state import TrainState
+
+_STUCK_MARGIN = 0.005
+
+
+class Validation:
+    """Scores the validation split and reports; called by the loop whenever one is due."""
+
+    def __init__(
+        self, *, sharded: ShardedRanker, loader: Loader, log: RunLog, env: Env, metric: str
+    ):
+        """Args: metric: key of evaluate_predictions that decides which checkpoint is best."""
+        self.sharded = sharded
+        self.loader = loader
+        self.log = log
+        self.env = env
+        self.metric = metric
+
+    def run(self, state: TrainState) -> float:
+        """Return the validation metric of the model as it is; every rank gets the same value."""
+        predictions = predict(self.sharded, self.loader.batches(epoch=0), self.env)
+        value = [0.0]
+        with first_rank_work(self.env) as is_first:
+            if is_first:
+                assert predictions is not None, "rank 0 gathers the predictions"
+                has_users = bool((predictions.user_row > 0).any())
+                metrics = evaluate_predictions(
+                    labels_N=predictions.label,
+                    probabilities_N=predictions.score,
+                    user_rows_N=predictions.user_row if has_users else None,
+                )
+                self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
+                say(
+                    f"epoch {state.epoch} step {state.step:,}: "
+                    f"train loss {self.log.last_loss:.4f}, validation AUC {metrics['auc']:.4f}, "
+                    f"log-loss {metrics['log_loss']:.4f} "
+                    f"({metrics['num_rows']:,} rows)"
+                )
+                if abs(metrics["auc"] - 0.5) < _STUCK_MARGIN:
+                    say(
+                        "warning: validation AUC is stuck at 0.5. Likely causes: labels that do "
+                        "not depend on the features (check the recipe's label), a learning rate "
+                        "too small or too large (optim.dense_learning_rate, optim.table), or "
+                        "features left out (model.features, model.modalities)"
+                    )
+                value[0] = metrics[self.metric]
+        if self.env.world_size > 1:
+            dist.broadcast_object_list(value, src=0)
+        return value[0]

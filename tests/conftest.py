@@ -1,0 +1,74 @@
+"""Fixtures every test may use: the repository, real data where present, randomness, running jobs.
+
+The default run needs no network and no GPU; tests that need the optional real data sets find them
+in the folder named by the environment variable TESSERA_DATA and skip where it is absent.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Hub libraries look for newer files on the network unless told not to.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Equal examples on every run, and no time limit for each: tests share their machine.
+settings.register_profile("tessera", derandomize=True, deadline=None, database=None)
+settings.load_profile("tessera")
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the optional real data sets; the test is skipped where there is none."""
+    folder = Path(os.environ.get("TESSERA_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set TESSERA_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed, fresh for every test."""
+    return np.random.default_rng(20240610)
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Run a job as a user types it, from another folder: `job("prepare", "data=demo")`.
+
+    `ranks=2` runs it under torchrun. Returns the finished process with text output; does not raise.
+    """
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(
+        name: str, *arguments: str, ranks: int = 0, timeout_seconds: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable]
+        if ranks:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        return subprocess.run(
+            [*start, str(REPOSITORY / "launch" / f"{name}.py"), *arguments],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,77 @@
+"""Every YAML file below configs/ composes, in every folder; those of training are read in full."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.config import plain
+from recsys.train.run import SECTIONS, read_run_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+ROOTS = [path for path in FILES if path.parent == Path(".")]
+OPTIONS = [path for path in FILES if path.parent != Path(".")]
+TRAIN_GROUPS = ("model", "optim", "experiment")
+
+
+def groups_of(root: Path) -> dict[str, str | None]:
+    """The groups a root file's defaults list names, with the choice made there."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / root)).get("defaults", [])
+    return {
+        str(group).removeprefix("optional ").removeprefix("/"): choice
+        for entry in defaults
+        if isinstance(entry, dict)
+        for group, choice in entry.items()
+        if not str(group).startswith("override ")
+    }
+
+
+def composed(root: Path, **choices: str) -> DictConfig:
+    """Compose a root file; groups it leaves open (???) get their first option."""
+    for group, choice in groups_of(root).items():
+        if choice == "???":
+            first = min(path.stem for path in OPTIONS if path.parent == Path(group))
+            choices.setdefault(group, first)
+    with initialize_config_dir(version_base=None, config_dir=str(CONFIGS)):
+        return compose(root.stem, overrides=[f"{group}={c}" for group, c in choices.items()])
+
+
+def test_there_are_root_files_and_options():
+    assert len(ROOTS) > 2
+    assert len(OPTIONS) > 5
+    assert not list(CONFIGS.rglob("*.yml")), "files end in .yaml"
+
+
+@pytest.mark.parametrize("root", ROOTS, ids=str)
+def test_root_file_composes_and_belongs_to_a_job(root, repository):
+    assert (repository / "launch" / f"{root.stem}.py").is_file()
+    OmegaConf.to_container(composed(root), resolve=True)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_option_composes_with_every_root_that_names_its_group(option):
+    group = option.parent.as_posix()
+    roots = [root for root in ROOTS if group in groups_of(root)]
+    assert roots, f"no root file's defaults list names the group {group}"
+    for root in roots:
+        OmegaConf.to_container(composed(root, **{group: option.stem}), resolve=True)
+
+
+@pytest.mark.parametrize(
+    "experiment", [path for path in OPTIONS if path.parent == Path("experiment")], ids=str
+)
+def test_experiment_begins_with_the_command_that_runs_it(experiment):
+    lines = (CONFIGS / experiment).read_text(encoding="utf-8").splitlines()
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    assert f"experiment={experiment.stem}" in header
+
+
+@pytest.mark.parametrize(
+    "option", [path for path in OPTIONS if path.parts[0] in TRAIN_GROUPS], ids=str
+)
+def test_option_of_training_has_only_known_keys_of_the_right_type(option):
+    cfg = composed(Path("train.yaml"), **{option.parent.as_posix(): option.stem})
+    read_run_config({name: plain(cfg[name]) for name in SECTIONS})

@@ -1,0 +1,333 @@
+"""Habits of this code base that a program can check: names, imports, docstrings, words.
+
+CONTRIBUTING.md states the rules; a failure here names file and line.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("embedding", "launch", "recsys")
+SOURCES = sorted(path for folder in PACKAGES for path in (REPOSITORY / folder).rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+PAGES = sorted(REPOSITORY.glob("*.md"))
+SET_UP = [REPOSITORY / "Makefile", REPOSITORY / ".ci" / "run", REPOSITORY / "pyproject.toml"]
+SET_UP += sorted(REPOSITORY.glob("requirements*.txt"))
+
+NON_ASCII = ("recsys/data/demo/", "tests/data/", "tests/embedding/")
+"""Where names in Japanese and Chinese are data."""
+
+LAYERS = {
+    "recsys.schema": 0,
+    "recsys.batch": 0,
+    "recsys.config": 0,
+    "recsys.job": 0,
+    "recsys.data": 1,
+    "recsys.model": 1,
+    "recsys.metrics": 1,
+    # Says which optimizer a table gets; distributed/ applies it when it shards the table.
+    "recsys.train.optim": 1,
+    "recsys.distributed": 2,
+    "recsys.train": 3,
+    "recsys.report": 4,
+    "launch": 5,
+}
+"""Imports point to lower numbers, or stay within a package."""
+
+RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=name_of(path))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a file imports: `from a import b` gives a.b."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def below(name: str, *modules: str) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def files_below(*folders: str) -> list[Path]:
+    found = [p for p in SOURCES if name_of(p).startswith(tuple(f"{f}/" for f in folders))]
+    assert found, f"no file below {folders}"
+    return found
+
+
+def layer_of(module: str) -> tuple[str, int] | None:
+    """The longest entry of LAYERS that holds a module, with its number."""
+    entries = [entry for entry in LAYERS if below(module, entry)]
+    return max(((e, LAYERS[e]) for e in entries), key=lambda x: len(x[0]), default=None)
+
+
+def module_of(path: Path) -> str:
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def test_the_tree_is_found():
+    assert len(SOURCES) > 10
+    assert len(TESTS) > 5
+    assert len(CONFIGS) > 5
+    assert {"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= {
+        page.name for page in PAGES
+    }
+
+
+def test_files_are_named_by_what_they_hold():
+    shelves = {"utils", "util", "helpers", "helper", "common", "misc"}
+    found = [name_of(p) for p in SOURCES + TESTS if shelves & set(module_of(p).lower().split("."))]
+    assert not found, "name the file by its subject"
+
+
+def test_embedding_knows_only_the_manifest_of_recsys():
+    found = [
+        f"{name_of(path)}:{line} {name}"
+        for path in files_below("embedding")
+        for line, name in imports_of(path)
+        if below(name, "recsys") and not below(name, "recsys.schema")
+    ]
+    assert not found
+
+
+def test_the_model_imports_torch_torchrec_modules_and_its_own_files_only():
+    allowed = (
+        "torch",
+        "torchrec.modules",
+        "torchrec.sparse",
+        "recsys.schema",
+        "recsys.batch",
+        "recsys.model",
+    )
+    found = [
+        f"{name_of(path)}:{line} {name}"
+        for path in files_below("recsys/model")
+        for line, name in imports_of(path)
+        if not below(name, *allowed, *sys.stdlib_module_names) or below(name, "torch.distributed")
+    ]
+    assert not found
+
+
+def test_only_distributed_imports_torchrec_distributed():
+    users = {
+        name_of(path)
+        for path in SOURCES
+        for _, name in imports_of(path)
+        if below(name, "torchrec.distributed")
+    }
+    assert users, "nobody shards anything"
+    assert all(user.startswith("recsys/distributed/") for user in users), users
+
+
+def test_imports_point_one_way():
+    found = []
+    for path in files_below("recsys", "launch"):
+        module = module_of(path)
+        here = layer_of(module)
+        if here is None or module == "recsys.job":  # job asks distributed/env for its rank
+            continue
+        for line, name in imports_of(path):
+            there = layer_of(name)
+            if there and there[0] != here[0] and there[1] >= here[1]:
+                found.append(f"{name_of(path)}:{line} {name}")
+    assert not found, f"the order is {LAYERS}"
+
+
+def test_only_env_reads_the_rank_variables():
+    readers = {
+        name_of(path)
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Constant) and node.value in RANK_VARIABLES
+    }
+    assert readers == {"recsys/distributed/env.py"}
+
+
+def test_configuration_ends_above_model_data_and_embedding():
+    found = [
+        f"{name_of(path)}:{line} {name}"
+        for path in files_below("recsys/model", "recsys/data", "embedding")
+        for line, name in imports_of(path)
+        if below(name, "omegaconf", "hydra")
+    ]
+    assert not found
+
+
+def test_launch_files_hold_definitions_only():
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    found = []
+    for path in files_below("launch"):
+        for node in tree_of(path).body:
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            is_main = (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+            )
+            if not (isinstance(node, allowed) or is_text or is_main):
+                found.append(f"{name_of(path)}:{node.lineno}")
+    assert not found
+
+
+def test_importing_launch_files_prints_writes_and_starts_nothing(tmp_path):
+    modules = [module_of(path) for path in files_below("launch") if path.stem != "__init__"]
+    code = "\n".join([
+        "import importlib, sys, threading, torch",
+        "threads = torch.get_num_threads()",
+        f"for name in {modules!r}: importlib.import_module(name)",
+        "assert not torch.distributed.is_initialized(), 'process group started'",
+        "assert torch.get_num_threads() == threads, 'threads changed'",
+    ])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert [p.name for p in tmp_path.iterdir() if p.name not in (".cache", ".config")] == []
+
+
+def test_no_squeeze_without_a_dimension():
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "squeeze"
+        and not node.args
+        and not node.keywords
+    ]
+    assert not found, "squeeze() also drops a batch of one row: name the dimension"
+
+
+def test_every_forward_states_shapes():
+    num_forwards = 0
+    found = []
+    for path in files_below("recsys/model", "embedding"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef) and node.name == "forward":
+                num_forwards += 1
+                if not re.search(r"\[[A-Z][^\]]*\]", ast.get_docstring(node) or ""):
+                    found.append(f"{name_of(path)}:{node.lineno}")
+    assert num_forwards > 3
+    assert not found, "write the shapes in brackets, such as [B, D]"
+
+
+def test_the_step_loop_knows_no_configuration():
+    (loop,) = [path for path in SOURCES if name_of(path) == "recsys/train/loop.py"]
+    found = [
+        node.lineno
+        for node in ast.walk(tree_of(loop))
+        if (isinstance(node, ast.Name) and node.id == "cfg")
+        or (isinstance(node, ast.arg) and node.arg == "cfg")
+        or (isinstance(node, ast.Attribute) and node.attr == "cfg")
+    ]
+    assert not found
+
+
+def test_config_classes_are_frozen_and_explain_every_field():
+    num_classes = 0
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+                continue
+            num_classes += 1
+            decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
+            if "frozen=True" not in decorators or "kw_only=True" not in decorators:
+                found.append(f"{name_of(path)}:{node.lineno} {node.name}: frozen, kw_only")
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not explained:
+                    found.append(f"{name_of(path)}:{field.lineno} {ast.unparse(field.target)}")
+    assert num_classes > 3
+    assert not found, "a line of text below each field: unit, meaning of null"
+
+
+def test_every_file_says_what_it_is():
+    found = [
+        name_of(path)
+        for path in SOURCES + TESTS
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(tree_of(path))
+    ]
+    assert not found
+
+
+def test_no_exception_is_swallowed():
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler) and all(isinstance(x, ast.Pass) for x in node.body)
+    ]
+    assert not found
+
+
+def lines_of(paths: list[Path]) -> Iterator[tuple[str, str]]:
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            yield f"{name_of(path)}:{number}", line
+
+
+def test_code_is_ascii_outside_of_data():
+    checked = [
+        path
+        for path in SOURCES + TESTS + CONFIGS + PAGES + SET_UP
+        if not name_of(path).startswith(NON_ASCII)
+    ]
+    assert len(checked) > 20
+    assert not [where for where, line in lines_of(checked) if not line.isascii()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"(?<![\w.~})])/(?:work|tmp|home|root|opt|mnt)/", "a path of one machine"),
+        (r"\b(?:TODO|FIXME|XXX)\b", "unfinished"),
+        (r"(?i)\bwork" r"place\b|\bhelper session\b|\bthe lead\b", "about how it was made"),
+        (r"(?i)\bissue #?\d", "a reader of the code cannot look it up"),
+    ],
+)
+def test_the_text_speaks_to_every_reader(pattern, reason):
+    checked = [
+        path for path in SOURCES + TESTS + CONFIGS + PAGES + SET_UP if path != Path(__file__)
+    ]
+    found = [where for where, line in lines_of(checked) if re.search(pattern, line)]
+    assert not found, reason
+
+
+def test_architecture_lists_every_file_with_its_purpose():
+    listed = dict(
+        re.findall(
+            r"^ *((?:embedding|launch|recsys)/\S+\.py) +(\S.*)$",
+            (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+    )
+    exist = {name_of(path) for path in SOURCES if path.read_text(encoding="utf-8").strip()}
+    assert len(exist) > 10
+    assert exist - set(listed) == set(), "add one line per file to ARCHITECTURE.md"
+    assert set(listed) - exist == set(), "ARCHITECTURE.md lists files that are gone"

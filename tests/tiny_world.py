@@ -1,0 +1,97 @@
+"""A hand-made world for model tests: a manifest, random feature vectors and batches, no files."""
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.batch import Batch
+from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
+
+NUM_USERS, NUM_ITEMS, NUM_TAGS = 40, 60, 9
+
+
+def manifest(user_rows: int = NUM_USERS) -> Manifest:
+    """Users, items, tags and a history; no files behind it."""
+
+    def feature(name, table, source, side, is_list):
+        return FeatureSpec(name=name, table=table, source=source, side=side, is_list=is_list)
+
+    return Manifest(
+        name="tiny",
+        tables=(
+            TableSpec(name="user_id", num_rows=user_rows, kind="vocab"),
+            TableSpec(name="item_id", num_rows=NUM_ITEMS, kind="vocab"),
+            TableSpec(name="tags", num_rows=NUM_TAGS, kind="vocab"),
+        ),
+        features=(
+            feature("user_id", "user_id", "user", "user", False),
+            feature("item_id", "item_id", "item", "item", False),
+            feature("tags", "tags", "item", "item", True),
+            feature("history", "item_id", "history", "user", True),
+            feature("history_recent", "item_id", "history", "user", True),
+        ),
+        splits={},
+        num_user_rows=user_rows,
+        num_item_rows=NUM_ITEMS,
+        history=HistorySpec(max_length=5, recent_length=2, scope="train"),
+        has_images=True,
+        has_texts=True,
+    )
+
+
+class Vectors:
+    """In-memory stand-in for a feature table; row 0 and every seventh row are masked."""
+
+    def __init__(self, dim: int, seed: int):
+        self.dim = dim
+        self.num_rows = NUM_ITEMS
+        self.values = np.random.default_rng(seed).normal(size=(NUM_ITEMS, dim)).astype(np.float16)
+        self.values[::7] = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.values[start:stop]
+
+
+def vectors() -> dict[str, Vectors]:
+    """Three modalities of different widths."""
+    return {"semantic": Vectors(6, 1), "style": Vectors(4, 2), "text": Vectors(5, 3)}
+
+
+def batch(
+    rows: range, features: list[str], step: int = 0, num_ranks: int = 1, global_rows: int = 0
+) -> Batch:
+    """Rows of a deterministic global batch: the same row has the same content on any rank."""
+    per_feature: dict[str, list[list[int]]] = {name: [] for name in features}
+    labels, users, items = [], [], []
+    for row in rows:
+        rng = np.random.default_rng(1000 * step + row)
+        user, item = int(rng.integers(1, NUM_USERS)), int(rng.integers(1, NUM_ITEMS))
+        tags = rng.integers(1, NUM_TAGS, size=rng.integers(0, 4)).tolist()
+        history = rng.integers(1, NUM_ITEMS, size=rng.integers(0, 6)).tolist()
+        content = {
+            "user_id": [user],
+            "item_id": [item],
+            "tags": tags,
+            "history": history,
+            "history_recent": history[-2:],
+        }
+        for name in features:
+            per_feature[name].append(content[name])
+        labels.append(float((user * 7 + item * 3) % 5 < 2))
+        users.append(user)
+        items.append(item)
+    values = [v for name in features for row_values in per_feature[name] for v in row_values]
+    lengths = [len(row_values) for name in features for row_values in per_feature[name]]
+    size = len(labels)
+    return Batch(
+        sparse=KeyedJaggedTensor(
+            keys=features, values=torch.tensor(values), lengths=torch.tensor(lengths)
+        ),
+        labels_B=torch.tensor(labels),
+        weights_B=torch.ones(size),
+        row_id_B=torch.tensor(list(rows)),
+        user_row_B=torch.tensor(users),
+        item_row_B=torch.tensor(items),
+        global_rows=global_rows or size,
+        num_ranks=num_ranks,
+    )
