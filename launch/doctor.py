@@ -202,8 +202,8 @@ def import_problems(names: Sequence[str]) -> list[str]:
     for name in names:
         try:
             if name in ("torchvision", "sentence-transformers"):
-                # Beside a CPU torch, torchvision's CUDA wheel lacks two operators.
-                importlib.import_module("embedding.torchvision_ops").declare_missing_ops()
+                # Declares the two operators a CUDA wheel of torchvision lacks beside a CPU torch.
+                importlib.import_module("embedding.torchvision_ops")
             importlib.import_module(MODULES[name])
         except Exception as error:  # whatever a broken package raises is the finding
             line = (str(error).splitlines() or [""])[0]

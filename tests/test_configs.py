@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.config import plain
+from recsys.config import from_config, plain
+from recsys.data.recipe import Recipe
 from recsys.train.run import SECTIONS, read_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -75,3 +76,12 @@ def test_experiment_begins_with_the_command_that_runs_it(experiment):
 def test_option_of_training_has_only_known_keys_of_the_right_type(option):
     cfg = composed(Path("train.yaml"), **{option.parent.as_posix(): option.stem})
     read_run_config({name: plain(cfg[name]) for name in SECTIONS})
+
+
+@pytest.mark.parametrize(
+    "option", [path for path in OPTIONS if path.parent == Path("data")], ids=str
+)
+def test_recipe_has_only_known_keys_of_the_right_type(option):
+    cfg = composed(Path("prepare.yaml"), **{"data": option.stem, "++data.source": "raw"})
+    recipe = from_config(Recipe, plain(cfg.data), "data")
+    assert recipe.name == option.stem

@@ -1,0 +1,288 @@
+"""Turn pictures and texts into vectors: train or load the encoders, then encode every item.
+
+In: W/prepared/. Out: W/encoders/{image,text}/ and W/features/{semantic,style,text}/.
+
+    torchrun --standalone --nproc-per-node 2 launch/embed.py data=demo workspace=W
+    python launch/embed.py data=movielens workspace=W encoder/image=squeezenet \\
+        encoder.image.weights=squeezenet1_0.safetensors encoder/text=minilm encoder.text.path=FOLDER
+"""
+
+import dataclasses
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from embedding.catalogue import Catalogue
+from embedding.image import ImageConfig, ImageEncoder
+from embedding.job import (
+    ImageExtractor,
+    TextExtractor,
+    batched,
+    extract_features,
+    fingerprint,
+    sample_rows,
+)
+from embedding.pictures import load_pictures
+from embedding.pretext import TagData, tag_targets, train_on_tags
+from embedding.store import FeatureManifest
+from embedding.text import (
+    TextConfig,
+    TextEncoder,
+    build_scratch_encoder,
+    fine_tune,
+    load_text_encoder,
+)
+from recsys.config import from_config, plain
+from recsys.distributed.env import Env, first_rank_work, start, stop
+from recsys.job import run_job, say, stage
+from recsys.schema import Manifest, read_manifest
+
+
+def job(cfg: DictConfig) -> None:
+    """Read down once: this is what happens to an item's picture and text."""
+    # 1. Settings and data.
+    image = from_config(ImageConfig, plain(cfg.encoder.image), "encoder.image")
+    text = from_config(TextConfig, plain(cfg.encoder.text), "encoder.text")
+    workspace = Path(cfg.workspace).resolve()
+    env = start(cfg.device)
+    manifest = read_manifest(workspace)
+    shared: dict[str, Any] = {
+        "workspace": workspace,
+        "manifest": manifest,
+        "shard_rows": int(cfg.shard_rows),
+        "rank": env.rank,
+        "world_size": env.world_size,
+        "barrier": dist.barrier,
+    }
+    if not (manifest.has_images or manifest.has_texts):
+        raise ValueError(
+            f"{workspace / 'prepared'}: the recipe maps neither items.image nor items.text, so there "
+            f"is nothing to embed; train without modalities"
+        )
+
+    # 2. Pictures: one network, two outputs.
+    if manifest.has_images:
+        with stage("image encoder") as encoder_stage:
+            encoder, revision = image_encoder(workspace, manifest, image, int(cfg.seed), env)
+            encoder_stage.done(f"{image.backbone}, weights {image.weights}, {image.style_head}")
+        with stage("encode pictures") as encoding:
+            tables = extract_features(
+                ImageExtractor(
+                    encoder,
+                    image_root=Path(str(manifest.image_root)),
+                    size=image.size,
+                    batch_size=image.batch_size,
+                    threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
+                ),
+                encoder_name=f"{image.backbone}/{image.style_head}",
+                revision=revision,
+                scaling="mean 0, deviation 1 over a sample of items",
+                **shared,
+            )
+            encoding.done(described(tables))
+
+    # 3. Texts.
+    if manifest.has_texts:
+        with stage("text encoder") as encoder_stage:
+            text_model, revision = text_encoder(workspace, manifest, text, int(cfg.seed), env)
+            encoder_stage.done(text.path)
+        with stage("encode texts") as encoding:
+            tables = extract_features(
+                TextExtractor(text_model),
+                encoder_name=text.path,
+                revision=revision,
+                scaling="unit length, then mean 0 and mean deviation 1 over a sample of items",
+                **shared,
+            )
+            encoding.done(described(tables))
+
+    # 4. What came out, and what to do next.
+    say(f"results: {workspace / 'features'}")
+    say(f"next: launch/train.py data={cfg.data.name} workspace={cfg.workspace} run.name=...")
+    stop()
+
+
+def described(tables: dict[str, FeatureManifest]) -> str:
+    """Return counts of finished tables for the stage's line."""
+    parts = []
+    for name, table in tables.items():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in table.masked.items())
+        parts.append(f"{name} {table.count:,} x {table.dim} (masked: {reasons or 'none'})")
+    return "; ".join(parts)
+
+
+def image_encoder(
+    workspace: Path, manifest: Manifest, config: ImageConfig, seed: int, env: Env
+) -> tuple[ImageEncoder, str]:
+    """Return the encoder and its fingerprint: an unchanged one is loaded, else it is made here."""
+    folder = workspace / "encoders" / "image"
+    weights = Path(config.weights).expanduser()
+    wanted = {
+        "settings": dataclasses.asdict(config),
+        "weights": fingerprint(weights) if weights.is_file() else config.weights,
+        "items": manifest.items_checksum,
+        "seed": seed,
+    }
+    encoder = ImageEncoder(
+        backbone=config.backbone,
+        weights=config.weights,
+        style_head=config.style_head,
+        style_blocks=config.style_blocks,
+        style_dim=config.style_dim,
+    )
+    encoder.to(env.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not unchanged(folder, wanted):
+        root = Path(str(manifest.image_root)).resolve()
+        catalogue = Catalogue(workspace / "prepared")
+        if config.weights == "pretext":
+            train_image_encoder(encoder, catalogue, root, config, seed, env)
+        encoder.eval()
+        with first_rank_work(env) as is_first:
+            if is_first:
+                rows = sample_rows(catalogue.num_rows, config.fit_pictures, seed)
+                pixels = usable_pictures(catalogue, root, rows, config.size)[1]
+                encoder.fit_scaling(batched(pixels, config.batch_size))
+                encoder.save(folder, wanted)
+    encoder.load(folder)
+    encoder.eval()
+    return encoder, fingerprint(wanted, folder / "weights.safetensors")
+
+
+def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Return whether an encoder made with the same settings lies in `folder`."""
+    file = folder / "config.json"
+    return file.is_file() and json.loads(file.read_text()) == json.loads(json.dumps(wanted))
+
+
+def usable_pictures(
+    catalogue: Catalogue, root: Path, rows: list[int], size: int
+) -> tuple[list[int], np.ndarray]:
+    """Return (rows, uint8 [N, S, S, 3]) of those `rows` whose picture can be used."""
+    names = catalogue.column("image", rows)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pixels, reasons = load_pictures(pool, root, names, size)
+    good = [index for index, reason in enumerate(reasons) if reason is None]
+    return [rows[index] for index in good], pixels[good]
+
+
+def train_image_encoder(
+    encoder: ImageEncoder,
+    catalogue: Catalogue,
+    root: Path,
+    config: ImageConfig,
+    seed: int,
+    env: Env,
+) -> None:
+    """Train the network on the items' tags, on all ranks."""
+    rows = sample_rows(catalogue.num_rows, config.pretext_max_pictures, seed)
+    rows, pixels = usable_pictures(catalogue, root, rows, config.size)
+    targets, tags = tag_targets(catalogue.column("tags", rows), config.pretext_min_count)
+    say(f"tag pretext: {len(rows):,} pictures, {len(tags)} tags, {env.world_size} rank(s)")
+    train_on_tags(
+        encoder,
+        TagData(pixels=pixels, targets=targets, tags=tags),
+        epochs=config.pretext_epochs,
+        learning_rate=config.pretext_learning_rate,
+        batch_size=config.pretext_batch_size,
+        seed=seed,
+        device=env.device,
+        say=say,
+    )
+
+
+def text_encoder(
+    workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env
+) -> tuple[TextEncoder, str]:
+    """Return the encoder and its fingerprint: an unchanged one is loaded, else rank 0 makes it."""
+    folder = workspace / "encoders" / "text"
+    pairs_file = workspace / "prepared" / "pairs.parquet"
+    trains = config.path == "scratch" or config.epochs > 0
+    wanted = {
+        "settings": dataclasses.asdict(config),
+        "items": manifest.items_checksum,
+        "pairs": fingerprint(pairs_file) if trains and pairs_file.is_file() else None,
+        "seed": seed,
+    }
+    with first_rank_work(env) as is_first:
+        if is_first and not unchanged(folder, wanted):
+            make_text_encoder(workspace, manifest, config, seed, env, folder)
+            (folder / "config.json").write_text(json.dumps(wanted, indent=1) + "\n")
+    model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
+    encoder = TextEncoder(model, config.batch_size)
+    encoder.load_scaling(folder)
+    return encoder, fingerprint(wanted, folder / "model")
+
+
+def make_text_encoder(
+    workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env, folder: Path
+) -> None:
+    """Load or build the text model, train it on the pairs where asked, and save it."""
+    catalogue = Catalogue(workspace / "prepared")
+    rows = sample_rows(catalogue.num_rows, 20_000, seed)
+    sample = [text for text in catalogue.column("text", rows) if text]
+    pairs = read_pairs(workspace) if config.path == "scratch" or config.epochs else []
+    if config.path == "scratch":
+        if not manifest.has_pairs or config.epochs < 1:
+            raise ValueError(
+                "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in "
+                "the recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        model = build_scratch_encoder(
+            [text for pair in pairs for text in pair] + sample,
+            folder,
+            vocabulary_size=config.vocabulary_size,
+            hidden_dim=config.hidden_dim,
+            num_layers=config.num_layers,
+            max_tokens=config.max_tokens,
+            seed=seed,
+            device=env.device,
+        )
+    else:
+        model = load_text_encoder(config.path, config.max_tokens, env.device)
+    if config.epochs:
+        say(f"text pairs: {len(pairs):,}, {config.epochs} epoch(s)")
+        # One rank trains while the others wait: it may use the whole machine.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        fine_tune(
+            model,
+            pairs,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            batch_size=config.pair_batch_size,
+            max_pairs=config.max_pairs,
+            seed=seed,
+            say=say,
+        )
+        torch.set_num_threads(threads)
+    encoder = TextEncoder(model, config.batch_size)
+    encoder.fit_scaling(sample[:2048])
+    encoder.save(folder)
+
+
+def read_pairs(workspace: Path) -> list[tuple[str, str]]:
+    """Return (anchor, positive) of prepared/pairs.parquet."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(workspace / "prepared" / "pairs.parquet", columns=["anchor", "positive"])
+    anchors, positives = (table.column(i).to_pylist() for i in range(2))
+    return list(zip(anchors, positives, strict=True))
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="embed")
+def main(cfg: DictConfig) -> None:
+    """Entry point."""
+    run_job(lambda: job(cfg))
+
+
+if __name__ == "__main__":
+    main()
