@@ -250,9 +250,6 @@ def make_text_encoder(
         model = load_text_encoder(config.path, config.max_tokens, env.device)
     if config.epochs:
         say(f"text pairs: {len(pairs):,}, {config.epochs} epoch(s)")
-        # One rank trains while the others wait: it may use the whole machine.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
         fine_tune(
             model,
             pairs,
@@ -263,7 +260,6 @@ def make_text_encoder(
             seed=seed,
             say=say,
         )
-        torch.set_num_threads(threads)
     encoder = TextEncoder(model, config.batch_size)
     encoder.fit_scaling(sample[:2048])
     encoder.save(folder)

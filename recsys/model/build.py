@@ -54,6 +54,8 @@ def build_ranker(
         "user_dim": inputs.user_dim,
         "item_dim": inputs.item_dim,
         "modality_dims": dims,
+        "interests": [modality for modality, _ in inputs.interests],
+        "shared_projection": config.shared_projection,
         "tower_dims": config.tower_dims,
         "cross": config.cross,
         "cross_layers": config.cross_layers,
@@ -67,7 +69,7 @@ def build_ranker(
         torch.manual_seed(seed)
         dense: nn.Module
         if config.name == "umair_fps":
-            dense = UmairFps(**shared, umcm=config.umcm)
+            dense = UmairFps(**shared, umcm=config.umcm, match=config.match)
         elif config.name == "dcn_v2":
             dense = DcnV2(**shared)
         else:

@@ -38,6 +38,12 @@ class RankerConfig:
     """Item modalities to read; those without features in the workspace are left out."""
     interest_modalities: list[str] = field(default_factory=lambda: ["text"])
     """Modalities pooled over the history into interest vectors; the paper uses text alone."""
+    shared_projection: bool = True
+    """Interest vectors pass the item's own projection W_m (fewer weights, one space for taste and
+    item); false: raw into the user tower, as in the paper."""
+    match: bool = True
+    """Feed the match u . m_k of user and modality, as it is before the softmax, to the final layers
+    beside the fused vector; false: the fused vector alone, as in the paper."""
     embedding_dim: int = 16
     """Stored width of every table, a multiple of 4; the last column is the first-order weight."""
     table_dims: dict[str, int] = field(default_factory=dict)
@@ -112,8 +118,8 @@ class RankerInputs(nn.Module):
 
     @property
     def user_dim(self) -> int:
-        """Width of the user input x."""
-        return self.user_columns.out_dim + sum(self.modality_dims[m] for m, _ in self.interests)
+        """Width of the user's sparse features and context, interests not counted."""
+        return self.user_columns.out_dim
 
     @property
     def item_dim(self) -> int:
@@ -121,20 +127,25 @@ class RankerInputs(nn.Module):
         return self.item_columns.out_dim
 
     def forward(self, batch: Batch) -> "DenseInputs":
-        """Look everything up: x [B, user_dim], y [B, item_dim], {modality: ([B, E], [B])}, [B]."""
+        """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
         user_BD, user_first_order_B = self.user_columns(embeddings)
         item_BD, item_first_order_B = self.item_columns(embeddings)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if self.modality is not None:
             looked_up = self.modality(batch.sparse)
             items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
-            interests = [looked_up[m][feature][0] for m, feature in self.interests]
-            user_BD = torch.cat([user_BD, *interests], dim=1)
+            # Indexed, not unpacked: the pipeline traces this method with symbolic tensors.
+            interests = [
+                (m, looked_up[m][feature][0], looked_up[m][feature][1])
+                for m, feature in self.interests
+            ]
         return DenseInputs(
             user_BX=user_BD,
             item_BY=item_BD,
             modalities=items,
+            interests=interests,
             first_order_B=user_first_order_B + item_first_order_B,
         )
 
@@ -144,20 +155,65 @@ class DenseInputs:
     """What the dense part of a ranker sees of a batch."""
 
     user_BX: torch.Tensor
-    """User features, context and interest vectors, concatenated."""
+    """User features and context, concatenated."""
     item_BY: torch.Tensor
     """The item's sparse features, concatenated."""
     modalities: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
+    interests: list[tuple[str, torch.Tensor, torch.Tensor]]
+    """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
+
+
+class Projections(nn.Module):
+    """One linear map W_m per modality into a common width, for items and, shared, for interests."""
+
+    def __init__(
+        self,
+        *,
+        modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+        dim: int,
+        shared_projection: bool,
+    ):
+        """Args: interests: modality of every interest vector, in order; dim: the common width H."""
+        super().__init__()
+        self.linear = nn.ModuleDict({
+            name: nn.Linear(width, dim) for name, width in modality_dims.items()
+        })
+        self.shared_projection = shared_projection
+        self.interest_dim = sum(dim if shared_projection else modality_dims[m] for m in interests)
+
+    def items(self, inputs: DenseInputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (ReLU(W_m e_m + b_m) [B, H], present [B]) of every modality, in order."""
+        projected = []
+        for name, linear in self.linear.items():
+            vector_BE, present_B = inputs.modalities[name]
+            projected.append((torch.relu(linear(vector_BE)), present_B))
+        return projected
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the user input x [B, X]: user features beside the interest vectors.
+
+        An empty history is a zero vector.
+        """
+        parts = [inputs.user_BX]
+        for name, vector_BE, present_B in inputs.interests:
+            if self.shared_projection:
+                vector_BE = self.linear[name](vector_BE) * present_B[:, None]
+            parts.append(vector_BE)
+        return torch.cat(parts, dim=1)
 
 
 class UmairFps(nn.Module):
     """The dense part of UMAIR-FPS (arXiv 2402.10381).
 
     u = MLP(x); m_1 = MLP(y); m_k = ReLU(W_k e_k + b_k); c, a = UMCM(u, m);
-    z = [c ; u]; logit = w . MLP(cross(z)) + b.
+    z = [c ; u ; u . m_k]; logit = w . MLP(cross(z)) + b + v . (u . m_k).
+
+    The match terms u . m_k are ours (`match`): the softmax of the attention keeps only how the
+    modalities compare, and forgets whether the user likes any of them.
     """
 
     def __init__(
@@ -166,6 +222,9 @@ class UmairFps(nn.Module):
         user_dim: int,
         item_dim: int,
         modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+        shared_projection: bool,
+        match: bool,
         tower_dims: Sequence[int],
         umcm: str,
         cross: str,
@@ -176,7 +235,7 @@ class UmairFps(nn.Module):
         dropout: float,
         batch_norm: bool,
     ):
-        """Args: user_dim, item_dim: widths of x and y; item_dim 0 leaves the id modality out.
+        """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
 
         Raises:
             ValueError: unknown `umcm` or `cross`.
@@ -185,9 +244,14 @@ class UmairFps(nn.Module):
         if umcm not in UMCM_FORMS:
             raise ValueError(f"model.umcm={umcm!r}: expected one of {', '.join(UMCM_FORMS)}")
         dim = tower_dims[-1]
-        self.dim = dim
+        self.projections = Projections(
+            modality_dims=modality_dims,
+            interests=interests,
+            dim=dim,
+            shared_projection=shared_projection,
+        )
         self.user_tower = Tower(
-            in_dim=user_dim,
+            in_dim=user_dim + self.projections.interest_dim,
             hidden_dims=tower_dims,
             dropout=dropout,
             batch_norm=batch_norm,
@@ -198,15 +262,14 @@ class UmairFps(nn.Module):
             if item_dim
             else None
         )
-        self.projections = nn.ModuleDict({
-            name: nn.Linear(width, dim) for name, width in modality_dims.items()
-        })
         self.dropout = nn.Dropout(dropout)
         self.modality_names = [SPARSE_MODALITY] * bool(item_dim) + list(modality_dims)
         num_modalities = len(self.modality_names)
         self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim)
+        self.match = nn.Linear(num_modalities, 1, bias=False) if match and num_modalities else None
         fused_dim = num_modalities * dim if umcm == "concat" else dim
         cross_dim = dim + (fused_dim if num_modalities else 0)
+        cross_dim += num_modalities if self.match is not None else 0
         self.cross = build_cross(
             form=cross,
             in_dim=cross_dim,
@@ -221,24 +284,27 @@ class UmairFps(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], modality weights [B, M])."""
-        user_BH = self.user_tower(inputs.user_BX)
+        user_BH = self.user_tower(self.projections(inputs))
         vectors, present = [], []
         if self.item_tower is not None:
             vectors.append(self.item_tower(inputs.item_BY))
             present.append(torch.ones_like(inputs.first_order_B))
-        for name, projection in self.projections.items():
-            vector_BE, present_B = inputs.modalities[name]
-            vectors.append(self.dropout(torch.relu(projection(vector_BE))))
+        for vector_BH, present_B in self.projections.items(inputs):
+            vectors.append(self.dropout(vector_BH))
             present.append(present_B)
-        if vectors:
-            fused_BC, weights_BM = self.umcm(
-                user_BH, torch.stack(vectors, dim=1), torch.stack(present, dim=1)
-            )
-            z_BZ = torch.cat([fused_BC, user_BH], dim=1)
-        else:
-            z_BZ, weights_BM = user_BH, user_BH.new_zeros(user_BH.shape[0], 0)
-        logits_B = self.logit(self.deep(self.cross(z_BZ)))[:, 0]
-        return logits_B, weights_BM
+        if not vectors:
+            logits_B = self.logit(self.deep(self.cross(user_BH)))[:, 0]
+            return logits_B, user_BH.new_zeros(user_BH.shape[0], 0)
+        vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
+        fused_BC, weights_BM = self.umcm(user_BH, vectors_BMH, present_BM)
+        parts = [fused_BC, user_BH]
+        if self.match is None:
+            return self._logit(parts), weights_BM
+        match_BM = torch.einsum("bh,bmh->bm", user_BH, vectors_BMH) * present_BM
+        return self._logit([*parts, match_BM]) + self.match(match_BM)[:, 0], weights_BM
+
+    def _logit(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return self.logit(self.deep(self.cross(torch.cat(parts, dim=1))))[:, 0]
 
 
 @dataclass

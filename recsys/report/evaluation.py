@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_curve
 
 from recsys.metrics.calibration import calibration_bins
 from recsys.metrics.summary import evaluate_predictions
+from recsys.report.terminal import console
 from recsys.train.predict import Predictions
 
 HEADLINE = {
@@ -85,10 +85,10 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     for segment, values in metrics.items():
         if segment != "oracle":
             table.add_row(segment.replace("_", " "), *(_shown(values[key]) for key in HEADLINE))
-    Console().print(table)
+    console().print(table)
     if "oracle" in metrics:
         oracle = metrics["oracle"]
-        Console().print(
+        console().print(
             f"best possible AUC {oracle['auc']:.4f}; lift over 0.5 recovered: "
             f"{oracle['lift_recovered']:.1%}"
         )

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from recsys.report.terminal import console
 from recsys.schema import write_json
 
 
@@ -41,4 +41,4 @@ def print_plan(lines: list[dict[str, Any]], num_ranks: int) -> None:
             str(max(s["columns"][1] for s in shards)),
             *(f"{size[rank] / 2**20:,.1f} MiB" for rank in shown_ranks),
         )
-    Console().print(table)
+    console().print(table)

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from recsys.data.demo.content import SCENES, SUBJECTS, compose
 from recsys.data.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
 from recsys.data.demo.style import HANDS, Painter
 from recsys.data.demo.words import THEME_WORDS, item_words, name_of, text_pairs
-from recsys.metrics.auc import auc
 from recsys.schema import write_json
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
@@ -123,7 +123,7 @@ def draw_world(
         )
         anchors, positives, perspectives = zip(*pairs, strict=True)
         _write(raw / "pairs.parquet", anchor=anchors, positive=positives, perspective=perspectives)
-        oracle = auc(exposures.label, exposures.probability)
+        oracle = float(roc_auc_score(exposures.label, exposures.probability))
         _write(
             truth / "probabilities.parquet",
             row_id=np.arange(config.num_exposures),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from recsys.model.interaction import build_cross
-from recsys.model.ranker import DenseInputs
+from recsys.model.ranker import DenseInputs, Projections
 from recsys.model.towers import Tower
 
 
@@ -23,6 +23,8 @@ class DcnV2(nn.Module):
         user_dim: int,
         item_dim: int,
         modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+        shared_projection: bool,
         tower_dims: Sequence[int],
         cross: str,
         cross_layers: int,
@@ -35,11 +37,14 @@ class DcnV2(nn.Module):
         """Args: tower_dims: the last width is that of the projected modality vectors."""
         super().__init__()
         dim = tower_dims[-1]
-        self.projections = nn.ModuleDict({
-            name: nn.Linear(width, dim) for name, width in modality_dims.items()
-        })
+        self.projections = Projections(
+            modality_dims=modality_dims,
+            interests=interests,
+            dim=dim,
+            shared_projection=shared_projection,
+        )
         self.modality_names: list[str] = []
-        in_dim = user_dim + item_dim + dim * len(self.projections)
+        in_dim = user_dim + item_dim + self.projections.interest_dim + dim * len(modality_dims)
         self.cross = build_cross(
             form=cross,
             in_dim=in_dim,
@@ -54,10 +59,9 @@ class DcnV2(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""
-        parts = [inputs.user_BX, inputs.item_BY]
-        for name, projection in self.projections.items():
-            vector_BE, present_B = inputs.modalities[name]
-            parts.append(torch.relu(projection(vector_BE)) * present_B[:, None])
+        parts = [self.projections(inputs), inputs.item_BY]
+        for vector_BH, present_B in self.projections.items(inputs):
+            parts.append(vector_BH * present_B[:, None])
         x0_BN = torch.cat(parts, dim=1)
         logits_B = self.logit(torch.cat([self.cross(x0_BN), self.deep(x0_BN)], dim=1))[:, 0]
         return logits_B, x0_BN.new_zeros(x0_BN.shape[0], 0)
