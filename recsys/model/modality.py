@@ -57,7 +57,7 @@ class ModalityTables(nn.Module):
                     num_embeddings=num_rows,
                     embedding_dim=stored_dim(dim),
                     feature_names=[item_feature, *self.history_features],
-                    pooling=PoolingType.MEAN,
+                    pooling=PoolingType.SUM,
                     data_type=DataType.FP16,
                 )
                 for name, dim in self.dims.items()
@@ -90,6 +90,6 @@ class ModalityTables(nn.Module):
     @staticmethod
     def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         stored_BD = stored_BD.float()
-        share_B = stored_BD[:, dim]
-        vector_BE = stored_BD[:, :dim] / share_B.clamp_min(1e-3)[:, None]
-        return vector_BE, (share_B > 0).float()
+        count_B = stored_BD[:, dim]
+        vector_BE = stored_BD[:, :dim] / count_B.clamp_min(1.0)[:, None]
+        return vector_BE, (count_B > 0).float()

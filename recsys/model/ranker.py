@@ -129,8 +129,8 @@ class RankerInputs(nn.Module):
     def forward(self, batch: Batch) -> "DenseInputs":
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
-        user_BD, user_first_order_B = self.user_columns(embeddings)
-        item_BD, item_first_order_B = self.item_columns(embeddings)
+        user_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
+        item_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if self.modality is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.schema import FeatureSpec, TableSpec
 
@@ -69,7 +69,9 @@ def build_tables(
                 num_embeddings=table.num_rows,
                 embedding_dim=dim,
                 feature_names=[f.name for f in features if f.table == table.name],
-                pooling=PoolingType.MEAN,
+                # Summed here, divided in FeatureColumns: TorchRec's own mean pooling goes wrong for
+                # lists where one plan holds row-wise and column-wise tables (torchrec 1.8).
+                pooling=PoolingType.SUM,
             )
         )
     return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
@@ -88,6 +90,7 @@ class FeatureColumns(nn.Module):
         """Args: features in output order; dims: stored width by table name."""
         super().__init__()
         self.feature_names = [f.name for f in features]
+        self.is_list = [f.is_list for f in features]
         self.first_order = first_order
         self.feature_dims = [dims[f.table] - int(first_order) for f in features]
 
@@ -96,18 +99,27 @@ class FeatureColumns(nn.Module):
         """Width of the concatenated embeddings."""
         return sum(self.feature_dims)
 
-    def forward(self, embeddings: KeyedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, embeddings: KeyedTensor, sparse: KeyedJaggedTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (vectors [B, sum of widths], first-order sum [B]).
 
-        The first-order sum is zeros [B] where the term is off or there is no feature.
+        A list is the mean of its ids; an empty one is zero. The first-order sum is zeros [B] where
+        the term is off or there is no feature.
         """
         values_BD = embeddings.values()
+        nothing_B = values_BD.new_zeros(values_BD.shape[0])
         if not self.feature_names:
-            return values_BD.new_zeros(values_BD.shape[0], 0), values_BD.new_zeros(
-                values_BD.shape[0]
-            )
-        parts = [embeddings[name] for name in self.feature_names]
+            return nothing_B[:, None][:, :0], nothing_B
+        lengths_FB = sparse.lengths().reshape(len(sparse.keys()), -1)
+        parts = []
+        for name, is_list in zip(self.feature_names, self.is_list, strict=True):
+            part_BD = embeddings[name]
+            if is_list:
+                lengths_B = lengths_FB[sparse.keys().index(name)]
+                part_BD = part_BD / lengths_B.clamp_min(1)[:, None]
+            parts.append(part_BD)
         if not self.first_order:
-            return torch.cat(parts, dim=1), values_BD.new_zeros(values_BD.shape[0])
+            return torch.cat(parts, dim=1), nothing_B
         first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
         return torch.cat([part[:, :-1] for part in parts], dim=1), first_order_B

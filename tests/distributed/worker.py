@@ -27,6 +27,7 @@ GLOBAL_BATCH = 32
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sharding", default="")
+    parser.add_argument("--tables", default="user_id,item_id,tags")
     parser.add_argument("--optimizer", default="auto")
     parser.add_argument("--umcm", default="mixture")
     parser.add_argument("--steps", type=int, default=20)
@@ -38,7 +39,7 @@ def main():
     parser.add_argument("--load", type=Path)
     args = parser.parse_args()
     env = start("cpu")
-    tables = ("user_id", "item_id", "tags")
+    tables = args.tables.split(",")
     config = read_run_config({
         "model": {
             "embedding_dim": 8,

@@ -1,0 +1,210 @@
+"""The real commands on a small drawn world: train, kill, resume, evaluate, compare."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embedding.store import FeatureManifest, write_feature_manifest, write_shard
+from recsys.schema import read_manifest
+
+SMALL = ["model.embedding_dim=8", "model.tower_dims=[16,8]", "model.deep_dims=[8]"]
+SMALL += ["train.global_batch_size=256", "train.log_every_steps=1"]
+
+
+def write_features(workspace: Path, items_checksum: str | None = None) -> None:
+    """Write seeded vectors for every modality, as embed would."""
+    manifest = read_manifest(workspace)
+    for index, (name, dim) in enumerate({"semantic": 12, "style": 8, "text": 10}.items()):
+        folder = workspace / "features" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        vectors = np.random.default_rng(index).normal(size=(manifest.num_item_rows, dim))
+        vectors[0] = 0
+        write_feature_manifest(
+            folder,
+            FeatureManifest(
+                name=name,
+                encoder="random",
+                revision="1",
+                dim=dim,
+                count=manifest.num_item_rows,
+                items_checksum=items_checksum or manifest.items_checksum,
+                num_masked=1,
+                shards=(write_shard(folder, 0, 0, vectors),),
+            ),
+        )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, job):
+    """A drawn, prepared and embedded world of 120 pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    sizes = ["world.num_items=120", "world.num_users=60", "world.num_exposures=1500"]
+    done = job("demo", f"workspace={folder}", "processes=1", *sizes)
+    assert done.returncode == 0, done.stderr
+    done = job("prepare", "data=demo", f"workspace={folder}")
+    assert done.returncode == 0, done.stderr
+    write_features(folder)
+    return folder
+
+
+def losses(workspace, name):
+    lines = (workspace / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [(p["step"], p["train/loss"]) for p in parsed if "train/loss" in p]
+
+
+def options(workspace, name, *more):
+    return ["data=demo", f"workspace={workspace}", f"run.name={name}", *SMALL, *more]
+
+
+def test_train_evaluate_compare_tell_their_story(workspace, job):
+    """As a user types it, from another folder; two ranks."""
+    done = job("train", *options(workspace, "story", "train.epochs=2"), ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for part in ("sharding plan, 2 rank(s)", "validation AUC", "best validation auc", "next:"):
+        assert part in done.stdout
+    folder = workspace / "runs" / "story"
+    for name in ("config.yaml", "plan.json", "metrics.jsonl", "checkpoints/best.json"):
+        assert (folder / name).is_file(), name
+    assert list((folder / "tensorboard").iterdir())
+
+    done = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    predictions = pq.read_table(folder / "eval" / "test" / "predictions.parquet")
+    manifest = read_manifest(workspace)
+    assert predictions.num_rows == manifest.splits["test"].num_rows
+    assert len(set(predictions.column("row_id").to_pylist())) == predictions.num_rows
+    weights = [n for n in predictions.column_names if n.startswith("weight_")]
+    assert weights == ["weight_ids", "weight_semantic", "weight_style", "weight_text"]
+    total = sum(predictions.column(n).to_numpy() for n in weights)
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+    metrics = json.loads((folder / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["all"]["num_rows"] == predictions.num_rows
+    assert 0.5 < metrics["oracle"]["auc"] < 1
+
+    one = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid")
+    assert one.returncode == 0, one.stderr[-2000:]
+    done = job("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
+    assert done.returncode == 0 and "oracle (true probabilities)" in done.stdout
+
+
+def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
+    done = job("train", *options(workspace, "planned", "train.epochs=1", "optim.table.name=sgd"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    path = workspace / "runs" / "planned" / "eval" / "test" / "predictions.parquet"
+    scores = []
+    for ranks, sharding in ((0, None), (2, "column_wise"), (2, "row_wise")):
+        plan = [f"+plan.sharding={{user_id:{sharding},item_id:{sharding}}}"] if sharding else []
+        base = ["data=demo", f"workspace={workspace}", "run.name=planned", *plan]
+        done = job("evaluate", *base, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-2000:]
+        scores.append(pq.read_table(path).column("score").to_numpy())
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
+    np.testing.assert_allclose(scores[2], scores[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_run_resumes_bit_for_bit(workspace, job, repository, ranks):
+    more = ["train.epochs=3", "model.dropout=0.2", "train.save_every_steps=2"]
+    whole, broken = f"whole{ranks}", f"broken{ranks}"
+    done = job("train", *options(workspace, whole, *more), ranks=ranks)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = losses(workspace, whole)
+    assert [step for step, _ in expected] == list(range(1, len(expected) + 1))
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", str(repository / "launch" / "train.py")]
+    process = subprocess.Popen(
+        [*command, *options(workspace, broken, *more)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = workspace / "runs" / broken / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.is_file() and len(log.read_text().splitlines()) >= 5:
+            break
+        time.sleep(0.005)
+    # The launcher first: it would otherwise report the loss of its workers and linger.
+    subprocess.run(["pkill", "-KILL", "-f", f"run.name={broken}"], check=False)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = job("train", *options(workspace, broken, *more), ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert losses(workspace, broken) == expected
+
+
+def test_smoke_experiment_runs_as_documented(workspace, job):
+    name = ["data=demo", f"workspace={workspace}", "run.name=smoke", "experiment=smoke"]
+    done = job("train", *name)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "epoch 1" in done.stdout and "epoch 2" not in done.stdout
+
+
+def test_finished_run_is_left_alone_and_never_overwritten_silently(workspace, job):
+    base = options(workspace, "once", "train.epochs=1")
+    assert job("train", *base).returncode == 0
+    again = job("train", *base)
+    assert again.returncode == 0 and "is finished" in again.stdout
+    refused = job("train", *base, "run.resume=never")
+    assert refused.returncode == 1 and "holds a run already" in refused.stderr
+    other = job("train", *base, "model.dropout=0.5")
+    assert other.returncode == 1
+    assert "model.dropout was 0.0, is 0.5" in other.stderr or "model.dropout was" in other.stderr
+
+
+BAD_SETTINGS = {
+    "unknown key": (["+model.colour=red"], "model.colour: unknown key"),
+    "width": (["model.embedding_dim=10"], "model.embedding_dim=10 for table"),
+    "fused adam": (
+        ["optim.table.name=adam", "+plan.sharding.user_id=row_wise"],
+        "fused Adam runs on GPU only",
+    ),
+    "unknown table": (["+plan.sharding.shop=row_wise"], "plan.sharding.shop: no such table"),
+    "feature": (["model.features=[user_id,shoe]"], "name shoe; the data set"),
+    "batch": (["train.global_batch_size=100"], "expected a multiple of 8"),
+    "umcm": (["model.umcm=magic"], "model.umcm='magic': expected one of attention"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_setting_is_one_sentence_and_a_failure(workspace, job, case):
+    changes, sentence = BAD_SETTINGS[case]
+    done = job("train", *options(workspace, "bad", "run.overwrite=true"), *changes)
+    assert done.returncode == 1, done.stdout
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_planning_error_on_rank_zero_reaches_every_rank_at_once(workspace, job):
+    started = time.monotonic()
+    changes = ["+plan.sharding.user_id=sideways"]
+    done = job("train", *options(workspace, "bad2", "run.overwrite=true"), *changes, ranks=2)
+    assert done.returncode != 0 and time.monotonic() - started < 60
+    assert "plan.sharding.user_id='sideways': expected one of" in done.stderr
+
+
+def test_features_of_other_items_are_refused(workspace, job):
+    write_features(workspace, items_checksum="0" * 64)
+    done = job("train", *options(workspace, "other"))
+    write_features(workspace)
+    assert done.returncode == 1 and "made for other items" in done.stderr
+
+
+def test_exploding_loss_stops_every_rank_and_names_the_step(workspace, job):
+    more = ["optim.dense_learning_rate=1e30", "optim.warmup_steps=0", "train.epochs=3"]
+    done = job("train", *options(workspace, "nan", *more), ranks=2)
+    assert done.returncode != 0
+    assert "the loss is" in done.stderr and "at step" in done.stderr
+
+
+def test_missing_prepared_data_says_what_to_run(tmp_path, job):
+    done = job("train", "data=demo", f"workspace={tmp_path}", "run.name=x")
+    assert done.returncode == 1 and "launch/prepare.py" in done.stderr
