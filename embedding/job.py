@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from embedding.catalogue import Catalogue
+from embedding.pictures import load_pictures
 from embedding.store import FeatureManifest, ShardSpec, write_feature_manifest, write_shard
 from recsys.schema import Manifest, sha256_of, write_json
 
@@ -30,9 +31,7 @@ class Extractor(Protocol):
     names: list[str]
     columns: list[str]
 
-    def extract(
-        self, rows: dict[str, list[Any]], start: int
-    ) -> tuple[dict[str, np.ndarray], list[str | None]]:
+    def extract(self, rows: dict[str, list[Any]]) -> tuple[dict[str, np.ndarray], list[str | None]]:
         """Return ({name: float16 [N, D]}, reasons [N]); a row with a reason is masked."""
         ...
 
@@ -44,25 +43,20 @@ class ImageExtractor:
 
     def __init__(self, encoder: Any, *, image_root: Path, size: int, batch_size: int, threads: int):
         """Args: encoder: an ImageEncoder; threads: that decode pictures."""
-        from embedding.pictures import load_pictures
-
         self.names = ["semantic", "style"]
         self.encoder = encoder
         self.image_root = image_root.resolve()
         self.size = size
         self.batch_size = batch_size
         self.pool = ThreadPoolExecutor(threads)
-        self._load = load_pictures
 
-    def extract(
-        self, rows: dict[str, list[Any]], start: int
-    ) -> tuple[dict[str, np.ndarray], list[str | None]]:
+    def extract(self, rows: dict[str, list[Any]]) -> tuple[dict[str, np.ndarray], list[str | None]]:
         """Decode and encode batch by batch; a picture that cannot be used is masked."""
         images = rows["image"]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self.names}
         reasons: list[str | None] = []
         for at in range(0, len(images), self.batch_size):
-            pixels, batch_reasons = self._load(
+            pixels, batch_reasons = load_pictures(
                 self.pool, self.image_root, images[at : at + self.batch_size], self.size
             )
             good = np.array([reason is None for reason in batch_reasons])
@@ -85,9 +79,7 @@ class TextExtractor:
         """Args: encoder: a TextEncoder."""
         self.encoder = encoder
 
-    def extract(
-        self, rows: dict[str, list[Any]], start: int
-    ) -> tuple[dict[str, np.ndarray], list[str | None]]:
+    def extract(self, rows: dict[str, list[Any]]) -> tuple[dict[str, np.ndarray], list[str | None]]:
         """Encode texts; an item without one is masked."""
         texts = rows["text"]
         reasons: list[str | None] = [None if text else "none" for text in texts]
@@ -129,7 +121,8 @@ def extract_features(
     folders = {name: workspace / "features" / name for name in extractor.names}
     stamp = {
         "revision": revision,
-        "items": manifest.items_checksum,
+        # Ids, pictures' names and texts: whatever of them changes, the vectors are made anew.
+        "items": manifest.checksums["items.parquet"],
         "shard_rows": shard_rows,
     }
     if rank == 0:
@@ -150,7 +143,7 @@ def extract_features(
         stop = min(start + shard_rows, catalogue.num_rows)
         table = catalogue.read(start, stop, extractor.columns)
         rows = {name: table.column(name).to_pylist() for name in extractor.columns}
-        vectors, reasons = extractor.extract(rows, start)
+        vectors, reasons = extractor.extract(rows)
         counts = Counter(reason for reason in reasons if reason)
         for name, folder in folders.items():
             shard = write_shard(folder, index, start, vectors[name])

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused as decompression bombs."""
@@ -30,7 +30,10 @@ def resolve_picture(root: Path, name: str) -> Path:
     Raises:
         UnusablePictureError: reason `outside`, if it leaves the root (by .., an absolute path or a link).
     """
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError) as error:
+        raise UnusablePictureError("broken", f"{name!r}: no path ({error})") from error
     if not path.is_relative_to(root):
         raise UnusablePictureError("outside", f"{name}: leaves the image root {root}")
     return path
@@ -39,7 +42,7 @@ def resolve_picture(root: Path, name: str) -> Path:
 def load_picture(path: Path, size: int) -> np.ndarray:
     """Return an RGB picture as uint8 [size, size, 3].
 
-    The shorter side is scaled to `size`, then the centre is cut out. Transparency lies on white, the
+    The centre square is cut out and scaled to `size`. Transparency lies on white, the
     first frame stands for an animation, 16-bit greys are scaled to 8.
 
     Raises:
@@ -56,21 +59,25 @@ def load_picture(path: Path, size: int) -> np.ndarray:
                         "too_large", f"{path}: {opened.width} x {opened.height} pixels"
                     )
                 opened.draft("RGB", (size, size))
-                picture = _as_rgb(opened)
+                picture = _as_rgb(_centre(opened))
+    except UnusablePictureError:
+        raise
     except FileNotFoundError as error:
         raise UnusablePictureError("missing", f"{path}: no such file") from error
     except Image.DecompressionBombError as error:
         raise UnusablePictureError("too_large", f"{path}: {error}") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, IndexError) as error:
-        if isinstance(error, UnusablePictureError):
-            raise
+    except Exception as error:  # decoders raise whatever a broken file makes them raise
         raise UnusablePictureError("broken", f"{path}: {error}") from error
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def _centre(picture: Image.Image) -> Image.Image:
+    """Cut the centre square out; before any scaling, so that no strip is ever blown up."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

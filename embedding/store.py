@@ -111,6 +111,7 @@ class FeatureTable:
         Raises:
             ValueError: a file is missing, truncated or has another shape.
         """
+        self.folder = folder
         self.manifest = read_feature_manifest(folder)
         self.name = self.manifest.name
         self.dim = self.manifest.dim
@@ -137,6 +138,19 @@ class FeatureTable:
                 f"embed again"
             )
 
+    def verify(self) -> None:
+        """Compare every shard with its sha256.
+
+        Raises:
+            ValueError: a shard was changed after it was written.
+        """
+        for shard in self.manifest.shards:
+            if sha256_of(self.folder / shard.file) != shard.sha256:
+                raise ValueError(
+                    f"{self.folder / shard.file}: changed since it was written (sha256 differs from "
+                    f"the manifest's); run launch/embed.py again"
+                )
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) as float16 [stop - start, dim]; a masked row is all zero."""
         parts = [
@@ -145,6 +159,10 @@ class FeatureTable:
             if shard.start_row < stop and shard.end_row > start
         ]
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+
+VERIFY_BYTES = 1 << 30
+"""Tables up to this size are checked against their sha256 when they are opened for training."""
 
 
 def open_features(
@@ -169,5 +187,7 @@ def open_features(
                 f"{table.manifest.items_checksum[:12]}); the prepared data has {num_rows:,} rows, "
                 f"checksum {items_checksum[:12]}. Run launch/embed.py again"
             )
+        if 2 * table.num_rows * table.dim <= VERIFY_BYTES:
+            table.verify()
         tables[name] = table
     return tables

@@ -7,6 +7,7 @@ pairs), a folder, or a hub name, with or without fine-tuning by MultipleNegative
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,7 @@ def build_scratch_encoder(
     bert.save_pretrained(base)
     fast.save_pretrained(base)
     transformer = Transformer(str(base), max_seq_length=max_tokens)
+    shutil.rmtree(base)
     pooling = Pooling(hidden_dim, pooling_mode="mean")
     return SentenceTransformer(modules=[transformer, pooling], device=str(device))
 

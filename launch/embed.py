@@ -10,12 +10,16 @@ In: W/prepared/. Out: W/encoders/{image,text}/ and W/features/{semantic,style,te
 import dataclasses
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -43,7 +47,7 @@ from embedding.text import (
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import run_job, say, stage
-from recsys.schema import Manifest, read_manifest
+from recsys.schema import Manifest, read_manifest, write_json
 
 
 def job(cfg: DictConfig) -> None:
@@ -84,7 +88,7 @@ def job(cfg: DictConfig) -> None:
                 ),
                 encoder_name=f"{image.backbone}/{image.style_head}",
                 revision=revision,
-                scaling="mean 0, deviation 1 over a sample of items",
+                scaling="mean 0, then deviation 1 per dimension (gram_pca: 1 over all)",
                 **shared,
             )
             encoding.done(described(tables))
@@ -128,7 +132,7 @@ def image_encoder(
     wanted = {
         "settings": dataclasses.asdict(config),
         "weights": fingerprint(weights) if weights.is_file() else config.weights,
-        "items": manifest.items_checksum,
+        "items": manifest.checksums["items.parquet"],
         "seed": seed,
     }
     encoder = ImageEncoder(
@@ -139,7 +143,7 @@ def image_encoder(
         style_dim=config.style_dim,
     )
     encoder.to(env.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if not unchanged(folder, wanted):
+    if not agreed(unchanged(folder, wanted), env):
         root = Path(str(manifest.image_root)).resolve()
         catalogue = Catalogue(workspace / "prepared")
         if config.weights == "pretext":
@@ -150,7 +154,8 @@ def image_encoder(
                 rows = sample_rows(catalogue.num_rows, config.fit_pictures, seed)
                 pixels = usable_pictures(catalogue, root, rows, config.size)[1]
                 encoder.fit_scaling(batched(pixels, config.batch_size))
-                encoder.save(folder, wanted)
+                with replaced(folder) as beside:
+                    encoder.save(beside, wanted)
     encoder.load(folder)
     encoder.eval()
     return encoder, fingerprint(wanted, folder / "weights.safetensors")
@@ -160,6 +165,28 @@ def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
     """Return whether an encoder made with the same settings lies in `folder`."""
     file = folder / "config.json"
     return file.is_file() and json.loads(file.read_text()) == json.loads(json.dumps(wanted))
+
+
+def agreed(answer: bool, env: Env) -> bool:
+    """Return rank 0's answer on every rank: files may change between two ranks' looks."""
+    answers = [answer]
+    if env.world_size > 1:
+        dist.broadcast_object_list(answers, src=0)
+    return answers[0]
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` that takes its place when the block ends without an error."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def usable_pictures(
@@ -207,14 +234,15 @@ def text_encoder(
     trains = config.path == "scratch" or config.epochs > 0
     wanted = {
         "settings": dataclasses.asdict(config),
-        "items": manifest.items_checksum,
+        "items": manifest.checksums["items.parquet"],
         "pairs": fingerprint(pairs_file) if trains and pairs_file.is_file() else None,
         "seed": seed,
     }
     with first_rank_work(env) as is_first:
         if is_first and not unchanged(folder, wanted):
-            make_text_encoder(workspace, manifest, config, seed, env, folder)
-            (folder / "config.json").write_text(json.dumps(wanted, indent=1) + "\n")
+            with replaced(folder) as beside:
+                make_text_encoder(workspace, manifest, config, seed, env, beside)
+                write_json(beside / "config.json", wanted)
     model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
@@ -235,7 +263,6 @@ def make_text_encoder(
                 "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in "
                 "the recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         model = build_scratch_encoder(
             [text for pair in pairs for text in pair] + sample,
             folder,
@@ -267,8 +294,6 @@ def make_text_encoder(
 
 def read_pairs(workspace: Path) -> list[tuple[str, str]]:
     """Return (anchor, positive) of prepared/pairs.parquet."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(workspace / "prepared" / "pairs.parquet", columns=["anchor", "positive"])
     anchors, positives = (table.column(i).to_pylist() for i in range(2))
     return list(zip(anchors, positives, strict=True))

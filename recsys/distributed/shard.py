@@ -4,7 +4,6 @@ What enters: a ranker whose tables are on the meta device, its plan and table op
 leaves: a DistributedModelParallel ready for the step loop, and the optimizer that steps all of it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -144,6 +143,7 @@ def shard_ranker(
     table_optimizers: Mapping[str, TableOptimizer],
     modality_vectors: Mapping[str, Vectors],
     replicate_modality: bool,
+    embedding_init: float,
     seed: int,
 ) -> ShardedRanker:
     """Shard, initialise and fill the ranker's tables; build the optimizers.
@@ -157,6 +157,7 @@ def shard_ranker(
         plan: from recsys.distributed.plan.make_plan.
         modality_vectors: feature store tables by modality name.
         replicate_modality: hold the frozen tables whole on every rank.
+        embedding_init: half-width of the trainable tables' uniform initial values.
         seed: of the trainable tables.
     """
     sharding = _sharding_types(plan)
@@ -173,7 +174,7 @@ def shard_ranker(
     )
     collection = _submodule(model, TABLES_PATH)
     for shard in _shards_of(collection):
-        _initialise(shard, seed)
+        _initialise(shard, embedding_init, seed)
     if modality_vectors:
         for shard in _frozen_shards(_submodule(model, MODALITY_PATH)):
             _fill(shard, modality_vectors[shard.table.removeprefix(TABLE_PREFIX)])
@@ -299,13 +300,12 @@ def _as_rows(state: torch.Tensor) -> torch.Tensor:
     return state.detach().unsqueeze(1) if state.dim() == 1 else state.detach()
 
 
-def _initialise(shard: TableShard, seed: int) -> None:
+def _initialise(shard: TableShard, bound: float, seed: int) -> None:
     """Fill a shard of a trainable table with values that depend on (seed, table, row, column) only.
 
-    Uniform in +-1/sqrt(columns of the table), drawn in blocks of rows with a generator of its own,
+    Uniform in +-bound, drawn in blocks of rows with a generator of its own,
     so that any rank draws any block alone and every plan starts from the same table.
     """
-    bound = 1.0 / math.sqrt(shard.num_columns_of_table)
     first, last = shard.row, shard.row + shard.weight.shape[0]
     for block in range(first // _INIT_BLOCK_ROWS, -(-last // _INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(

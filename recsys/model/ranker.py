@@ -48,6 +48,8 @@ class RankerConfig:
     """Stored width of every table, a multiple of 4; the last column is the first-order weight."""
     table_dims: dict[str, int] = field(default_factory=dict)
     """Width of single tables that differ, by table name."""
+    embedding_init: float = 0.01
+    """Tables start uniform in plus or minus this."""
     tower_dims: list[int] = field(default_factory=lambda: [128, 64])
     """Hidden widths of the user tower and of the item's id tower; the last is the UMCM width H."""
     umcm: str = "attention"

@@ -235,6 +235,7 @@ def plan_and_shard(
         table_optimizers=table_optimizers,
         modality_vectors={name: vectors[name] for name in used},
         replicate_modality=replicate,
+        embedding_init=config.model.embedding_init,
         seed=config.run.seed,
     )
     return ranker, lines, sharded
