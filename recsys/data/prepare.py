@@ -25,7 +25,6 @@ from recsys.data.negatives import draw_negatives
 from recsys.data.recipe import (
     PERSPECTIVES,
     SPLITS,
-    TRAIN_ROWS,
     FeatureRecipe,
     Recipe,
     check_recipe,
@@ -448,13 +447,10 @@ class Preparation:
         self, side: str, key: str, name: str, feature: FeatureRecipe, count: int
     ) -> None:
         """Write a user or item feature as arrays by row."""
-        if feature.column == TRAIN_ROWS:
-            relation = f"SELECT row AS key, CAST(count AS VARCHAR) AS value FROM {side}_vocab"
-        else:
-            relation = (
-                f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM {side}s_source s "
-                f"JOIN {side}_vocab v ON s.{quoted(key)} = v.id"
-            )
+        relation = (
+            f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM {side}s_source s "
+            f"JOIN {side}_vocab v ON s.{quoted(key)} = v.id"
+        )
         table = FeatureTable(self.connection, name, feature, relation, relation)
         self.add_feature(table, source=side, side=side)
         path = self.folder / f"{side}s"
@@ -752,11 +748,7 @@ def write_lists(
 
 
 def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, str | None]:
-    return {
-        f"{key}.{name}": feature.column or name
-        for name, feature in features.items()
-        if feature.column != TRAIN_ROWS
-    }
+    return {f"{key}.{name}": feature.column or name for name, feature in features.items()}
 
 
 def _number_conditions(features: dict[str, FeatureRecipe]) -> list[tuple[str, str, str]]:
@@ -769,7 +761,7 @@ def _number_conditions(features: dict[str, FeatureRecipe]) -> list[tuple[str, st
             "not a number",
         )
         for name, feature in features.items()
-        if feature.kind == "numeric" and feature.column != TRAIN_ROWS
+        if feature.kind == "numeric"
     ]
 
 

@@ -14,17 +14,12 @@ FEATURE_KINDS = ("id", "id_list", "numeric")
 UNKNOWN_ITEM_RULES = ("error", "drop", "keep")
 
 
-TRAIN_ROWS = "#train_rows"
-"""Stands for a column: the number of training rows of a user or item."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FeatureRecipe:
     """One sparse feature made from one column."""
 
     column: str | None = None
-    """Column of the file; null: the feature's own name. `#train_rows` of a user or item feature: how
-    many training rows the user or item has (popularity, activity)."""
+    """Column of the file; null: the feature's own name."""
     kind: str = "id"
     """`id`, `id_list` (several ids in one text), or `numeric` (bucketed)."""
     separator: str = "|"

@@ -69,7 +69,12 @@ def build_ranker(
         torch.manual_seed(seed)
         dense: nn.Module
         if config.name == "umair_fps":
-            dense = UmairFps(**shared, umcm=config.umcm, match=config.match)
+            dense = UmairFps(
+                **shared,
+                umcm=config.umcm,
+                match=config.match,
+                second_order_dim=inputs.vector_dim if config.second_order else 0,
+            )
         elif config.name == "dcn_v2":
             dense = DcnV2(**shared)
         else:

@@ -66,6 +66,9 @@ class RankerConfig:
     """Hidden widths of the final MLP."""
     first_order: bool = True
     """Add a first-order weight of every sparse feature to the logit."""
+    second_order: bool = False
+    """Add the products of all user vectors with all item vectors to the logit (a factorization
+    machine across the sides, modalities included): for small logs with many features."""
     dropout: float = 0.0
     """Share of activations dropped in towers and final MLP."""
     batch_norm: bool = False
@@ -124,6 +127,13 @@ class RankerInputs(nn.Module):
         return self.user_columns.out_dim
 
     @property
+    def vector_dim(self) -> int:
+        """Width of the feature vectors; 0 where the sides lack features or widths differ."""
+        sides = (self.user_columns.feature_dims, self.item_columns.feature_dims)
+        widths = {dim for side in sides for dim in side}
+        return widths.pop() if all(sides) and len(widths) == 1 else 0
+
+    @property
     def item_dim(self) -> int:
         """Width of the item's sparse input y."""
         return self.item_columns.out_dim
@@ -131,8 +141,8 @@ class RankerInputs(nn.Module):
     def forward(self, batch: Batch) -> "DenseInputs":
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
-        user_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
-        item_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
+        user_BD, user_sum_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
+        item_BD, item_sum_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if self.modality is not None:
@@ -148,6 +158,8 @@ class RankerInputs(nn.Module):
             item_BY=item_BD,
             modalities=items,
             interests=interests,
+            user_sum_BD=user_sum_BD,
+            item_sum_BD=item_sum_BD,
             first_order_B=user_first_order_B + item_first_order_B,
         )
 
@@ -164,6 +176,10 @@ class DenseInputs:
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
     interests: list[tuple[str, torch.Tensor, torch.Tensor]]
     """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
+    user_sum_BD: torch.Tensor
+    """Sum of the user's feature vectors; empty where their widths differ."""
+    item_sum_BD: torch.Tensor
+    """Sum of the item's feature vectors; empty where their widths differ."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
 
@@ -208,14 +224,42 @@ class Projections(nn.Module):
         return torch.cat(parts, dim=1)
 
 
+class SecondOrder(nn.Module):
+    """q . p: every vector of the user side against every vector of the item side.
+
+    q = sum of the user's feature vectors,
+    p = sum of the item's feature vectors + sum_m P_m e_m (modalities).
+    The second-order term of a factorization machine (Rendle 2010) across the two sides, where image
+    and text vectors enter as real-valued features: small data is learned through it first.
+    """
+
+    def __init__(self, *, dim: int, modality_dims: Mapping[str, int]):
+        """Args: dim: width D of the feature vectors."""
+        super().__init__()
+        self.items = nn.ModuleDict({
+            name: nn.Linear(width, dim, bias=False) for name, width in modality_dims.items()
+        })
+        for parameter in self.items.parameters():
+            nn.init.normal_(parameter, std=0.002)
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the term [B]; a masked modality adds nothing to the item's side."""
+        item_BD = inputs.item_sum_BD
+        for name, linear in self.items.items():
+            vector_BE, present_B = inputs.modalities[name]
+            item_BD = item_BD + linear(vector_BE) * present_B[:, None]
+        return (inputs.user_sum_BD * item_BD).sum(dim=1)
+
+
 class UmairFps(nn.Module):
     """The dense part of UMAIR-FPS (arXiv 2402.10381).
 
     u = MLP(x); m_1 = MLP(y); m_k = ReLU(W_k e_k + b_k); c, a = UMCM(u, m);
-    z = [c ; u ; u . m_k]; logit = w . MLP(cross(z)) + b + v . (u . m_k).
+    z = [c ; u ; u . m_k]; logit = w . MLP(cross(z)) + b + v . (u . m_k) + q . p.
 
-    The match terms u . m_k are ours (`match`): the softmax of the attention keeps only how the
-    modalities compare, and forgets whether the user likes any of them.
+    Two terms are ours. The match u . m_k (`match`): the softmax of the attention keeps only how the
+    modalities compare, and forgets whether the user likes any of them. The second-order term q . p
+    (`second_order`, see SecondOrder): what small data says plainly need not pass through towers.
     """
 
     def __init__(
@@ -227,6 +271,7 @@ class UmairFps(nn.Module):
         interests: Sequence[str],
         shared_projection: bool,
         match: bool,
+        second_order_dim: int,
         tower_dims: Sequence[int],
         umcm: str,
         cross: str,
@@ -238,6 +283,7 @@ class UmairFps(nn.Module):
         batch_norm: bool,
     ):
         """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
+        second_order_dim: width of the feature vectors; 0 leaves the second-order term out.
 
         Raises:
             ValueError: unknown `umcm` or `cross`.
@@ -262,6 +308,11 @@ class UmairFps(nn.Module):
         self.item_tower = (
             Tower(in_dim=item_dim, hidden_dims=tower_dims, dropout=dropout, batch_norm=batch_norm)
             if item_dim
+            else None
+        )
+        self.second_order = (
+            SecondOrder(dim=second_order_dim, modality_dims=modality_dims)
+            if second_order_dim
             else None
         )
         self.dropout = nn.Dropout(dropout)
@@ -294,19 +345,20 @@ class UmairFps(nn.Module):
         for vector_BH, present_B in self.projections.items(inputs):
             vectors.append(self.dropout(vector_BH))
             present.append(present_B)
-        if not vectors:
-            logits_B = self.logit(self.deep(self.cross(user_BH)))[:, 0]
-            return logits_B, user_BH.new_zeros(user_BH.shape[0], 0)
-        vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
-        fused_BC, weights_BM = self.umcm(user_BH, vectors_BMH, present_BM)
-        parts = [fused_BC, user_BH]
-        if self.match is None:
-            return self._logit(parts), weights_BM
-        match_BM = torch.einsum("bh,bmh->bm", user_BH, vectors_BMH) * present_BM
-        return self._logit([*parts, match_BM]) + self.match(match_BM)[:, 0], weights_BM
-
-    def _logit(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return self.logit(self.deep(self.cross(torch.cat(parts, dim=1))))[:, 0]
+        parts, weights_BM = [user_BH], user_BH.new_zeros(user_BH.shape[0], 0)
+        direct_B = torch.zeros_like(inputs.first_order_B)
+        if vectors:
+            vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
+            fused_BC, weights_BM = self.umcm(user_BH, vectors_BMH, present_BM)
+            parts.insert(0, fused_BC)
+            if self.match is not None:
+                match_BM = torch.einsum("bh,bmh->bm", user_BH, vectors_BMH) * present_BM
+                parts.append(match_BM)
+                direct_B = direct_B + self.match(match_BM)[:, 0]
+        if self.second_order is not None:
+            direct_B = direct_B + self.second_order(inputs)
+        logits_B = self.logit(self.deep(self.cross(torch.cat(parts, dim=1))))[:, 0]
+        return logits_B + direct_B, weights_BM
 
 
 @dataclass

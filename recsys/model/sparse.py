@@ -101,16 +101,18 @@ class FeatureColumns(nn.Module):
 
     def forward(
         self, embeddings: KeyedTensor, sparse: KeyedJaggedTensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (vectors [B, sum of widths], first-order sum [B]).
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (vectors [B, sum of widths], their sum over features [B, D], first-order sum [B]).
 
-        A list is the mean of its ids; an empty one is zero. The first-order sum is zeros [B] where
-        the term is off or there is no feature.
+        A list is the mean of its ids; an empty one is zero. The sum over features is empty [B, 0]
+        where widths differ or there is no feature; the first-order sum is zeros [B] where the term is
+        off or there is no feature.
         """
         values_BD = embeddings.values()
         nothing_B = values_BD.new_zeros(values_BD.shape[0])
         if not self.feature_names:
-            return nothing_B[:, None][:, :0], nothing_B
+            nothing_B0 = nothing_B[:, None][:, :0]
+            return nothing_B0, nothing_B0, nothing_B
         lengths_FB = sparse.lengths().reshape(len(sparse.keys()), -1)
         parts = []
         for name, is_list in zip(self.feature_names, self.is_list, strict=True):
@@ -119,7 +121,10 @@ class FeatureColumns(nn.Module):
                 lengths_B = lengths_FB[sparse.keys().index(name)]
                 part_BD = part_BD / lengths_B.clamp_min(1)[:, None]
             parts.append(part_BD)
-        if not self.first_order:
-            return torch.cat(parts, dim=1), nothing_B
-        first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
-        return torch.cat([part[:, :-1] for part in parts], dim=1), first_order_B
+        first_order_B = nothing_B
+        if self.first_order:
+            first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
+            parts = [part[:, :-1] for part in parts]
+        same_width = len(set(self.feature_dims)) == 1
+        sum_BD = torch.stack(parts).sum(dim=0) if same_width else nothing_B[:, None][:, :0]
+        return torch.cat(parts, dim=1), sum_BD, first_order_B
