@@ -26,7 +26,7 @@ class TableSpec:
     num_rows: int
     """Rows including the unknown row 0."""
     kind: str
-    """`vocab` (listed in vocab/<name>.parquet), `hash` (xxhash of the id) or `bucket` (numeric)."""
+    """`vocab` (listed in vocab/<name>.parquet), `hash` (MD5 of the id) or `bucket` (numeric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,8 @@ class Manifest:
     has_pairs: bool = False
     image_root: str | None = None
     """Absolute folder the image paths are relative to."""
+    missing_images: int = 0
+    """Items without a picture file when `prepare` ran (not an error: they are masked)."""
     items_checksum: str = ""
     """sha256 over the item ids in row order: features made for other items do not match it."""
     rows_in: int = 0
@@ -95,6 +97,8 @@ class Manifest:
     """Interactions left out, by reason; rows_in = rows of splits - rows_drawn + rows dropped."""
     rows_drawn: int = 0
     """Negatives drawn (they are no input rows)."""
+    rows_unknown: dict[str, int] = field(default_factory=dict)
+    """Rows kept whose `user_id` or `item_id` has the unknown row 0."""
     checksums: dict[str, str] = field(default_factory=dict)
     """sha256 of every file below `prepared/`, by relative path."""
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -3,12 +3,14 @@
 Called by prepare on the views of `sources`, before anything is derived from them.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 
 import duckdb
 
-from recsys.data.sources import Source, first_line, quoted
+from recsys.data.sources import Source, quoted, short
 
 
 @dataclass
@@ -23,10 +25,10 @@ class Problems:
         Raises:
             ValueError: something was found.
         """
-        if self.found:
-            count = len(self.found)
-            head = f"{count} problem{'s' if count > 1 else ''} with the input data:"
-            raise ValueError("\n  ".join([head, *self.found]))
+        found = list(dict.fromkeys(self.found))  # a file that cannot be read says so at every scan
+        if found:
+            head = f"{len(found)} problem{'s' if len(found) > 1 else ''} with the input data:"
+            raise ValueError("\n  ".join([head, *found]))
 
     def note(
         self,
@@ -49,7 +51,7 @@ class Problems:
             query = f"SELECT {', '.join(selected)} FROM {source.view}"
             row = connection.execute(query).fetchall()[0]
         except duckdb.Error as error:
-            self.found.append(f"{source.path}: cannot be read ({first_line(error)})")
+            self.found.append(f"{source.path}: cannot be read ({short(error)})")
             return 0
         for index, (column, _, wrong) in enumerate(conditions):
             count, first, value = row[1 + 3 * index : 4 + 3 * index]
@@ -92,7 +94,36 @@ def leaves_root(path: str) -> str:
     )
 
 
-def pattern_leaves_root(pattern: str) -> bool:
-    """Return whether a picture pattern itself is absolute or climbs out."""
-    parts = PurePosixPath(pattern).parts
-    return pattern.startswith("/") or ".." in parts
+@dataclass
+class Pictures:
+    """What the file system says of the items' pictures."""
+
+    num_missing: int = 0
+    """Items without a picture path, or without a file there."""
+    num_outside: int = 0
+    """Items whose picture lies outside of the image root, through a symbolic link."""
+    first_outside: tuple[int, str] | None = None
+    """Row and path of the first of these."""
+
+
+def look_for_pictures(rows: Iterable[tuple[int, str | None]], root: Path) -> Pictures:
+    """Look once at every picture file; `rows`: row and path relative to `root`, without `..`."""
+    root = root.resolve()
+    pictures = Pictures()
+    is_inside: dict[str, bool] = {}
+    for row, image in rows:
+        if image is None:
+            pictures.num_missing += 1
+            continue
+        path = os.path.join(root, image)
+        folder = os.path.dirname(path)
+        if folder not in is_inside:
+            is_inside[folder] = Path(os.path.realpath(folder)).is_relative_to(root)
+        if not is_inside[folder] or (
+            os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root)
+        ):
+            pictures.num_outside += 1
+            pictures.first_outside = min(pictures.first_outside or (row, image), (row, image))
+        elif not os.path.isfile(path):
+            pictures.num_missing += 1
+    return pictures

@@ -6,6 +6,7 @@ from memory-mapped arrays by index arithmetic. Shapes: B rows of this rank's bat
 """
 
 import functools
+import itertools
 import math
 import queue
 import threading
@@ -48,7 +49,6 @@ class Dataset:
                 f"features {', '.join(unknown)}: not in the manifest, which has {', '.join(by_name)}"
             )
         self.features = [by_name[name] for name in features]
-        self.starts = np.concatenate([[0], np.cumsum(self.spec.file_rows)])
         self.num_rows = self.spec.num_rows
         self.columns = ["row_id", "label"]
         self.columns += ["user_row"] * bool(manifest.num_user_rows)
@@ -77,40 +77,52 @@ class Dataset:
             parts.append(part)
         return parts
 
+    @functools.cached_property
+    def _row_groups(self) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """(part, row group in it) in reading order, and the first row of each."""
+        groups, counts = [], []
+        for number, part in enumerate(self._parts):
+            for group in range(part.num_row_groups):
+                groups.append((number, group))
+                counts.append(part.metadata.row_group(group).num_rows)
+        return groups, np.cumsum([0, *counts[:-1]])
+
     def read(self, start: int, stop: int) -> pa.Table:
         """Return rows [start, stop) of the split, reading only the row groups that hold them."""
-        tables = []
-        for part, first in zip(self._parts, self.starts, strict=False):
-            position = int(first)
-            groups, skip = [], None
-            for group in range(part.num_row_groups):
-                num_rows = part.metadata.row_group(group).num_rows
-                if position < stop and position + num_rows > start:
-                    skip = position if skip is None else skip
-                    groups.append(group)
-                position += num_rows
-            if skip is not None:
-                table = part.read_row_groups(groups, columns=self.columns, use_threads=False)
-                low = max(start - skip, 0)
-                tables.append(table.slice(low, min(stop, position) - skip - low))
-        return pa.concat_tables(tables)
+        groups, starts = self._row_groups
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = int(np.searchsorted(starts, stop, side="left"))
+        tables = [
+            self._parts[part].read_row_groups(
+                [group for _, group in members], columns=self.columns, use_threads=False
+            )
+            for part, members in itertools.groupby(groups[first:last], key=lambda g: g[0])
+        ]
+        return pa.concat_tables(tables).slice(start - int(starts[first]), stop - start)
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, length: int | None = None) -> np.ndarray:
         """Return a memory-mapped side array such as `items/genres.values`.
 
         Raises:
-            ValueError: the file is missing.
+            ValueError: the file is missing, or does not have `length` entries.
         """
         if name not in self._arrays:
             path = self.prepared / f"{name}.npy"
             if not path.is_file():
                 raise ValueError(f"{path}: missing; run launch/prepare.py again")
-            self._arrays[name] = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r")
+            if length is not None and len(array) != length:
+                raise ValueError(
+                    f"{path}: has {len(array):,} entries, expected {length:,}; run "
+                    f"launch/prepare.py again"
+                )
+            self._arrays[name] = array
         return self._arrays[name]
 
     def train_count(self) -> np.ndarray | None:
         """Return training rows by item row [num_item_rows]; None where there are no items."""
-        return self.array("items/train_count") if self.manifest.num_item_rows else None
+        num_rows = self.manifest.num_item_rows
+        return self.array("items/train_count", num_rows) if num_rows else None
 
 
 class Loader:
@@ -241,16 +253,20 @@ class Loader:
             spec = dataset.manifest.history
             assert spec is not None, "a history feature comes with a history"
             longest = spec.max_length if feature.name == "history" else spec.recent_length
-            starts = np.asarray(dataset.array("history/offsets")[users])
+            num_offsets = dataset.manifest.num_user_rows + 1
+            starts = np.asarray(dataset.array("history/offsets", num_offsets)[users])
             ends = starts + columns["history_end"]
             return jagged(dataset.array("history/values"), np.maximum(starts, ends - longest), ends)
         keys = users if feature.source == "user" else items
         if feature.name == f"{feature.source}_id":
             return keys, ones
-        values = dataset.array(f"{feature.source}s/{feature.name}.values")
+        name = f"{feature.source}s/{feature.name}"
+        is_user, manifest = feature.source == "user", dataset.manifest
+        num_rows = manifest.num_user_rows if is_user else manifest.num_item_rows
         if not feature.is_list:
-            return np.asarray(values[keys]), ones
-        offsets = dataset.array(f"{feature.source}s/{feature.name}.offsets")
+            return np.asarray(dataset.array(f"{name}.values", num_rows)[keys]), ones
+        values = dataset.array(f"{name}.values")
+        offsets = dataset.array(f"{name}.offsets", num_rows + 1)
         return jagged(values, np.asarray(offsets[keys]), np.asarray(offsets[keys + 1]))
 
 

@@ -10,12 +10,15 @@ from recsys.data.recipe import NegativesRecipe
 _ROUNDS = 30
 
 
-def draw_negatives(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe) -> int:
-    """Append drawn rows (label 0) to the table `placed`; return how many.
+def draw_negatives(
+    connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, rows_in: int
+) -> int:
+    """Append drawn rows (label 0, row ids from `rows_in` on) to `placed`; return how many.
 
     For every positive, `per_positive` different items, uniform over the catalogue or in proportion to
     an item's training positives, redrawn while the user interacted with the item in any split. A user
-    who knows nearly every item may get fewer.
+    who knows nearly every item may get fewer. Everything else of a drawn row is its positive's, the
+    context too: a context that only positives have would give the label away.
     """
     if recipe.strategy == "uniform":
         pool = "SELECT row - 1 AS place, row AS item_row FROM item_vocab"
@@ -55,10 +58,10 @@ def draw_negatives(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecip
         (left,) = connection.execute("SELECT count(*) FROM wanted").fetchall()[0]
         if not left:
             break
-    (start,) = connection.execute("SELECT max(row_id) + 1 FROM placed").fetchall()[0]
     connection.execute(
-        f"INSERT INTO placed BY NAME SELECT {start} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 "
-        f"AS row_id, CAST(0 AS UTINYINT) AS label, p.user_id, p.user_row, d.item_row, p.ts, p.split "
+        f"INSERT INTO placed SELECT p.* REPLACE ("
+        f"{rows_in} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS row_id, "
+        f"CAST(0 AS UTINYINT) AS label, d.item_row AS item_row) "
         f"FROM drawn d JOIN placed p ON p.row_id = d.row_id"
     )
     (count,) = connection.execute("SELECT count(*) FROM drawn").fetchall()[0]

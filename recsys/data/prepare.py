@@ -7,7 +7,9 @@ any length fits; the folder is built beside and renamed.
 
 import dataclasses
 import hashlib
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data.checks import Problems, is_null, leaves_root, pattern_leaves_root
+from recsys.data.checks import Problems, is_null, leaves_root, look_for_pictures
 from recsys.data.history import history_end_sql, stored_sql
 from recsys.data.negatives import draw_negatives
 from recsys.data.recipe import (
@@ -31,7 +33,7 @@ from recsys.data.recipe import (
     parse_label,
     source_file,
 )
-from recsys.data.sources import Source, first_line, literal, quoted
+from recsys.data.sources import Source, literal, quoted, short
 from recsys.data.split import order_hash, split_sql
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
 from recsys.job import say, stage
@@ -76,10 +78,19 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
         }
         manifest = dataclasses.replace(manifest, checksums=checksums)
         write_manifest(beside, manifest)
-        shutil.rmtree(final, ignore_errors=True)
+        # What was there goes away only when the new is in its place.
+        old = workspace / f".prepared.{os.getpid()}.old"
+        if final.exists():
+            os.replace(final, old)
         os.replace(beside, final)
+        shutil.rmtree(old, ignore_errors=True)
+    except duckdb.OutOfMemoryException as error:
+        raise ValueError(
+            f"memory_limit={memory_limit} with threads={threads}: not enough for this data "
+            f"({short(error)}); raise memory_limit or lower threads"
+        ) from error
     except duckdb.Error as error:
-        raise ValueError(f"data.source={recipe.source}: {first_line(error)}") from error
+        raise ValueError(f"data.source={recipe.source}: {short(error)}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
@@ -90,8 +101,15 @@ def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.
     folder.mkdir()
     connection = duckdb.connect(str(folder / "work.duckdb"))
     try:
-        connection.execute(f"SET memory_limit = {literal(memory_limit)}")
-        connection.execute(f"SET threads = {threads}")
+        try:
+            connection.execute(f"SET memory_limit = {literal(memory_limit)}")
+            connection.execute(f"SET threads = {threads}")
+        except duckdb.Error as error:
+            raise ValueError(
+                f"memory_limit={memory_limit!r}, threads={threads!r}: {short(error)}"
+            ) from error
+        # Times without a zone mean UTC, on every machine.
+        connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"SET temp_directory = {literal(str(folder / 'spill'))}")
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
@@ -113,14 +131,17 @@ class Preparation:
         self.tables: list[TableSpec] = []
         self.features: list[FeatureSpec] = []
         self.log_features: dict[str, FeatureTable] = {}
+        self.rows_in = 0
+        self.missing_images = 0
 
     def run(self) -> Manifest:
         """Read down once: this is what happens to a data set."""
         with stage("read and check") as read:
             logs = self.open_sources()
             self.check()
-            rows_in = self.load_log(logs)
-            read.done(f"{rows_in:,} interactions")
+            rows_in = self.rows_in = self.load_log(logs)
+            missing = f", {self.missing_images:,} items without a picture"
+            read.done(f"{rows_in:,} interactions{missing if self.missing_images else ''}")
         with stage("split and number") as numbered:
             self.place()
             rows_drawn = self.draw()
@@ -159,10 +180,12 @@ class Preparation:
                 if items and items.image
                 else None
             ),
+            missing_images=self.missing_images,
             items_checksum=self.items_checksum(),
             rows_in=rows_in,
             rows_dropped=self.dropped,
             rows_drawn=rows_drawn,
+            rows_unknown=self.count_unknown(),
             recipe=dataclasses.asdict(self.recipe),
         )
 
@@ -217,11 +240,10 @@ class Preparation:
             } | _feature_columns("interactions.features", log.features)
             self.problems.found += source.missing_columns(wanted)
         if self.items and items:
-            image = items.image if items.image and "{" not in items.image else None
             wanted = {
                 "items.item_id": items.item_id,
-                "items.image": image,
                 "items.title": items.title,
+                **{f"items.image {{{c}}}": c for c in _pattern_columns(items.image)},
                 **{f"items.text[{i}]": column for i, column in enumerate(items.text)},
             }
             wanted |= _feature_columns("items.features", items.features)
@@ -249,20 +271,15 @@ class Preparation:
                 self.problems.found.append(f"{source.path}: no rows; expected interactions")
         if self.items and items:
             conditions = [(items.item_id, is_null(items.item_id), "null id")]
-            if items.image and "{" not in items.image:
-                outside = leaves_root(quoted(items.image))
+            if items.image:
                 conditions.append((
-                    items.image,
-                    outside,
+                    _pattern_columns(items.image)[0],
+                    leaves_root(_image_sql(items.image)),
                     f"picture path leaves items.image_root={items.image_root!r}",
                 ))
             conditions += _number_conditions(items.features)
             self.problems.note(self.connection, self.items, conditions)
             self.problems.note_duplicates(self.connection, self.items, items.item_id)
-            if items.image and "{" in items.image and pattern_leaves_root(items.image):
-                self.problems.found.append(
-                    f"items.image={items.image!r}: leaves items.image_root={items.image_root!r}"
-                )
         if self.users and users:
             conditions = [(users.user_id, is_null(users.user_id), "null id")]
             conditions += _number_conditions(users.features)
@@ -278,6 +295,31 @@ class Preparation:
             for source, _ in self.logs:
                 self.check_unknown_items(source)
         self.problems.raise_if_any()
+        self.check_pictures()
+        self.problems.raise_if_any()
+
+    def check_pictures(self) -> None:
+        """Count missing pictures and note those that links lead out of the image root."""
+        items = self.recipe.items
+        if self.items is None or items is None or items.image is None:
+            return
+        root = source_file(self.recipe, items.image_root)
+        if not root.is_dir():
+            self.problems.found.append(f"{root}: no such folder; check items.image_root")
+            return
+        query = f"SELECT source_row, {_image_sql(items.image)} FROM items_source"
+        cursor = self.connection.execute(query)
+        rows = itertools.chain.from_iterable(iter(lambda: cursor.fetchmany(10_000), []))
+        pictures = look_for_pictures(rows, root)
+        self.missing_images = pictures.num_missing
+        if pictures.first_outside:
+            row, image = pictures.first_outside
+            count = pictures.num_outside
+            self.problems.found.append(
+                f"{self.items.path}: column {_pattern_columns(items.image)[0]!r}: picture path "
+                f"leaves items.image_root={items.image_root!r} through a symbolic link: {count:,} "
+                f"row{'s' if count > 1 else ''}, first at data row {row:,} ({image!r})"
+            )
 
     def log_conditions(self) -> list[tuple[str, str, str]]:
         """What makes a row of the log unusable."""
@@ -374,11 +416,15 @@ class Preparation:
                 continue
             trained = f"SELECT {side}_id AS id, count(*) AS n {train} GROUP BY id"
             if catalogue:
+                # A user whom the users file lacks is still known by training rows; an item's
+                # absence has its own rule (unknown_items).
+                join = "FULL JOIN" if side == "user" else "LEFT JOIN"
                 self.connection.execute(
                     f"CREATE TABLE {side}_vocab AS SELECT id, CAST(row_number() OVER "
                     f"(ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
-                    f"(SELECT c.id, coalesce(t.n, 0) AS n FROM (SELECT {quoted(catalogue)} AS id "
-                    f"FROM {side}s_source) c LEFT JOIN ({trained}) t ON c.id = t.id)"
+                    f"(SELECT id, coalesce(n, 0) AS n FROM (SELECT {quoted(catalogue)} AS id, true "
+                    f"AS listed FROM {side}s_source) {join} ({trained}) USING (id) "
+                    f"WHERE listed OR n >= {minimum})"
                 )
             else:
                 ids = f"SELECT {side}_id AS id {train}"
@@ -405,7 +451,16 @@ class Preparation:
     def draw(self) -> int:
         """Draw negatives where the log holds positives only."""
         recipe = self.recipe.interactions.negatives
-        return draw_negatives(self.connection, recipe) if recipe else 0
+        return draw_negatives(self.connection, recipe, self.rows_in) if recipe else 0
+
+    def count_unknown(self) -> dict[str, int]:
+        """Return the rows whose user or item has the unknown row 0, where there are any."""
+        log = self.recipe.interactions
+        counts = {}
+        for side, column in (("user", log.user_id), ("item", log.item_id)):
+            if column and (count := self.count(f"placed WHERE {side}_row = 0")):
+                counts[f"{side}_id"] = count
+        return counts
 
     # Users and items
 
@@ -425,7 +480,8 @@ class Preparation:
         arrays.mkdir()
         train_count = np.zeros(count + 1, dtype=np.int64)
         counted = self.connection.execute(
-            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE split = 0 GROUP BY row"
+            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE split = 0 "
+            f"AND row_id < {self.rows_in} GROUP BY row"  # without drawn negatives
         ).fetchnumpy()
         train_count[counted["row"]] = counted["n"]
         np.save(arrays / "train_count.npy", train_count)
@@ -447,10 +503,7 @@ class Preparation:
         self, side: str, key: str, name: str, feature: FeatureRecipe, count: int
     ) -> None:
         """Write a user or item feature as arrays by row."""
-        relation = (
-            f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM {side}s_source s "
-            f"JOIN {side}_vocab v ON s.{quoted(key)} = v.id"
-        )
+        relation = _values_sql(side, key, value_sql(feature, name))
         table = FeatureTable(self.connection, name, feature, relation, relation)
         self.add_feature(table, source=side, side=side)
         path = self.folder / f"{side}s"
@@ -469,16 +522,18 @@ class Preparation:
         columns = {"image": "NULL", "text": "NULL", "title": "NULL"}
         join, tags = "", ""
         if items is not None:
-            join = f"LEFT JOIN items_source s ON s.{quoted(items.item_id)} = v.id"
-            if items.image and "{" in items.image:
-                columns["image"] = _pattern_sql(items.image)
-            elif items.image:
-                columns["image"] = f"nullif(s.{quoted(items.image)}, '')"
+            if items.image:
+                columns["image"] = _image_sql(items.image)
             if items.text:
-                parts = ", ".join(f"nullif(trim(s.{quoted(c)}), '')" for c in items.text)
+                parts = ", ".join(f"nullif(trim({quoted(c)}), '')" for c in items.text)
                 columns["text"] = f"nullif(concat_ws('. ', {parts}), '')"
             if items.title:
-                columns["title"] = f"s.{quoted(items.title)}"
+                columns["title"] = quoted(items.title)
+            # A query of its own for the file's columns: they may be called like ours.
+            named = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+            join = f"LEFT JOIN (SELECT {quoted(items.item_id)} AS id, {named} FROM items_source) s "
+            join += "ON s.id = v.id"
+            columns = {name: f"s.{name}" for name in columns}
             tags = self.tags_sql()
         join += f" LEFT JOIN ({tags}) t ON t.key = v.row" if tags else ""
         shown_tags = "t.tags" if tags else "CAST(NULL AS VARCHAR[])"
@@ -499,10 +554,7 @@ class Preparation:
             return ""
         parts = []
         for name, feature in items.tags.items():
-            relation = (
-                f"SELECT v.row AS key, {value_sql(feature, name)} AS value FROM items_source s "
-                f"JOIN item_vocab v ON s.{quoted(items.item_id)} = v.id"
-            )
+            relation = _values_sql("item", items.item_id, value_sql(feature, name))
             table = FeatureTable(self.connection, f"tags_{name}", feature, relation, relation)
             listed = (
                 table._exploded(relation)
@@ -532,7 +584,7 @@ class Preparation:
         """Build the tables of interaction features from the training rows."""
         for name, feature in self.recipe.interactions.features.items():
             rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM placed"
-            train = f"{rows} WHERE split = 0"
+            train = f"{rows} WHERE split = 0 AND row_id < {self.rows_in}"  # no drawn negatives
             table = FeatureTable(self.connection, name, feature, rows, train)
             self.log_features[name] = table
             self.add_feature(table, source="interaction", side=feature.side or "context")
@@ -583,7 +635,7 @@ class Preparation:
             folder / "values.npy", mode="w+", dtype=np.int32, shape=(total,)
         )
         start = 0
-        for batch in self.batches(stored):
+        for batch in arrow_batches(self.connection, stored):
             rows = batch.column("item_row").to_numpy()
             values[start : start + len(rows)] = rows
             start += len(rows)
@@ -605,9 +657,14 @@ class Preparation:
             columns.append("e.history_end")
             joins += " JOIN ends e ON e.row_id = p.row_id"
         for index, (name, table) in enumerate(self.log_features.items()):
-            empty = "[]::INTEGER[]" if table.is_list else "0"
-            columns.append(f"coalesce(f{index}.value, {empty}) AS {quoted(name)}")
-            joins += f" LEFT JOIN ({table.rows_sql()}) f{index} ON f{index}.key = p.row_id"
+            if table.is_list:
+                row = f"coalesce(f{index}.value, []::INTEGER[])"
+                join = f"LEFT JOIN ({table.rows_sql()}) f{index} ON f{index}.key = p.row_id"
+            else:
+                # Joins the vocabulary, never the log with itself: memory would follow its length.
+                join, row = table.single(f"p.{quoted(name)}", f"f{index}")
+            columns.append(f"{row} AS {quoted(name)}")
+            joins += f" {join}"
         order = order_hash(self.recipe.split.seed, "p.row_id")
         splits = {}
         for index, name in enumerate(SPLITS):
@@ -636,15 +693,15 @@ class Preparation:
         files: list[str] = []
         file_rows: list[int] = []
         writer: pq.ParquetWriter | None = None
-        for batch in self.batches(query):
+        for group in row_groups(arrow_batches(self.connection, query)):
             if writer is None or file_rows[-1] >= PART_ROWS:
                 if writer:
                     writer.close()
                 files.append(f"{folder}/part-{len(files):05d}.parquet")
                 file_rows.append(0)
-                writer = pq.ParquetWriter(self.folder / files[-1], batch.schema, compression="zstd")
-            writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
-            file_rows[-1] += batch.num_rows
+                writer = pq.ParquetWriter(self.folder / files[-1], group.schema, compression="zstd")
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            file_rows[-1] += group.num_rows
         if writer:
             writer.close()
         return files, file_rows
@@ -688,15 +745,11 @@ class Preparation:
             schema = pa.schema([pa.field(n, f.type) for n, f in zip(names, schema, strict=True)])
         num_rows = 0
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in reader:
-                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
-                num_rows += batch.num_rows
+            for group in row_groups(reader):
+                writer.write_table(pa.table(group.columns, schema=schema))
+                num_rows += group.num_rows
         assert count is None or num_rows == count, f"{path} has {num_rows} rows, not {count}"
         return num_rows
-
-    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Stream a query in record batches of one row group."""
-        yield from arrow_batches(self.connection, query)
 
     def one(self, query: str) -> tuple:
         """Return the only row of an aggregate."""
@@ -708,11 +761,11 @@ class Preparation:
 
 
 def seconds_sql(column: str) -> str:
-    """SQL of a time in whole seconds: an integer as it is, a date or timestamp since 1970."""
+    """SQL of a time in whole seconds, rounded down: a number as it is, a date since 1970."""
     text = quoted(column)
     return (
-        f"coalesce(try_cast({text} AS BIGINT), "
-        f"CAST(epoch(try_cast({text} AS TIMESTAMP)) AS BIGINT))"
+        f"try_cast(floor(coalesce(try_cast({text} AS DOUBLE), "
+        f"epoch(try_cast({text} AS TIMESTAMPTZ)))) AS BIGINT)"
     )
 
 
@@ -723,10 +776,24 @@ def label_number_sql(column: str) -> str:
 
 
 def arrow_batches(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
-    """Stream a query's result in record batches of one row group."""
+    """Stream a query's result in record batches of about one row group."""
     relation = connection.sql(query)
     assert relation is not None, "a SELECT has a result"
     return relation.to_arrow_reader(ROW_GROUP_ROWS)
+
+
+def row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Cut a stream into tables of ROW_GROUP_ROWS rows; the last is shorter, or empty.
+
+    The database cuts its batches as its threads come along; files must not depend on that.
+    """
+    held = reader.schema.empty_table()
+    for batch in reader:
+        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        while held.num_rows > ROW_GROUP_ROWS:
+            yield held.slice(0, ROW_GROUP_ROWS).combine_chunks()
+            held = held.slice(ROW_GROUP_ROWS)
+    yield held.combine_chunks()
 
 
 def write_lists(
@@ -765,17 +832,31 @@ def _number_conditions(features: dict[str, FeatureRecipe]) -> list[tuple[str, st
     ]
 
 
+def _values_sql(side: str, key: str, value: str) -> str:
+    """SQL of (key, value): a value of the users or items by the row it belongs to."""
+    # A query of its own for the file's columns: they may be called like ours.
+    return (
+        f"SELECT v.row AS key, s.value FROM (SELECT {quoted(key)} AS id, {value} AS value "
+        f"FROM {side}s_source) s JOIN {side}_vocab v ON s.id = v.id"
+    )
+
+
 def _text(column: str | None) -> str:
     return quoted(column) if column else "CAST(NULL AS VARCHAR)"
 
 
-def _pattern_sql(pattern: str) -> str:
-    """SQL of "posters/{movieId}.jpg": the columns in braces filled in."""
-    pieces = []
-    for piece in pattern.replace("}", "{").split("{"):
-        pieces.append(piece)
-    parts = [
-        literal(piece) if index % 2 == 0 else f"s.{quoted(piece)}"
-        for index, piece in enumerate(pieces)
-    ]
-    return " || ".join(parts)
+def _pattern_columns(image: str | None) -> list[str]:
+    """Return the columns of a picture path: "{a}/{b}.jpg" -> a, b; "image" -> image."""
+    if not image:
+        return []
+    return re.findall(r"\{([^{}]*)\}", image) if "{" in image else [image]
+
+
+def _image_sql(image: str) -> str:
+    """SQL of a picture path: a column, or "posters/{movieId}.jpg" with its columns filled in."""
+    if "{" not in image:
+        return f"nullif({quoted(image)}, '')"
+    pieces = image.replace("}", "{").split("{")
+    return " || ".join(
+        quoted(piece) if index % 2 else literal(piece) for index, piece in enumerate(pieces)
+    )

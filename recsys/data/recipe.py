@@ -12,6 +12,21 @@ STRATEGIES = ("time", "per_user_time", "random", "given")
 PERSPECTIVES = ("multilingual", "relation", "explanation")
 FEATURE_KINDS = ("id", "id_list", "numeric")
 UNKNOWN_ITEM_RULES = ("error", "drop", "keep")
+RESERVED_NAMES = {
+    *("user_id", "item_id", "history", "history_recent"),
+    *(
+        "row_id",
+        "label",
+        "user_row",
+        "item_row",
+        "timestamp",
+        "history_end",
+        "ts",
+        "split",
+        "given",
+    ),
+}
+"""Features and columns that every data set has: no feature of a recipe is called so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +38,13 @@ class FeatureRecipe:
     kind: str = "id"
     """`id`, `id_list` (several ids in one text), or `numeric` (bucketed)."""
     separator: str = "|"
-    """Between the ids of an id_list."""
+    """Between the ids of an id_list; a Parquet column of lists needs none."""
     extract: str | None = None
     """Regular expression whose first group is the value; null: the whole text."""
     min_count: int = 1
     """Ids seen less often than this share the unknown row 0."""
     hash_rows: int = 0
-    """Rows of a hashed table (xxhash-like, no vocabulary); 0: build a vocabulary."""
+    """Rows of a hashed table (row 0 included, no vocabulary); 0: build a vocabulary."""
     quantiles: int = 16
     """Buckets of about equal count for a numeric column without cuts."""
     cuts: list[float] = field(default_factory=list)
@@ -75,7 +90,7 @@ class InteractionsRecipe:
     unknown_items: str = "error"
     """Rows whose item is not in the items file: `error`, `drop`, or `keep` as unknown row 0."""
     user_min_count: int = 1
-    """Users with fewer training rows share the unknown row 0."""
+    """Users with fewer training rows, and not in a users file, share the unknown row 0."""
     item_min_count: int = 1
     """Without an items file: items with fewer training rows share the unknown row 0."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
@@ -186,7 +201,9 @@ class LabelRule:
     number: float = 0.0
 
 
-_RULE = re.compile(r"^\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$")
+_RULE = re.compile(
+    r"^\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*$"
+)
 
 
 def parse_label(text: str) -> LabelRule:
@@ -220,7 +237,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if split.strategy == "per_user_time" and not log.user_id:
         problems.append("interactions.user_id: missing, split.strategy=per_user_time needs users")
-    if len(split.fractions) != 3 or abs(sum(split.fractions) - 1) > 1e-6:
+    fractions = split.fractions
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         problems.append(f"split.fractions={split.fractions}: expected three shares that sum to 1")
     if log.label is None and log.negatives is None:
         problems.append(
@@ -263,11 +281,16 @@ def check_recipe(recipe: Recipe) -> None:
             problems.append(f"{key}.side={feature.side!r}: expected user, item or context")
         if feature.cuts != sorted(feature.cuts):
             problems.append(f"{key}.cuts={feature.cuts}: expected ascending numbers")
+        if feature.hash_rows < 0 or feature.hash_rows == 1:
+            problems.append(f"{key}.hash_rows={feature.hash_rows}: expected 0, or 2 and more")
     names = [key.rsplit(".", 1)[1] for key, _ in named_features(recipe) if ".tags." not in key]
-    reserved = {"user_id", "item_id", "history", "history_recent"}
+    # SQL does not tell upper from lower case.
+    lower = [name.lower() for name in names]
     for name in sorted(set(names)):
-        if names.count(name) > 1 or name in reserved:
-            problems.append(f"feature {name!r}: the name is taken; give each feature its own")
+        if lower.count(name.lower()) > 1 or name.lower() in RESERVED_NAMES:
+            problems.append(
+                f"feature {name!r}: the name is taken; give it another and name its column"
+            )
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             problems.append(f"feature {name!r}: expected letters, digits and underscores")
     if problems:

@@ -3,9 +3,14 @@
 Every column is read as text, so that `checks` can name the row that does not fit. Called by prepare.
 """
 
+import csv
+import gzip
 from pathlib import Path
 
 import duckdb
+
+LIST_SEPARATOR = "\x1f"
+"""Joins the elements of a Parquet list to one text; never found inside an id."""
 
 
 def quoted(name: str) -> str:
@@ -45,25 +50,33 @@ class Source:
         if path.suffix == ".parquet":
             reader = f"read_parquet({literal(str(path))})"
         elif path.suffix in (".csv", ".tsv", ".txt", ".gz"):
-            names = ""
-            if header:
-                names = ", names=[" + ", ".join(literal(n) for n in header) + "]"
+            # Nothing is guessed: a guess from the first rows may skip the header or split lines.
+            names = header or _header(path, delimiter)
+            columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
             reader = (
-                f"read_csv({literal(str(path))}, all_varchar=true, delim={literal(delimiter)}, "
-                f"header={'false' if header else 'true'}, quote='\"', escape='\"'{names})"
+                f"read_csv({literal(str(path))}, auto_detect=false, columns={{{columns}}}, "
+                f"delim={literal(delimiter)}, header={'false' if header else 'true'}, "
+                f"quote='\"', escape='\"')"
             )
         else:
             raise ValueError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
         try:
             described = connection.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
             self.columns = [row[0] for row in described]
-            texts = ", ".join(f"CAST({quoted(c)} AS VARCHAR) AS {quoted(c)}" for c in self.columns)
+            self.lists = {name for name, kind, *_ in described if kind.endswith("[]")}
+            texts = ", ".join(f"{self._text(c)} AS {quoted(c)}" for c in self.columns)
             connection.execute(
                 f"CREATE VIEW {view} AS SELECT *, row_number() OVER () - 1 AS source_row "
                 f"FROM (SELECT {texts} FROM {reader})"
             )
         except duckdb.Error as error:
-            raise ValueError(f"{path}: cannot be read ({first_line(error)})") from error
+            raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+
+    def _text(self, column: str) -> str:
+        if column in self.lists:
+            elements = f"CAST({quoted(column)} AS VARCHAR[])"
+            return f"array_to_string({elements}, {literal(LIST_SEPARATOR)})"
+        return f"CAST({quoted(column)} AS VARCHAR)"
 
     def missing_columns(self, wanted: dict[str, str | None]) -> list[str]:
         """Return a sentence for every wanted column that the file lacks; `wanted`: key -> column."""
@@ -75,6 +88,34 @@ class Source:
         ]
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of a database error, the part that says what is wrong."""
-    return str(error).splitlines()[0]
+def _header(path: Path, delimiter: str) -> list[str]:
+    """Return the names in the first line of a CSV file.
+
+    Raises:
+        ValueError: there is no line, it is not UTF-8 text, or two names are equal.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            names = next(csv.reader(stream, delimiter=delimiter), [])
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+    if not any(names):
+        raise ValueError(f"{path}: empty; expected a header line with column names")
+    names = [name or f"column{index}" for index, name in enumerate(names)]
+    # SQL names do not tell upper from lower case.
+    lower = [name.lower() for name in names]
+    twice = [name for name in names if lower.count(name.lower()) > 1]
+    if twice:
+        raise ValueError(f"{path}: columns {', '.join(twice)}: a name is given twice; rename one")
+    return names
+
+
+def short(error: Exception) -> str:
+    """Return what an error says, in one line and without advice on options a recipe lacks."""
+    lines: list[str] = []
+    for line in str(error).splitlines():
+        if not line.strip() or line.startswith("Possible"):
+            break
+        lines.append(line.strip())
+    return "; ".join(lines)[:400]

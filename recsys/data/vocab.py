@@ -4,10 +4,12 @@ All of it as SQL over DuckDB tables, called by prepare. A vocabulary is ordered 
 id, so that equal input gives equal rows.
 """
 
+import math
+
 import duckdb
 
 from recsys.data.recipe import FeatureRecipe
-from recsys.data.sources import literal, quoted
+from recsys.data.sources import LIST_SEPARATOR, literal, quoted
 from recsys.schema import TableSpec
 
 
@@ -19,8 +21,17 @@ def value_sql(feature: FeatureRecipe, name: str) -> str:
     return f"nullif({text}, '')"
 
 
+def number_sql(value: str) -> str:
+    """SQL of a text as a number: NULL where there is none."""
+    return f"nullif(try_cast({value} AS DOUBLE), 'nan'::DOUBLE)"
+
+
 def hash_row(value: str, num_rows: int) -> str:
-    """SQL of the row of a hashed id: 1 .. num_rows - 1, row 0 stays unknown."""
+    """SQL of the row of a hashed id: 1 .. num_rows - 1, row 0 stays unknown.
+
+    The last eight bytes of the id's MD5, little-endian, modulo num_rows - 1: the same in every
+    language and every version of the database.
+    """
     return f"CAST(1 + md5_number_lower({value}) % {num_rows - 1} AS INTEGER)"
 
 
@@ -70,27 +81,30 @@ class FeatureTable:
         (count,) = self.connection.execute(query).fetchall()[0]
         return TableSpec(name=self.name, num_rows=count + 1, kind="vocab")
 
+    def single(self, value: str, alias: str) -> tuple[str, str]:
+        """Return SQL of a join and of the row of one text, for a feature that is no list.
+
+        Args:
+            value: SQL of the text.
+            alias: a name for the joined vocabulary, unique in the query.
+        """
+        if self.feature.kind == "numeric":
+            # Cuts as texts: SQL would read the digits as decimals, which are not the same numbers.
+            cuts = "[" + ", ".join(literal(repr(c)) for c in self.cuts) + "]::DOUBLE[]"
+            number = number_sql(value)
+            bucket = f"1 + len(list_filter({cuts}, lambda c: c < {number}))"
+            return "", f"CAST(CASE WHEN {number} IS NULL THEN 0 ELSE {bucket} END AS INTEGER)"
+        if self.feature.hash_rows:
+            row = hash_row(value, self.feature.hash_rows)
+            return "", f"CASE WHEN {value} IS NULL THEN 0 ELSE {row} END"
+        join = f"LEFT JOIN {self.vocabulary} {alias} ON {alias}.id = {value}"
+        return join, f"coalesce({alias}.row, 0)"
+
     def rows_sql(self) -> str:
         """SQL of (key, value): the row, or for a list the rows in the order of the text."""
-        if self.feature.kind == "numeric":
-            number = "try_cast(value AS DOUBLE)"
-            cuts = "[" + ", ".join(repr(c) for c in self.cuts) + "]::DOUBLE[]"
-            bucket = f"1 + len(list_filter({cuts}, lambda c: c < {number}))"
-            return (
-                f"SELECT key, CAST(CASE WHEN {number} IS NULL THEN 0 ELSE {bucket} END AS INTEGER) "
-                f"AS value FROM ({self.relation})"
-            )
         if not self.is_list:
-            if self.feature.hash_rows:
-                row = hash_row("value", self.feature.hash_rows)
-                return (
-                    f"SELECT key, CASE WHEN value IS NULL THEN 0 ELSE {row} END AS value "
-                    f"FROM ({self.relation})"
-                )
-            return (
-                f"SELECT r.key, coalesce(v.row, 0) AS value FROM ({self.relation}) r "
-                f"LEFT JOIN {self.vocabulary} v ON r.value = v.id"
-            )
+            join, row = self.single("r.value", "v")
+            return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join}"
         if self.feature.hash_rows:
             row = hash_row("id", self.feature.hash_rows)
             return (
@@ -105,7 +119,9 @@ class FeatureTable:
 
     def _exploded(self, relation: str) -> str:
         """SQL of (key, position, id): one row per id of a list, blanks left out."""
-        parts = f"string_split(value, {literal(self.feature.separator)})"
+        separator = literal(self.feature.separator)
+        text = f"replace(value, {literal(LIST_SEPARATOR)}, {separator})"
+        parts = f"string_split({text}, {separator})"
         return (
             f"SELECT key, position, trim(part) AS id FROM (SELECT key, "
             f"unnest({parts}) AS part, generate_subscripts({parts}, 1) AS position "
@@ -126,11 +142,11 @@ class FeatureTable:
             return list(self.feature.cuts)
         shares = [(i + 1) / self.feature.quantiles for i in range(self.feature.quantiles - 1)]
         query = (
-            f"SELECT quantile_disc(try_cast(value AS DOUBLE), {shares}) FROM ({relation}) "
-            f"WHERE try_cast(value AS DOUBLE) IS NOT NULL"
+            f"SELECT quantile_disc(number, {shares}) FROM "
+            f"(SELECT {number_sql('value')} AS number FROM ({relation})) WHERE number IS NOT NULL"
         )
         (cuts,) = self.connection.execute(query).fetchall()[0]
-        return sorted(set(cuts or []))
+        return sorted({cut for cut in cuts or [] if math.isfinite(cut)})
 
 
 def build_vocabulary(

@@ -1,190 +1,375 @@
-"""The loader: every row once, the same global batch for any number of ranks, exact resumption."""
+"""The loader: every row once, the same global batch for any number of ranks, resume, padding.
+
+One prepared data set serves most tests: 900 rows with users, items, lists, numbers and a history,
+written in small row groups and parts, so that blocks, groups and parts all end in odd places.
+"""
+
+import itertools
+import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recsys.data import dataset as dataset_module
+from recsys.config import from_config
+from recsys.data import dataset as dataset_file
+from recsys.data import prepare as prepare_file
 from recsys.data.dataset import Dataset, Loader, jagged, prefetched
-from tests.data.small_log import ITEMS, prepared, recipe, write_source
+from recsys.data.prepare import prepare
+from recsys.data.recipe import Recipe
+from recsys.schema import FeatureSpec, Manifest, SplitSpec
+from tests.reference.rows import expected_examples
+
+FEATURES = [
+    "user_id",
+    "age",
+    "interests",
+    "item_id",
+    "genres",
+    "year",
+    "device",
+    "words",
+    "price",
+    "history",
+    "history_recent",
+]
+
+
+def ids(rng, letters, most):
+    return "|".join(rng.choice(list(letters), rng.integers(0, most + 1), replace=False))
+
+
+def write_raw(folder: Path) -> None:
+    rng = np.random.default_rng(5)
+    log = ["user_id,item_id,time,label,device,words,price"]
+    for _ in range(900):
+        log.append(
+            f"u{rng.integers(30)},i{rng.integers(50)},{rng.integers(4000)},{rng.integers(2)},"
+            f"{rng.choice(['phone', 'desk', ''])},{ids(rng, 'abcdef', 4)},"
+            f"{rng.choice(['', round(float(rng.normal()), 3)])}"
+        )
+    items = ["item_id,genres,year"]
+    items += [f"i{i},{ids(rng, 'vwxyz', 3)},{rng.integers(1950, 2020)}" for i in range(50)]
+    users = ["user_id,age,interests"]
+    users += [f"u{u},{rng.integers(20, 60)},{ids(rng, 'pqrs', 4)}" for u in range(30)]
+    for name, lines in (("log", log), ("items", items), ("users", users)):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+
+RECIPE = {
+    "name": "rows",
+    "interactions": {
+        "file": "log.csv",
+        "user_id": "user_id",
+        "item_id": "item_id",
+        "timestamp": "time",
+        "label": "label",
+        "features": {
+            "device": {},
+            "words": {"kind": "id_list"},
+            "price": {"kind": "numeric", "quantiles": 4},
+        },
+    },
+    "items": {
+        "file": "items.csv",
+        "features": {
+            "genres": {"kind": "id_list"},
+            "year": {"kind": "numeric", "cuts": [1980, 2000]},
+        },
+    },
+    "users": {
+        "file": "users.csv",
+        "features": {"age": {}, "interests": {"kind": "id_list"}},
+    },
+    "split": {"strategy": "random", "fractions": [0.7, 0.2, 0.1]},
+    "history": {"max_length": 6, "recent_length": 2},
+}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """300 rows of six users with lists, buckets and histories."""
-    rng = np.random.default_rng(5)
-    lines = ["user_id,item_id,time,rating,place"]
-    for _ in range(300):
-        lines.append(
-            f"u{rng.integers(6)},{10 * rng.integers(1, 5)},{rng.integers(90)},"
-            f"{rng.integers(1, 6)},p{rng.integers(3)}"
-        )
-    folder = tmp_path_factory.mktemp("world")
-    source = write_source(folder / "raw", interactions="\n".join(lines) + "\n", items=ITEMS)
-    made = recipe(
-        source,
-        interactions__features={"place": {}},
-        split={"strategy": "time", "fractions": [0.8, 0.1, 0.1]},
-        history={"max_length": 4, "recent_length": 2},
-    )
-    return prepared(folder, made)
+    """Folder `prepared` and manifest."""
+    folder = tmp_path_factory.mktemp("rows")
+    write_raw(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_file, "ROW_GROUP_ROWS", 70)
+        patch.setattr(prepare_file, "PART_ROWS", 210)
+        made = from_config(Recipe, {**RECIPE, "source": str(folder)}, "data")
+        manifest = prepare(made, folder / "w", memory_limit="500MB", threads=2)
+    assert manifest.splits["train"].num_rows > 500
+    return folder / "w" / "prepared", manifest
 
 
-def loader(world, *, split="train", rank=0, world_size=1, shuffle=True, size=32, lanes=4, **other):
-    manifest, workspace = world
-    names = [f.name for f in manifest.features]
-    return Loader(
-        Dataset(workspace / "prepared", manifest, split=split, features=names),
-        global_batch_size=size,
-        rank=rank,
-        world_size=world_size,
-        num_lanes=lanes,
-        shuffle=shuffle,
-        seed=3,
-        **other,
-    )
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(dataset_file, "BLOCK_ROWS", 32)
 
 
-def rows(batch):
-    return batch.row_id_B.tolist()
-
-
-def test_every_row_comes_once_and_padding_has_weight_zero(world):
-    manifest, _ = world
-    made = loader(world)
-    batches = list(made.batches(epoch=0))
-    assert len(batches) == made.steps_per_epoch
-    ids = torch.cat([b.row_id_B for b in batches])
-    weights = torch.cat([b.weights_B for b in batches])
-    assert len(ids) == 32 * len(batches)
-    real = ids[weights > 0].tolist()
-    assert len(real) == len(set(real)) == manifest.splits["train"].num_rows
-    assert set(ids[weights == 0].tolist()) <= {-1}
-    assert sum(b.global_rows for b in batches) == len(real)
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_ranks(world, world_size):
-    whole = list(loader(world).batches(epoch=1))
-    parts = [
-        list(loader(world, rank=r, world_size=world_size).batches(epoch=1))
-        for r in range(world_size)
-    ]
-    for step, batch in enumerate(whole):
-        together = [i for rank in range(world_size) for i in rows(parts[rank][step])]
-        # Padding may lie elsewhere in the batch; the rows are the same.
-        assert sorted(together) == sorted(rows(batch))
-        assert all(p[step].global_rows == batch.global_rows for p in parts)
-        assert all(p[step].num_ranks == world_size for p in parts)
-
-
-def test_start_step_gives_the_tail_of_the_pass(world):
-    whole = [rows(b) for b in loader(world).batches(epoch=2)]
-    assert [rows(b) for b in loader(world).batches(epoch=2, start_step=3)] == whole[3:]
-
-
-def test_epochs_are_ordered_anew_and_unshuffled_ones_are_not(world):
-    made = loader(world)
-    first, second = ([rows(b) for b in made.batches(epoch=e)] for e in (0, 1))
-    assert first != second
-    plain = loader(world, shuffle=False)
-    assert [rows(b) for b in plain.batches(0)] == [rows(b) for b in plain.batches(1)]
-
-
-def test_blocks_are_shuffled_within_and_skipped_without_reading(world, monkeypatch):
-    monkeypatch.setattr(dataset_module, "BLOCK_ROWS", 16)
-    made = loader(world, num_prefetch=0)
-    whole = [rows(b) for b in made.batches(epoch=0)]
-    ids = [i for batch in whole for i in batch if i >= 0]
-    assert len(ids) == len(set(ids)) == world[0].splits["train"].num_rows
-    read = []
-    original = Dataset.read
-
-    def spy(self, start, stop):
-        read.append((start, stop))
-        return original(self, start, stop)
-
-    monkeypatch.setattr(Dataset, "read", spy)
-    last = made.steps_per_epoch - 1
-    assert [rows(b) for b in made.batches(epoch=0, start_step=last)] == whole[last:]
-    assert len(read) <= 2 * 4 + 1
-
-
-def test_features_of_every_kind_match_the_files(world):
-    manifest, workspace = world
-    folder = workspace / "prepared"
-    spec = manifest.splits["test"]
-    lines = {
-        line["row_id"]: line
-        for line in pa.concat_tables([pq.read_table(folder / f) for f in spec.files]).to_pylist()
+def loader(world, *, split="train", features=FEATURES, **changes):
+    options = {
+        "global_batch_size": 64,
+        "rank": 0,
+        "world_size": 1,
+        "num_lanes": 8,
+        "shuffle": True,
+        "seed": 3,
+        "num_prefetch": 0,
     }
-    genres = np.load(folder / "items" / "genres.values.npy")
-    genre_at = np.load(folder / "items" / "genres.offsets.npy")
-    year = np.load(folder / "items" / "year.values.npy")
-    history = np.load(folder / "history" / "values.npy")
-    history_at = np.load(folder / "history" / "offsets.npy")
-    for batch in loader(world, split="test", shuffle=False).batches(0):
-        jagged_of = batch.sparse.to_dict()
-        for row, row_id in enumerate(rows(batch)):
-            if row_id < 0:
-                continue
-            line = lines[row_id]
-            user, item = line["user_row"], line["item_row"]
-            start = history_at[user]
-            past = history[start : start + line["history_end"]].tolist()
-            expected = {
-                "user_id": [user],
-                "item_id": [item],
-                "genres": genres[genre_at[item] : genre_at[item + 1]].tolist(),
-                "year": [year[item]],
-                "place": [line["place"]],
-                "history": past[-4:],
-                "history_recent": past[-2:],
-            }
-            for name, values in expected.items():
-                offsets = jagged_of[name].offsets()
-                got = jagged_of[name].values()[offsets[row] : offsets[row + 1]].tolist()
-                assert got == values, (name, row_id)
-            assert batch.labels_B[row] == line["label"]
+    data = Dataset(world[0], world[1], split=split, features=features)
+    return Loader(data, **{**options, **changes})
 
 
-def test_fewer_rows_than_a_batch_are_one_padded_step(world):
-    made = loader(world, split="valid", size=512, shuffle=False)
-    (batch,) = made.batches(0)
-    assert made.steps_per_epoch == 1 and len(batch.labels_B) == 512
-    assert int(batch.weights_B.sum()) == world[0].splits["valid"].num_rows == batch.global_rows
+def rank_batches(world, world_size, *, epoch=0, start_step=0, **changes):
+    """The batches of every rank: a list of ranks, each a list of steps."""
+    return [
+        list(loader(world, rank=rank, world_size=world_size, **changes).batches(epoch, start_step))
+        for rank in range(world_size)
+    ]
 
 
-def test_indivisible_batch_size_is_refused_with_the_multiple(world):
-    with pytest.raises(ValueError, match="global_batch_size=30: expected a multiple of 12"):
-        loader(world, size=30, world_size=3)
+def real_rows(batches):
+    """Row ids of one step's batches over the ranks, padding left out."""
+    return torch.cat([b.row_id_B[b.weights_B > 0] for b in batches]).tolist()
 
 
-def test_unknown_feature_is_refused(world):
-    manifest, workspace = world
-    with pytest.raises(ValueError, match="features colour: not in the manifest"):
-        Dataset(workspace / "prepared", manifest, split="train", features=["colour"])
+def examples_of(batch):
+    """row_id -> what the batch holds of it, one row after another."""
+    lists = {}
+    for key in batch.sparse.keys():
+        part = batch.sparse[key]
+        lists[key] = [
+            part.values()[start:end].tolist()
+            for start, end in itertools.pairwise(part.offsets().tolist())
+        ]
+    return {
+        int(row_id): {
+            "label": int(batch.labels_B[place]),
+            "user": int(batch.user_row_B[place]),
+            "item": int(batch.item_row_B[place]),
+            "features": {key: lists[key][place] for key in lists},
+        }
+        for place, row_id in enumerate(batch.row_id_B)
+        if batch.weights_B[place] > 0
+    }
+
+
+def tensors(batch):
+    return [
+        batch.labels_B,
+        batch.weights_B,
+        batch.row_id_B,
+        batch.user_row_B,
+        batch.item_row_B,
+        batch.sparse.values(),
+        batch.sparse.lengths(),
+        torch.tensor(batch.global_rows),
+    ]
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.sparse.keys() == other.sparse.keys()
+        assert all(map(torch.equal, tensors(one), tensors(other)))
+
+
+def test_the_world_has_several_parts_and_row_groups(world):
+    assert len(world[1].splits["train"].files) > 2
+    assert max(world[1].splits["train"].file_rows) > 70
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_example_equals_the_slow_reference(world, split, shuffle):
+    expected = expected_examples(*world, split, FEATURES)
+    found = {}
+    for batch in loader(world, split=split, shuffle=shuffle).batches(0):
+        assert batch.sparse.keys() == FEATURES
+        examples = examples_of(batch)
+        assert not examples.keys() & found.keys()
+        found |= examples
+    assert found == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_row_comes_once_a_pass_over_all_ranks(world, world_size, shuffle):
+    ranks = rank_batches(world, world_size, shuffle=shuffle, global_batch_size=96)
+    assert len({len(steps) for steps in ranks}) == 1, "ranks differ in their number of steps"
+    assert {len(b.labels_B) for steps in ranks for b in steps} == {96 // world_size}
+    rows = [row for step in zip(*ranks, strict=True) for row in real_rows(step)]
+    assert sorted(rows) == sorted(expected_examples(*world, "train", []))
+
+
+def test_the_global_batch_is_the_same_for_one_two_and_four_ranks(world):
+    by_world = [rank_batches(world, world_size) for world_size in (1, 2, 4)]
+    for one, two, four in zip(*(zip(*ranks, strict=True) for ranks in by_world), strict=True):
+        assert real_rows(one) == real_rows(two) == real_rows(four)
+        counts = {b.global_rows for b in (*one, *two, *four)}
+        assert counts == {len(real_rows(one))}
+        assert sum(b.mean_rows for b in four) == pytest.approx(len(real_rows(one)))
+
+
+def test_a_pass_is_the_same_again_and_another_for_each_epoch_and_seed(world):
+    first = list(loader(world).batches(1))
+    assert_same(first, list(loader(world).batches(1)))
+    order = [real_rows([b]) for b in first]
+    for other in (loader(world).batches(2), loader(world, seed=4).batches(1)):
+        assert [real_rows([b]) for b in other] != order
+
+
+def test_without_shuffle_a_lane_keeps_the_order_of_the_files(world):
+    in_files = list(expected_examples(*world, "valid", []))
+    one_lane = loader(world, split="valid", shuffle=False, num_lanes=1)
+    rows = [row for batch in one_lane.batches(0) for row in real_rows([batch])]
+    assert rows == in_files
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("start_step", [1, 5, 9])
+def test_resuming_gives_the_tail_of_the_pass(world, world_size, start_step):
+    whole = rank_batches(world, world_size, epoch=2)
+    tail = rank_batches(world, world_size, epoch=2, start_step=start_step)
+    assert len(whole[0]) > 9
+    for all_steps, steps in zip(whole, tail, strict=True):
+        assert_same(all_steps[start_step:], steps)
+
+
+def test_resuming_reads_only_the_blocks_it_needs(world, monkeypatch):
+    reads = []
+    read = Dataset.read
+    monkeypatch.setattr(
+        Dataset,
+        "read",
+        lambda self, start, stop: reads.append(stop - start) or read(self, start, stop),
+    )
+    resumed = loader(world, num_lanes=1)
+    last = list(resumed.batches(0, resumed.steps_per_epoch - 1))
+    assert len(last) == 1
+    assert sum(reads) <= 64 + 2 * 32
+
+
+def test_padding_has_weight_zero_and_empty_lists(world):
+    steps = list(loader(world).batches(0))
+    (padded,) = [b for b in steps if (b.weights_B == 0).any()][-1:]
+    pad = padded.weights_B == 0
+    assert pad.any() and not pad.all()
+    assert set(padded.row_id_B[pad].tolist()) == {-1}
+    for tensor in (padded.labels_B, padded.user_row_B, padded.item_row_B):
+        assert not tensor[pad].any()
+    specs = {f.name: f for f in world[1].features}
+    for key in padded.sparse.keys():
+        part = padded.sparse[key]
+        assert set(part.lengths()[pad].tolist()) == {0 if specs[key].is_list else 1}
+        if not specs[key].is_list:
+            assert not part.values()[pad].any()
+
+
+def test_more_lanes_than_rows_still_gives_every_row_once(world):
+    prepared, manifest = world
+    small = manifest.splits["test"]
+    assert small.num_rows < 128
+    ranks = rank_batches(world, 2, split="test", num_lanes=128, global_batch_size=256)
+    assert [len(steps) for steps in ranks] == [1, 1]
+    assert len(set(real_rows([ranks[0][0], ranks[1][0]]))) == small.num_rows
+    assert ranks[0][0].global_rows == small.num_rows
+
+
+def test_only_the_columns_of_the_features_are_read(world):
+    plain = Dataset(*world, split="train", features=["user_id", "item_id"])
+    assert plain.read(0, 3).column_names == ["row_id", "label", "user_row", "item_row"]
+    (batch, *_) = loader(world, features=["item_id", "user_id"]).batches(0)
+    assert batch.sparse.keys() == ["item_id", "user_id"]
+    assert torch.equal(batch.sparse["user_id"].values(), batch.user_row_B)
+
+
+def test_reading_a_range_equals_a_slice_of_the_whole(world):
+    data = Dataset(*world, split="train", features=["words", "price"])
+    whole = data.read(0, data.num_rows)
+    assert whole.num_rows == data.num_rows
+    # Across row groups of 70 and parts of 210 rows.
+    for start, stop in (
+        (0, 1),
+        (69, 71),
+        (60, 300),
+        (209, 211),
+        (data.num_rows - 1, data.num_rows),
+    ):
+        assert data.read(start, stop).equals(whole.slice(start, stop - start))
+
+
+def test_training_counts_are_those_of_the_train_split(world):
+    data = Dataset(*world, split="test", features=["item_id"])
+    items = [e["item"] for e in expected_examples(*world, "train", []).values()]
+    assert data.train_count().tolist() == np.bincount(items, minlength=51).tolist()
+
+
+def test_batch_size_that_the_lanes_do_not_divide_is_refused(world):
+    with pytest.raises(
+        ValueError, match=r"global_batch_size=60: expected a multiple of 24 .* 3 ranks"
+    ):
+        loader(world, global_batch_size=60, world_size=3)
+
+
+def test_unknown_feature_is_refused_with_those_there_are(world):
+    with pytest.raises(ValueError, match="features colour, mood: not in the manifest, which has"):
+        Dataset(*world, split="train", features=["user_id", "colour", "mood"])
+
+
+def copied(world, tmp_path):
+    prepared, manifest = world
+    for path in prepared.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(prepared)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path, manifest
+
+
+def test_missing_array_is_named(world, tmp_path):
+    broken = copied(world, tmp_path)
+    (tmp_path / "items" / "genres.values.npy").unlink()
+    with pytest.raises(
+        ValueError, match=r"genres.values.npy: missing; run launch/prepare.py again"
+    ):
+        next(loader(broken).batches(0))
+
+
+def test_array_of_another_data_set_is_named(world, tmp_path):
+    broken = copied(world, tmp_path)
+    np.save(tmp_path / "items" / "year.values.npy", np.zeros(7, dtype=np.int32))
+    with pytest.raises(ValueError, match=r"year.values.npy: has 7 entries, expected 51"):
+        next(loader(broken).batches(0))
 
 
 def test_truncated_part_is_named(world, tmp_path):
-    manifest, workspace = world
-    folder = tmp_path / "prepared" / "interactions" / "train"
-    folder.mkdir(parents=True)
-    content = (workspace / "prepared" / manifest.splits["train"].files[0]).read_bytes()
-    (folder / "part-00000.parquet").write_bytes(content[:-100])
-    broken = Dataset(tmp_path / "prepared", manifest, split="train", features=["user_id"])
-    with pytest.raises(ValueError, match="part-00000.parquet: cannot be read"):
-        broken.read(0, 1)
+    broken = copied(world, tmp_path)
+    part = tmp_path / world[1].splits["train"].files[0]
+    part.write_bytes(part.read_bytes()[:500])
+    with pytest.raises(
+        ValueError, match=r"part-00000.parquet: cannot be read .*run launch/prepare"
+    ):
+        next(loader(broken).batches(0))
 
 
-def test_jagged_gathers_slices_end_to_end():
-    values, lengths = jagged(np.arange(10, 20), np.array([0, 2, 5]), np.array([1, 4, 5]))
-    assert values.tolist() == [10, 12, 13] and lengths.tolist() == [1, 2, 0]
+def test_part_with_other_rows_than_the_manifest_is_named(world, tmp_path):
+    broken = copied(world, tmp_path)
+    files = world[1].splits["train"].files
+    (tmp_path / files[0]).write_bytes((tmp_path / files[-1]).read_bytes())
+    with pytest.raises(ValueError, match=r"part-00000.parquet: has .* rows, the manifest says 210"):
+        next(loader(broken).batches(0))
 
 
-def test_error_in_the_background_thread_reaches_the_consumer():
+def test_prefetched_batches_are_the_same(world):
+    plain = list(loader(world).batches(0, 2))
+    assert_same(plain, list(loader(world, num_prefetch=3).batches(0, 2)))
+
+
+def test_an_error_in_the_prefetch_thread_reaches_the_consumer():
     def failing():
         yield "first"
         raise RuntimeError("the disk is gone")
@@ -193,3 +378,84 @@ def test_error_in_the_background_thread_reaches_the_consumer():
     assert next(batches) == "first"
     with pytest.raises(RuntimeError, match="the disk is gone"):
         next(batches)
+
+
+def test_an_abandoned_pass_ends_its_thread(world):
+    before = threading.active_count()
+    batches = loader(world, num_prefetch=2).batches(0)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(0, 8)).map(lambda t: (t[0], sum(t))), max_size=9
+    )
+)
+def test_jagged_equals_slicing_one_by_one(ranges):
+    values = np.arange(100, 140)
+    starts = np.array([a for a, _ in ranges], dtype=np.int64)
+    ends = np.array([b for _, b in ranges], dtype=np.int64)
+    found, lengths = jagged(values, starts, ends)
+    assert found.tolist() == [v for a, b in ranges for v in values[a:b]]
+    assert lengths.tolist() == [b - a for a, b in ranges]
+
+
+class RowsInMemory:
+    """Row ids and labels alone, to lay out lanes of any size without files."""
+
+    def __init__(self, num_rows: int):
+        self.num_rows = num_rows
+        self.manifest = Manifest(
+            name="ids",
+            tables=(),
+            features=(),
+            splits={"train": SplitSpec(num_rows=num_rows, num_positives=0, files=(), file_rows=())},
+            num_user_rows=0,
+            num_item_rows=0,
+        )
+        self.features = [
+            FeatureSpec(
+                name="place", table="place", source="interaction", side="context", is_list=False
+            )
+        ]
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        rows = np.arange(start, min(stop, self.num_rows))
+        return pa.table({"row_id": rows, "label": rows % 2, "place": rows + 1})
+
+
+@given(
+    num_rows=st.integers(1, 400),
+    num_lanes=st.sampled_from([1, 2, 3, 8]),
+    world_size=st.integers(1, 6),
+    lane_rows=st.integers(1, 40),
+    shuffle=st.booleans(),
+)
+def test_any_layout_gives_every_row_once_in_equal_steps(
+    num_rows, num_lanes, world_size, lane_rows, shuffle
+):
+    lanes = int(np.lcm(num_lanes, world_size))
+    loaders = [
+        Loader(
+            RowsInMemory(num_rows),
+            global_batch_size=lanes * lane_rows,
+            rank=rank,
+            world_size=world_size,
+            num_lanes=num_lanes,
+            shuffle=shuffle,
+            seed=1,
+            num_prefetch=0,
+        )
+        for rank in range(world_size)
+    ]
+    steps = list(zip(*(one.batches(0) for one in loaders), strict=True))
+    assert len(steps) == loaders[0].steps_per_epoch
+    rows = []
+    for step in steps:
+        assert {len(b.labels_B) for b in step} == {lanes * lane_rows // world_size}
+        assert {b.global_rows for b in step} == {len(real_rows(step))}
+        rows += real_rows(step)
+    assert sorted(rows) == list(range(num_rows))
