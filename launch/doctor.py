@@ -17,6 +17,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+import recsys  # noqa: F401  (silences a warning of torchrec's import)
+
 FAMILIES: tuple[dict[str, str], ...] = (
     {"torch": "2.13", "torchvision": "0.28", "torchrec": "1.8", "fbgemm": "1.8"},
     {"torch": "2.11", "torchvision": "0.26", "torchrec": "1.6", "fbgemm": "1.6"},

@@ -62,6 +62,9 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     # which loses 1.5-1.8x with one process.
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // local_world_size))
+    # Adam's averages of rows without a gradient decay into denormal numbers, with which a step over a
+    # replicated table of 200,000 rows takes 840 ms instead of 48 (LOG.md, 2026-11-24).
+    torch.set_flush_denormal(True)
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)

@@ -38,7 +38,7 @@ class OptimConfig:
     """Optimizer of every table not named in `tables`."""
     tables: dict[str, TableOptimConfig] = field(default_factory=dict)
     """Optimizers of single tables, by table name."""
-    small_table_rows: int = 200_000
+    small_table_rows: int = 100_000
     """Largest table, in rows, that `auto` gives to dense adam."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""

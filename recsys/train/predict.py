@@ -51,7 +51,9 @@ def predict(
     model.eval()
     ids_3B: list[torch.Tensor] = []
     floats_BC: list[torch.Tensor] = []
-    bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=not _shows(env, progress))
+    # disable=None: no bar where the output is not a terminal.
+    hidden = None if env.is_first and progress is not None else True
+    bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden)
     for batch in bar:
         on_device = batch.to(env.device, non_blocking=True)
         _, scores = model(on_device)
@@ -74,10 +76,6 @@ def predict(
         score=floats[:, 2],
         weights=floats[:, 3:].astype(np.float32),
     )
-
-
-def _shows(env: Env, progress: str | None) -> bool:
-    return env.is_first and progress is not None
 
 
 def _gather(local_NC: torch.Tensor, env: Env) -> np.ndarray | None:
