@@ -47,11 +47,8 @@ class Problems:
             shown = quoted(column) if column in source.columns else "NULL"
             selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
             selected += [f"arg_min({shown}, source_row) {bad}"]
-        try:
-            query = f"SELECT {', '.join(selected)} FROM {source.view}"
-            row = connection.execute(query).fetchall()[0]
-        except duckdb.Error as error:
-            self.found.append(f"{source.path}: cannot be read ({short(error)})")
+        row = self._scan(connection, source, f"SELECT {', '.join(selected)} FROM {source.view}")
+        if row is None:
             return 0
         for index, (column, _, wrong) in enumerate(conditions):
             count, first, value = row[1 + 3 * index : 4 + 3 * index]
@@ -73,12 +70,24 @@ class Problems:
             f"min(source_row) AS first FROM {source.view} WHERE {quoted(column)} IS NOT NULL "
             f"GROUP BY id HAVING count(*) > 1)"
         )
-        ((count, first, value),) = connection.execute(query).fetchall()
+        count, first, value = self._scan(connection, source, query) or (0, 0, "")
         if count:
             self.found.append(
                 f"{source.path}: column {column!r}: duplicate id: {count:,} "
                 f"id{'s' if count > 1 else ''}, first at data row {first:,} ({value!r})"
             )
+
+    def _scan(
+        self, connection: duckdb.DuckDBPyConnection, source: Source, query: str
+    ) -> tuple | None:
+        """Return the only row of an aggregate over a file; None, and a note, if it is broken."""
+        try:
+            return connection.execute(query).fetchall()[0]
+        except duckdb.OutOfMemoryException:
+            raise  # the machine's fault, not the file's
+        except duckdb.Error as error:
+            self.found.append(f"{source.path}: cannot be read ({short(error)})")
+            return None
 
 
 def is_null(column: str) -> str:

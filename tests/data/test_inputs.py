@@ -79,11 +79,20 @@ def test_gzip_tabs_and_a_log_without_header(tmp_path):
 
 
 def test_line_breaks_and_quotes_inside_of_a_field_are_kept(tmp_path):
-    items = ITEMS.replace("10,Ten", '10,"Ten, ""X""\nsecond line"').replace("\n20", "\r\n20")
+    items = ITEMS.replace("10,Ten", '10,"Ten, ""X""\nsecond line"')
     source = write_source(tmp_path / "raw", items=items)
     _, workspace = prepared(tmp_path, recipe(source))
     titles = pq.read_table(workspace / "prepared" / "items.parquet")["title"].to_pylist()
     assert 'Ten, "X"\nsecond line' in titles
+
+
+def test_line_ends_of_windows_and_a_byte_order_mark_change_nothing(tmp_path):
+    source = write_source(tmp_path / "raw")
+    plain, _ = prepared(tmp_path / "a", recipe(source))
+    for name, text in (("log", INTERACTIONS), ("items", ITEMS)):
+        content = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+        (source / f"{name}.csv").write_bytes(content)
+    assert prepared(tmp_path / "b", recipe(source))[0].checksums == plain.checksums
 
 
 BROKEN_FILES = {
@@ -323,6 +332,8 @@ def test_missing_image_root_is_named(tmp_path):
 
 # Negatives
 
+MANY_ITEMS = ITEMS + "".join(f"{i},Item {i},x.png,,\n" for i in range(60, 90))
+
 
 def test_a_drawn_negative_has_its_positives_context_time_and_split(tmp_path):
     made = recipe(
@@ -330,15 +341,20 @@ def test_a_drawn_negative_has_its_positives_context_time_and_split(tmp_path):
         interactions__label=None,
         interactions__negatives={"per_positive": 1},
         interactions__features={"stars": {"column": "rating", "min_count": 2}},
+        items={"file": "items.csv"},
     )
+    write_source(tmp_path / "raw", items=MANY_ITEMS)
     manifest, workspace = prepared(tmp_path, made)
     rows = rows_of(workspace, manifest)
-    positives = {r["timestamp"] * 100 + r["user_row"]: r for r in rows.values() if r["label"]}
-    drawn = [r for r in rows.values() if not r["label"]]
-    assert drawn and {r["row_id"] for r in drawn} == set(range(12, 12 + len(drawn)))
-    for row in drawn:
-        like = positives[row["timestamp"] * 100 + row["user_row"]]
-        assert (row["stars"], row["history_end"]) == (like["stars"], like["history_end"])
+    assert sorted(rows) == list(range(24))
+    assert all(row["label"] == (row_id < 12) for row_id, row in rows.items())
+
+    def contexts(row_ids):
+        names = ("user_row", "timestamp", "stars", "history_end")
+        return sorted(tuple(rows[row_id][name] for name in names) for row_id in row_ids)
+
+    assert contexts(range(12)) == contexts(range(12, 24))
+    assert len({row["stars"] for row in rows.values()}) > 1
     # min_count counts input rows: one training row has 2 stars, drawn twice it is still one.
     assert "2" not in vocabulary(workspace, "stars")
 

@@ -1,5 +1,6 @@
 """prepare as users type it: documented commands, recipes of their own, the real data sets."""
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -40,8 +41,8 @@ def own(tmp_path):
 def test_a_recipe_of_ones_own_runs_again_to_the_same_files(tmp_path, own, job):
     done = job("prepare", *own[1])
     assert done.returncode == 0, done.stderr
-    for part in ("12 interactions", "train 6", "results:", "next: launch/embed.py data=own"):
-        assert part in done.stdout or "next: launch/train.py" in done.stdout, done.stdout
+    for part in ("12 interactions", "train 6", "results: ", "next: launch/train.py data=own"):
+        assert part in done.stdout
     first = read_manifest(tmp_path / "w")
     assert job("prepare", *own[1], "threads=1").returncode == 0
     assert read_manifest(tmp_path / "w").checksums == first.checksums
@@ -60,22 +61,13 @@ def test_every_problem_is_one_line_on_stderr_and_nothing_is_left(tmp_path, own, 
     assert list((tmp_path / "w").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        (
-            "+data.interactions.lable=rating",
-            "data.interactions.lable: unknown key; expected one of",
-        ),
-        ("data.history.max_length=long", "data.history.max_length: 'long' does not fit"),
-        ("data.split.strategy=moon", "split.strategy='moon': expected time, per_user_time"),
-        ("memory_limit=plenty", "memory_limit='plenty'"),
-    ],
-)
-def test_wrong_setting_is_one_sentence(own, job, argument, message):
-    done = job("prepare", *own[1], argument)
+def test_wrong_settings_are_reported_at_once(own, job):
+    done = job(
+        "prepare", *own[1], "+data.interactions.lable=rating", "data.history.max_length=long"
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert message in done.stderr
+    assert "data.interactions.lable: unknown key; expected one of" in done.stderr
+    assert "data.history.max_length: 'long' does not fit" in done.stderr
 
 
 def test_missing_source_is_one_sentence(tmp_path, job):
@@ -134,11 +126,11 @@ def test_real_films_are_split_like_the_slow_reference(movielens):
 def test_real_histories_hold_training_positives_strictly_before_the_row(movielens):
     rows = rows_of(movielens[0])
     stored = rows[(rows["label"] == 1) & (rows["split"] == "train")]
-    times = {user: part["timestamp"].sort_values() for user, part in stored.groupby("user_row")}
+    times = {user: np.sort(part["timestamp"]) for user, part in stored.groupby("user_row")}
     for user, part in rows.groupby("user_row"):
-        past = times[user].searchsorted(part["timestamp"], side="left")
-        expected = past.astype(int)
-        expected[(part["split"] != "train").to_numpy()] = len(times[user])
+        seen = times.get(user, np.zeros(0))
+        past = np.searchsorted(seen, part["timestamp"], side="left")
+        expected = np.where(part["split"] == "train", past, len(seen))
         assert (part["history_end"].to_numpy() == expected).all(), user
 
 
