@@ -11,13 +11,12 @@ Packages are imported inside functions only: a missing one is a finding, not a t
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-
-import recsys  # noqa: F401  (silences a warning of torchrec's import)
 
 FAMILIES: tuple[dict[str, str], ...] = (
     {"torch": "2.13", "torchvision": "0.28", "torchrec": "1.8", "fbgemm": "1.8"},
@@ -54,6 +53,8 @@ SETUP = "run `make setup`"
 
 def main() -> int:
     """Print the findings; return the exit code."""
+    # torchrec asks torch.fx something at import that makes it warn; nobody can act on it.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     versions = installed_versions(tuple(MODULES))
     gpus = gpu_names()
     print(f"python                 {platform.python_version()} on {platform.platform()}")
