@@ -48,7 +48,8 @@ def build_tables(
         table_dims: widths of single tables that differ.
 
     Raises:
-        ValueError: a width is not a multiple of 4, or `table_dims` names an unknown table.
+        ValueError: a width is not a multiple of 4, `table_dims` names an unknown table, or a table
+            has a name that torch keeps for itself.
     """
     read = {f.table for f in features}
     unknown = sorted(set(table_dims) - {t.name for t in tables})
@@ -61,6 +62,12 @@ def build_tables(
     for table in tables:
         if table.name not in read:
             continue
+        if hasattr(nn.ModuleDict, table.name):
+            raise ValueError(
+                f"feature {table.name!r}: torch keeps this name for itself; rename the feature in the "
+                f"recipe ({table.name}: ... -> my_{table.name}: {{column: {table.name}}}) and run "
+                f"launch/prepare.py again"
+            )
         dim = table_dims.get(table.name, embedding_dim)
         check_width(dim, table.name)
         configs.append(
