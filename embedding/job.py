@@ -134,10 +134,8 @@ def extract_features(
     bar = tqdm(
         mine, desc="+".join(extractor.names), unit="shard", disable=None if rank == 0 else True
     )
-    num_skipped = 0
     for index in bar:
         if all(_finished(folder, index) for folder in folders.values()):
-            num_skipped += 1
             continue
         start = starts[index]
         stop = min(start + shard_rows, catalogue.num_rows)

@@ -16,7 +16,6 @@ import hydra
 from omegaconf import DictConfig
 
 from embedding.store import open_features
-from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.env import first_rank_work, start, stop
 from recsys.job import run_job, say, stage
 from recsys.metrics.oracle import oracle_metrics
@@ -25,7 +24,7 @@ from recsys.report.evaluation import evaluate_rows, print_metrics, write_predict
 from recsys.schema import read_manifest, write_json
 from recsys.train.checkpoint import best_checkpoint, load_checkpoint
 from recsys.train.predict import predict
-from recsys.train.run import plan_and_shard, read_run_folder
+from recsys.train.run import build_loader, plan_and_shard, read_run_folder
 
 
 def job(cfg: DictConfig) -> None:
@@ -48,11 +47,7 @@ def job(cfg: DictConfig) -> None:
     # 2. The model with the weights of the best validation.
     vectors = open_features(
         workspace,
-        [
-            name
-            for name in config.model.modalities
-            if (manifest.has_texts if name == "text" else manifest.has_images)
-        ],
+        [name for name in config.model.modalities if manifest.has_modality(name)],
         manifest.items_checksum,
         manifest.num_item_rows,
     )
@@ -62,18 +57,14 @@ def job(cfg: DictConfig) -> None:
     say(f"model: {config.model.name}, {path.name} (epoch {state.epoch}), {env.world_size} rank(s)")
 
     # 3. Every row of the split exactly once.
-    dataset = Dataset(
-        workspace / "prepared", manifest, split=cfg.split, features=batch_features(ranker)
-    )
-    loader = Loader(
-        dataset,
-        global_batch_size=config.train.global_batch_size,
-        rank=env.rank,
-        world_size=env.world_size,
-        num_lanes=config.train.num_lanes,
+    loader = build_loader(
+        workspace=workspace,
+        manifest=manifest,
+        config=config,
+        env=env,
+        split=cfg.split,
+        features=batch_features(ranker),
         shuffle=False,
-        seed=0,
-        num_prefetch=config.train.num_prefetch,
     )
     with stage(f"score {cfg.split}") as scoring:
         predictions = predict(sharded, loader.batches(epoch=0), env, progress="score")
@@ -89,7 +80,7 @@ def job(cfg: DictConfig) -> None:
                     f"{manifest.splits[cfg.split].num_rows:,} in {cfg.split!r}: the files under "
                     f"{workspace / 'prepared'} do not belong together; run launch/prepare.py again"
                 )
-            metrics = evaluate_rows(predictions, dataset.train_count())
+            metrics = evaluate_rows(predictions, loader.dataset.train_count())
             truth = oracle_metrics(
                 workspace / "truth" / "probabilities.parquet",
                 row_ids_N=predictions.row_id,

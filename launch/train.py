@@ -16,14 +16,13 @@ from omegaconf import DictConfig
 
 from embedding.store import open_features
 from recsys.config import plain
-from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
 from recsys.job import run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan, write_plan
-from recsys.schema import Manifest, read_manifest
+from recsys.schema import read_manifest
 from recsys.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recsys.train.log import RunLog
 from recsys.train.loop import train
@@ -31,6 +30,7 @@ from recsys.train.optim import learning_rate_factor
 from recsys.train.run import (
     SECTIONS,
     RunConfig,
+    build_loader,
     open_run_folder,
     plan_and_shard,
     read_run_config,
@@ -56,7 +56,7 @@ def job(cfg: DictConfig) -> None:
     # 3. The model: built for one process, planned for this world, sharded.
     vectors = open_features(
         workspace,
-        [name for name in config.model.modalities if has_modality(manifest, name)],
+        [name for name in config.model.modalities if manifest.has_modality(name)],
         manifest.items_checksum,
         manifest.num_item_rows,
     )
@@ -74,7 +74,15 @@ def job(cfg: DictConfig) -> None:
 
     # 4. The data: ids and labels only, every rank its own lanes.
     train_loader, valid_loader = (
-        build_loader(workspace, manifest, config, env, split, batch_features(ranker))
+        build_loader(
+            workspace=workspace,
+            manifest=manifest,
+            config=config,
+            env=env,
+            split=split,
+            features=batch_features(ranker),
+            shuffle=split == "train",
+        )
         for split in ("train", "valid")
     )
     total_steps = config.train.epochs * train_loader.steps_per_epoch
@@ -137,32 +145,6 @@ def job(cfg: DictConfig) -> None:
         f"run.name={config.run.name} split=test"
     )
     stop()
-
-
-def has_modality(manifest: Manifest, name: str) -> bool:
-    """Return whether the data has what a modality is made of."""
-    return manifest.has_texts if name == "text" else manifest.has_images
-
-
-def build_loader(
-    workspace: Path,
-    manifest: Manifest,
-    config: RunConfig,
-    env: Env,
-    split: str,
-    features: list[str],
-) -> Loader:
-    """Return a split's loader: shuffled for training, in order otherwise."""
-    return Loader(
-        Dataset(workspace / "prepared", manifest, split=split, features=features),
-        global_batch_size=config.train.global_batch_size,
-        rank=env.rank,
-        world_size=env.world_size,
-        num_lanes=config.train.num_lanes,
-        shuffle=split == "train",
-        seed=config.run.seed,
-        num_prefetch=config.train.num_prefetch,
-    )
 
 
 def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -> TrainState:

@@ -104,6 +104,10 @@ class Manifest:
     recipe: dict[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
+    def has_modality(self, name: str) -> bool:
+        """Return whether the data has what a modality is made of: texts, or pictures."""
+        return self.has_texts if name == "text" else self.has_images
+
     def table(self, name: str) -> TableSpec:
         """Return the table called `name`.
 

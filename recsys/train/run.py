@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from recsys.config import from_config
+from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.env import Env
 from recsys.distributed.plan import MODALITY_PATH, PlanConfig, constrain, make_plan, plan_rows
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
@@ -239,3 +240,26 @@ def plan_and_shard(
         seed=config.run.seed,
     )
     return ranker, lines, sharded
+
+
+def build_loader(
+    *,
+    workspace: Path,
+    manifest: Manifest,
+    config: RunConfig,
+    env: Env,
+    split: str,
+    features: list[str],
+    shuffle: bool,
+) -> Loader:
+    """Return a split's loader for this rank, with the run's batches, lanes and seed."""
+    return Loader(
+        Dataset(workspace / "prepared", manifest, split=split, features=features),
+        global_batch_size=config.train.global_batch_size,
+        rank=env.rank,
+        world_size=env.world_size,
+        num_lanes=config.train.num_lanes,
+        shuffle=shuffle,
+        seed=config.run.seed,
+        num_prefetch=config.train.num_prefetch,
+    )
