@@ -85,6 +85,7 @@ class Manifest:
     has_images: bool = False
     has_texts: bool = False
     has_tags: bool = False
+    has_artists: bool = False
     has_pairs: bool = False
     image_root: str | None = None
     """Absolute folder the image paths are relative to."""

@@ -174,6 +174,7 @@ class Preparation:
             has_images=bool(items and items.image),
             has_texts=bool(items and items.text),
             has_tags=bool(items and items.tags),
+            has_artists=bool(items and items.artist),
             has_pairs=num_pairs > 0,
             image_root=(
                 str(source_file(self.recipe, items.image_root).resolve())
@@ -243,6 +244,8 @@ class Preparation:
             wanted = {
                 "items.item_id": items.item_id,
                 "items.title": items.title,
+                "items.artist": items.artist,
+                "items.content": items.content,
                 **{f"items.image {{{c}}}": c for c in _pattern_columns(items.image)},
                 **{f"items.text[{i}]": column for i, column in enumerate(items.text)},
             }
@@ -519,7 +522,7 @@ class Preparation:
     def write_items(self, count: int) -> None:
         """Write items.parquet: what embed and reports need to know of an item."""
         items = self.recipe.items
-        columns = {"image": "NULL", "text": "NULL", "title": "NULL"}
+        columns = {name: "NULL" for name in ("image", "text", "title", "artist", "content")}
         join, tags = "", ""
         if items is not None:
             if items.image:
@@ -527,8 +530,9 @@ class Preparation:
             if items.text:
                 parts = ", ".join(f"nullif(trim({quoted(c)}), '')" for c in items.text)
                 columns["text"] = f"nullif(concat_ws('. ', {parts}), '')"
-            if items.title:
-                columns["title"] = quoted(items.title)
+            for name in ("title", "artist", "content"):
+                if column := getattr(items, name):
+                    columns[name] = f"nullif(trim({quoted(column)}), '')"
             # A query of its own for the file's columns: they may be called like ours.
             named = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
             join = f"LEFT JOIN (SELECT {quoted(items.item_id)} AS id, {named} FROM items_source) s "
@@ -538,7 +542,7 @@ class Preparation:
         join += f" LEFT JOIN ({tags}) t ON t.key = v.row" if tags else ""
         shown_tags = "t.tags" if tags else "CAST(NULL AS VARCHAR[])"
         texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
-        nothing = ", ".join("NULL" for _ in range(5))
+        nothing = ", ".join("NULL" for _ in range(len(columns) + 2))
         self.write_parquet(
             f"SELECT 0 AS item_row, {nothing} UNION ALL (SELECT v.row AS item_row, "
             f"v.id AS item_id, {texts}, {shown_tags} AS tags FROM item_vocab v {join} ORDER BY v.row)",

@@ -111,6 +111,10 @@ class ItemsRecipe:
     """Folder below `source` that picture paths are relative to and may not leave."""
     title: str | None = None
     """Column of a short name for people."""
+    artist: str | None = None
+    """Column of whose hand made the picture; null: unknown. Teaches the style head, is no feature."""
+    content: str | None = None
+    """Column that is equal where pictures show the same thing by other hands; null: unknown."""
     text: list[str] = field(default_factory=list)
     """Columns joined with ". " to the item's text; empty: no text."""
     tags: dict[str, FeatureRecipe] = field(default_factory=dict)
