@@ -1,12 +1,13 @@
 """The image encoder: one network, two outputs, in one pass.
 
 Semantics: global average over the last convolutional stage. Style: a head of embedding/style.py over
-early blocks of equal width. Any torchvision ResNet, ConvNeXt or SqueezeNet, or `resnet_tiny`.
-Shapes: B pictures, S side of the square input, D, E widths.
+early blocks. Each goes through a projection (embedding/projection.py) fitted on a sample. Any
+torchvision ResNet, ConvNeXt or SqueezeNet, or `resnet_tiny`.
+Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import embedding.torchvision_ops  # noqa: F401  isort: skip (before torchvision)
 import torchvision.models
 from torchvision.models.resnet import BasicBlock
 
+from embedding.projection import Projection, Sample, build_projection
 from embedding.style import STYLE_HEADS
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,31 +33,46 @@ class ImageConfig:
 
     backbone: str = "resnet_tiny"
     """`resnet_tiny`, or a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name."""
-    weights: str = "pretext"
-    """`pretext` (train here on item tags), `torchvision` (its download), `none`, or a file
+    weights: str = "none"
+    """Where the network starts: `none` (random), `torchvision` (its download), or a file
     (.safetensors, or a torch file of tensors)."""
     size: int = 96
     """Side of the square input, in pixels."""
-    style_head: str = "gram_pca"
-    """`gram_max` (the paper), `moments` or `gram_pca`."""
+    semantic_head: str = "discriminant"
+    """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
+    within a content is whitened)."""
+    style_head: str = "contrastive"
+    """`gram_max` (the paper), `moments`, `gram_pca`, `palette` or `contrastive`."""
     style_blocks: list[str] = field(default_factory=list)
     """Names of the early blocks the style head reads; empty: the default of the family."""
     style_dim: int = 128
-    """Width of gram_pca."""
-    fit_pictures: int = 1024
-    """Pictures on which scaling and principal components are fitted."""
+    """Width of gram_pca, palette and contrastive."""
+    style_steps: int = 600
+    """Optimizer steps of the contrastive head."""
+    fit_pictures: int = 4096
+    """Pictures on which heads and scaling are fitted; a larger catalogue is sampled."""
+    fit_views: int = 2
+    """Views of each: the whole picture and crops of it."""
     batch_size: int = 64
     """Pictures a forward pass."""
-    pretext_epochs: int = 6
-    """Passes of the tag pretext."""
+    held_out_tenths: int = 1
+    """Tenths of the contents (without a content column: of the items) that no training sees; on their
+    pictures the encoder is measured. 0: train on everything, measure nothing."""
+    held_out_artists: list[str] = field(default_factory=list)
+    """Artists whose pictures no training sees; they are measured apart."""
+    pretext_epochs: int = 0
+    """Most passes of the tag pretext; 0: the network stays as it starts."""
+    pretext_patience: int = 4
+    """Passes without a better validation mAP after which the pretext stops; 0: never."""
     pretext_learning_rate: float = 3e-3
-    """Peak step size of the tag pretext."""
+    """Peak step size of the tag pretext; about 3e-4 from trained weights."""
     pretext_batch_size: int = 64
     """Pictures a step over all ranks."""
     pretext_min_count: int = 20
-    """Tags on fewer items are left out of the pretext."""
-    pretext_max_pictures: int = 20_000
-    """Most pictures the pretext keeps in memory; a larger catalogue is sampled."""
+    """Tags on fewer pictures are left out of the pretext."""
+    pretext_max_pictures: int = 100_000
+    """Most pictures of the pretext; a larger catalogue is sampled. size x size x 3 bytes of disk each
+    while it runs."""
 
 
 def tiny_resnet() -> nn.Module:
@@ -82,7 +99,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
     """Return (network up to its last convolutional stage, default style blocks).
 
     Args:
-        weights: as in ImageConfig; `pretext` starts from random weights.
+        weights: as in ImageConfig.
 
     Raises:
         ValueError: unknown network or family, or a weights file that does not fit.
@@ -112,12 +129,12 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
                 if child not in ("avgpool", "fc"):
                     body.add_module(child, module)
             blocks = [f"layer1.{index}" for index in range(len(full.layer1))]
-    if weights not in ("pretext", "torchvision", "none"):
+    if weights not in ("torchvision", "none"):
         path = Path(weights).expanduser()
         if not path.is_file():
             raise ValueError(
-                f"encoder.image.weights={weights}: no such file; expected one, or pretext, "
-                f"torchvision or none"
+                f"encoder.image.weights={weights}: no such file; expected one, torchvision or none "
+                f"(random, then trained by pretext_epochs)"
             )
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -130,8 +147,13 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
     return full if body is None else body, blocks
 
 
+SEMANTIC_HEADS = {"pool": "identity", "discriminant": "discriminant"}
+"""Projection of the pooled last stage by encoder.image.semantic_head."""
+OUTPUTS = ("semantic", "style")
+
+
 class ImageEncoder(nn.Module):
-    """Network, style head, and the scaling fitted on a sample of the data."""
+    """Network, the two heads, and their scaling, fitted on a sample of the data."""
 
     def __init__(
         self,
@@ -139,8 +161,11 @@ class ImageEncoder(nn.Module):
         backbone: str,
         weights: str,
         style_head: str,
+        semantic_head: str = "pool",
         style_blocks: Iterable[str] = (),
         style_dim: int = 128,
+        style_steps: int = 600,
+        say: Callable[[str], None] = lambda text: None,
     ):
         """Build the network and find the blocks the style head reads.
 
@@ -148,14 +173,23 @@ class ImageEncoder(nn.Module):
             ValueError: unknown network, head or block.
         """
         super().__init__()
-        if style_head not in STYLE_HEADS:
-            raise ValueError(
-                f"encoder.image.style_head={style_head!r}: expected one of {', '.join(STYLE_HEADS)}"
-            )
+        for key, name, known in (
+            ("style_head", style_head, STYLE_HEADS),
+            ("semantic_head", semantic_head, SEMANTIC_HEADS),
+        ):
+            if name not in known:
+                raise ValueError(
+                    f"encoder.image.{key}={name!r}: expected one of {', '.join(known)}"
+                )
         self.body, default_blocks = build_backbone(backbone, weights)
-        self.style_head = style_head
+        self.style = STYLE_HEADS[style_head]
+        self.projections: dict[str, Projection] = {
+            "semantic": build_projection(SEMANTIC_HEADS[semantic_head], dim=0, steps=0),
+            "style": build_projection(
+                self.style.projection, dim=style_dim, steps=style_steps, say=say
+            ),
+        }
         self.style_blocks = list(style_blocks) or default_blocks
-        self.style_dim = style_dim
         self.scaling: dict[str, torch.Tensor] = {}
         self._maps: dict[str, torch.Tensor] = {}
         modules = dict(self.body.named_modules())
@@ -183,68 +217,107 @@ class ImageEncoder(nn.Module):
         x_B3SS = (x_B3SS - self.mean) / self.std
         return self.body(x_B3SS.contiguous(memory_format=torch.channels_last))
 
-    def forward(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return raw (semantic [B, D], style [B, E]) of uint8 pictures [B, S, S, 3]."""
-        semantic_BD = self.last_map(pixels_BSS3).mean(dim=(2, 3))
+    def statistics(self, pixels_BSS3: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Return raw statistics, each [B, R], by output, of uint8 pictures [B, S, S, 3]."""
+        pooled_BD = self.last_map(pixels_BSS3).mean(dim=(2, 3))
         maps = [self._maps[block] for block in self.style_blocks]
-        style_BE = STYLE_HEADS[self.style_head](maps)
         self._maps.clear()
-        return semantic_BD, style_BE
-
-    @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return scaled {"semantic": [B, D], "style": [B, E]} of uint8 pictures [B, S, S, 3]."""
-        device = next(self.parameters()).device
-        semantic_BD, style_BE = self(torch.from_numpy(pixels).to(device))
         return {
-            "semantic": _scaled(semantic_BD, self.scaling, "semantic"),
-            "style": _scaled(style_BE, self.scaling, "style"),
+            "semantic": [pooled_BD],
+            "style": [statistic(pixels_BSS3, maps) for statistic in self.style.statistics],
+        }
+
+    def forward(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return scaled {"semantic": [B, D], "style": [B, E]} of uint8 pictures [B, S, S, 3]."""
+        statistics = self.statistics(pixels_BSS3)
+        return {
+            name: self._scaled(name, self.projections[name](statistics[name])) for name in OUTPUTS
         }
 
     @torch.inference_mode()
-    def fit_scaling(self, batches: Iterable[np.ndarray]) -> None:
-        """Fit mean, deviation and principal components on a sample, batch by batch.
+    def encode(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return `forward` of a NumPy array, on the CPU."""
+        device = self.mean.device
+        encoded = self(torch.from_numpy(pixels).to(device))
+        return {name: vectors.cpu() for name, vectors in encoded.items()}
 
-        gram_pca keeps the leading components of the centred sample; both outputs are then brought to
-        mean 0 and deviation 1 per dimension, the scale a linear layer expects.
+    @torch.inference_mode()
+    def fit_reductions(self, pixels_NSS3: np.ndarray, batch_size: int) -> None:
+        """Fit what the projections need before labels: centres, components.
 
         Raises:
             ValueError: no picture in the sample.
         """
-        device = next(self.parameters()).device
-        raw: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for pixels in batches:
-            semantic, style = self(torch.from_numpy(pixels).to(device))
-            raw.append((semantic, style))
-        if not raw:
-            raise ValueError("no usable picture to fit the image encoder's scaling on")
-        semantic_ND, style_NE = (torch.cat(part) for part in zip(*raw, strict=True))
-        self.scaling = {}
-        if self.style_head == "gram_pca":
-            centre_E = style_NE.mean(dim=0)
-            centred_NE = style_NE - centre_E
-            # Eigenvectors of the small [N, N] matrix give those of the large [E, E] one.
-            values, vectors = torch.linalg.eigh((centred_NE @ centred_NE.T).double())
-            kept = min(self.style_dim, int((values > values[-1] * 1e-9).sum()))
-            top = vectors[:, -kept:].flip(1)
-            scale = values[-kept:].flip(0).sqrt()
-            self.scaling["style_centre"] = centre_E
-            self.scaling["style_components"] = (centred_NE.double().T @ top / scale).float()
-            style_NE = _projected(style_NE, self.scaling)
-        for name, vectors_ND in (("semantic", semantic_ND), ("style", style_NE)):
-            deviation = vectors_ND.std(dim=0, correction=0)
-            if name == "style" and self.style_head == "gram_pca":
-                # One factor for all components: the leading ones carry the style.
-                deviation = deviation.square().mean().sqrt().expand_as(deviation).clone()
+        if not len(pixels_NSS3):
+            raise ValueError("no usable picture to fit the image encoder's heads on")
+        raw: dict[str, list[list[torch.Tensor]]] = {name: [] for name in OUTPUTS}
+        for start in range(0, len(pixels_NSS3), batch_size):
+            part = torch.from_numpy(pixels_NSS3[start : start + batch_size]).to(self.mean.device)
+            for name, statistics in self.statistics(part).items():
+                raw[name].append(statistics)
+        for name in OUTPUTS:
+            columns = [torch.cat(column) for column in zip(*raw[name], strict=True)]
+            self.projections[name].fit_reduction(columns)
+
+    @torch.inference_mode()
+    def reduced(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return reduced statistics [B, D] by output of uint8 pictures [B, S, S, 3]."""
+        statistics = self.statistics(pixels_BSS3.to(self.mean.device))
+        return {name: self.projections[name].reduce(statistics[name]) for name in OUTPUTS}
+
+    def fit_heads(self, samples: dict[str, Sample], seed: int) -> None:
+        """Fit heads on labelled samples on the CPU, then the scaling on their whole pictures.
+
+        Vectors get mean 0. `identity` outputs get deviation 1 per dimension, the others one factor
+        for all, as their directions carry meaning.
+        """
+        for name in OUTPUTS:
+            projection = self.projections[name]
+            projection.fit(samples[name], seed)
+            with torch.no_grad():
+                vectors_ND = projection.head(samples[name].reduced_NVD[:, 0])
+            deviation_D = vectors_ND.std(dim=0, correction=0)
+            if type(projection) is not Projection:
+                deviation_D = deviation_D.square().mean().sqrt().expand_as(deviation_D).clone()
             self.scaling[f"{name}_mean"] = vectors_ND.mean(dim=0)
-            self.scaling[f"{name}_deviation"] = deviation.clamp_min(1e-6)
+            self.scaling[f"{name}_deviation"] = deviation_D.clamp_min(1e-6)
+
+    def _scaled(self, name: str, vectors_BD: torch.Tensor) -> torch.Tensor:
+        mean_D, deviation_D = (self.scaling[f"{name}_{part}"] for part in ("mean", "deviation"))
+        # A rare picture far from the sample must not overflow fp16 or swamp a layer.
+        return ((vectors_BD - mean_D) / deviation_D).clamp(-20, 20)
+
+    def fitted_state(self) -> dict[str, torch.Tensor]:
+        """Return the fitted tensors of heads and scaling by name."""
+        state = {f"scaling.{k}": v for k, v in self.scaling.items()}
+        for name, projection in self.projections.items():
+            state |= {f"projections.{name}.{k}": v for k, v in projection.state_dict().items()}
+        return state
+
+    def restore_fitted(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `fitted_state` returned."""
+        device = self.mean.device
+        for name in OUTPUTS:
+            prefix = f"projections.{name}."
+            self.projections[name].restore({
+                k.removeprefix(prefix): v.to(device)
+                for k, v in state.items()
+                if k.startswith(prefix)
+            })
+        self.scaling = {
+            k.removeprefix("scaling."): v.to(device)
+            for k, v in state.items()
+            if k.startswith("scaling.")
+        }
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
         """Write weights.safetensors and config.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"body.{k}": v.contiguous() for k, v in self.body.state_dict().items()}
-        tensors |= {f"scaling.{k}": v.contiguous() for k, v in self.scaling.items()}
-        save_file({k: v.cpu() for k, v in tensors.items()}, folder / "weights.safetensors")
+        tensors = {f"body.{k}": v for k, v in self.body.state_dict().items()} | self.fitted_state()
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            folder / "weights.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
     def load(self, folder: Path) -> None:
@@ -252,23 +325,4 @@ class ImageEncoder(nn.Module):
         tensors = load_file(folder / "weights.safetensors")
         body = {k.removeprefix("body."): v for k, v in tensors.items() if k.startswith("body.")}
         self.body.load_state_dict(body)
-        self.scaling = {
-            k.removeprefix("scaling."): v for k, v in tensors.items() if k.startswith("scaling.")
-        }
-
-
-def _projected(style_BE: torch.Tensor, scaling: dict[str, torch.Tensor]) -> torch.Tensor:
-    if "style_components" not in scaling:
-        return style_BE
-    device = style_BE.device
-    centred_BE = style_BE - scaling["style_centre"].to(device)
-    return centred_BE @ scaling["style_components"].to(device)
-
-
-def _scaled(raw: torch.Tensor, scaling: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name == "style":
-        raw = _projected(raw, scaling)
-    mean = scaling[f"{name}_mean"].to(raw.device)
-    deviation = scaling[f"{name}_deviation"].to(raw.device)
-    # A rare picture far from the sample must not overflow fp16 or swamp a layer.
-    return ((raw - mean) / deviation).clamp(-20, 20).cpu()
+        self.restore_fitted(tensors)

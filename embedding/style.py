@@ -1,15 +1,19 @@
-"""Style heads: what the early blocks of a network say of how a picture is painted.
+"""Style heads: what pixels and early blocks of a network say of how a picture is painted.
 
-Gram statistics of early feature maps F_k [B, C, H, W] (Gatys et al. 2016; UMAIR-FPS,
-arXiv 2402.10381), one head beside another behind one interface: maps in, raw vectors out.
-Shapes: B pictures, K blocks, C channels, H, W positions, D output width.
+A head is a list of statistics and a projection of them (embedding/projection.py). Statistics do not
+know where in the picture something is: Gram matrices of early feature maps (Gatys et al. 2016;
+UMAIR-FPS, arXiv 2402.10381), moments of their channels, and the palette. LOG.md has the table that
+chose the default. Shapes: B pictures, S side, K blocks, C channels, H, W positions, R statistics.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-StyleHead = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+PALETTE_BINS = 16
+"""Per colour channel: 4,096 colours."""
+_PALETTE_SIDE = 96
 
 
 def gram(map_BCHW: torch.Tensor) -> torch.Tensor:
@@ -18,25 +22,23 @@ def gram(map_BCHW: torch.Tensor) -> torch.Tensor:
     return flat_BCP @ flat_BCP.transpose(1, 2) / flat_BCP.shape[2]
 
 
-def gram_max(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The paper's head: style[d] = max_k max_c G_k[c, d], [B, C]; all blocks have equal width."""
+def gram_max(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The paper's: style[d] = max_k max_c G_k[c, d], [B, C]; all blocks have equal width."""
     return torch.stack([gram(m).amax(dim=1) for m in maps]).amax(dim=0)
 
 
-def moments(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def moments(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Channel means and standard deviations of every block, [B, 2 K C]."""
     parts = []
     for map_BCHW in maps:
-        flat_BCP = map_BCHW.flatten(start_dim=2)
-        parts += [flat_BCP.mean(dim=2), flat_BCP.std(dim=2, correction=0)]
+        mean_BC = map_BCHW.mean(dim=(2, 3))
+        variance_BC = map_BCHW.square().mean(dim=(2, 3)) - mean_BC.square()
+        parts += [mean_BC, variance_BC.clamp_min(0).sqrt()]
     return torch.cat(parts, dim=1)
 
 
-def gram_root(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Upper triangles of the Gram matrices, signed square root, [B, K C (C + 1) / 2].
-
-    The input of `gram_pca`: its principal components are fitted on a sample of pictures.
-    """
+def gram_root(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Upper triangles of the Gram matrices, signed square root, [B, K C (C + 1) / 2]."""
     parts = []
     for map_BCHW in maps:
         gram_BCC = gram(map_BCHW)
@@ -46,9 +48,39 @@ def gram_root(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-STYLE_HEADS: dict[str, StyleHead] = {
-    "gram_max": gram_max,
-    "moments": moments,
-    "gram_pca": gram_root,
+def palette(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Square roots of the shares of 16 x 16 x 16 colours, [B, 4096]; uint8 pictures [B, S, S, 3].
+
+    The root makes the inner product of two palettes their Bhattacharyya coefficient.
+    """
+    # Every second, third, ... pixel of a large picture says as much about its colours.
+    step = max(1, pixels_BSS3.shape[1] // _PALETTE_SIDE)
+    sampled_BP3 = pixels_BSS3[:, ::step, ::step].flatten(1, 2).to(torch.int64)
+    bins_BP3 = sampled_BP3 * PALETTE_BINS // 256
+    colour_BP = (bins_BP3[..., 0] * PALETTE_BINS + bins_BP3[..., 1]) * PALETTE_BINS
+    colour_BP = colour_BP + bins_BP3[..., 2]
+    count_BR = torch.zeros(len(colour_BP), PALETTE_BINS**3, device=colour_BP.device)
+    count_BR.scatter_add_(1, colour_BP, torch.ones_like(colour_BP, dtype=count_BR.dtype))
+    return (count_BR / colour_BP.shape[1]).sqrt()
+
+
+Statistic = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleHead:
+    """Which statistics a head reads, and how they become a vector."""
+
+    statistics: tuple[Statistic, ...]
+    projection: str
+    """Of embedding/projection.py."""
+
+
+STYLE_HEADS = {
+    "gram_max": StyleHead(statistics=(gram_max,), projection="identity"),
+    "moments": StyleHead(statistics=(moments,), projection="identity"),
+    "gram_pca": StyleHead(statistics=(gram_root,), projection="principal"),
+    "palette": StyleHead(statistics=(palette,), projection="principal"),
+    "contrastive": StyleHead(statistics=(gram_root, palette), projection="contrastive"),
 }
-"""Raw outputs by name; embedding/image.py standardises them, and projects those of gram_pca."""
+"""By name: encoder.image.style_head."""

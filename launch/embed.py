@@ -23,19 +23,27 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from rich.table import Table
 
 from embedding.catalogue import Catalogue
+from embedding.heads import Pictures, fit_heads, measure
+from embedding.holdout import held_out
 from embedding.image import ImageConfig, ImageEncoder
 from embedding.job import (
     ImageExtractor,
     TextExtractor,
-    batched,
     extract_features,
     fingerprint,
     sample_rows,
 )
 from embedding.pictures import load_pictures
-from embedding.pretext import TagData, tag_targets, train_on_tags
+from embedding.pretext import (
+    PictureCache,
+    PretextConfig,
+    TagData,
+    tag_targets,
+    train_on_tags,
+)
 from embedding.store import FeatureManifest
 from embedding.text import (
     TextConfig,
@@ -47,7 +55,11 @@ from embedding.text import (
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import run_job, say, stage
+from recsys.report.terminal import console
 from recsys.schema import Manifest, read_manifest, write_json
+
+_MEASURED_PICTURES = 4096
+"""Most unseen pictures the image encoder is measured on."""
 
 
 def job(cfg: DictConfig) -> None:
@@ -76,7 +88,10 @@ def job(cfg: DictConfig) -> None:
     if manifest.has_images:
         with stage("image encoder") as encoder_stage:
             encoder, revision = image_encoder(workspace, manifest, image, int(cfg.seed), env)
-            encoder_stage.done(f"{image.backbone}, weights {image.weights}, {image.style_head}")
+            encoder_stage.done(
+                f"{image.backbone}, weights {image.weights}, pretext {image.pretext_epochs} epochs, "
+                f"{image.semantic_head} and {image.style_head} heads"
+            )
         with stage("encode pictures") as encoding:
             tables = extract_features(
                 ImageExtractor(
@@ -86,9 +101,9 @@ def job(cfg: DictConfig) -> None:
                     batch_size=image.batch_size,
                     threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
                 ),
-                encoder_name=f"{image.backbone}/{image.style_head}",
+                encoder_name=f"{image.backbone}/{image.semantic_head}+{image.style_head}",
                 revision=revision,
-                scaling="mean 0, then deviation 1 per dimension (gram_pca: 1 over all)",
+                scaling="mean 0, deviation 1 over a sample of items",
                 **shared,
             )
             encoding.done(described(tables))
@@ -138,27 +153,136 @@ def image_encoder(
     encoder = ImageEncoder(
         backbone=config.backbone,
         weights=config.weights,
+        semantic_head=config.semantic_head,
         style_head=config.style_head,
         style_blocks=config.style_blocks,
         style_dim=config.style_dim,
+        style_steps=config.style_steps,
+        say=say,
     )
     encoder.to(env.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not agreed(unchanged(folder, wanted), env):
-        root = Path(str(manifest.image_root)).resolve()
-        catalogue = Catalogue(workspace / "prepared")
-        if config.weights == "pretext":
-            train_image_encoder(encoder, catalogue, root, config, seed, env)
-        encoder.eval()
-        with first_rank_work(env) as is_first:
-            if is_first:
-                rows = sample_rows(catalogue.num_rows, config.fit_pictures, seed)
-                pixels = usable_pictures(catalogue, root, rows, config.size)[1]
-                encoder.fit_scaling(batched(pixels, config.batch_size))
-                with replaced(folder) as beside:
-                    encoder.save(beside, wanted)
+        make_image_encoder(workspace, manifest, encoder, config, wanted, seed, env)
     encoder.load(folder)
     encoder.eval()
     return encoder, fingerprint(wanted, folder / "weights.safetensors")
+
+
+def make_image_encoder(
+    workspace: Path,
+    manifest: Manifest,
+    encoder: ImageEncoder,
+    config: ImageConfig,
+    wanted: dict[str, Any],
+    seed: int,
+    env: Env,
+) -> None:
+    """Train the network on tags, fit the heads, measure both on unseen pictures, and save."""
+    folder = workspace / "encoders" / "image"
+    # 1. Pictures to learn from, and pictures that no training sees.
+    catalogue = Catalogue(workspace / "prepared")
+    rows = sample_rows(catalogue.num_rows, config.pretext_max_pictures, seed)
+    labels = {name: catalogue.column(name, rows) for name in ("item_id", "artist", "content")}
+    names = [c or i for c, i in zip(labels["content"], labels["item_id"], strict=True)]
+    unseen_hand = np.isin(np.array(labels["artist"], dtype=object), config.held_out_artists)
+    unseen = held_out(names, config.held_out_tenths)
+    if config.held_out_artists and not unseen_hand.any():
+        raise ValueError(
+            f"encoder.image.held_out_artists={config.held_out_artists}: no picture is by any of "
+            f"them; check the column items.artist of the recipe"
+        )
+    learned = np.random.default_rng(seed).permutation(np.flatnonzero(~unseen & ~unseen_hand))
+    measured = np.flatnonzero(unseen)[:_MEASURED_PICTURES]
+
+    def pictures(picked: np.ndarray) -> Pictures:
+        return load_usable(catalogue, Path(str(manifest.image_root)), rows, picked, config.size)
+
+    # 2. The network learns tags, on all ranks; a killed run goes on where it was.
+    beside = folder.with_name(".image.training")
+    if config.pretext_epochs:
+        train_network(encoder, catalogue, manifest, rows, learned, beside, config, wanted, env)
+    encoder.eval()
+
+    # 3. Heads and scaling, on a sample of the same pictures: every rank takes its share.
+    fitted = learned[: config.fit_pictures]
+    fit_heads(
+        encoder,
+        pictures(fitted[env.rank :: env.world_size]),
+        num_views=config.fit_views,
+        batch_size=config.batch_size,
+        seed=seed,
+    )
+
+    # 4. What the encoder knows of unseen pictures, and everything saved at once.
+    with first_rank_work(env) as is_first:
+        if is_first:
+            known = {}
+            if len(measured):
+                known = measure(
+                    encoder,
+                    pictures(measured),
+                    held_out_artists=config.held_out_artists,
+                    batch_size=config.batch_size,
+                )
+                print_agreement(known, title="image encoder on contents it has not seen")
+            with replaced(folder) as made:
+                encoder.save(made, wanted)
+                write_json(made / "evaluation.json", known)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def train_network(
+    encoder: ImageEncoder,
+    catalogue: Catalogue,
+    manifest: Manifest,
+    rows: list[int],
+    learned: np.ndarray,
+    folder: Path,
+    config: ImageConfig,
+    wanted: dict[str, Any],
+    env: Env,
+) -> None:
+    """Train the network on the tags of `rows[learned]`, on all ranks."""
+    learned = np.sort(learned)
+    root = Path(str(manifest.image_root))
+    cache = PictureCache(folder, len(learned), config.size)
+    with first_rank_work(env) as is_first:
+        if is_first:
+            cache.create()
+    pixels = cache.open()
+    usable = np.zeros(len(learned), dtype=bool)
+    mine = np.array_split(np.arange(len(learned)), env.world_size)[env.rank]
+    for piece in np.array_split(mine, max(1, len(mine) // 512)):
+        names = catalogue.column("image", [rows[i] for i in learned[piece]])
+        pixels[piece], usable[piece] = decoded(root, names, config.size)
+    parts = shared(usable, env)
+    kept = np.flatnonzero(np.logical_or.reduce(parts))
+    tagged = [rows[i] for i in learned[kept]]
+    targets, tags = tag_targets(catalogue.column("tags", tagged), config.pretext_min_count)
+    contents = catalogue.column("content", tagged)
+    groups = [c or f"row {row}" for c, row in zip(contents, tagged, strict=True)]
+    say(f"tag pretext: {len(kept):,} pictures, {len(tags)} tags, {env.world_size} rank(s)")
+    train_on_tags(
+        encoder,
+        TagData(
+            pixels=pixels,
+            rows=kept,
+            targets=targets,
+            tags=tags,
+            groups=np.unique(groups, return_inverse=True)[1],
+        ),
+        PretextConfig(
+            epochs=config.pretext_epochs,
+            patience=config.pretext_patience,
+            learning_rate=config.pretext_learning_rate,
+            batch_size=config.pretext_batch_size,
+            seed=int(wanted["seed"]),
+        ),
+        device=env.device,
+        folder=folder,
+        stamp=wanted,
+        say=say,
+    )
 
 
 def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
@@ -189,40 +313,58 @@ def replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def usable_pictures(
-    catalogue: Catalogue, root: Path, rows: list[int], size: int
-) -> tuple[list[int], np.ndarray]:
-    """Return (rows, uint8 [N, S, S, 3]) of those `rows` whose picture can be used."""
-    names = catalogue.column("image", rows)
+def shared(value: Any, env: Env) -> list[Any]:
+    """Return every rank's value, in rank order."""
+    values = [value]
+    if env.world_size > 1:
+        values = [None] * env.world_size
+        dist.all_gather_object(values, value)
+    return values
+
+
+def decoded(root: Path, names: list[str | None], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint8 [N, S, S, 3], bool [N] usable) of picture files."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        pixels, reasons = load_pictures(pool, root, names, size)
-    good = [index for index, reason in enumerate(reasons) if reason is None]
-    return [rows[index] for index in good], pixels[good]
+        pixels, reasons = load_pictures(pool, root.resolve(), names, size)
+    return pixels, np.array([reason is None for reason in reasons], dtype=bool)
 
 
-def train_image_encoder(
-    encoder: ImageEncoder,
-    catalogue: Catalogue,
-    root: Path,
-    config: ImageConfig,
-    seed: int,
-    env: Env,
-) -> None:
-    """Train the network on the items' tags, on all ranks."""
-    rows = sample_rows(catalogue.num_rows, config.pretext_max_pictures, seed)
-    rows, pixels = usable_pictures(catalogue, root, rows, config.size)
-    targets, tags = tag_targets(catalogue.column("tags", rows), config.pretext_min_count)
-    say(f"tag pretext: {len(rows):,} pictures, {len(tags)} tags, {env.world_size} rank(s)")
-    train_on_tags(
-        encoder,
-        TagData(pixels=pixels, targets=targets, tags=tags),
-        epochs=config.pretext_epochs,
-        learning_rate=config.pretext_learning_rate,
-        batch_size=config.pretext_batch_size,
-        seed=seed,
-        device=env.device,
-        say=say,
+def load_usable(
+    catalogue: Catalogue, root: Path, rows: list[int], picked: np.ndarray, size: int
+) -> Pictures:
+    """Return the pictures of `rows[picked]` that can be used, with artists and contents."""
+    chosen = [rows[i] for i in np.sort(picked)]
+    columns = {name: catalogue.column(name, chosen) for name in ("image", "artist", "content")}
+    pixels, usable = decoded(root, columns["image"], size)
+    good = np.flatnonzero(usable)
+    return Pictures(
+        pixels=pixels[good],
+        artists=[columns["artist"][i] for i in good],
+        contents=[columns["content"][i] for i in good],
     )
+
+
+def print_agreement(known: dict[str, Any], title: str) -> None:
+    """Print what each output finds: the hand among other contents, the content among other hands."""
+    questions = {
+        "hand": "same hand, another content",
+        "content": "same content, another hand",
+        "unseen_hand": "same hand, never trained on",
+    }
+    shown = [key for key in questions if any(key in found for found in known.values())]
+    if not shown:
+        return
+    table = Table(title=title, title_justify="left")
+    table.add_column("nearest picture")
+    for key in shown:
+        table.add_column(questions[key], justify="right")
+    for name, found in known.items():
+        cells = [
+            f"{found[key]['share']:.3f} of {found[key]['count']:,}" if key in found else "-"
+            for key in shown
+        ]
+        table.add_row(f"by {name}", *cells)
+    console().print(table)
 
 
 def text_encoder(
