@@ -149,7 +149,7 @@ def check_config(config: NeighboursConfig, manifest: Manifest) -> None:
 
 
 def open_tables(workspace: Path, manifest: Manifest) -> tuple[dict[str, FeatureTable], list[str]]:
-    """Return the feature tables there are, and a sentence for each that is not.
+    """Return the feature tables there are, and sentences for those that are not.
 
     Raises:
         ValueError: there are none (says to run embed), or one is broken or of other items.
@@ -161,13 +161,13 @@ def open_tables(workspace: Path, manifest: Manifest) -> tuple[dict[str, FeatureT
             f"and workspace= first"
         )
     tables = open_features(workspace, here, manifest.items_checksum, manifest.num_item_rows)
-    missing = [name for name in MODALITIES if name not in here]
-    return tables, [
-        f"Left out: {name}, it has not been embedded."
-        if manifest.has_modality(name)
-        else f"Left out: {name}, the data set has no {'texts' if name == 'text' else 'pictures'}."
-        for name in missing
-    ]
+    missing: dict[str, list[str]] = {}
+    for name in MODALITIES:
+        if name not in here:
+            lacking = f"the data set has no {'texts' if name == 'text' else 'pictures'}"
+            why = "not embedded yet" if manifest.has_modality(name) else lacking
+            missing.setdefault(why, []).append(name)
+    return tables, [f"Left out: {' and '.join(names)} ({why})." for why, names in missing.items()]
 
 
 def rows_of(catalogue: Catalogue, item_ids: list[str]) -> list[int]:

@@ -208,6 +208,7 @@ h3 small{font-weight:400;color:var(--soft);font-size:13px;margin-left:6px}
 .summary{max-width:620px}
 section{display:flex;gap:28px;margin:18px 0;align-items:flex-start}
 .asked{flex:0 0 148px;min-width:0}.asked h2{font-size:16px;line-height:1.3;margin:10px 0 2px}
+.asked h2:first-child{margin-top:0}
 .groups{flex:1;min-width:0;display:grid;gap:22px 28px;
 grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr))}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:10px;align-items:start;
@@ -256,7 +257,7 @@ def _page(
         columns = ["nearest by", *(WORDING[mark] for mark in marks), "shown"]
         head += f'<div class="summary">{html_table(columns, rows)}</div>'
     sections = "".join(_section(answer, marks, with_pictures) for answer in answers)
-    return page(title, head + sections, style=_STYLE, width_pixels=1680)
+    return page(title, head + sections, style=_STYLE, width_pixels=1680 if with_pictures else 1080)
 
 
 def _percent(share: float | None) -> str:

@@ -201,7 +201,7 @@ def test_the_page_is_whole_escaped_and_loads_nothing(world, run):
 def test_a_data_set_without_pictures_gives_a_page_of_titles(tmp_path, rng, run):
     workspace = write_world(tmp_path / "w", rng, pictures=False, artists=False)
     said = run(workspace, "data=anime", "items=[i3]", "k=4")
-    assert "Left out: style, the data set has no pictures." in said
+    assert "Left out: semantic and style (the data set has no pictures)." in said
     names = {p.name for p in (workspace / "neighbours").iterdir()}
     assert names == {"neighbours.html", "neighbours.json"}
     page = Texts((workspace / "neighbours" / "neighbours.html").read_text(encoding="utf-8"))
@@ -253,7 +253,7 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(world, run, monkeypatch):
 def test_no_features_say_to_run_embed_and_some_are_enough(tmp_path, rng, run):
     workspace = write_world(tmp_path / "w", rng, artists=False)
     (workspace / "features" / "text" / "manifest.json").unlink()
-    assert "Left out: text, it has not been embedded." in run(workspace, "k=2")
+    assert "Left out: text (not embedded yet)." in run(workspace, "k=2")
     assert read_json(workspace)["summary"]["style"]["artist"] is None
     with pytest.raises(ValueError, match="the recipe does not map items.artist"):
         run(workspace, "exclude_same=artist")
