@@ -64,9 +64,8 @@ def job(cfg: DictConfig) -> None:
     for note in notes:
         say(note)
     if manifest.has_images:
-        tile_pixels(
-            config.sheet_width, len(tables), config.k
-        )  # too narrow is said before the search
+        # A sheet that is too narrow is refused before the search.
+        tile_pixels(config.sheet_width, len(tables), config.k)
 
     # 2. The items asked about.
     if config.items:
