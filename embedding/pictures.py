@@ -1,23 +1,104 @@
 """Picture files to arrays: every format, no surprises, a reason for every picture that cannot be used.
 
-Called by extraction and by the tag pretext, from several threads.
+Called by extraction and by the tag pretext, from several threads. A catalogue's pictures come from
+strangers: nothing in one may stop a night's job, fill the memory, or print.
 """
 
+import csv
+import ctypes
+import errno
+import io
+import logging
+import os
+import shutil
+import stat
+import threading
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
-MAX_PIXELS = 50_000_000
-"""Larger pictures are refused as decompression bombs."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
+"""What is read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that start
+another program (EPS), and those without a signature, which take any bytes for a picture (TGA)."""
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused as decompression bombs; a camera of 60 megapixels passes."""
+
+LARGE_PIXELS = 16_000_000
+"""Pictures of more pixels to decode are decoded one at a time, however many threads there are: the
+largest takes 0.5 GiB."""
+
+MAX_BYTES = 256 * 2**20
+"""Larger files are refused: some decoders read the whole file first."""
+
+MAX_SCANS = 100
+"""Progressive JPEGs of more scans are refused: each costs a pass over the picture and few bytes of
+the file. Encoders write about ten."""
+
+REASONS = {
+    "none": "the item names no picture",
+    "missing": "no such file",
+    "outside": "the path leaves the image root",
+    "not_a_file": "a folder, pipe or device",
+    "unreadable": "no permission",
+    "empty": "zero bytes",
+    "too_large": f"more than {MAX_PIXELS:,} pixels or {MAX_BYTES:,} bytes",
+    "too_slow": f"a progressive JPEG of more than {MAX_SCANS} scans",
+    "broken": "no picture, cut short, or of a format that is not read",
+}
+"""Every reason for which a picture is masked."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
+def _silence_decoders() -> None:
+    """Let no decoder print: what it has to remark on one picture of a million, the reasons tell.
+
+    Done once, when this file is imported: changing filters around each picture is not safe among
+    threads. libtiff writes to stderr from C unless it is told not to, and Pillow does not tell it.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    for library in {line.split(maxsplit=5)[-1] for line in lines if "/libtiff" in line}:
+        libtiff = ctypes.CDLL(library)
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
+
+
+_silence_decoders()
+
+_one_large_picture = threading.Lock()
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by the orientation in its EXIF."""
+
+_OF_THE_PATH = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.ENAMETOOLONG: "missing",
+    errno.EACCES: "unreadable",
+    errno.EPERM: "unreadable",
+    errno.ELOOP: "broken",
+}
+
+
 class UnusablePictureError(ValueError):
-    """A picture that is masked; `reason` is one word for the counts."""
+    """A picture that is masked; `reason` is one word for the counts, a key of REASONS."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -28,11 +109,12 @@ def resolve_picture(root: Path, name: str) -> Path:
     """Return the path of a picture below `root`; `root` is resolved already.
 
     Raises:
-        UnusablePictureError: reason `outside`, if it leaves the root (by .., an absolute path or a link).
+        UnusablePictureError: reason `outside`, if it leaves the root (by .., an absolute path or a
+            link); `broken`, if it is no path, or links that lead in a circle.
     """
     try:
         path = (root / name).resolve()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a circle of links
         raise UnusablePictureError("broken", f"{name!r}: no path ({error})") from error
     if not path.is_relative_to(root):
         raise UnusablePictureError("outside", f"{name}: leaves the image root {root}")
@@ -42,55 +124,113 @@ def resolve_picture(root: Path, name: str) -> Path:
 def load_picture(path: Path, size: int) -> np.ndarray:
     """Return an RGB picture as uint8 [size, size, 3].
 
-    The centre square is cut out and scaled to `size`. Transparency lies on white, the
-    first frame stands for an animation, 16-bit greys are scaled to 8.
+    The centre square is cut out, scaled to `size` and turned upright as its EXIF says. Transparency
+    lies on white, the first frame stands for an animation, 16-bit colours are scaled to 8. What a
+    file is says its content, not its extension.
 
     Raises:
-        UnusablePictureError: reason `missing`, `empty`, `too_large` or `broken`.
+        UnusablePictureError: a reason of REASONS.
+        OSError: the machine fails rather than the picture (a disk error, too many open files): to go
+            on would mask every picture from here.
     """
     try:
-        if path.stat().st_size == 0:
-            raise UnusablePictureError("empty", f"{path}: zero bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise UnusablePictureError(
-                        "too_large", f"{path}: {opened.width} x {opened.height} pixels"
-                    )
-                opened.draft("RGB", (size, size))
-                picture = _as_rgb(_centre(opened))
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as opened:
+            return _pixels(opened, path, size)
     except UnusablePictureError:
         raise
-    except FileNotFoundError as error:
-        raise UnusablePictureError("missing", f"{path}: no such file") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise UnusablePictureError("too_large", f"{path}: {error}") from error
     except Exception as error:  # decoders raise whatever a broken file makes them raise
-        raise UnusablePictureError("broken", f"{path}: {error}") from error
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
+        # What the system says has a number; what a decoder says of the content has none.
+        number = error.errno if isinstance(error, OSError) else None
+        if number is not None and number not in _OF_THE_PATH:
+            raise
+        raise UnusablePictureError(
+            _OF_THE_PATH.get(number or 0, "broken"), f"{path}: {error}"
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Look before opening: a pipe would be waited for, a device may act on being opened."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UnusablePictureError("not_a_file", f"{path}: {stat.filemode(found.st_mode)}")
+    if found.st_size == 0:
+        raise UnusablePictureError("empty", f"{path}: zero bytes")
+    if found.st_size > MAX_BYTES:
+        raise UnusablePictureError("too_large", f"{path}: {found.st_size:,} bytes")
+
+
+def _pixels(opened: ImageFile.ImageFile, path: Path, size: int) -> np.ndarray:
+    """Check what the header says, then decode."""
+    if opened.width * opened.height > MAX_PIXELS:
+        raise UnusablePictureError("too_large", f"{path}: {opened.width} x {opened.height} pixels")
+    if opened.info.get("progressive"):
+        # In a JPEG these two bytes stand nowhere but before a scan (or in a thumbnail's).
+        num_scans = path.read_bytes().count(b"\xff\xda")
+        if num_scans > MAX_SCANS:
+            raise UnusablePictureError("too_slow", f"{path}: {num_scans:,} scans")
+    opened.draft("RGB", (size, size))
+    is_large = opened.width * opened.height > LARGE_PIXELS
+    with _one_large_picture if is_large else nullcontext():
+        opened.load()
+        picture = _as_rgb(_centre(opened), size)
+    turn = _TURNS.get(_orientation(opened))
+    return np.asarray(picture if turn is None else picture.transpose(turn))
+
+
+def _orientation(decoded: Image.Image) -> int:
+    """Return the orientation in the EXIF; some formats keep it behind the pixels."""
+    try:
+        return int(decoded.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken note beside the pixels says nothing against them
+        return 1
 
 
 def _centre(picture: Image.Image) -> Image.Image:
     """Cut the centre square out; before any scaling, so that no strip is ever blown up."""
     side = min(picture.size)
+    if picture.size == (side, side):
+        return picture
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
-        grey = np.clip(values / top * 255.0, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
+def _as_rgb(square: Image.Image, size: int) -> Image.Image:
+    """Return the square as RGB of `size`; it is scaled before it is laid on a ground."""
+    if square.mode.startswith("I") or square.mode == "F":
+        return Image.fromarray(_grey(square, size)).convert("RGB")
+    if square.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in square.info:
+        layered = _scaled(_converted(square, "RGBA"), size)
         ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layered).convert("RGB")
-    return picture.convert("RGB")
+    return _scaled(_converted(square, "RGB"), size)
+
+
+def _converted(picture: Image.Image, mode: str) -> Image.Image:
+    """Return the picture itself where it has the mode already: `convert` would copy it."""
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _scaled(square: Image.Image, size: int) -> Image.Image:
+    if square.size == (size, size):
+        return square
+    return square.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _grey(square: Image.Image, size: int) -> np.ndarray:
+    """Return uint8 [size, size] of a picture of deep greys.
+
+    White is 65535 where the format says 16 bits, else the first of 1 (for fractions), 255 and 65535
+    that no pixel exceeds, else the largest pixel.
+    """
+    values = np.asarray(_scaled(square, size), dtype=np.float64)
+    values = np.clip(np.nan_to_num(values, nan=0, posinf=0, neginf=0), 0, None)
+    most = float(values.max())
+    tops = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(square.mode, (65535.0,))
+    white = next((top for top in tops if most <= top), most)
+    return np.rint(values / white * 255.0).astype(np.uint8)
 
 
 def load_pictures(
@@ -119,3 +259,34 @@ def load_pictures(
         else:
             pixels[index] = result
     return pixels, reasons
+
+
+def unusable_lines(
+    item_ids: list[str | None], names: list[str | None], reasons: list[str | None]
+) -> str:
+    """Return CSV lines `item_id,file,reason` of the pictures that are named and cannot be used.
+
+    An item that names no picture is not listed: there is no file to mend. One call for each shard;
+    `write_unusable` puts the pieces together.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    for item_id, name, reason in zip(item_ids, names, reasons, strict=True):
+        if reason not in (None, "none"):
+            writer.writerow([item_id, name, reason])
+    return lines.getvalue()
+
+
+def write_unusable(path: Path, pieces: Iterable[Path]) -> None:
+    """Write the list of unusable pictures from its pieces, in their order, beside and renamed.
+
+    All of them are listed, since whoever mends a catalogue needs all; the pieces are copied one
+    after the other, so memory does not grow with their number.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "wb") as target:
+        target.write(b"item_id,file,reason\n")
+        for piece in pieces:
+            with open(piece, "rb") as source:
+                shutil.copyfileobj(source, target)
+    os.replace(beside, path)

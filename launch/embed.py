@@ -125,7 +125,9 @@ def job(cfg: DictConfig) -> None:
 
     # 4. What came out, and what to do next.
     say(f"results: {workspace / 'features'}")
-    say(f"next: launch/train.py data={cfg.data.name} workspace={cfg.workspace} run.name=...")
+    say(
+        f"next: launch/neighbours.py or launch/train.py data={cfg.data.name} workspace={cfg.workspace}"
+    )
     stop()
 
 

@@ -23,6 +23,7 @@ from sklearn.metrics import roc_curve
 
 from recsys.metrics.calibration import calibration_bins
 from recsys.metrics.summary import evaluate_predictions
+from recsys.report.page import COLOURS, html_table, page
 from recsys.report.terminal import console
 from recsys.train.predict import Predictions
 
@@ -130,32 +131,17 @@ def write_report(
 
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6778;--line:#dde3ea;--back:#fbfcfd;
---card:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa6b5;--line:#2b3440;--back:#12161c;
---card:#1a2028}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);margin:0}
-main{max-width:1080px;margin:0 auto;padding:32px 20px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 4px}
-p{color:var(--soft);margin:0 0 12px}
-table{border-collapse:collapse;width:100%;background:var(--card);margin:16px 0}
-th,td{padding:8px 12px;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;font-size:14px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px}
 img{width:100%;background:#fff;border-radius:6px}
 """
 
 
 def _page(title: str, metrics: dict[str, Any], figures: list[tuple[str, str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADLINE.values())
-    rows = "".join(
-        f"<tr><td>{html.escape(segment.replace('_', ' '))}</td>"
-        + "".join(f"<td>{_shown(values[key])}</td>" for key in HEADLINE)
-        + "</tr>"
+    rows = [
+        [segment.replace("_", " "), *(_shown(values[key]) for key in HEADLINE)]
         for segment, values in metrics.items()
         if segment != "oracle"
-    )
+    ]
     oracle = metrics.get("oracle")
     note = (
         f"<p>The best possible AUC on these rows is {oracle['auc']:.4f}; the model recovers "
@@ -168,15 +154,8 @@ def _page(title: str, metrics: dict[str, Any], figures: list[tuple[str, str, str
         f'<img alt="{html.escape(name)}" src="data:image/png;base64,{picture}"></section>'
         for name, text, picture in figures
     )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><main>'
-        f"<h1>{html.escape(title)}</h1>{note}<table><tr><th>rows of</th>{head}</tr>{rows}</table>"
-        f'<div class="grid">{sections}</div></main></html>\n'
-    )
-
-
-_COLOURS = ("#2f6fde", "#e0723a", "#2b9a66", "#8a56c9")
+    head = html_table(["rows of", *HEADLINE.values()], rows)
+    return page(title, f'{note}{head}<div class="grid">{sections}</div>', style=_STYLE)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -198,7 +177,7 @@ def _roc(predictions: Predictions) -> str:
     figure, axes = _figure()
     if 0 < predictions.label.sum() < len(predictions.label):
         false_rate, true_rate, _ = roc_curve(predictions.label, predictions.score)
-        axes.plot(false_rate, true_rate, color=_COLOURS[0], linewidth=2)
+        axes.plot(false_rate, true_rate, color=COLOURS[0], linewidth=2)
     axes.plot([0, 1], [0, 1], color="#999", linestyle="--", linewidth=1)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
     return _encoded(figure)
@@ -211,7 +190,7 @@ def _calibration(predictions: Predictions) -> str:
     observed = [b.positive_rate for b in bins]
     top = max([*predicted, *observed, 1e-6]) * 1.05
     axes.plot([0, top], [0, top], color="#999", linestyle="--", linewidth=1)
-    axes.plot(predicted, observed, marker="o", color=_COLOURS[0], linewidth=1.5)
+    axes.plot(predicted, observed, marker="o", color=COLOURS[0], linewidth=1.5)
     axes.set(xlabel="mean prediction", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
     return _encoded(figure)
 
@@ -219,7 +198,7 @@ def _calibration(predictions: Predictions) -> str:
 def _scores(predictions: Predictions) -> str:
     figure, axes = _figure()
     bins = np.linspace(0, 1, 51)
-    for label, colour, name in ((0, _COLOURS[1], "negative"), (1, _COLOURS[0], "positive")):
+    for label, colour, name in ((0, COLOURS[1], "negative"), (1, COLOURS[0], "positive")):
         scores = predictions.score[predictions.label == label]
         if len(scores):
             axes.hist(scores, bins, alpha=0.55, color=colour, label=name, density=True)
@@ -232,7 +211,7 @@ def _weights(predictions: Predictions, modality_names: list[str]) -> str:
     figure, axes = _figure()
     columns = [predictions.weights[:, index] for index in range(len(modality_names))]
     parts = axes.violinplot(columns, showextrema=False, widths=0.85)
-    for body, colour in zip(parts["bodies"], _COLOURS * 3, strict=False):
+    for body, colour in zip(parts["bodies"], COLOURS * 3, strict=False):
         body.set(facecolor=colour, alpha=0.7)
     positions = range(1, len(columns) + 1)
     axes.scatter(positions, [np.median(c) for c in columns], color="white", edgecolor="#333")
