@@ -224,7 +224,7 @@ class ImageEncoder(nn.Module):
         self._maps.clear()
         return {
             "semantic": [pooled_BD],
-            "style": [statistic(pixels_BSS3, maps) for statistic in self.style.statistics],
+            "style": self.style.statistics(pixels_BSS3, maps),
         }
 
     def forward(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:

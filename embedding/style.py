@@ -22,37 +22,58 @@ def gram(map_BCHW: torch.Tensor) -> torch.Tensor:
     return flat_BCP @ flat_BCP.transpose(1, 2) / flat_BCP.shape[2]
 
 
-def gram_max(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def gram_max(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The paper's: style[d] = max_k max_c G_k[c, d], [B, C]; all blocks have equal width."""
-    return torch.stack([gram(m).amax(dim=1) for m in maps]).amax(dim=0)
+    return [torch.stack([gram(m).amax(dim=1) for m in maps]).amax(dim=0)]
 
 
-def moments(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def moments(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Channel means and standard deviations of every block, [B, 2 K C]."""
     parts = []
     for map_BCHW in maps:
         mean_BC = map_BCHW.mean(dim=(2, 3))
         variance_BC = map_BCHW.square().mean(dim=(2, 3)) - mean_BC.square()
         parts += [mean_BC, variance_BC.clamp_min(0).sqrt()]
-    return torch.cat(parts, dim=1)
+    return [torch.cat(parts, dim=1)]
 
 
-def gram_root(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Upper triangles of the Gram matrices, signed square root, [B, K C (C + 1) / 2]."""
+def gram_roots(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Upper triangle of each block's Gram matrix, signed square root, K of [B, C (C + 1) / 2]."""
     parts = []
     for map_BCHW in maps:
         gram_BCC = gram(map_BCHW)
         row, column = torch.triu_indices(gram_BCC.shape[1], gram_BCC.shape[1])
         upper_BU = gram_BCC[:, row, column]
         parts.append(upper_BU.sign() * upper_BU.abs().sqrt())
-    return torch.cat(parts, dim=1)
+    return parts
 
 
-def palette(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def joined_gram_roots(
+    pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The same of all blocks side by side, [B, K C (C + 1) / 2]."""
+    return [torch.cat(gram_roots(pixels_BSS3, maps), dim=1)]
+
+
+def palette(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Square roots of the shares of 16 x 16 x 16 colours, [B, 4096]; uint8 pictures [B, S, S, 3].
 
     The root makes the inner product of two palettes their Bhattacharyya coefficient.
     """
+    return [_colour_shares(pixels_BSS3).flatten(1).sqrt()]
+
+
+def palettes(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The palette of 4,096 colours and a coarser one of 512, which forgives shades."""
+    fine_BRGB = _colour_shares(pixels_BSS3)
+    half = PALETTE_BINS // 2
+    coarse_BRGB = fine_BRGB.unflatten(3, (half, 2)).unflatten(2, (half, 2))
+    coarse_BRGB = coarse_BRGB.unflatten(1, (half, 2)).sum(dim=(2, 4, 6))
+    return [fine_BRGB.flatten(1).sqrt(), coarse_BRGB.flatten(1).sqrt()]
+
+
+def _colour_shares(pixels_BSS3: torch.Tensor) -> torch.Tensor:
+    """Return the share of pixels of every colour, [B, 16, 16, 16]."""
     # Every second, third, ... pixel of a large picture says as much about its colours.
     step = max(1, pixels_BSS3.shape[1] // _PALETTE_SIDE)
     sampled_BP3 = pixels_BSS3[:, ::step, ::step].flatten(1, 2).to(torch.int64)
@@ -61,26 +82,33 @@ def palette(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Te
     colour_BP = colour_BP + bins_BP3[..., 2]
     count_BR = torch.zeros(len(colour_BP), PALETTE_BINS**3, device=colour_BP.device)
     count_BR.scatter_add_(1, colour_BP, torch.ones_like(colour_BP, dtype=count_BR.dtype))
-    return (count_BR / colour_BP.shape[1]).sqrt()
+    return (count_BR / colour_BP.shape[1]).unflatten(1, (PALETTE_BINS,) * 3)
 
 
-Statistic = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
+def roots_and_palettes(
+    pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Line and texture by every block's Gram matrix, colour by two palettes."""
+    return gram_roots(pixels_BSS3, maps) + palettes(pixels_BSS3, maps)
+
+
+Statistic = Callable[[torch.Tensor, Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleHead:
-    """Which statistics a head reads, and how they become a vector."""
+    """What a head reads, and how it becomes a vector."""
 
-    statistics: tuple[Statistic, ...]
+    statistics: Statistic
     projection: str
     """Of embedding/projection.py."""
 
 
 STYLE_HEADS = {
-    "gram_max": StyleHead(statistics=(gram_max,), projection="identity"),
-    "moments": StyleHead(statistics=(moments,), projection="identity"),
-    "gram_pca": StyleHead(statistics=(gram_root,), projection="principal"),
-    "palette": StyleHead(statistics=(palette,), projection="principal"),
-    "contrastive": StyleHead(statistics=(gram_root, palette), projection="contrastive"),
+    "gram_max": StyleHead(statistics=gram_max, projection="identity"),
+    "moments": StyleHead(statistics=moments, projection="identity"),
+    "gram_pca": StyleHead(statistics=joined_gram_roots, projection="principal"),
+    "palette": StyleHead(statistics=palette, projection="principal"),
+    "contrastive": StyleHead(statistics=roots_and_palettes, projection="contrastive"),
 }
 """By name: encoder.image.style_head."""

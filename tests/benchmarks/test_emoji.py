@@ -1,0 +1,165 @@
+"""Does style find the designer, and semantics the concept? The same emoji drawn by five designers.
+
+Needs the real data set `emoji` and the ImageNet weights beside it; skips where they are absent.
+Concepts with md5 modulo 10 below 3 are never trained on; all numbers are of them.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from embedding.heads import Pictures, fit_heads, measure
+from embedding.holdout import held_out
+from embedding.image import SEMANTIC_HEADS, ImageEncoder
+from embedding.pictures import load_pictures
+from embedding.pretext import PretextConfig, TagData, tag_targets, train_on_tags
+from embedding.style import STYLE_HEADS
+
+pytestmark = pytest.mark.bench
+
+DESIGNERS = ["blob", "emojitwo", "noto", "openmoji", "twemoji"]
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def emoji(real_data):
+    """Pictures of all concepts by all designers, and the concepts' English tags."""
+    folder = real_data / "emoji"
+    entries = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+    names = [f"{designer}/{entry['id']}.png" for entry in entries for designer in DESIGNERS]
+    with ThreadPoolExecutor(2) as pool:
+        pixels, reasons = load_pictures(pool, folder.resolve(), names, SIZE)
+    assert not any(reasons)
+    everything = Pictures(
+        pixels=pixels,
+        artists=DESIGNERS * len(entries),
+        contents=[entry["id"] for entry in entries for _ in DESIGNERS],
+    )
+    tags = [
+        [*entry["tags"]["en"], *entry["labels"]["en"].split(), f"group {entry['subgroup']}"]
+        for entry in entries
+        for _ in DESIGNERS
+    ]
+    return everything, tags
+
+
+def chosen(pictures: Pictures, rows: np.ndarray) -> Pictures:
+    rows = np.flatnonzero(rows)
+    return Pictures(
+        pixels=pictures.pixels[rows],
+        artists=[pictures.artists[i] for i in rows],
+        contents=[pictures.contents[i] for i in rows],
+    )
+
+
+def built(real_data, semantic_head="discriminant", style_head="contrastive") -> ImageEncoder:
+    return ImageEncoder(
+        backbone="squeezenet1_0",
+        weights=str(real_data / "weights" / "squeezenet1_0.safetensors"),
+        semantic_head=semantic_head,
+        style_head=style_head,
+    ).eval()
+
+
+def found(encoder, pictures, *, seed=0, without=None, anonymous=False):
+    """Fit the heads without the held-out concepts and one designer; return the shares found."""
+    unseen = held_out(pictures.contents, 3)
+    hidden = np.array(pictures.artists) == without
+    learned = chosen(pictures, ~unseen & ~hidden)
+    if anonymous:
+        nobody = [None] * len(learned)
+        learned = Pictures(pixels=learned.pixels, artists=nobody, contents=nobody)
+    fit_heads(encoder, learned, num_views=2, batch_size=64, seed=seed)
+    held_out_artists = [without] if without else []
+    known = measure(
+        encoder, chosen(pictures, unseen), held_out_artists=held_out_artists, batch_size=64
+    )
+    return {
+        output: {key: value["share"] for key, value in known[output].items()} for output in known
+    }
+
+
+def test_heads_beside_each_other(emoji, real_data):
+    """The table that chose the defaults."""
+    pictures, _ = emoji
+    print(f"\n{'head':24} designer  concept   (nearest picture: of the same designer / concept)")
+    results = {}
+    pairs = [("discriminant", "contrastive"), ("pool", "gram_max"), ("pool", "moments")]
+    pairs += [("pool", "gram_pca"), ("pool", "palette")]
+    for semantic_head, style_head in pairs:
+        known = found(built(real_data, semantic_head, style_head), pictures)
+        for output, head in (("style", style_head), ("semantic", semantic_head)):
+            if head not in results:
+                results[head] = known[output]
+                values = results[head]
+                print(f"{output + ' ' + head:24} {values['hand']:.3f}     {values['content']:.3f}")
+    assert set(results) == set(STYLE_HEADS) | set(SEMANTIC_HEADS)
+    assert results["contrastive"]["hand"] >= 0.90
+    assert results["contrastive"]["content"] < 0.10
+    assert results["discriminant"]["content"] >= 0.70
+    assert max(STYLE_HEADS, key=lambda head: results[head]["hand"]) == "contrastive"
+
+
+def test_default_heads_over_seeds(emoji, real_data):
+    pictures, _ = emoji
+    for seed in (1, 2):
+        known = found(built(real_data), pictures, seed=seed)
+        print(f"\nseed {seed}: {known}")
+        assert known["style"]["hand"] >= 0.90 and known["semantic"]["content"] >= 0.70
+
+
+def test_without_artists_crops_of_one_picture_teach_the_head(emoji, real_data):
+    pictures, _ = emoji
+    known = found(built(real_data), pictures, anonymous=True)
+    print(f"\nno artists, no contents given: {known}")
+    assert known["style"]["hand"] > 0.5
+
+
+def test_a_designer_never_seen(emoji, real_data):
+    """Against the untrained Gram head, over the same pictures."""
+    pictures, _ = emoji
+    print(
+        "\ndesigner   contrastive   untrained Gram (share of the unseen designer's pictures found)"
+    )
+    trained, untrained = [], []
+    for designer in DESIGNERS:
+        trained.append(found(built(real_data), pictures, without=designer))
+        untrained.append(found(built(real_data, style_head="gram_pca"), pictures, without=designer))
+        shares = [result[-1]["style"]["unseen_hand"] for result in (trained, untrained)]
+        print(f"{designer:10} {shares[0]:.3f}         {shares[1]:.3f}")
+    means = [
+        np.mean([r["style"]["unseen_hand"] for r in result]) for result in (trained, untrained)
+    ]
+    print(f"{'mean':10} {means[0]:.3f}         {means[1]:.3f}")
+    assert means[0] > means[1]
+
+
+def test_network_trained_on_tags(emoji, real_data, tmp_path):
+    """The tag pretext from ImageNet weights, then the default heads."""
+    pictures, tags = emoji
+    unseen = held_out(pictures.contents, 3)
+    rows = np.flatnonzero(~unseen)
+    targets, names = tag_targets([tags[i] for i in rows], 15)
+    encoder = built(real_data)
+    import torch
+
+    score = train_on_tags(
+        encoder,
+        TagData(
+            pixels=pictures.pixels,
+            rows=rows,
+            targets=targets,
+            tags=names,
+            groups=np.unique([pictures.contents[i] for i in rows], return_inverse=True)[1],
+        ),
+        PretextConfig(epochs=8, patience=3, learning_rate=2e-4, batch_size=64, seed=0),
+        device=torch.device("cpu"),
+        folder=tmp_path,
+        stamp={},
+        say=print,
+    )
+    known = found(encoder, pictures)
+    print(f"\nvalidation mAP {score:.3f} over {len(names)} tags: {known}")
+    assert known["style"]["hand"] >= 0.90 and known["semantic"]["content"] >= 0.70
