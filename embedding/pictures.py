@@ -4,6 +4,7 @@ Called by extraction and by the tag pretext, from several threads.
 """
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def load_pictures(
-    pool: ThreadPoolExecutor, root: Path, names: list[str | None], size: int
+    pool: ThreadPoolExecutor | None, root: Path, names: Sequence[str | None], size: int
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Decode pictures in parallel.
+    """Decode pictures in parallel; without a pool one by one.
 
     Returns:
         (uint8 [N, size, size, 3], reasons [N]): a reason where the picture is masked (its pixels are
@@ -113,7 +114,7 @@ def load_pictures(
 
     pixels = np.zeros((len(names), size, size, 3), dtype=np.uint8)
     reasons: list[str | None] = [None] * len(names)
-    for index, result in enumerate(pool.map(one, names)):
+    for index, result in enumerate(pool.map(one, names) if pool else map(one, names)):
         if isinstance(result, str):
             reasons[index] = result
         else:

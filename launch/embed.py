@@ -11,9 +11,11 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from omegaconf import DictConfig
 from embedding.catalogue import Catalogue
 from embedding.image import ImageConfig, ImageEncoder
 from embedding.job import (
+    Extraction,
     ImageExtractor,
     TextExtractor,
     batched,
@@ -36,7 +39,6 @@ from embedding.job import (
 )
 from embedding.pictures import load_pictures
 from embedding.pretext import TagData, tag_targets, train_on_tags
-from embedding.store import FeatureManifest
 from embedding.text import (
     TextConfig,
     TextEncoder,
@@ -56,15 +58,17 @@ def job(cfg: DictConfig) -> None:
     image = from_config(ImageConfig, plain(cfg.encoder.image), "encoder.image")
     text = from_config(TextConfig, plain(cfg.encoder.text), "encoder.text")
     workspace = Path(cfg.workspace).resolve()
-    env = start(cfg.device)
+    # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
+    env = start(cfg.device, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
     shared: dict[str, Any] = {
         "workspace": workspace,
         "manifest": manifest,
-        "shard_rows": int(cfg.shard_rows),
+        "shard_rows": None if cfg.shard_rows is None else int(cfg.shard_rows),
         "rank": env.rank,
         "world_size": env.world_size,
-        "barrier": dist.barrier,
+        "gather": partial(gathered, world_size=env.world_size),
+        "first_rank_work": partial(first_rank_work, env),
     }
     if not (manifest.has_images or manifest.has_texts):
         raise ValueError(
@@ -72,41 +76,50 @@ def job(cfg: DictConfig) -> None:
             f"is nothing to embed; train without modalities"
         )
 
+    with first_rank_work(env) as is_first:
+        if is_first and cfg.retrain:
+            forget_outdated(workspace, trained_on(manifest))
+
     # 2. Pictures: one network, two outputs.
     if manifest.has_images:
         with stage("image encoder") as encoder_stage:
             encoder, revision = image_encoder(workspace, manifest, image, int(cfg.seed), env)
-            encoder_stage.done(f"{image.backbone}, weights {image.weights}, {image.style_head}")
+            encoder_stage.done(
+                f"{image.backbone}, weights {image.weights}, {image.style_head}"
+                f"{provenance(workspace, 'image', trained_on(manifest))}"
+            )
         with stage("encode pictures") as encoding:
-            tables = extract_features(
+            begun = time.perf_counter()
+            extraction = extract_features(
                 ImageExtractor(
                     encoder,
                     image_root=Path(str(manifest.image_root)),
                     size=image.size,
                     batch_size=image.batch_size,
-                    threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
+                    num_threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
                 ),
                 encoder_name=f"{image.backbone}/{image.style_head}",
                 revision=revision,
                 scaling="mean 0, then deviation 1 per dimension (gram_pca: 1 over all)",
                 **shared,
             )
-            encoding.done(described(tables))
+            encoding.done(described(extraction, time.perf_counter() - begun))
 
     # 3. Texts.
     if manifest.has_texts:
         with stage("text encoder") as encoder_stage:
             text_model, revision = text_encoder(workspace, manifest, text, int(cfg.seed), env)
-            encoder_stage.done(text.path)
+            encoder_stage.done(f"{text.path}{provenance(workspace, 'text', trained_on(manifest))}")
         with stage("encode texts") as encoding:
-            tables = extract_features(
+            begun = time.perf_counter()
+            extraction = extract_features(
                 TextExtractor(text_model),
                 encoder_name=text.path,
                 revision=revision,
                 scaling="unit length, then mean 0 and mean deviation 1 over a sample of items",
                 **shared,
             )
-            encoding.done(described(tables))
+            encoding.done(described(extraction, time.perf_counter() - begun))
 
     # 4. What came out, and what to do next.
     say(f"results: {workspace / 'features'}")
@@ -114,13 +127,49 @@ def job(cfg: DictConfig) -> None:
     stop()
 
 
-def described(tables: dict[str, FeatureManifest]) -> str:
+def described(extraction: Extraction, seconds: float) -> str:
     """Return counts of finished tables for the stage's line."""
     parts = []
-    for name, table in tables.items():
+    for name, table in extraction.tables.items():
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in table.masked.items())
         parts.append(f"{name} {table.count:,} x {table.dim} (masked: {reasons or 'none'})")
+    encoded = extraction.num_encoded
+    there = [
+        f"{count:,} {what}"
+        for count, what in (
+            (extraction.num_kept, "kept"),
+            (extraction.num_reused, "re-used"),
+        )
+        if count
+    ]
+    parts.append(", ".join([f"{encoded:,} encoded, {encoded / seconds:,.0f} items/s", *there]))
     return "; ".join(parts)
+
+
+def gathered(value: Any, world_size: int) -> list[Any]:
+    """Return the values of all ranks, by rank."""
+    values = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def trained_on(manifest: Manifest) -> dict[str, str | None]:
+    """Return checksums of what encoders are trained on."""
+    return {name: manifest.checksums.get(name) for name in ("items.parquet", "pairs.parquet")}
+
+
+def provenance(workspace: Path, encoder: str, now: dict[str, str | None]) -> str:
+    """Return what the stage's line says of an encoder that was trained on other data than today's."""
+    made = json.loads((workspace / "encoders" / encoder / "config.json").read_text())["trained_on"]
+    return "" if made == now else ", kept as trained on earlier data (retrain=true trains it anew)"
+
+
+def forget_outdated(workspace: Path, now: dict[str, str | None]) -> None:
+    """Have encoders that were trained on other data made anew; the old ones lie there until then."""
+    for file in (workspace / "encoders").glob("*/config.json"):
+        if json.loads(file.read_text()).get("trained_on") != now:
+            file.unlink()
 
 
 def image_encoder(
@@ -132,7 +181,7 @@ def image_encoder(
     wanted = {
         "settings": dataclasses.asdict(config),
         "weights": fingerprint(weights) if weights.is_file() else config.weights,
-        "items": manifest.checksums["items.parquet"],
+        "trained_on": trained_on(manifest),
         "seed": seed,
     }
     encoder = ImageEncoder(
@@ -158,13 +207,20 @@ def image_encoder(
                     encoder.save(beside, wanted)
     encoder.load(folder)
     encoder.eval()
-    return encoder, fingerprint(wanted, folder / "weights.safetensors")
+    return encoder, fingerprint(folder / "config.json", folder / "weights.safetensors")
 
 
 def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether an encoder made with the same settings lies in `folder`."""
+    """Return whether an encoder made with the same settings lies in `folder`.
+
+    What it was trained on does not count: with new items, vectors of the old ones stay comparable
+    only while the encoder stays (retrain=true, see `forget_outdated`).
+    """
     file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text()) == json.loads(json.dumps(wanted))
+    if not file.is_file():
+        return False
+    made = json.loads(file.read_text())
+    return made | {"trained_on": None} == json.loads(json.dumps(wanted)) | {"trained_on": None}
 
 
 def agreed(answer: bool, env: Env) -> bool:
@@ -178,7 +234,7 @@ def agreed(answer: bool, env: Env) -> bool:
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """Yield a folder beside `folder` that takes its place when the block ends without an error."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = folder.with_name(f".{folder.name}.part")  # a killed one's leftovers are under it, too
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -230,12 +286,9 @@ def text_encoder(
 ) -> tuple[TextEncoder, str]:
     """Return the encoder and its fingerprint: an unchanged one is loaded, else rank 0 makes it."""
     folder = workspace / "encoders" / "text"
-    pairs_file = workspace / "prepared" / "pairs.parquet"
-    trains = config.path == "scratch" or config.epochs > 0
     wanted = {
         "settings": dataclasses.asdict(config),
-        "items": manifest.checksums["items.parquet"],
-        "pairs": fingerprint(pairs_file) if trains and pairs_file.is_file() else None,
+        "trained_on": trained_on(manifest),
         "seed": seed,
     }
     with first_rank_work(env) as is_first:
@@ -246,7 +299,7 @@ def text_encoder(
     model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
-    return encoder, fingerprint(wanted, folder / "model")
+    return encoder, fingerprint(folder / "config.json", folder / "scaling.npz", folder / "model")
 
 
 def make_text_encoder(

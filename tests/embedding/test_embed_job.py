@@ -65,7 +65,7 @@ def test_broken_and_missing_pictures_are_masked_and_counted(embedded):
 def test_second_run_keeps_finished_shards_and_a_lost_one_is_made_again(embedded, job):
     folder, _ = embedded
     before = vectors(folder)
-    shards = sorted((folder / "features").rglob("shard-*.npy"))
+    shards = sorted((folder / "features").rglob("shard-?????.npy"))
     kept = {path: path.stat().st_mtime_ns for path in shards}
     lost = folder / "features" / "style" / "shard-00001.npy"
     lost.unlink()

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from embedding.store import (
+    ROW,
     FeatureManifest,
     FeatureTable,
     open_features,
+    spec_of,
     write_feature_manifest,
     write_shard,
 )
@@ -18,7 +20,16 @@ def write(workspace, name="text", shard_rows=4, num_rows=10, dim=3):
     vectors = np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float16)
     starts = range(0, num_rows, shard_rows)
     shards = tuple(
-        write_shard(folder, i, start, vectors[start : start + shard_rows])
+        spec_of(
+            write_shard(
+                folder,
+                i,
+                start,
+                vectors[start : start + shard_rows],
+                np.zeros(len(vectors[start : start + shard_rows]), dtype=ROW),
+                {},
+            )
+        )
         for i, start in enumerate(starts)
     )
     manifest = FeatureManifest(
