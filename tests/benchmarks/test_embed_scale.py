@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 ROUNDS = 5
 LEAST = 0.85
 """Of the bare forward pass on ready tensors."""
-MOST_GROWTH_BYTES = 24_000_000
-"""Of the peak from 2,000 to 40,000 items, whose vectors alone take 58 MB."""
+MOST_GROWTH_BYTES = 12_000_000
+"""Of the peak from 2,000 to 40,000 pictures, whose vectors alone take 23 MB."""
 
 
 def prepare(workspace: Path, **columns: list) -> Manifest:
@@ -197,7 +197,10 @@ def test_texts_pass_at_the_speed_of_the_network(tmp_path):
 
 
 def peak_bytes(workspace: Path, repository: Path, num_items: int) -> int:
-    """Return the peak resident memory of launch/embed.py on small pictures and short texts."""
+    """Return the peak resident memory of launch/embed.py on small pictures.
+
+    Without texts, whose network comes and goes with 50 MB from run to run.
+    """
     images = workspace / "images"
     images.mkdir(parents=True)
     for number in range(50):
@@ -205,7 +208,6 @@ def peak_bytes(workspace: Path, repository: Path, num_items: int) -> int:
     prepare(
         workspace,
         image=[f"{row % 50}.png" for row in range(num_items)],
-        text=[f"{row}" for row in range(num_items)],
         tags=[[]] * num_items,
     )
     process = subprocess.Popen(
@@ -216,9 +218,6 @@ def peak_bytes(workspace: Path, repository: Path, num_items: int) -> int:
             "encoder.image.weights=none",
             "encoder.image.size=16",
             "encoder.image.fit_pictures=256",
-            "encoder/text=minilm",
-            f"encoder.text.path={minilm()}",
-            "encoder.text.max_tokens=4",
         ],
         # One core: on networks as small as these, threads only wait for each other.
         preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
