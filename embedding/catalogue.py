@@ -1,7 +1,9 @@
 """Rows of prepared/items.parquet in bounded pieces, for extraction and for training."""
 
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,33 +25,36 @@ class Catalogue:
                 f"{self.path}: cannot be read ({str(error).splitlines()[0]}); run "
                 f"launch/prepare.py again"
             ) from error
-        self.num_rows = self._file.metadata.num_rows
+        metadata = self._file.metadata
+        self.num_rows = metadata.num_rows
+        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        self._ends = np.cumsum(groups)
+        # Consecutive pieces share a row group; decoding it for each would cost more than reading it.
+        self._group = lru_cache(maxsize=1)(self._read_group)
+
+    def _read_group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+        return self._file.read_row_group(group, columns=list(columns))
 
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Return rows [start, stop); only the row groups that hold them are read."""
-        groups, position, first = [], 0, None
-        for group in range(self._file.num_row_groups):
-            num_rows = self._file.metadata.row_group(group).num_rows
-            if position < stop and position + num_rows > start:
-                first = position if first is None else first
-                groups.append(group)
-            position += num_rows
-        assert first is not None, f"rows {start} to {stop} lie in the file"
-        table = self._file.read_row_groups(groups, columns=columns)
-        return table.slice(start - first, stop - start)
+        assert 0 <= start < stop <= self.num_rows, f"rows {start} to {stop} lie in the file"
+        parts = []
+        for group in range(
+            int(np.searchsorted(self._ends, start, side="right")),
+            int(np.searchsorted(self._ends, stop, side="left")) + 1,
+        ):
+            table = self._group(group, tuple(columns))
+            first = int(self._ends[group]) - table.num_rows
+            begin = max(start - first, 0)
+            parts.append(table.slice(begin, min(stop - first, table.num_rows) - begin))
+        return pa.concat_tables(parts)
 
     def column(self, name: str, rows: list[int]) -> list:
         """Return one column at ascending rows, reading one row group at a time."""
         values = []
-        wanted, position = 0, 0
-        for group in range(self._file.num_row_groups):
-            num_rows = self._file.metadata.row_group(group).num_rows
-            at = []
-            while wanted < len(rows) and rows[wanted] < position + num_rows:
-                at.append(rows[wanted] - position)
-                wanted += 1
-            if at:
-                column = self._file.read_row_group(group, columns=[name]).column(0)
-                values += column.take(pa.array(at)).to_pylist()
-            position += num_rows
+        for group, at in enumerate(np.split(np.asarray(rows), np.searchsorted(rows, self._ends))):
+            if len(at):
+                column = self._group(group, (name,)).column(0)
+                first = int(self._ends[group]) - len(column)
+                values += column.take(pa.array(at - first)).to_pylist()
         return values

@@ -7,14 +7,12 @@ strangers: nothing in one may stop a night's job, fill the memory, or print.
 import csv
 import ctypes
 import errno
-import io
 import logging
 import os
-import shutil
 import stat
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -234,9 +232,9 @@ def _grey(square: Image.Image, size: int) -> np.ndarray:
 
 
 def load_pictures(
-    pool: ThreadPoolExecutor, root: Path, names: list[str | None], size: int
+    pool: ThreadPoolExecutor | None, root: Path, names: Sequence[str | None], size: int
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Decode pictures in parallel.
+    """Decode pictures in parallel; without a pool one by one.
 
     Returns:
         (uint8 [N, size, size, 3], reasons [N]): a reason where the picture is masked (its pixels are
@@ -253,7 +251,7 @@ def load_pictures(
 
     pixels = np.zeros((len(names), size, size, 3), dtype=np.uint8)
     reasons: list[str | None] = [None] * len(names)
-    for index, result in enumerate(pool.map(one, names)):
+    for index, result in enumerate(pool.map(one, names) if pool else map(one, names)):
         if isinstance(result, str):
             reasons[index] = result
         else:
@@ -261,32 +259,18 @@ def load_pictures(
     return pixels, reasons
 
 
-def unusable_lines(
-    item_ids: list[str | None], names: list[str | None], reasons: list[str | None]
-) -> str:
-    """Return CSV lines `item_id,file,reason` of the pictures that are named and cannot be used.
+def write_unusable(path: Path, pictures: Iterable[tuple[str, str, str]]) -> int:
+    """Write the CSV `item_id,file,reason` of pictures that cannot be used, beside and renamed.
 
-    An item that names no picture is not listed: there is no file to mend. One call for each shard;
-    `write_unusable` puts the pieces together.
-    """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    for item_id, name, reason in zip(item_ids, names, reasons, strict=True):
-        if reason not in (None, "none"):
-            writer.writerow([item_id, name, reason])
-    return lines.getvalue()
-
-
-def write_unusable(path: Path, pieces: Iterable[Path]) -> None:
-    """Write the list of unusable pictures from its pieces, in their order, beside and renamed.
-
-    All of them are listed, since whoever mends a catalogue needs all; the pieces are copied one
-    after the other, so memory does not grow with their number.
+    All of them are listed, since whoever mends a catalogue needs all. Returns their number.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as target:
-        target.write(b"item_id,file,reason\n")
-        for piece in pieces:
-            with open(piece, "rb") as source:
-                shutil.copyfileobj(source, target)
+    count = 0
+    with open(beside, "w", encoding="utf-8", newline="") as target:
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(["item_id", "file", "reason"])
+        for picture in pictures:
+            writer.writerow(picture)
+            count += 1
     os.replace(beside, path)
+    return count

@@ -1,24 +1,33 @@
 """The feature store: one fp16 vector per item row, in checksummed shards.
 
-    features/<name>/manifest.json       encoder, dim, count, shards, whose items
-    features/<name>/shard-00000.npy     float16 [rows, dim]
+    features/<name>/manifest.json           encoder, dim, count, shards, whose items
+    features/<name>/shard-00000.npy         float16 [rows, dim]
+    features/<name>/shard-00000.rows.npy    ROW [rows]: what each row was made of
+    features/<name>/.shard-00000.json       the shard's entry: it is finished
 
 Written by embedding/job.py, read by training (`open_features`). A row without a picture or text is
 masked: all zero, and counted.
 """
 
+import bisect
 import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from embedding.pictures import REASONS
 from recsys.schema import sha256_of, write_json
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+
+ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("masked", "u1")])
+"""128 bits of hash over what a row's vector is made of (0 where there is nothing), and why the row is
+masked: 0 where it is not, else 1 + the place of the reason in pictures.REASONS. 17 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +35,25 @@ class ShardSpec:
     """One file of a feature table."""
 
     file: str
+    rows_file: str
+    """What the rows were made of (dtype ROW)."""
     start_row: int
     end_row: int
     sha256: str
+    """Of `file`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry(ShardSpec):
+    """A finished shard: written last, when its files are whole."""
+
+    dim: int
+    masked: dict[str, int]
+    """Masked rows by reason."""
+    size_bytes: int
+    """Of `file`."""
+    mtime_ns: int
+    """Of `file`: unchanged, the file is not read to know that it is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +78,8 @@ class FeatureManifest:
     """Masked rows by reason."""
     scaling: str = ""
     """How the vectors are scaled."""
+    row_hash: str = ""
+    """What the hashes in the shards' `rows_file` are of."""
     shards: tuple[ShardSpec, ...] = ()
     """In row order."""
     dtype: str = "float16"
@@ -78,7 +105,8 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
         )
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
+        if raw["version"] == STORE_VERSION:
+            raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
         manifest = FeatureManifest(**raw)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a feature manifest ({error}); run embed again") from error
@@ -89,24 +117,104 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
     return manifest
 
 
-def write_shard(folder: Path, index: int, start_row: int, vectors: np.ndarray) -> ShardSpec:
-    """Write one shard beside and rename it; return its entry. `vectors`: [rows, dim]."""
-    name = f"shard-{index:05d}.npy"
-    beside = folder / f".{name}.{os.getpid()}"
-    with open(beside, "wb") as stream:
-        np.save(stream, np.ascontiguousarray(vectors, dtype=np.float16))
-    digest = sha256_of(beside)
-    os.replace(beside, folder / name)
-    return ShardSpec(
-        file=name, start_row=start_row, end_row=start_row + len(vectors), sha256=digest
+def masked_counts(rows: np.ndarray) -> dict[str, int]:
+    """Return how many rows (dtype ROW) are masked, by reason."""
+    counts = np.bincount(rows["masked"], minlength=1 + len(REASONS))[1:].tolist()
+    return {reason: count for reason, count in zip(REASONS, counts, strict=True) if count}
+
+
+def write_shard(
+    folder: Path,
+    index: int,
+    start_row: int,
+    vectors: np.ndarray,
+    rows: np.ndarray,
+) -> ShardEntry:
+    """Write one shard beside and rename it, its entry last; return the entry.
+
+    Args:
+        vectors: [rows, dim].
+        rows: dtype ROW, [rows].
+    """
+    name = f"shard-{index:05d}"
+    _save(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
+    digest = _save(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
+    stat = (folder / f"{name}.npy").stat()
+    entry = ShardEntry(
+        file=f"{name}.npy",
+        rows_file=f"{name}.rows.npy",
+        start_row=start_row,
+        end_row=start_row + len(vectors),
+        sha256=digest,
+        dim=vectors.shape[1],
+        masked=masked_counts(rows),
+        size_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
     )
+    write_json(entry_file(folder, index), dataclasses.asdict(entry))
+    return entry
+
+
+def _save(path: Path, values: np.ndarray) -> str:
+    """Write an array beside and rename it when it is on the disk; return its sha256."""
+    beside = path.with_name(f".{path.name}.part")
+    with open(beside, "wb") as stream:
+        np.save(stream, values)
+        stream.flush()
+        # After a power cut a file may carry its name and not its content, unless it is synced.
+        os.fsync(stream.fileno())
+    digest = sha256_of(beside)
+    os.replace(beside, path)
+    return digest
+
+
+def entry_file(folder: Path, index: int) -> Path:
+    """Return the path of a shard's entry."""
+    return folder / f".shard-{index:05d}.json"
+
+
+def finished_shard(folder: Path, index: int) -> ShardEntry | None:
+    """Return the entry of a shard whose files are whole, else None.
+
+    Size and time of change tell: files are renamed into place when they are whole, and reading
+    terabytes at every start would find no more than a failing disk (`FeatureTable.verify` does). A
+    file of another time, as in a copied workspace, is compared with its sha256.
+    """
+    try:
+        raw = json.loads(entry_file(folder, index).read_text(encoding="utf-8"))
+        entry = ShardEntry(**raw)
+        stat = (folder / entry.file).stat()
+        is_there = (folder / entry.rows_file).is_file()
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+    if not is_there or stat.st_size != entry.size_bytes:
+        return None
+    if stat.st_mtime_ns == entry.mtime_ns:
+        return entry
+    if sha256_of(folder / entry.file) != entry.sha256:
+        return None
+    entry = dataclasses.replace(entry, mtime_ns=stat.st_mtime_ns)
+    write_json(entry_file(folder, index), dataclasses.asdict(entry))
+    return entry
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed writer left half-written in `folder`; nobody writes there now."""
+    for pattern in (".*.npy.part", ".*.json.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def spec_of(entry: ShardEntry) -> ShardSpec:
+    """Return what the manifest says of a finished shard."""
+    return ShardSpec(**{f.name: getattr(entry, f.name) for f in dataclasses.fields(ShardSpec)})
 
 
 class FeatureTable:
-    """A complete table of vectors, memory-mapped."""
+    """A complete table of vectors; shards are memory-mapped when they are read."""
 
     def __init__(self, folder: Path):
-        """Open the manifest and check that every shard is there with its shape.
+        """Open the manifest and check that every shard is there with its size.
 
         Raises:
             ValueError: a file is missing, truncated or has another shape.
@@ -116,27 +224,32 @@ class FeatureTable:
         self.name = self.manifest.name
         self.dim = self.manifest.dim
         self.num_rows = self.manifest.count
-        self._shards = []
+        self._starts = [shard.start_row for shard in self.manifest.shards]
+        # A process may hold some 65,000 maps, fewer than a large table has shards.
+        self._open = lru_cache(maxsize=64)(self._map)
         expected = 0
-        for shard in self.manifest.shards:
+        for index, shard in enumerate(self.manifest.shards):
             path = folder / shard.file
+            values = self._map(index)
             shape = (shard.end_row - shard.start_row, self.dim)
-            try:
-                values = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{path}: cannot be read ({error}); run embed again") from error
             if shard.start_row != expected or values.shape != shape or values.dtype != np.float16:
                 raise ValueError(
                     f"{path}: holds {values.dtype} {values.shape} from row {shard.start_row}, "
                     f"expected float16 {shape} from row {expected}; run embed again"
                 )
             expected = shard.end_row
-            self._shards.append(values)
         if expected != self.num_rows:
             raise ValueError(
                 f"{folder}: shards end at row {expected}, the manifest counts {self.num_rows}; run "
                 f"embed again"
             )
+
+    def _map(self, index: int) -> np.ndarray:
+        path = self.folder / self.manifest.shards[index].file
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); run embed again") from error
 
     def verify(self) -> None:
         """Compare every shard with its sha256.
@@ -153,11 +266,12 @@ class FeatureTable:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) as float16 [stop - start, dim]; a masked row is all zero."""
-        parts = [
-            values[max(start - shard.start_row, 0) : stop - shard.start_row]
-            for values, shard in zip(self._shards, self.manifest.shards, strict=True)
-            if shard.start_row < stop and shard.end_row > start
-        ]
+        parts = []
+        index = max(bisect.bisect_right(self._starts, start) - 1, 0)
+        while index < len(self._starts) and self._starts[index] < stop:
+            first = self._starts[index]
+            parts.append(self._open(index)[max(start - first, 0) : stop - first])
+            index += 1
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
 

@@ -5,6 +5,7 @@ pairs), a folder, or a hub name, with or without fine-tuning by MultipleNegative
 (Henderson et al. 2017). What leaves is a standard Sentence-Transformers folder.
 """
 
+import copy
 import logging
 import os
 import shutil
@@ -223,18 +224,48 @@ class TextEncoder:
         """Keep the model; `fit_scaling` comes before `encode`."""
         self.model = model.eval()
         self.batch_size = batch_size
+        # Its own, because a tokenizer carries its padding with it and `tokens` runs in another thread.
+        self._counter: Any = copy.deepcopy(model.tokenizer)
         self.mean: np.ndarray | None = None
         self.deviation: np.ndarray | None = None
 
+    def batches(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return positions in `texts`, in batches of like length in tokens, the longest first."""
+        if callable(self._counter):
+            counted = self._counter(
+                list(texts),
+                truncation=True,
+                max_length=self.model.max_seq_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+        else:
+            counted = list(texts)  # static word vectors: no padding, so characters will do
+        order = np.argsort([-len(tokens) for tokens in counted], kind="stable")
+        return np.split(order, range(self.batch_size, len(order), self.batch_size))
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return the network's input for one batch, padded to its longest text; one thread at a time."""
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "")
+        return self.model.preprocess(list(texts), prompt=prompt)
+
+    @torch.inference_mode()
+    def vectors(self, tokens: dict[str, Any]) -> np.ndarray:
+        """Return unit-length sentence vectors of one batch of tokens, float32 [B, D]."""
+        device = self.model.device
+        inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in tokens.items()}
+        vectors_BD = self.model(inputs)["sentence_embedding"].float()
+        return torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
+
     def raw(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit-length sentence vectors, float32 [N, D]; texts are batched by length."""
-        return self.model.encode(
-            list(texts),
-            batch_size=self.batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
+        """Return unit-length sentence vectors, float32 [N, D], N > 0; batched by length."""
+        parts = [
+            (at, self.vectors(self.tokens([texts[i] for i in at]))) for at in self.batches(texts)
+        ]
+        out = np.empty((len(texts), parts[0][1].shape[1]), dtype=np.float32)
+        for at, vectors in parts:
+            out[at] = vectors
+        return out
 
     def fit_scaling(self, texts: Sequence[str]) -> None:
         """Fit mean and deviation per dimension on a sample of texts.
@@ -250,9 +281,13 @@ class TextEncoder:
         self.deviation = np.full_like(self.mean, max(vectors.std(axis=0).mean(), 1e-6))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return scaled vectors, float32 [N, D]."""
+        """Return scaled vectors, float32 [N, D]; N > 0."""
+        return self.scaled(self.raw(texts))
+
+    def scaled(self, raw: np.ndarray) -> np.ndarray:
+        """Scale unit-length vectors as fitted."""
         assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
-        return (self.raw(texts) - self.mean) / self.deviation
+        return (raw - self.mean) / self.deviation
 
     def save(self, folder: Path) -> None:
         """Write the Sentence-Transformers folder and scaling.npz beside it."""

@@ -11,9 +11,11 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from rich.table import Table
 
 from embedding.catalogue import Catalogue
 from embedding.heads import Pictures, fit_heads, measure
 from embedding.holdout import held_out
 from embedding.image import ImageConfig, ImageEncoder
 from embedding.job import (
+    UNUSABLE_FILE,
+    Extraction,
     ImageExtractor,
     TextExtractor,
     extract_features,
@@ -44,7 +47,6 @@ from embedding.pretext import (
     tag_targets,
     train_on_tags,
 )
-from embedding.store import FeatureManifest
 from embedding.text import (
     TextConfig,
     TextEncoder,
@@ -55,7 +57,7 @@ from embedding.text import (
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import run_job, say, stage
-from recsys.report.terminal import console
+from recsys.report.agreement import print_agreement
 from recsys.schema import Manifest, read_manifest, write_json
 
 _MEASURED_PICTURES = 4096
@@ -68,21 +70,27 @@ def job(cfg: DictConfig) -> None:
     image = from_config(ImageConfig, plain(cfg.encoder.image), "encoder.image")
     text = from_config(TextConfig, plain(cfg.encoder.text), "encoder.text")
     workspace = Path(cfg.workspace).resolve()
-    env = start(cfg.device)
+    # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
+    env = start(cfg.device, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
     shared: dict[str, Any] = {
         "workspace": workspace,
         "manifest": manifest,
-        "shard_rows": int(cfg.shard_rows),
+        "shard_rows": None if cfg.shard_rows is None else int(cfg.shard_rows),
         "rank": env.rank,
         "world_size": env.world_size,
-        "barrier": dist.barrier,
+        "gather": partial(gathered, world_size=env.world_size),
+        "first_rank_work": partial(first_rank_work, env),
     }
     if not (manifest.has_images or manifest.has_texts):
         raise ValueError(
             f"{workspace / 'prepared'}: the recipe maps neither items.image nor items.text, so there "
             f"is nothing to embed; train without modalities"
         )
+
+    with first_rank_work(env) as is_first:
+        if is_first and cfg.retrain:
+            forget_outdated(workspace, trained_on(manifest))
 
     # 2. Pictures: one network, two outputs.
     if manifest.has_images:
@@ -91,37 +99,42 @@ def job(cfg: DictConfig) -> None:
             encoder_stage.done(
                 f"{image.backbone}, weights {image.weights}, pretext {image.pretext_epochs} epochs, "
                 f"{image.semantic_head} and {image.style_head} heads"
+                f"{provenance(workspace, 'image', trained_on(manifest))}"
             )
         with stage("encode pictures") as encoding:
-            tables = extract_features(
+            begun = time.perf_counter()
+            extraction = extract_features(
                 ImageExtractor(
                     encoder,
                     image_root=Path(str(manifest.image_root)),
                     size=image.size,
                     batch_size=image.batch_size,
-                    threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
+                    num_threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
                 ),
                 encoder_name=f"{image.backbone}/{image.semantic_head}+{image.style_head}",
                 revision=revision,
                 scaling="mean 0, deviation 1 over a sample of items",
                 **shared,
             )
-            encoding.done(described(tables))
+            encoding.done(described(extraction, time.perf_counter() - begun))
+        if any(reason != "none" for t in extraction.tables.values() for reason in t.masked):
+            say(f"pictures that cannot be used: {workspace / 'features' / UNUSABLE_FILE}")
 
     # 3. Texts.
     if manifest.has_texts:
         with stage("text encoder") as encoder_stage:
             text_model, revision = text_encoder(workspace, manifest, text, int(cfg.seed), env)
-            encoder_stage.done(text.path)
+            encoder_stage.done(f"{text.path}{provenance(workspace, 'text', trained_on(manifest))}")
         with stage("encode texts") as encoding:
-            tables = extract_features(
+            begun = time.perf_counter()
+            extraction = extract_features(
                 TextExtractor(text_model),
                 encoder_name=text.path,
                 revision=revision,
                 scaling="unit length, then mean 0 and mean deviation 1 over a sample of items",
                 **shared,
             )
-            encoding.done(described(tables))
+            encoding.done(described(extraction, time.perf_counter() - begun))
 
     # 4. What came out, and what to do next.
     say(f"results: {workspace / 'features'}")
@@ -131,13 +144,49 @@ def job(cfg: DictConfig) -> None:
     stop()
 
 
-def described(tables: dict[str, FeatureManifest]) -> str:
+def described(extraction: Extraction, seconds: float) -> str:
     """Return counts of finished tables for the stage's line."""
     parts = []
-    for name, table in tables.items():
+    for name, table in extraction.tables.items():
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in table.masked.items())
         parts.append(f"{name} {table.count:,} x {table.dim} (masked: {reasons or 'none'})")
+    encoded = extraction.num_encoded
+    there = [
+        f"{count:,} {what}"
+        for count, what in (
+            (extraction.num_kept, "kept"),
+            (extraction.num_reused, "re-used"),
+        )
+        if count
+    ]
+    parts.append(", ".join([f"{encoded:,} encoded, {encoded / seconds:,.0f} items/s", *there]))
     return "; ".join(parts)
+
+
+def gathered(value: Any, world_size: int) -> list[Any]:
+    """Return the values of all ranks, by rank."""
+    values = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def trained_on(manifest: Manifest) -> dict[str, str | None]:
+    """Return checksums of what encoders are trained on."""
+    return {name: manifest.checksums.get(name) for name in ("items.parquet", "pairs.parquet")}
+
+
+def provenance(workspace: Path, encoder: str, now: dict[str, str | None]) -> str:
+    """Return what the stage's line says of an encoder that was trained on other data than today's."""
+    made = json.loads((workspace / "encoders" / encoder / "config.json").read_text())["trained_on"]
+    return "" if made == now else ", kept as trained on earlier data (retrain=true trains it anew)"
+
+
+def forget_outdated(workspace: Path, now: dict[str, str | None]) -> None:
+    """Have encoders that were trained on other data made anew; the old ones lie there until then."""
+    for file in (workspace / "encoders").glob("*/config.json"):
+        if json.loads(file.read_text()).get("trained_on") != now:
+            file.unlink()
 
 
 def image_encoder(
@@ -149,7 +198,7 @@ def image_encoder(
     wanted = {
         "settings": dataclasses.asdict(config),
         "weights": fingerprint(weights) if weights.is_file() else config.weights,
-        "items": manifest.checksums["items.parquet"],
+        "trained_on": trained_on(manifest),
         "seed": seed,
     }
     encoder = ImageEncoder(
@@ -167,7 +216,7 @@ def image_encoder(
         make_image_encoder(workspace, manifest, encoder, config, wanted, seed, env)
     encoder.load(folder)
     encoder.eval()
-    return encoder, fingerprint(wanted, folder / "weights.safetensors")
+    return encoder, fingerprint(folder / "config.json", folder / "weights.safetensors")
 
 
 def make_image_encoder(
@@ -257,8 +306,7 @@ def train_network(
     for piece in np.array_split(mine, max(1, len(mine) // 512)):
         names = catalogue.column("image", [rows[i] for i in learned[piece]])
         pixels[piece], usable[piece] = decoded(root, names, config.size)
-    parts = shared(usable, env)
-    kept = np.flatnonzero(np.logical_or.reduce(parts))
+    kept = np.flatnonzero(np.logical_or.reduce(gathered(usable, env.world_size)))
     tagged = [rows[i] for i in learned[kept]]
     targets, tags = tag_targets(catalogue.column("tags", tagged), config.pretext_min_count)
     contents = catalogue.column("content", tagged)
@@ -288,9 +336,16 @@ def train_network(
 
 
 def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Return whether an encoder made with the same settings lies in `folder`."""
+    """Return whether an encoder made with the same settings lies in `folder`.
+
+    What it was trained on does not count: with new items, vectors of the old ones stay comparable
+    only while the encoder stays (retrain=true, see `forget_outdated`).
+    """
     file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text()) == json.loads(json.dumps(wanted))
+    if not file.is_file():
+        return False
+    made = json.loads(file.read_text())
+    return made | {"trained_on": None} == json.loads(json.dumps(wanted)) | {"trained_on": None}
 
 
 def agreed(answer: bool, env: Env) -> bool:
@@ -304,7 +359,7 @@ def agreed(answer: bool, env: Env) -> bool:
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """Yield a folder beside `folder` that takes its place when the block ends without an error."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = folder.with_name(f".{folder.name}.part")  # a killed one's leftovers are under it, too
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -313,15 +368,6 @@ def replaced(folder: Path) -> Iterator[Path]:
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def shared(value: Any, env: Env) -> list[Any]:
-    """Return every rank's value, in rank order."""
-    values = [value]
-    if env.world_size > 1:
-        values = [None] * env.world_size
-        dist.all_gather_object(values, value)
-    return values
 
 
 def decoded(root: Path, names: list[str | None], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -346,40 +392,14 @@ def load_usable(
     )
 
 
-def print_agreement(known: dict[str, Any], title: str) -> None:
-    """Print what each output finds: the hand among other contents, the content among other hands."""
-    questions = {
-        "hand": "same hand, another content",
-        "content": "same content, another hand",
-        "unseen_hand": "same hand, never trained on",
-    }
-    shown = [key for key in questions if any(key in found for found in known.values())]
-    if not shown:
-        return
-    table = Table(title=title, title_justify="left")
-    table.add_column("nearest picture")
-    for key in shown:
-        table.add_column(questions[key], justify="right")
-    for name, found in known.items():
-        cells = [
-            f"{found[key]['share']:.3f} of {found[key]['count']:,}" if key in found else "-"
-            for key in shown
-        ]
-        table.add_row(f"by {name}", *cells)
-    console().print(table)
-
-
 def text_encoder(
     workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env
 ) -> tuple[TextEncoder, str]:
     """Return the encoder and its fingerprint: an unchanged one is loaded, else rank 0 makes it."""
     folder = workspace / "encoders" / "text"
-    pairs_file = workspace / "prepared" / "pairs.parquet"
-    trains = config.path == "scratch" or config.epochs > 0
     wanted = {
         "settings": dataclasses.asdict(config),
-        "items": manifest.checksums["items.parquet"],
-        "pairs": fingerprint(pairs_file) if trains and pairs_file.is_file() else None,
+        "trained_on": trained_on(manifest),
         "seed": seed,
     }
     with first_rank_work(env) as is_first:
@@ -390,7 +410,7 @@ def text_encoder(
     model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
-    return encoder, fingerprint(wanted, folder / "model")
+    return encoder, fingerprint(folder / "config.json", folder / "scaling.npz", folder / "model")
 
 
 def make_text_encoder(

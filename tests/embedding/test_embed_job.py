@@ -1,10 +1,22 @@
 """The real command: any number of ranks, skipped and resumed shards, masked pictures."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from embedding.store import FeatureTable, read_feature_manifest
 
@@ -57,15 +69,16 @@ def test_broken_and_missing_pictures_are_masked_and_counted(embedded):
     manifest = read_feature_manifest(folder / "features" / "semantic")
     assert manifest.masked == {"broken": 1, "empty": 1, "missing": 1, "none": 1}
     assert manifest.num_masked == 4 and "1 broken" in output
-    values = vectors(folder)
-    assert (~values["semantic"].any(axis=1)).sum() == 4
-    assert not values["text"][0].any() and values["text"][1:].any(axis=1).all()
+    listed = pd.read_csv(folder / "features" / "unusable_pictures.csv")
+    assert sorted(listed.reason) == ["broken", "empty", "missing"]
+    assert "pictures that cannot be used" in output
+    assert sorted(listed.item_id) == ["i00003", "i00004", "i00005"]
 
 
 def test_second_run_keeps_finished_shards_and_a_lost_one_is_made_again(embedded, job):
     folder, _ = embedded
     before = vectors(folder)
-    shards = sorted((folder / "features").rglob("shard-*.npy"))
+    shards = sorted((folder / "features").rglob("shard-?????.npy"))
     kept = {path: path.stat().st_mtime_ns for path in shards}
     lost = folder / "features" / "style" / "shard-00001.npy"
     lost.unlink()
@@ -95,3 +108,117 @@ def test_two_ranks_train_the_encoders_too(prepared, tmp_path, job):
     done = job("embed", "data=demo", f"workspace={folder}", *SMALL, ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(np.isfinite(v).all() for v in vectors(folder).values())
+
+
+SLOW_NETWORK = [
+    "encoder.image.backbone=squeezenet1_0",
+    "encoder.image.weights=none",
+    "encoder.image.size=160",
+    "encoder.image.batch_size=4",
+    "encoder.image.fit_pictures=16",
+    "encoder.text.epochs=1",
+    "encoder.text.max_pairs=64",
+    "shard_rows=4",
+]
+"""Some seconds for a hundred pictures, in 26 shards."""
+
+
+def family_of(pid):
+    """The process and its children, theirs included, from the kernel's lists."""
+    pids = [pid]
+    for pid in pids:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            pids += map(int, children.read_text().split())
+    return pids
+
+
+def kill_in_the_middle(workspace, ranks, repository):
+    """Start the command, SIGKILL all of its processes after some shards; return how many it made."""
+    command = [sys.executable]
+    if ranks:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += [str(repository / "launch" / "embed.py"), "data=demo", f"workspace={workspace}"]
+    entries = workspace / "features" / "semantic"
+    process = subprocess.Popen(
+        [*command, *SLOW_NETWORK], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while len(list(entries.glob(".shard-*.json"))) < 4:
+        assert process.poll() is None and time.monotonic() < deadline, "it makes shards"
+        time.sleep(0.005)
+    for pid in family_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return len(list(entries.glob(".shard-*.json")))
+
+
+def files_of(workspace):
+    files = sorted(path for path in (workspace / "features").rglob("*.npy"))
+    return {path.relative_to(workspace).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_killed_run_goes_on_and_leaves_the_same_bytes(prepared, tmp_path, job, repository, ranks):
+    whole, cut = copy(prepared, tmp_path / "whole"), copy(prepared, tmp_path / "cut")
+    done = job("embed", "data=demo", f"workspace={whole}", *SLOW_NETWORK, ranks=ranks)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shutil.copytree(whole / "encoders", cut / "encoders")
+    num_finished = kill_in_the_middle(cut, ranks, repository)
+    assert num_finished < 26, "killed before the end"
+    assert not (cut / "features" / "semantic" / "manifest.json").exists()
+    done = job("embed", "data=demo", f"workspace={cut}", *SLOW_NETWORK, ranks=ranks)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = int(re.search(r"encode pictures: .* (\d+) kept", done.stdout)[1])
+    assert 4 * (num_finished - 1) - 3 <= kept <= 4 * num_finished
+    assert files_of(cut) == files_of(whole)
+    left = [path.name for path in cut.rglob("*") if re.search(r"\.(part|\d+)$", path.name)]
+    assert left == [] and not list((cut / "features").glob(".*"))
+
+
+@pytest.mark.slow
+def test_after_a_new_prepare_only_new_and_changed_items_are_encoded(
+    prepared, embedded, tmp_path, job
+):
+    """Items added, removed and put in another order, and a picture replaced under its name."""
+    folder = tmp_path / "w"
+    shutil.copytree(prepared, folder)
+    for part in ("encoders", "features"):
+        shutil.copytree(embedded[0] / part, folder / part)
+    raw = folder / "raw"
+    items, log = (pq.read_table(raw / f"{name}.parquet") for name in ("items", "interactions"))
+    removed = pa.array(["i00001", "i00050"])
+    items, log = (t.filter(pc.invert(pc.is_in(t["item_id"], removed))) for t in (items, log))
+    added = items.slice(20, 1).to_pylist()[0] | {
+        "item_id": "new",
+        "image": "images/new.png" if "/" in items["image"][20].as_py() else "new.png",
+        "words": "a castle that nobody drew",
+    }
+    items = items.take(pa.array(np.random.default_rng(0).permutation(len(items))))
+    items = pa.concat_tables([pa.Table.from_pylist([added], schema=items.schema), items])
+    pq.write_table(items, raw / "items.parquet")
+    pq.write_table(log, raw / "interactions.parquet")
+    shutil.copy(raw / "images" / "i00030.png", raw / "images" / "new.png")
+    Image.new("RGB", (96, 96), (200, 30, 90)).save(raw / "images" / "i00010.png")
+    assert job("prepare", "data=demo", f"workspace={folder}").returncode == 0
+
+    done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # 99 items and row 0; one new, one replaced, three unusable.
+    for what, encoded, found in (("pictures", 2, 95), ("texts", 1, 98)):
+        line = re.search(f"encode {what}: .*", done.stdout)[0]
+        counts = {word: int(n) for n, word in re.findall(r"(\d+) (encoded|kept|re-used)", line)}
+        assert counts["encoded"] == encoded and counts["re-used"] > 0, line
+        # Row 0 and unusable pictures count where their shard is kept.
+        assert found <= counts["re-used"] + counts.get("kept", 0) + 1 <= 101 - encoded, line
+    assert done.stdout.count("kept as trained on earlier data (retrain=true trains it anew)") == 2
+    reused = vectors(folder)
+    shutil.rmtree(folder / "features")
+    done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
+    assert "; 96 encoded" in done.stdout and "; 99 encoded" in done.stdout, done.stdout
+    for name, values in vectors(folder).items():
+        # Another batch, another rounding of the last place.
+        np.testing.assert_allclose(reused[name], values, rtol=2e-3, atol=2e-3)
+
+    done = job("embed", "data=demo", f"workspace={folder}", "retrain=true", *SMALL)
+    assert done.returncode == 0 and "kept" not in done.stdout, done.stdout

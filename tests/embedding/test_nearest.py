@@ -4,27 +4,8 @@ import numpy as np
 import pytest
 
 from embedding.nearest import nearest
-from embedding.store import FeatureManifest, FeatureTable, write_feature_manifest, write_shard
+from tests.feature_tables import write_table
 from tests.reference.nearest import nearest_slowly
-
-
-def table_of(folder, vectors, shard_rows=16):
-    folder.mkdir(exist_ok=True)
-    starts = range(0, len(vectors), shard_rows)
-    shards = [write_shard(folder, i, s, vectors[s : s + shard_rows]) for i, s in enumerate(starts)]
-    write_feature_manifest(
-        folder,
-        FeatureManifest(
-            name=folder.name,
-            encoder="e",
-            revision="r",
-            dim=vectors.shape[1],
-            count=len(vectors),
-            items_checksum="c",
-            shards=tuple(shards),
-        ),
-    )
-    return FeatureTable(folder)
 
 
 @pytest.fixture
@@ -41,7 +22,7 @@ def vectors(rng):
 def test_neighbours_are_those_of_brute_force_for_every_size_of_a_piece(
     tmp_path, vectors, piece_rows, k
 ):
-    table = table_of(tmp_path / "style", vectors)
+    table = write_table(tmp_path / "style", vectors, shard_rows=16)
     queries = [20, 3, 59, 1]
     found = nearest(table, queries, k=k, piece_rows=piece_rows)
     for query, row in enumerate(queries):
@@ -53,14 +34,16 @@ def test_neighbours_are_those_of_brute_force_for_every_size_of_a_piece(
 
 
 def test_equal_vectors_are_found_first_in_order_of_rows(tmp_path, vectors):
-    found = nearest(table_of(tmp_path / "style", vectors), [20], k=3, piece_rows=8)
+    found = nearest(
+        write_table(tmp_path / "style", vectors, shard_rows=16), [20], k=3, piece_rows=8
+    )
     assert found.rows_QK.tolist() == [[11, 31, 51]]
     assert found.similarities_QK.tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_length_of_a_vector_does_not_count(tmp_path):
     vectors = np.array([[0, 0], [1, 0], [100, 10], [0.01, 0], [0, 5]], dtype=np.float16)
-    found = nearest(table_of(tmp_path / "text", vectors), [1], k=3)
+    found = nearest(write_table(tmp_path / "text", vectors), [1], k=3)
     assert found.rows_QK.tolist() == [[3, 2, 4]]
     np.testing.assert_allclose(found.similarities_QK, [[1, 0.995037, 0]], atol=1e-5)
 
@@ -68,18 +51,18 @@ def test_length_of_a_vector_does_not_count(tmp_path):
 def test_masked_rows_and_the_query_never_appear_and_gaps_are_minus_one(tmp_path):
     vectors = np.zeros((8, 3), dtype=np.float16)
     vectors[[2, 4, 5]] = [[1, 0, 0], [1, 1, 0], [-1, 0, 0]]
-    found = nearest(table_of(tmp_path / "text", vectors), [2, 3], k=4)
+    found = nearest(write_table(tmp_path / "text", vectors), [2, 3], k=4)
     assert found.rows_QK.tolist() == [[4, 5, -1, -1], [-1] * 4]
 
 
 def test_the_unknown_row_never_appears_even_with_a_vector(tmp_path):
     vectors = np.ones((4, 2), dtype=np.float16)
-    found = nearest(table_of(tmp_path / "text", vectors), [2], k=3)
+    found = nearest(write_table(tmp_path / "text", vectors), [2], k=3)
     assert found.rows_QK.tolist() == [[1, 3, -1]]
 
 
 def test_excluded_rows_never_appear(tmp_path, vectors):
-    table = table_of(tmp_path / "style", vectors)
+    table = write_table(tmp_path / "style", vectors, shard_rows=16)
     out = {20: {11, 51, 5}, 3: set(range(30))}
 
     def excluded(start, stop):
@@ -94,12 +77,12 @@ def test_excluded_rows_never_appear(tmp_path, vectors):
 
 def test_a_vector_that_is_not_finite_is_no_neighbour(tmp_path):
     vectors = np.array([[0, 0], [1, 0], [np.inf, 0], [np.nan, 1], [1, 1]], dtype=np.float16)
-    found = nearest(table_of(tmp_path / "text", vectors), [1], k=3)
+    found = nearest(write_table(tmp_path / "text", vectors), [1], k=3)
     assert found.rows_QK.tolist() == [[4, -1, -1]]
 
 
 def test_the_table_is_never_read_whole(tmp_path, vectors, monkeypatch):
-    table = table_of(tmp_path / "style", vectors)
+    table = write_table(tmp_path / "style", vectors, shard_rows=16)
     lengths = []
     read = table.read
     monkeypatch.setattr(

@@ -27,7 +27,6 @@ from embedding.pictures import (
     load_picture,
     load_pictures,
     resolve_picture,
-    unusable_lines,
     write_unusable,
 )
 
@@ -657,17 +656,9 @@ def test_a_path_is_resolved_below_the_root(tmp_path):
 
 
 def test_the_list_names_item_file_and_reason_of_every_unusable_picture(tmp_path):
-    shards = [
-        (["a", "b", "c"], ["a.png", None, 'c, "new".png'], [None, "none", "broken"]),
-        (["d"], ["d.png"], [None]),
-        (["e", "f"], ["e.png", "f.png"], ["missing", "too_large"]),
-    ]
-    pieces = []
-    for index, shard in enumerate(shards):
-        pieces.append(tmp_path / f"{index}.csv")
-        pieces[-1].write_text(unusable_lines(*shard), encoding="utf-8")
-    write_unusable(tmp_path / "unusable.csv", pieces)
+    pictures = [("c", 'c, "new".png', "broken"), ("e", "e.png", "missing")]
+    assert write_unusable(tmp_path / "unusable.csv", iter(pictures)) == 2
     assert (tmp_path / "unusable.csv").read_text(encoding="utf-8") == (
-        'item_id,file,reason\nc,"c, ""new"".png",broken\ne,e.png,missing\nf,f.png,too_large\n'
+        'item_id,file,reason\nc,"c, ""new"".png",broken\ne,e.png,missing\n'
     )
     assert not list(tmp_path.glob(".unusable*"))

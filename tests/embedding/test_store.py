@@ -3,34 +3,14 @@
 import numpy as np
 import pytest
 
-from embedding.store import (
-    FeatureManifest,
-    FeatureTable,
-    open_features,
-    write_feature_manifest,
-    write_shard,
-)
+from embedding.store import FeatureTable, open_features
+from tests.feature_tables import write_table
 
 
 def write(workspace, name="text", shard_rows=4, num_rows=10, dim=3):
-    folder = workspace / "features" / name
-    folder.mkdir(parents=True)
     vectors = np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float16)
-    starts = range(0, num_rows, shard_rows)
-    shards = tuple(
-        write_shard(folder, i, start, vectors[start : start + shard_rows])
-        for i, start in enumerate(starts)
-    )
-    manifest = FeatureManifest(
-        name=name,
-        encoder="e",
-        revision="r",
-        dim=dim,
-        count=num_rows,
-        items_checksum="c",
-        shards=shards,
-    )
-    write_feature_manifest(folder, manifest)
+    folder = workspace / "features" / name
+    write_table(folder, vectors, shard_rows=shard_rows)
     return folder, vectors
 
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from embedding.catalogue import Catalogue
-from embedding.store import FeatureManifest, FeatureTable, write_feature_manifest, write_shard
+from embedding.store import FeatureTable
 from launch.neighbours import job as neighbours
 from launch.neighbours import rows_of, spread_rows
 from recsys.report import sheet
@@ -27,28 +27,12 @@ from recsys.report.neighbours import (
 )
 from recsys.report.sheet import draw_sheet
 from recsys.schema import Manifest, read_manifest, write_manifest
+from tests.feature_tables import write_table
 
 ARTISTS, CONTENTS = ("Ada", "Ben", "Cleo"), ("cat", "dog", "fox", "owl")
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 NUM_ITEMS = len(ARTISTS) * len(CONTENTS)
 NO_PICTURE = 5
-
-
-def write_features(workspace, name, vectors, items_checksum="c"):
-    folder = workspace / "features" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_feature_manifest(
-        folder,
-        FeatureManifest(
-            name=name,
-            encoder="by hand",
-            revision="1",
-            dim=vectors.shape[1],
-            count=len(vectors),
-            items_checksum=items_checksum,
-            shards=(write_shard(folder, 0, 0, vectors),),
-        ),
-    )
 
 
 def one_hot(indices, width, rng):
@@ -99,13 +83,13 @@ def write_world(workspace, rng, *, pictures=True, artists=True):
     )
     by_content = np.repeat(np.arange(len(CONTENTS)), len(ARTISTS))
     by_artist = np.tile(np.arange(len(ARTISTS)), len(CONTENTS))
-    write_features(workspace, "text", rng.normal(size=(NUM_ITEMS + 1, 6)))
+    write_table(workspace / "features" / "text", rng.normal(size=(NUM_ITEMS + 1, 6)))
     if pictures:
         semantic, style = one_hot(by_content, 4, rng), one_hot(by_artist, 3, rng)
         for vectors in (semantic, style):
             vectors[1 + NO_PICTURE] = 0
-        write_features(workspace, "semantic", semantic)
-        write_features(workspace, "style", style)
+        write_table(workspace / "features" / "semantic", semantic)
+        write_table(workspace / "features" / "style", style)
         (workspace / "images" / f"{NO_PICTURE}.png").unlink()
     return workspace
 
@@ -260,7 +244,8 @@ def test_no_features_say_to_run_embed_and_some_are_enough(tmp_path, rng, run):
     (workspace / "features").rename(workspace / "elsewhere")
     with pytest.raises(ValueError, match="no features here; run launch/embed.py"):
         run(workspace)
-    write_features(workspace, "text", np.ones((NUM_ITEMS + 1, 3)), items_checksum="other")
+    text = workspace / "features" / "text"
+    write_table(text, np.ones((NUM_ITEMS + 1, 3)), items_checksum="other")
     with pytest.raises(ValueError, match="made for other items"):
         run(workspace)
 
@@ -277,7 +262,7 @@ def test_the_drawn_world_from_its_raw_files(tmp_path, rng, job):
     for name in ("semantic", "style", "text"):
         vectors = rng.normal(size=(manifest.num_item_rows, 8))
         vectors[0] = 0
-        write_features(tmp_path, name, vectors, manifest.items_checksum)
+        write_table(tmp_path / "features" / name, vectors, items_checksum=manifest.items_checksum)
     done = job("neighbours", "data=demo", base, "items=[i00007,i00012]", ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("results:") == 1

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.store import FeatureManifest, write_feature_manifest, write_shard
 from recsys.schema import read_manifest
+from tests.feature_tables import write_table
 
 SMALL = ["model.embedding_dim=8", "model.tower_dims=[16,8]", "model.deep_dims=[8]"]
 SMALL += ["train.global_batch_size=256", "train.log_every_steps=1"]
@@ -22,22 +22,13 @@ def write_features(workspace: Path, items_checksum: str | None = None) -> None:
     """Write seeded vectors for every modality, as embed would."""
     manifest = read_manifest(workspace)
     for index, (name, dim) in enumerate({"semantic": 12, "style": 8, "text": 10}.items()):
-        folder = workspace / "features" / name
-        folder.mkdir(parents=True, exist_ok=True)
         vectors = np.random.default_rng(index).normal(size=(manifest.num_item_rows, dim))
         vectors[0] = 0
-        write_feature_manifest(
-            folder,
-            FeatureManifest(
-                name=name,
-                encoder="random",
-                revision="1",
-                dim=dim,
-                count=manifest.num_item_rows,
-                items_checksum=items_checksum or manifest.items_checksum,
-                num_masked=1,
-                shards=(write_shard(folder, 0, 0, vectors),),
-            ),
+        write_table(
+            workspace / "features" / name,
+            vectors,
+            items_checksum=items_checksum or manifest.items_checksum,
+            num_masked=1,
         )
 
 

@@ -1,0 +1,38 @@
+"""Feature tables of given vectors, as embed would leave them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedding.store import (
+    ROW,
+    FeatureManifest,
+    FeatureTable,
+    spec_of,
+    write_feature_manifest,
+    write_shard,
+)
+
+
+def write_table(
+    folder: Path, vectors: np.ndarray, *, shard_rows: int = 1024, **known: Any
+) -> FeatureTable:
+    """Write vectors [N, D] in shards; `known` goes to the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for index, start in enumerate(range(0, len(vectors), shard_rows)):
+        part = vectors[start : start + shard_rows]
+        entry = write_shard(folder, index, start, part, np.zeros(len(part), dtype=ROW))
+        shards.append(spec_of(entry))
+    manifest = FeatureManifest(
+        name=folder.name,
+        encoder="given",
+        revision="1",
+        dim=vectors.shape[1],
+        count=len(vectors),
+        shards=tuple(shards),
+        **{"items_checksum": "c", **known},
+    )
+    write_feature_manifest(folder, manifest)
+    return FeatureTable(folder)
