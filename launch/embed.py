@@ -19,7 +19,6 @@ from typing import Any
 
 import hydra
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -34,19 +33,24 @@ from embedding.job import (
     fingerprint,
     sample_rows,
 )
+from embedding.fine_tuning import fine_tune
+from embedding.pairs import BatchPlan, Pairs, read_pairs, split_by_entity
 from embedding.pictures import load_pictures
 from embedding.pretext import TagData, tag_targets, train_on_tags
+from embedding.retrieval import retrieval_tasks
 from embedding.store import FeatureManifest
 from embedding.text import (
     TextConfig,
     TextEncoder,
     build_scratch_encoder,
-    fine_tune,
+    extend_vocabulary,
+    has_bfloat16,
     load_text_encoder,
 )
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import run_job, say, stage
+from recsys.report.retrieval import show_retrieval, write_retrieval
 from recsys.schema import Manifest, read_manifest, write_json
 
 
@@ -228,21 +232,18 @@ def train_image_encoder(
 def text_encoder(
     workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env
 ) -> tuple[TextEncoder, str]:
-    """Return the encoder and its fingerprint: an unchanged one is loaded, else rank 0 makes it."""
+    """Return the encoder and its fingerprint: an unchanged one is loaded, else it is made here."""
     folder = workspace / "encoders" / "text"
     pairs_file = workspace / "prepared" / "pairs.parquet"
-    trains = config.path == "scratch" or config.epochs > 0
+    uses_pairs = manifest.has_pairs and (config.epochs > 0 or config.max_queries > 0)
     wanted = {
         "settings": dataclasses.asdict(config),
         "items": manifest.checksums["items.parquet"],
-        "pairs": fingerprint(pairs_file) if trains and pairs_file.is_file() else None,
+        "pairs": fingerprint(pairs_file) if uses_pairs else None,
         "seed": seed,
     }
-    with first_rank_work(env) as is_first:
-        if is_first and not unchanged(folder, wanted):
-            with replaced(folder) as beside:
-                make_text_encoder(workspace, manifest, config, seed, env, beside)
-                write_json(beside / "config.json", wanted)
+    if not agreed(unchanged(folder, wanted), env):
+        make_text_encoder(workspace, manifest, config, seed, env, wanted)
     model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
@@ -250,21 +251,100 @@ def text_encoder(
 
 
 def make_text_encoder(
-    workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env, folder: Path
+    workspace: Path,
+    manifest: Manifest,
+    config: TextConfig,
+    seed: int,
+    env: Env,
+    wanted: dict[str, Any],
 ) -> None:
-    """Load or build the text model, train it on the pairs where asked, and save it."""
+    """Load or build the text model, train it on the pairs on all ranks, examine and save it.
+
+    A killed run leaves its checkpoints in encoders/.text.training/, and the next one goes on there.
+    """
+    # 1. The pairs: entities that training never sees examine the encoder.
+    nothing = Pairs([], [], [], [], [])
+    pairs = read_pairs(workspace / "prepared") if wanted["pairs"] else nothing
+    split = split_by_entity(pairs, config.held_out_tenths)
+    tasks = retrieval_tasks(split.held_out, config.max_queries)
+    plan = BatchPlan(
+        split.train,
+        epochs=config.epochs,
+        batch_size=config.pair_batch_size,
+        weights=config.perspective_weights,
+        max_pairs=config.max_pairs,
+        num_ranks=env.world_size,
+        seed=seed,
+    )
+    if len(pairs):
+        say(
+            f"text pairs: {len(split.train):,} to train on, {len(split.held_out):,} of "
+            f"{split.num_entities:,} entities held out, {split.num_left_out:,} left out that share a "
+            f"text with these"
+        )
+    if plan.num_batches:
+        say(f"batches an epoch: {plan}")
+    if config.path == "scratch" and not len(plan):
+        raise ValueError(
+            "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in the "
+            "recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
+        )
+
+    # 2. The model as it comes, the same on every rank.
+    training = workspace / "encoders" / ".text.training"
     catalogue = Catalogue(workspace / "prepared")
     rows = sample_rows(catalogue.num_rows, 20_000, seed)
     sample = [text for text in catalogue.column("text", rows) if text]
-    pairs = read_pairs(workspace) if config.path == "scratch" or config.epochs else []
+    with first_rank_work(env) as is_first:
+        if is_first and not unchanged(training, wanted):
+            with replaced(training) as beside:
+                untrained_text_model(config, split.train, sample, seed, env, beside)
+                write_json(beside / "config.json", wanted)
+    model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
+
+    # 3. Training and examination.
+    evaluations = fine_tune(
+        model,
+        split.train,
+        tasks,
+        plan=plan,
+        max_tokens=config.pair_max_tokens,
+        learning_rate=config.learning_rate,
+        use_bfloat16=has_bfloat16(config.precision, env.device),
+        evaluations=config.evaluations,
+        save_every_steps=config.save_every_steps,
+        encode_batch_size=config.batch_size,
+        folder=training / "checkpoints",
+        seed=seed,
+        rank=env.rank,
+        num_ranks=env.world_size,
+        barrier=dist.barrier,
+        say=say,
+    )
+
+    # 4. What is kept.
+    shown = [dataclasses.asdict(evaluation) for evaluation in evaluations]
+    with first_rank_work(env) as is_first:
+        if is_first:
+            encoder = TextEncoder(model, config.batch_size)
+            encoder.fit_scaling(sample[:2048])
+            with replaced(workspace / "encoders" / "text") as beside:
+                encoder.save(beside)
+                if shown:
+                    write_retrieval(beside, shown, split.counts())
+                write_json(beside / "config.json", wanted)
+            show_retrieval(shown)
+            shutil.rmtree(training)
+
+
+def untrained_text_model(
+    config: TextConfig, pairs: Pairs, sample: list[str], seed: int, env: Env, folder: Path
+) -> None:
+    """Load or build the model that training starts from, and save it as folder/untrained."""
+    texts = pairs.anchor + pairs.positive
     if config.path == "scratch":
-        if not manifest.has_pairs or config.epochs < 1:
-            raise ValueError(
-                "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in "
-                "the recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
-            )
         model = build_scratch_encoder(
-            [text for pair in pairs for text in pair] + sample,
+            texts + sample,
             folder,
             vocabulary_size=config.vocabulary_size,
             hidden_dim=config.hidden_dim,
@@ -275,28 +355,10 @@ def make_text_encoder(
         )
     else:
         model = load_text_encoder(config.path, config.max_tokens, env.device)
-    if config.epochs:
-        say(f"text pairs: {len(pairs):,}, {config.epochs} epoch(s)")
-        fine_tune(
-            model,
-            pairs,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            batch_size=config.pair_batch_size,
-            max_pairs=config.max_pairs,
-            seed=seed,
-            say=say,
-        )
-    encoder = TextEncoder(model, config.batch_size)
-    encoder.fit_scaling(sample[:2048])
-    encoder.save(folder)
-
-
-def read_pairs(workspace: Path) -> list[tuple[str, str]]:
-    """Return (anchor, positive) of prepared/pairs.parquet."""
-    table = pq.read_table(workspace / "prepared" / "pairs.parquet", columns=["anchor", "positive"])
-    anchors, positives = (table.column(i).to_pylist() for i in range(2))
-    return list(zip(anchors, positives, strict=True))
+    if config.extend_vocabulary and config.epochs:
+        added = extend_vocabulary(model, texts, config.extend_vocabulary, seed)
+        say(f"tokenizer: {len(added):,} characters added that it did not know")
+    model.save(str(folder / "untrained"), create_model_card=False)
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="embed")
