@@ -24,12 +24,14 @@ from sentence_transformers.sentence_transformer.trainer import SentenceTransform
 from sentence_transformers.sentence_transformer.training_args import (
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import Retrieval, RetrievalTask, retrieve
+from embedding.text import extend_vocabulary
 from recsys.schema import write_json
 
 KEPT_CHECKPOINTS = 2
@@ -55,7 +57,7 @@ class RankSlices(BatchSampler):
         self.plan = plan
         self.num_ranks = num_ranks
         # Asked for by the trainer; None: batches differ in size.
-        self.batch_size = None
+        self.batch_size: Any = None
         self.drop_last = True
 
     def __len__(self) -> int:
@@ -220,6 +222,7 @@ def fine_tune(
     *,
     plan: BatchPlan,
     max_tokens: int,
+    new_characters: int,
     learning_rate: float,
     use_bfloat16: bool,
     evaluations: int,
@@ -232,13 +235,15 @@ def fine_tune(
     barrier: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[Evaluation]:
-    """Train in place on (anchor, positive) pairs; the batch's other positives are the negatives.
+    """Examine the model as it is, then train it in place on (anchor, positive) pairs.
 
-    All ranks call this. 10 % of the steps warm up, then the step size falls to 0. A run that finds
-    a checkpoint in `folder` goes on from there and ends with the same weights.
+    The other positives of a batch are the negatives. 10 % of the steps warm up, then the step size
+    falls to 0. All ranks call this. A run that finds a checkpoint in `folder` goes on from there and
+    ends with the same weights.
 
     Args:
         plan: batches of `pairs`.
+        new_characters: most that the tokenizer learns from the pairs before training.
         max_tokens: longer texts are cut in training; evaluations cut at the model's own length.
         evaluations: while training, evenly spaced, beside those before and after.
         folder: of checkpoints and evaluations.
@@ -252,10 +257,22 @@ def fine_tune(
     checkpoint = newest_checkpoint(folder)
     barrier()
     file = folder / "evaluations.json"
+    folder.mkdir(parents=True, exist_ok=True)
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     done = [e for e in read_evaluations(file) if e.step <= step] if checkpoint else []
     if checkpoint:
         say(f"text encoder: going on from step {step:,} of {len(plan):,}")
+    evaluator = RetrievalEvaluator(tasks, encode_batch_size, file, done, say)
+    if tasks and not checkpoint:
+        with distributed_evaluation(model) as is_asking:
+            if is_asking:
+                evaluator(model, steps=0)
+    if not len(plan):
+        return done if is_first else []
+    if new_characters:
+        texts = pairs.anchor + pairs.positive
+        added = extend_vocabulary(model, texts, new_characters, seed)
+        say(f"tokenizer: {len(added):,} characters added that it did not know")
     every = max(1, -(-len(plan) // (evaluations + 1)))
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -273,7 +290,6 @@ def fine_tune(
         logging_nan_inf_filter=False,
         eval_strategy="steps" if tasks else "no",
         eval_steps=every,
-        eval_on_start=bool(tasks) and checkpoint is None,
         save_strategy="steps",
         save_steps=save_every_steps,
         save_total_limit=KEPT_CHECKPOINTS,
@@ -283,7 +299,6 @@ def fine_tune(
     )
     # One process is one device: without torchrun the library would spread over all GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    evaluator = RetrievalEvaluator(tasks, encode_batch_size, file, done, say)
     trainer = PairTrainer(
         plan=plan,
         num_ranks=num_ranks,

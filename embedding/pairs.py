@@ -248,7 +248,9 @@ class BatchPlan:
         self.num_batches: dict[str, int] = {}
         self.left_out: dict[str, int] = {}
         groups = groups_of(pairs, least=2 * batch_size)
-        wanted = {name: weights.get(name.split("/")[0], 0.0) * len(rows) for name, rows in groups.items()}
+        wanted = {
+            name: weights.get(name.split("/")[0], 0.0) * len(rows) for name, rows in groups.items()
+        }
         shrink = min(1.0, max_pairs / max(1.0, sum(wanted.values())))
         for name, rows in groups.items():
             group = DistinctBatches(pairs, rows, batch_size, num_ranks)
@@ -292,4 +294,3 @@ class BatchPlan:
     def _endless(group: DistinctBatches, seed: list[int]) -> Iterator[np.ndarray]:
         for number in itertools.count():
             yield from group.one_pass([*seed, number])
-

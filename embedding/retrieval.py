@@ -47,7 +47,10 @@ def retrieval_tasks(pairs: Pairs, most_queries: int) -> list[RetrievalTask]:
     """Return the tasks of held-out pairs: one query for an entity and language, its first pair.
 
     A task takes the first `most_queries` of them; their positives, each once, are its candidates.
+    With `most_queries` 0 there is no task.
     """
+    if not most_queries:
+        return []
     first: dict[tuple[str, str, str], int] = {}
     belonging: dict[tuple[str, str], set[str]] = {}
     for row, key in enumerate(zip(pairs.perspective, pairs.language, pairs.entity, strict=True)):
@@ -65,7 +68,7 @@ def retrieval_tasks(pairs: Pairs, most_queries: int) -> list[RetrievalTask]:
         chosen = sorted(rows)[:most_queries]
         candidates = list(dict.fromkeys(pairs.positive[row] for row in chosen))
         number = {text: index for index, text in enumerate(candidates)}
-        targets = np.array([number[pairs.positive[row]] for row in chosen])
+        targets = np.array([number[pairs.positive[row]] for row in chosen], dtype=np.int64)
         ignored = np.zeros((len(chosen), len(candidates)), dtype=bool)
         for query, row in enumerate(chosen):
             others = belonging[perspective, pairs.entity[row]]

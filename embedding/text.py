@@ -105,6 +105,38 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     return model
 
 
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def word_pieces(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
+    """Return a WordPiece tokenizer trained on `texts`, the same one for the same texts.
+
+    The library numbers the characters within words in the order of a hash table and breaks ties
+    between merges by these numbers: equal runs learned different tokens. Naming them beforehand
+    fixes the numbers.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    within: set[str] = set()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            within.update(word[1:])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[*SPECIAL, *(f"##{character}" for character in sorted(within))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *learned])}
+    # A tokenizer of its own, in which those characters are no special tokens.
+    fresh = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    fresh.normalizer, fresh.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return fresh
+
+
 def build_scratch_encoder(
     texts: Sequence[str],
     folder: Path,
@@ -120,16 +152,7 @@ def build_scratch_encoder(
 
     Chinese characters are tokens of their own, so that one tokenizer serves all languages.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=vocabulary_size, special_tokens=special, show_progress=False
-        ),
-    )
+    tokenizer = word_pieces(texts, vocabulary_size)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -170,26 +193,26 @@ def extend_vocabulary(
     table are drawn from the distribution of the old ones.
     """
     tokenizer = model.tokenizer
-    known = tokenizer.get_vocab()
+    known = set(tokenizer.get_vocab())
     backend = tokenizer.backend_tokenizer
     counts: Counter[str] = Counter()
     for text in texts:
         normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        counts.update(set(normal) - known.keys())
+        counts.update(set(normal) - known)
     unknown = [
         (character, count)
         for character, count in counts.items()
         # A character that has no token of its own may still stand within one.
-        if count > 1 and tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(
-            tokenizer.tokenize(character)
-        )
+        if count > 1
+        and tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
     ]
     unknown.sort(key=lambda entry: (-entry[1], entry[0]))
     added = [character for character, _ in unknown[:most]]
     if added:
         tokenizer.add_tokens([AddedToken(c, normalized=True, special=False) for c in added])
         torch.manual_seed(seed)
-        model[0].auto_model.resize_token_embeddings(len(tokenizer))
+        bert: Any = model[0].auto_model
+        bert.resize_token_embeddings(len(tokenizer))
     return added
 
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from embedding.catalogue import Catalogue
+from embedding.fine_tuning import fine_tune
 from embedding.image import ImageConfig, ImageEncoder
 from embedding.job import (
     ImageExtractor,
@@ -33,7 +34,6 @@ from embedding.job import (
     fingerprint,
     sample_rows,
 )
-from embedding.fine_tuning import fine_tune
 from embedding.pairs import BatchPlan, Pairs, read_pairs, split_by_entity
 from embedding.pictures import load_pictures
 from embedding.pretext import TagData, tag_targets, train_on_tags
@@ -43,7 +43,6 @@ from embedding.text import (
     TextConfig,
     TextEncoder,
     build_scratch_encoder,
-    extend_vocabulary,
     has_bfloat16,
     load_text_encoder,
 )
@@ -308,6 +307,7 @@ def make_text_encoder(
         split.train,
         tasks,
         plan=plan,
+        new_characters=config.extend_vocabulary,
         max_tokens=config.pair_max_tokens,
         learning_rate=config.learning_rate,
         use_bfloat16=has_bfloat16(config.precision, env.device),
@@ -341,10 +341,9 @@ def untrained_text_model(
     config: TextConfig, pairs: Pairs, sample: list[str], seed: int, env: Env, folder: Path
 ) -> None:
     """Load or build the model that training starts from, and save it as folder/untrained."""
-    texts = pairs.anchor + pairs.positive
     if config.path == "scratch":
         model = build_scratch_encoder(
-            texts + sample,
+            pairs.anchor + pairs.positive + sample,
             folder,
             vocabulary_size=config.vocabulary_size,
             hidden_dim=config.hidden_dim,
@@ -355,9 +354,6 @@ def untrained_text_model(
         )
     else:
         model = load_text_encoder(config.path, config.max_tokens, env.device)
-    if config.extend_vocabulary and config.epochs:
-        added = extend_vocabulary(model, texts, config.extend_vocabulary, seed)
-        say(f"tokenizer: {len(added):,} characters added that it did not know")
     model.save(str(folder / "untrained"), create_model_card=False)
 
 
