@@ -8,6 +8,7 @@ or a hub name. embedding/fine_tuning.py trains it on text pairs by MultipleNegat
 import logging
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,10 @@ from tokenizers import (  # noqa: E402
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
 transformers.logging.disable_progress_bar()
-logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+for _library in ("sentence_transformers", "accelerate", "datasets"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
+    # What one library does not like about another's calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=_library)
 
 
 @dataclass(frozen=True, kw_only=True)

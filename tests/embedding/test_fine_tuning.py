@@ -194,6 +194,7 @@ def test_the_job_shows_and_keeps_what_it_found(words_only, tmp_path, job):
     done = job("embed", "data=demo", f"workspace={tmp_path}", *SETTINGS, ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "text encoder on entities unseen in training, before and after" in done.stdout
+    assert "Warning" not in done.stderr
     folder = tmp_path / "encoders" / "text"
     kept = json.loads((folder / "evaluation.json").read_text())
     first, *_, last = kept["evaluations"]
