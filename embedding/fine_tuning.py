@@ -109,10 +109,15 @@ class RetrievalEvaluator(BaseEvaluator):
         batch_size: int,
         file: Path,
         done: list[Evaluation],
+        losses: list[float],
         say: Callable[[str], None],
     ):
-        """Args: file: where evaluations are kept; done: those of an earlier, interrupted run."""
+        """Args: file: where evaluations are kept; done: those of an earlier, interrupted run.
+
+        losses: filled while training, emptied into the line of the next evaluation.
+        """
         super().__init__()
+        self.losses = losses
         self.tasks = tasks
         self.batch_size = batch_size
         self.file = file
@@ -138,7 +143,10 @@ class RetrievalEvaluator(BaseEvaluator):
             self.done.pop()
         self.done.append(evaluation)
         write_json(self.file, {"evaluations": [dataclasses.asdict(e) for e in self.done]})
-        self.say(f"text encoder at step {evaluation.step:,}: {described(evaluation.results)}")
+        loss = f"loss {self.losses.pop():.4f}, " if self.losses else ""
+        self.losses.clear()
+        found = described(evaluation.results)
+        self.say(f"text encoder at step {evaluation.step:,}: {loss}{found}")
         return {f"{r.perspective}/{r.language}": r.recall_at_1 for r in evaluation.results}
 
 
@@ -154,11 +162,11 @@ def described(results: list[Retrieval]) -> str:
 
 
 class Progress(TrainerCallback):
-    """A bar on rank 0, and the mean loss since the last evaluation with each of them."""
+    """A bar on rank 0; hands on the mean loss since the last evaluation."""
 
-    def __init__(self, say: Callable[[str], None], is_first: bool):
-        """Args: say: prints one line on rank 0."""
-        self.say = say
+    def __init__(self, losses: list[float], is_first: bool):
+        """Args: losses: where the evaluator finds them."""
+        self.losses = losses
         self.is_first = is_first
         self.bar: tqdm | None = None
 
@@ -178,9 +186,9 @@ class Progress(TrainerCallback):
         self.bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Say the loss."""
+        """Keep the loss."""
         if logs and "loss" in logs:
-            self.say(f"text encoder at step {state.global_step:,}: loss {logs['loss']:.4f}")
+            self.losses.append(float(logs["loss"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
@@ -262,7 +270,8 @@ def fine_tune(
     done = [e for e in read_evaluations(file) if e.step <= step] if checkpoint else []
     if checkpoint:
         say(f"text encoder: going on from step {step:,} of {len(plan):,}")
-    evaluator = RetrievalEvaluator(tasks, encode_batch_size, file, done, say)
+    losses: list[float] = []
+    evaluator = RetrievalEvaluator(tasks, encode_batch_size, file, done, losses, say)
     if tasks and not checkpoint:
         with distributed_evaluation(model) as is_asking:
             if is_asking:
@@ -307,13 +316,15 @@ def fine_tune(
         train_dataset=Dataset.from_dict({"anchor": pairs.anchor, "positive": pairs.positive}),
         loss=MultipleNegativesRankingLoss(model, gather_across_devices=num_ranks > 1),
         evaluator=evaluator if tasks else None,
-        callbacks=[Progress(say, is_first), Marker(is_first, barrier)],
+        callbacks=[Progress(losses, is_first), Marker(is_first, barrier)],
     )
     trainer.data_collator.max_length = max_tokens
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if tasks and step == len(plan):  # the trainer evaluates at its last step, were there one
         trainer.evaluate()
+    if losses:
+        say(f"text encoder at step {len(plan):,}: loss {losses[-1]:.4f}")
     model.eval()
     return done if is_first else []
 
