@@ -142,7 +142,8 @@ class DistinctBatches:
     """
 
     WINDOW = 32
-    """Batches whose pairs are sorted by length together, since padding costs time (LOG.md)."""
+    """Batches whose pairs are sorted by length together: on anime titles 0.90 million tokens an epoch
+    with padding, 1.27 million unsorted (LOG.md, 2026-11-25)."""
 
     def __init__(self, pairs: Pairs, rows: Sequence[int], batch_size: int, multiple: int):
         """Args: rows: of the group; multiple: every batch's size is one of it (the ranks)."""

@@ -13,7 +13,12 @@ import duckdb
 from recsys.data.recipe import PERSPECTIVES, PairsRecipe
 from recsys.data.sources import LIST_SEPARATOR, Source, literal, quoted
 
-TAG = r"</?[A-Za-z][^<>]*>"
+ELEMENTS = (
+    "a abbr b big blockquote br center cite code dd del div dl dt em font h[1-6] hr i img ins li ol p "
+    "pre q s small span strike strong sub sup table tbody td th thead tr tt u ul"
+)
+TAG = rf"(?i)</?({ELEMENTS.replace(' ', '|')})(\s[^<>]*)?/?>"
+"""Tags of HTML's elements for text, and no others: titles stand between angle brackets too."""
 ENTITY = r"&(#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);"
 _CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
@@ -28,7 +33,7 @@ class PairCounts:
     num_cleaned: int = 0
     """Pairs in which HTML tags were taken out or HTML entities replaced, kept or not."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """`blank`, `identical` and `repeated`, in the order in which they are looked for."""
+    """`blank`, `identical` (to each other) and `repeated` (in every column), looked for in turn."""
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -80,12 +85,13 @@ def build_pairs(
     connection.execute(
         f"CREATE TABLE pairs_in AS SELECT *, {reason} AS reason FROM ({' UNION ALL '.join(parts)})"
     )
-    # The first of equal pairs is kept, in the order of the files.
+    # The first of equal pairs is kept, in the order of the files. Two texts that belong together in
+    # two languages, or for two entities, are two pairs.
     place = "part, source_row, i, j"
+    columns = "anchor, positive, perspective, entity, language"
     connection.execute(
-        f"CREATE TABLE pairs AS SELECT anchor, positive, perspective, entity, language FROM "
-        f"pairs_in WHERE reason IS NULL QUALIFY row_number() OVER (PARTITION BY anchor, positive, "
-        f"perspective ORDER BY {place}) = 1 ORDER BY {place}"
+        f"CREATE TABLE pairs AS SELECT {columns} FROM pairs_in WHERE reason IS NULL QUALIFY "
+        f"row_number() OVER (PARTITION BY {columns} ORDER BY {place}) = 1 ORDER BY {place}"
     )
     row = connection.execute(
         "SELECT count(*), count(*) FILTER (WHERE is_cleaned), count(*) FILTER (WHERE reason = "

@@ -13,9 +13,9 @@ NAMES = """id,title,name,lang,kind
 2,,Naruto,ja,multilingual
 2,<b>ナルト</b>,Naruto,ja,multilingual
 2,ナルト,Naruto,ja,multilingual
-2,Ninjas &amp; foxes &lt;br/&gt; and   ramen,Naruto,en,explanation
+2,Ninjas &amp; foxes &lt;br/&gt; <A href='x'>and</A>   ramen,Naruto,en,explanation
 ,火影忍者,Naruto,,multilingual
-3,I <3 a & b,x,en,explanation
+3,I <3 a & b <Infinite>,x,en,explanation
 """
 ITEMS = """item_id,title,zh,genres,words
 10,Ten,十|拾,"red, round","Hello, ten"
@@ -53,7 +53,7 @@ def test_every_pair_of_a_file_is_kept_or_counted_by_reason(tmp_path, capsys):
     manifest, pairs = pairs_of(tmp_path, [NAMED], names=NAMES)
     assert manifest.pairs_in == 9 and manifest.pairs_kept == len(pairs) == 6
     assert manifest.pairs_dropped == {"blank": 1, "identical": 1, "repeated": 1}
-    # Markup: <b>, and the entities &amp; and &lt;br/&gt;; neither "<3" nor "a & b" is any.
+    # Markup: <b>, and the entities &amp; and &lt;br/&gt;; "<3", "a & b", "<Infinite>" are none.
     assert manifest.pairs_cleaned == 2
     line = "text pairs: 6 of 9 (dropped: 1 blank, 1 identical, 1 repeated; 2 cleaned of markup)"
     assert line in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_every_pair_of_a_file_is_kept_or_counted_by_reason(tmp_path, capsys):
         ("ナルト", "Naruto", "multilingual", "2", "ja"),
         ("Ninjas & foxes and ramen", "Naruto", "explanation", "2", "en"),
         ("火影忍者", "Naruto", "multilingual", None, None),
-        ("I <3 a & b", "x", "explanation", "3", "en"),
+        ("I <3 a & b <Infinite>", "x", "explanation", "3", "en"),
     ]
 
 
@@ -75,6 +75,14 @@ def test_one_form_of_a_character_makes_texts_equal(tmp_path):
     )
     assert manifest.pairs_dropped["identical"] == 1
     assert [pair["anchor"] for pair in pairs] == ["\u00e9 x"]
+
+
+def test_equal_texts_of_two_languages_or_entities_are_no_repetition(tmp_path):
+    names = "id,title,name,lang\n1,x,y,ja\n1,x,y,zh\n2,x,y,ja\n1,x,y,ja\n1, x,y ,ja\n"
+    given = {**NAMED, "perspective": "multilingual"}
+    manifest, pairs = pairs_of(tmp_path, [given], names=names)
+    assert [(p["entity"], p["language"]) for p in pairs] == [("1", "ja"), ("1", "zh"), ("2", "ja")]
+    assert manifest.pairs_dropped["repeated"] == 2
 
 
 def test_lists_of_the_items_file_give_one_pair_for_each_element(tmp_path):
