@@ -318,7 +318,7 @@ def fine_tune(
         evaluator=evaluator if tasks else None,
         callbacks=[Progress(losses, is_first), Marker(is_first, barrier)],
     )
-    trainer.data_collator.max_length = max_tokens
+    trainer.data_collator.max_length = min(max_tokens, model.max_seq_length or max_tokens)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if tasks and step == len(plan):  # the trainer evaluates at its last step, were there one

@@ -278,7 +278,7 @@ def make_text_encoder(
     if len(pairs):
         say(
             f"text pairs: {len(split.train):,} to train on, {len(split.held_out):,} of "
-            f"{split.num_entities:,} entities held out, {split.num_left_out:,} left out that share a "
+            f"{split.num_entities:,} held-out entities, {split.num_left_out:,} left out that share a "
             f"text with these"
         )
     if plan.num_batches:

@@ -85,6 +85,14 @@ def test_an_encoder_learns_translations_and_leaves_a_standard_folder(tmp_path):
     np.testing.assert_allclose(loaded.encode(pairs.anchor), encoder.encode(pairs.anchor), atol=1e-5)
 
 
+def test_texts_longer_than_the_model_are_cut(tmp_path):
+    pairs = pairs_of_words(24)
+    model = scratch(pairs, tmp_path)
+    longer = Pairs([f"{a} " * 40 for a in pairs.anchor], *list(vars(pairs).values())[1:])
+    train(model, longer, tmp_path / "run", epochs=1, max_tokens=128)
+    assert model.preprocess(longer.anchor)["input_ids"].shape[1] == 8
+
+
 def test_a_loss_that_is_no_number_ends_training_with_a_sentence(tmp_path):
     pairs = pairs_of_words(24)
     model = scratch(pairs, tmp_path)
