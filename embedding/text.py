@@ -1,7 +1,7 @@
-"""The text encoder: a Sentence-Transformers model, loaded or trained here on text pairs.
+"""The text encoder: a Sentence-Transformers model, loaded or built here, and its scaled vectors.
 
-Presets: `scratch` (a small transformer and its tokenizer trained on the data set's own texts and
-pairs), a folder, or a hub name, with or without fine-tuning by MultipleNegativesRankingLoss
+Presets: `scratch` (a small transformer and a tokenizer made from the data set's own texts), a folder,
+or a hub name. embedding/fine_tuning.py trains it on text pairs by MultipleNegativesRankingLoss
 (Henderson et al. 2017). What leaves is a standard Sentence-Transformers folder.
 """
 
@@ -9,8 +9,10 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,25 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import embedding.torchvision_ops  # noqa: E402, F401  isort: skip (before transformers)
 import transformers  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
-    MultipleNegativesRankingLoss,
-)
 from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
     Pooling,
     Transformer,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from tokenizers import (  # noqa: E402
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
 transformers.logging.disable_progress_bar()
-logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+for _library in ("sentence_transformers", "accelerate", "datasets"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
+    # What one library does not like about another's calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=_library)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +61,29 @@ class TextConfig:
     epochs: int = 0
     """Passes over the pairs (fine-tuning); 0: as loaded. `scratch` needs at least 1."""
     learning_rate: float = 5e-5
-    """Peak step size; 10 % of the steps warm up."""
+    """Peak step size; 10 % of the steps warm up, then it falls to 0."""
     pair_batch_size: int = 80
-    """Pairs a step; the other pairs of the batch are the negatives."""
+    """Pairs a step over all ranks; the other pairs of the batch are the negatives."""
+    pair_max_tokens: int = 128
+    """Longer texts are cut in training (at `max_tokens` if that is less): long ones cost most of it."""
+    perspective_weights: dict[str, float] = field(
+        default_factory=lambda: {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
+    )
+    """How often an epoch passes over a perspective's pairs; 0.25: a quarter of them, 0: none."""
     max_pairs: int = 200_000
-    """Most pairs a pass takes, sampled anew for each."""
+    """Most pairs an epoch takes; beyond it all perspectives shrink alike."""
+    precision: str = "float32"
+    """Of the forward passes in training: `float32`, `bfloat16`, or `auto` (where the machine has it)."""
+    held_out_tenths: int = 1
+    """Tenths of the entities, chosen by name, that training never sees; they examine the encoder."""
+    max_queries: int = 1000
+    """Most queries per perspective and language in an evaluation; 0: no evaluation."""
+    evaluations: int = 3
+    """Evaluations while training, evenly spaced, beside those before and after."""
+    save_every_steps: int = 200
+    """Steps between checkpoints: what a killed run can lose."""
+    extend_vocabulary: int = 0
+    """Most characters that the tokenizer does not know and learns from the training pairs."""
     vocabulary_size: int = 8000
     """Tokens of the scratch tokenizer."""
     hidden_dim: int = 128
@@ -84,6 +110,38 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     return model
 
 
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def word_pieces(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
+    """Return a WordPiece tokenizer trained on `texts`, the same one for the same texts.
+
+    The library numbers the characters within words in the order of a hash table and breaks ties
+    between merges by these numbers: equal runs learned different tokens. Naming them beforehand
+    fixes the numbers.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    within: set[str] = set()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            within.update(word[1:])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[*SPECIAL, *(f"##{character}" for character in sorted(within))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *learned])}
+    # A tokenizer of its own, in which those characters are no special tokens.
+    fresh = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    fresh.normalizer, fresh.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return fresh
+
+
 def build_scratch_encoder(
     texts: Sequence[str],
     folder: Path,
@@ -99,16 +157,7 @@ def build_scratch_encoder(
 
     Chinese characters are tokens of their own, so that one tokenizer serves all languages.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=vocabulary_size, special_tokens=special, show_progress=False
-        ),
-    )
+    tokenizer = word_pieces(texts, vocabulary_size)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -139,82 +188,54 @@ def build_scratch_encoder(
     return SentenceTransformer(modules=[transformer, pooling], device=str(device))
 
 
-def fine_tune(
-    model: SentenceTransformer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    max_pairs: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> None:
-    """Train in place on (anchor, positive) pairs; the batch's other positives are the negatives.
+def extend_vocabulary(
+    model: SentenceTransformer, texts: Sequence[str], most: int, seed: int
+) -> list[str]:
+    """Give the tokenizer characters of `texts` that it does not know; return them, frequent first.
 
-    No text stands twice in a batch, as it would be its own negative.
+    A WordPiece tokenizer reads a word with an unknown character as [UNK], all such words alike. A
+    character seen once is left unknown: nothing can be learned of it. New rows of the embedding
+    table are drawn from the distribution of the old ones.
     """
-    loss_of = MultipleNegativesRankingLoss(model)
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    count = min(len(pairs), max_pairs)
-    steps = epochs * max(1, count // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    warm_up = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm_up, max(0.02, (steps - step) / max(1, steps - warm_up))),
-    )
-    model.train()
-    bar = tqdm(total=steps, desc="text pairs", unit="step", disable=None)
-    for epoch in range(epochs):
-        losses = []
-        chosen = rng.permutation(len(pairs))[:count]
-        for batch in distinct_batches([pairs[i] for i in chosen], batch_size):
-            features = [_tokens(model, side) for side in zip(*batch, strict=True)]
-            loss = loss_of(features, torch.zeros(len(batch)))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            bar.update(1)
-        if epoch + 1 == epochs or (epoch + 1) % 5 == 0:
-            say(f"text pairs epoch {epoch + 1}: loss {np.mean(losses):.4f}")
-    bar.close()
-    model.eval()
+    tokenizer = model.tokenizer
+    known = set(tokenizer.get_vocab())
+    backend = tokenizer.backend_tokenizer
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        counts.update(set(normal) - known)
+    unknown = [
+        (character, count)
+        for character, count in counts.items()
+        # A character that has no token of its own may still stand within one.
+        if count > 1
+        and tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
+    ]
+    unknown.sort(key=lambda entry: (-entry[1], entry[0]))
+    added = [character for character, _ in unknown[:most]]
+    if added:
+        tokenizer.add_tokens([AddedToken(c, normalized=True, special=False) for c in added])
+        torch.manual_seed(seed)
+        bert: Any = model[0].auto_model
+        bert.resize_token_embeddings(len(tokenizer))
+    return added
 
 
-def _tokens(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    tokens = model.preprocess(list(texts))
-    return {k: v.to(model.device) for k, v in tokens.items() if torch.is_tensor(v)}
+def has_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether training computes in bfloat16.
 
-
-def distinct_batches(
-    pairs: Sequence[tuple[str, str]], batch_size: int
-) -> list[list[tuple[str, str]]]:
-    """Cut pairs into batches in which no text occurs twice; the rest is left for the next pass."""
-    batches: list[list[tuple[str, str]]] = []
-    waiting = list(pairs)
-    while len(waiting) >= min(batch_size, len(pairs)) and waiting:
-        batch: list[tuple[str, str]] = []
-        seen: set[str] = set()
-        later = []
-        for index, (anchor, positive) in enumerate(waiting):
-            if len(batch) == batch_size:
-                later += waiting[index:]
-                break
-            if anchor in seen or positive in seen:
-                later.append((anchor, positive))
-                continue
-            seen.update((anchor, positive))
-            batch.append((anchor, positive))
-        if len(batch) < min(batch_size, len(pairs)) // 2 or len(batch) < 2:
-            break
-        batches.append(batch)
-        waiting = later
-    return batches
+    Raises:
+        ValueError: `precision` is none of auto, float32, bfloat16.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(
+            f"encoder.text.precision={precision!r}: expected auto, float32 or bfloat16"
+        )
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class TextEncoder:
@@ -291,7 +312,8 @@ class TextEncoder:
 
     def save(self, folder: Path) -> None:
         """Write the Sentence-Transformers folder and scaling.npz beside it."""
-        self.model.save(str(folder / "model"))
+        # Without the library's model card, whose text differs from run to run.
+        self.model.save(str(folder / "model"), create_model_card=False)
         assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
         np.savez(folder / "scaling.npz", mean=self.mean, deviation=self.deviation)
 

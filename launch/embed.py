@@ -21,12 +21,12 @@ from typing import Any
 
 import hydra
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
 from embedding.catalogue import Catalogue
+from embedding.fine_tuning import fine_tune
 from embedding.heads import Pictures, fit_heads, measure
 from embedding.holdout import held_out
 from embedding.image import ImageConfig, ImageEncoder
@@ -39,6 +39,7 @@ from embedding.job import (
     fingerprint,
     sample_rows,
 )
+from embedding.pairs import BatchPlan, Pairs, read_pairs, split_by_entity
 from embedding.pictures import load_pictures
 from embedding.pretext import (
     PictureCache,
@@ -47,17 +48,19 @@ from embedding.pretext import (
     tag_targets,
     train_on_tags,
 )
+from embedding.retrieval import retrieval_tasks
 from embedding.text import (
     TextConfig,
     TextEncoder,
     build_scratch_encoder,
-    fine_tune,
+    has_bfloat16,
     load_text_encoder,
 )
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import run_job, say, stage
 from recsys.report.agreement import print_agreement
+from recsys.report.retrieval import show_retrieval, write_retrieval
 from recsys.schema import Manifest, read_manifest, write_json
 
 _MEASURED_PICTURES = 4096
@@ -341,11 +344,21 @@ def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
     What it was trained on does not count: with new items, vectors of the old ones stay comparable
     only while the encoder stays (retrain=true, see `forget_outdated`).
     """
+    made = read_config(folder)
+    return made is not None and made | {"trained_on": None} == as_json(
+        wanted | {"trained_on": None}
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return what the encoder in `folder` was made with; None where there is none."""
     file = folder / "config.json"
-    if not file.is_file():
-        return False
-    made = json.loads(file.read_text())
-    return made | {"trained_on": None} == json.loads(json.dumps(wanted)) | {"trained_on": None}
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def as_json(values: dict[str, Any]) -> Any:
+    """Return what is read back when `values` were written: tuples as lists, for comparing."""
+    return json.loads(json.dumps(values))
 
 
 def agreed(answer: bool, env: Env) -> bool:
@@ -395,18 +408,15 @@ def load_usable(
 def text_encoder(
     workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env
 ) -> tuple[TextEncoder, str]:
-    """Return the encoder and its fingerprint: an unchanged one is loaded, else rank 0 makes it."""
+    """Return the encoder and its fingerprint: an unchanged one is loaded, else it is made here."""
     folder = workspace / "encoders" / "text"
     wanted = {
         "settings": dataclasses.asdict(config),
         "trained_on": trained_on(manifest),
         "seed": seed,
     }
-    with first_rank_work(env) as is_first:
-        if is_first and not unchanged(folder, wanted):
-            with replaced(folder) as beside:
-                make_text_encoder(workspace, manifest, config, seed, env, beside)
-                write_json(beside / "config.json", wanted)
+    if not agreed(unchanged(folder, wanted), env):
+        make_text_encoder(workspace, manifest, config, seed, env, wanted)
     model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
@@ -414,21 +424,101 @@ def text_encoder(
 
 
 def make_text_encoder(
-    workspace: Path, manifest: Manifest, config: TextConfig, seed: int, env: Env, folder: Path
+    workspace: Path,
+    manifest: Manifest,
+    config: TextConfig,
+    seed: int,
+    env: Env,
+    wanted: dict[str, Any],
 ) -> None:
-    """Load or build the text model, train it on the pairs where asked, and save it."""
+    """Load or build the text model, train it on the pairs on all ranks, examine and save it.
+
+    A killed run leaves its checkpoints in encoders/.text.training/, and the next one goes on there.
+    """
+    # 1. The pairs: entities that training never sees examine the encoder.
+    nothing = Pairs([], [], [], [], [])
+    uses_pairs = manifest.has_pairs and (config.epochs > 0 or config.max_queries > 0)
+    pairs = read_pairs(workspace / "prepared") if uses_pairs else nothing
+    split = split_by_entity(pairs, config.held_out_tenths)
+    tasks = retrieval_tasks(split.held_out, config.max_queries)
+    plan = BatchPlan(
+        split.train,
+        epochs=config.epochs,
+        batch_size=config.pair_batch_size,
+        weights=config.perspective_weights,
+        max_pairs=config.max_pairs,
+        num_ranks=env.world_size,
+        seed=seed,
+    )
+    if len(pairs):
+        say(
+            f"text pairs: {len(split.train):,} to train on, {len(split.held_out):,} of "
+            f"{split.num_entities:,} held-out entities, {split.num_left_out:,} left out that share a "
+            f"text with these"
+        )
+    if plan.num_batches:
+        say(f"batches an epoch: {plan}")
+    if config.path == "scratch" and not len(plan):
+        raise ValueError(
+            "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in the "
+            "recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
+        )
+
+    # 2. The model as it comes, the same on every rank.
+    training = workspace / "encoders" / ".text.training"
     catalogue = Catalogue(workspace / "prepared")
     rows = sample_rows(catalogue.num_rows, 20_000, seed)
     sample = [text for text in catalogue.column("text", rows) if text]
-    pairs = read_pairs(workspace) if config.path == "scratch" or config.epochs else []
+    with first_rank_work(env) as is_first:
+        if is_first and read_config(training) != as_json(wanted):
+            with replaced(training) as beside:
+                untrained_text_model(config, split.train, sample, seed, env, beside)
+                write_json(beside / "config.json", wanted)
+    model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
+
+    # 3. Training and examination.
+    evaluations = fine_tune(
+        model,
+        split.train,
+        tasks,
+        plan=plan,
+        new_characters=config.extend_vocabulary,
+        max_tokens=config.pair_max_tokens,
+        learning_rate=config.learning_rate,
+        use_bfloat16=has_bfloat16(config.precision, env.device),
+        evaluations=config.evaluations,
+        save_every_steps=config.save_every_steps,
+        encode_batch_size=config.batch_size,
+        folder=training / "checkpoints",
+        seed=seed,
+        rank=env.rank,
+        num_ranks=env.world_size,
+        barrier=dist.barrier,
+        say=say,
+    )
+
+    # 4. What is kept.
+    shown = [dataclasses.asdict(evaluation) for evaluation in evaluations]
+    with first_rank_work(env) as is_first:
+        if is_first:
+            encoder = TextEncoder(model, config.batch_size)
+            encoder.fit_scaling(sample[:2048])
+            with replaced(workspace / "encoders" / "text") as beside:
+                encoder.save(beside)
+                if shown:
+                    write_retrieval(beside, shown, split.counts())
+                write_json(beside / "config.json", wanted)
+            show_retrieval(shown)
+            shutil.rmtree(training)
+
+
+def untrained_text_model(
+    config: TextConfig, pairs: Pairs, sample: list[str], seed: int, env: Env, folder: Path
+) -> None:
+    """Load or build the model that training starts from, and save it as folder/untrained."""
     if config.path == "scratch":
-        if not manifest.has_pairs or config.epochs < 1:
-            raise ValueError(
-                "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in "
-                "the recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
-            )
         model = build_scratch_encoder(
-            [text for pair in pairs for text in pair] + sample,
+            pairs.anchor + pairs.positive + sample,
             folder,
             vocabulary_size=config.vocabulary_size,
             hidden_dim=config.hidden_dim,
@@ -439,28 +529,7 @@ def make_text_encoder(
         )
     else:
         model = load_text_encoder(config.path, config.max_tokens, env.device)
-    if config.epochs:
-        say(f"text pairs: {len(pairs):,}, {config.epochs} epoch(s)")
-        fine_tune(
-            model,
-            pairs,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            batch_size=config.pair_batch_size,
-            max_pairs=config.max_pairs,
-            seed=seed,
-            say=say,
-        )
-    encoder = TextEncoder(model, config.batch_size)
-    encoder.fit_scaling(sample[:2048])
-    encoder.save(folder)
-
-
-def read_pairs(workspace: Path) -> list[tuple[str, str]]:
-    """Return (anchor, positive) of prepared/pairs.parquet."""
-    table = pq.read_table(workspace / "prepared" / "pairs.parquet", columns=["anchor", "positive"])
-    anchors, positives = (table.column(i).to_pylist() for i in range(2))
-    return list(zip(anchors, positives, strict=True))
+    model.save(str(folder / "untrained"), create_model_card=False)
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="embed")

@@ -100,6 +100,14 @@ class Manifest:
     """Negatives drawn (they are no input rows)."""
     rows_unknown: dict[str, int] = field(default_factory=dict)
     """Rows kept whose `user_id` or `item_id` has the unknown row 0."""
+    pairs_in: int = 0
+    """Text pairs as they stand in the files; pairs_in = pairs_kept + pairs dropped."""
+    pairs_kept: int = 0
+    """Rows of pairs.parquet."""
+    pairs_dropped: dict[str, int] = field(default_factory=dict)
+    """Text pairs left out, by reason: `blank`, `identical`, `repeated`."""
+    pairs_cleaned: int = 0
+    """Text pairs in which HTML markup was taken out or replaced."""
     checksums: dict[str, str] = field(default_factory=dict)
     """sha256 of every file below `prepared/`, by relative path."""
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from recsys.data.checks import Problems, is_null, leaves_root, look_for_pictures
 from recsys.data.history import history_end_sql, stored_sql
 from recsys.data.negatives import draw_negatives
+from recsys.data.pairs import PairCounts, build_pairs, pair_columns
 from recsys.data.recipe import (
     PERSPECTIVES,
     SPLITS,
@@ -159,9 +160,9 @@ class Preparation:
         with stage("write interactions") as written:
             splits = self.write_interactions()
             written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
-        num_pairs = self.write_pairs()
-        if num_pairs:
-            say(f"text pairs: {num_pairs:,}")
+        pairs = self.write_pairs()
+        if self.pairs:
+            say(f"text pairs: {pairs}")
         items = self.recipe.items
         return Manifest(
             name=self.recipe.name,
@@ -175,7 +176,11 @@ class Preparation:
             has_texts=bool(items and items.text),
             has_tags=bool(items and items.tags),
             has_artists=bool(items and items.artist),
-            has_pairs=num_pairs > 0,
+            has_pairs=pairs.num_kept > 0,
+            pairs_in=pairs.num_in,
+            pairs_kept=pairs.num_kept,
+            pairs_dropped=pairs.dropped,
+            pairs_cleaned=pairs.num_cleaned,
             image_root=(
                 str(source_file(self.recipe, items.image_root).resolve())
                 if items and items.image
@@ -257,13 +262,7 @@ class Preparation:
             wanted |= _feature_columns("users.features", users.features)
             self.problems.found += self.users.missing_columns(wanted)
         for index, (pairs, source) in enumerate(self.pairs):
-            wanted = {
-                f"pairs[{index}].anchor": pairs.anchor,
-                f"pairs[{index}].positive": pairs.positive,
-            }
-            if pairs.perspective not in PERSPECTIVES:
-                wanted[f"pairs[{index}].perspective"] = pairs.perspective
-            self.problems.found += source.missing_columns(wanted)
+            self.problems.found += source.missing_columns(pair_columns(pairs, f"pairs[{index}]"))
 
     def check(self) -> None:
         """Scan every file once and report everything wrong with it."""
@@ -710,24 +709,19 @@ class Preparation:
             writer.close()
         return files, file_rows
 
-    def write_pairs(self) -> int:
-        """Write pairs.parquet: blank, equal and repeated pairs left out; return the pairs kept."""
+    def write_pairs(self) -> PairCounts:
+        """Write pairs.parquet in the order of the files; return what became of their pairs."""
         if not self.pairs:
-            return 0
-        parts = []
-        for pairs, source in self.pairs:
-            fixed = pairs.perspective in PERSPECTIVES
-            perspective = literal(pairs.perspective) if fixed else quoted(pairs.perspective)
-            parts.append(
-                f"SELECT trim({quoted(pairs.anchor)}) AS anchor, trim({quoted(pairs.positive)}) "
-                f"AS positive, {perspective} AS perspective FROM {source.view}"
-            )
-        query = (
-            f"SELECT DISTINCT anchor, positive, perspective FROM ({' UNION ALL '.join(parts)}) "
-            f"WHERE anchor <> '' AND positive <> '' AND anchor <> positive "
-            f"ORDER BY perspective, anchor, positive"
+            return PairCounts()
+        items = self.recipe.items
+        counts = build_pairs(
+            self.connection,
+            self.pairs,
+            item_id=items.item_id if items else None,
+            items_file=items.file if items else None,
         )
-        return self.write_parquet(query, self.folder / "pairs.parquet")
+        self.write_parquet("SELECT * FROM pairs", self.folder / "pairs.parquet")
+        return counts
 
     # Writing
 

@@ -137,16 +137,25 @@ class UsersRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsRecipe:
-    """Text pairs for the text encoder, one file."""
+    """Text pairs for the text encoder, from one file; it may be the items file."""
 
     file: str = ""
     """CSV or Parquet file below `source`."""
     anchor: str = "anchor"
-    """Column of the first text."""
+    """Column of the first text; in a relation, the text of the entity itself."""
     positive: str = "positive"
-    """Column of the text that belongs to it."""
+    """Column of the text that belongs to it; in a relation, the other entity's."""
+    anchor_separator: str | None = None
+    """Between the texts of a list, one pair for each; null: one text. A Parquet list needs none."""
+    positive_separator: str | None = None
+    """The same for `positive`."""
     perspective: str = "perspective"
     """`multilingual`, `relation`, `explanation`, or the column that says which."""
+    entity: str | None = None
+    """Column that names what the pair speaks of: what is held out together; a blank is never held
+    out. null: the item's id where `file` is the items file, else the anchor."""
+    language: str | None = None
+    """The anchor's language: a code (two or three letters: ja, zh-Hans), or a column; null: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +296,10 @@ def check_recipe(recipe: Recipe) -> None:
             problems.append(f"{key}.cuts={feature.cuts}: expected ascending numbers")
         if feature.hash_rows < 0 or feature.hash_rows == 1:
             problems.append(f"{key}.hash_rows={feature.hash_rows}: expected 0, or 2 and more")
+    for index, pairs in enumerate(recipe.pairs):
+        for key in ("anchor_separator", "positive_separator"):
+            if getattr(pairs, key) == "":
+                problems.append(f"pairs[{index}].{key}='': expected text between list elements")
     names = [key.rsplit(".", 1)[1] for key, _ in named_features(recipe) if ".tags." not in key]
     # SQL does not tell upper from lower case.
     lower = [name.lower() for name in names]

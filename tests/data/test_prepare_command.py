@@ -157,4 +157,11 @@ def test_real_anime_prepares_without_pictures_and_times(tmp_path, job, real_data
     assert manifest.splits["train"].timestamp_min is None
     pairs = pq.read_table(tmp_path / "w" / "prepared" / "pairs.parquet").to_pandas()
     assert set(pairs["perspective"]) == {"multilingual", "relation", "explanation"}
-    assert len(pairs) > 60_000 and pairs.notna().all().all()
+    assert pairs[["anchor", "positive", "perspective", "entity"]].notna().all().all()
+    assert {"ja", "zh-Hans", "en"} <= set(pairs["language"].dropna())
+    assert len(pairs) == manifest.pairs_kept > 60_000
+    assert manifest.pairs_in == 47_399 + 11_488 + 14_145
+    assert manifest.pairs_in == manifest.pairs_kept + sum(manifest.pairs_dropped.values())
+    first = pairs[(pairs["entity"] == "1") & (pairs["language"] == "zh-Hans")]
+    titles = ["\u5b87\u5b99\u725b\u4ed4", "\u661f\u9645\u725b\u4ed4", "\u8d4f\u91d1\u730e\u4eba"]
+    assert first["anchor"].tolist() == titles  # in the order of the file

@@ -52,6 +52,10 @@ CONTRADICTIONS = {
         {"split__fractions": [1.2, -0.1, -0.1]},
         r"split.fractions=\[1.2, -0.1, -0.1\]: expected three shares",
     ),
+    "separator of pairs": (
+        {"pairs": [{"file": "p.csv", "positive_separator": ""}]},
+        r"pairs\[0\].positive_separator='': expected text between list elements",
+    ),
     "no label": ({"interactions__label": None}, r"interactions.label: missing, expected a 0/1"),
     "negatives beside a label": (
         {"interactions__negatives": {}},

@@ -1,4 +1,4 @@
-"""Encoders: families, pretext, text batches; small and untrained where that is enough."""
+"""Encoders: families and pretext; small and untrained where that is enough."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,7 @@ import torch
 
 from embedding.heads import Pictures, fit_heads, measure
 from embedding.image import ImageEncoder
-from embedding.text import (
-    TextEncoder,
-    build_scratch_encoder,
-    distinct_batches,
-    fine_tune,
-    load_text_encoder,
-)
+from embedding.text import load_text_encoder
 
 CPU = torch.device("cpu")
 
@@ -130,46 +124,6 @@ def test_real_squeezenet_weights_load(real_data):
     path = real_data / "weights" / "squeezenet1_0.safetensors"
     encoder = ImageEncoder(backbone="squeezenet1_0", weights=str(path), style_head="gram_max")
     assert sum(p.numel() for p in encoder.body.parameters()) > 700_000
-
-
-def test_no_text_stands_twice_in_a_batch():
-    pairs = [("a", "b"), ("a", "c"), ("d", "b"), ("e", "f"), ("g", "h"), ("i", "j")]
-    for batch in distinct_batches(pairs, 3):
-        texts = [text for pair in batch for text in pair]
-        assert len(texts) == len(set(texts))
-
-
-def test_scratch_text_encoder_learns_translations_and_is_a_standard_folder(tmp_path):
-    words = [(f"word{i}", f"{chr(0x4E00 + 7 * i)}{chr(0x4E00 + 7 * i + 3)}") for i in range(24)]
-    model = build_scratch_encoder(
-        [w for pair in words for w in pair],
-        tmp_path,
-        vocabulary_size=300,
-        hidden_dim=32,
-        num_layers=1,
-        max_tokens=8,
-        seed=0,
-        device=CPU,
-    )
-    fine_tune(
-        model,
-        words,
-        epochs=40,
-        learning_rate=5e-3,
-        batch_size=12,
-        max_pairs=1000,
-        seed=0,
-        say=lambda text: None,
-    )
-    encoder = TextEncoder(model, 8)
-    encoder.fit_scaling([w for pair in words for w in pair])
-    encoder.save(tmp_path)
-    loaded = TextEncoder(load_text_encoder(str(tmp_path / "model"), 8, CPU), 8)
-    loaded.load_scaling(tmp_path)
-    left, right = (loaded.encode([pair[i] for pair in words]) for i in range(2))
-    found = (left @ right.T).argmax(axis=1)
-    assert (found == np.arange(24)).mean() > 0.9
-    np.testing.assert_allclose(left, encoder.encode([p[0] for p in words]), atol=1e-5)
 
 
 def test_unreachable_text_encoder_is_one_sentence():

@@ -120,17 +120,32 @@ def item_words(subject: str, scene: str, theme: str, rng: np.random.Generator) -
     return " ".join(name_of(terms[i], LANGUAGES[rng.integers(3)]) for i in order)
 
 
-def text_pairs(rng: np.random.Generator, num_captions: int) -> list[tuple[str, str, str]]:
-    """Return (anchor, positive, perspective) of names, captions, explanations and relations."""
+@dataclass(frozen=True, order=True)
+class TextPair:
+    """Two texts that belong together."""
+
+    anchor: str
+    positive: str
+    perspective: str
+    entity: str
+    """The terms of a caption; "" for single terms, of which all captions are made: never held out."""
+    language: str
+    """The anchor's."""
+
+
+def text_pairs(rng: np.random.Generator, num_captions: int) -> list[TextPair]:
+    """Return the pairs of names, captions, explanations and relations."""
     pairs = []
     for term, word in TERMS.items():
         for i in range(3):
             for j in range(i + 1, 3):
-                pairs.append((word.names[i], word.names[j], "multilingual"))
-            pairs.append((word.names[i], word.explanation, "explanation"))
+                pairs.append(
+                    TextPair(word.names[i], word.names[j], "multilingual", "", LANGUAGES[i])
+                )
+            pairs.append(TextPair(word.names[i], word.explanation, "explanation", "", LANGUAGES[i]))
         for related in RELATIONS.get(term, ()):
             other = name_of(related, "en") if related in TERMS else related
-            pairs.append((word.names[0], other, "relation"))
+            pairs.append(TextPair(word.names[0], other, "relation", "", "en"))
     subjects, scenes, themes = list(SUBJECT_WORDS), list(SCENE_WORDS), list(THEME_WORDS)
     for _ in range(num_captions):
         terms = [
@@ -140,9 +155,15 @@ def text_pairs(rng: np.random.Generator, num_captions: int) -> list[tuple[str, s
         ]
         chosen = [terms[i] for i in rng.permutation(3)[: rng.integers(1, 4)]]
         first, second = rng.permutation(3)[:2]
-        pairs.append((
-            caption(chosen, LANGUAGES[first]),
-            caption([chosen[i] for i in rng.permutation(len(chosen))], LANGUAGES[second]),
-            "multilingual",
-        ))
-    return sorted(set(p for p in pairs if p[0] != p[1]))
+        pairs.append(
+            TextPair(
+                anchor=caption(chosen, LANGUAGES[first]),
+                positive=caption(
+                    [chosen[i] for i in rng.permutation(len(chosen))], LANGUAGES[second]
+                ),
+                perspective="multilingual",
+                entity=" + ".join(sorted(chosen)) if len(chosen) > 1 else "",
+                language=LANGUAGES[first],
+            )
+        )
+    return sorted({pair for pair in pairs if pair.anchor != pair.positive})

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from recsys.data.demo.content import SCENES, SUBJECTS, compose
 from recsys.data.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
 from recsys.data.demo.style import HANDS, Painter
-from recsys.data.demo.words import THEME_WORDS, item_words, name_of, text_pairs
+from recsys.data.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
 from recsys.schema import write_json
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
@@ -121,8 +121,11 @@ def draw_world(
             age_group=[f"age {a}" for a in audience.age_group],
             country=[f"country {c}" for c in audience.country],
         )
-        anchors, positives, perspectives = zip(*pairs, strict=True)
-        _write(raw / "pairs.parquet", anchor=anchors, positive=positives, perspective=perspectives)
+        columns = [field.name for field in dataclasses.fields(TextPair)]
+        _write(
+            raw / "pairs.parquet",
+            **{name: [getattr(pair, name) for pair in pairs] for name in columns},
+        )
         oracle = float(roc_auc_score(exposures.label, exposures.probability))
         _write(
             truth / "probabilities.parquet",

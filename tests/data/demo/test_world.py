@@ -99,8 +99,20 @@ def test_every_term_has_three_names_and_pairs_have_three_perspectives():
     assert all(len(word.names) == len(LANGUAGES) for word in TERMS.values())
     assert len(set(names)) == len(names)
     pairs = text_pairs(np.random.default_rng(0), 100)
-    assert {p for _, _, p in pairs} == {"multilingual", "relation", "explanation"}
-    assert all(a and b and a != b for a, b, _ in pairs)
+    assert {p.perspective for p in pairs} == {"multilingual", "relation", "explanation"}
+    assert all(p.anchor and p.positive and p.anchor != p.positive for p in pairs)
+    assert {p.language for p in pairs} == set(LANGUAGES)
+
+
+def test_captions_name_their_terms_and_single_terms_belong_to_nothing():
+    names = {name for word in TERMS.values() for name in word.names}
+    pairs = text_pairs(np.random.default_rng(0), 300)
+    captions = [p for p in pairs if p.entity]
+    assert len(captions) > 100
+    for pair in captions:
+        assert set(pair.entity.split(" + ")) <= set(TERMS) and " + " in pair.entity
+        assert pair.anchor not in names
+    assert all(p.anchor in names for p in pairs if not p.entity)
 
 
 def test_other_settings_are_refused_and_the_same_are_recognised(world):
