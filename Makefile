@@ -64,6 +64,7 @@ train: $(STAMP) ## the whole story on the drawn world: data, encoders, two model
 	$(TORCHRUN) launch/evaluate.py data=demo workspace=$(W) run.name=ids_only split=test
 	$(TORCHRUN) launch/evaluate.py data=demo workspace=$(W) run.name=umair_fps split=test
 	$(RUN) launch/compare.py data=demo workspace=$(W) 'runs=[ids_only,umair_fps]'
+	$(RUN) launch/neighbours.py data=demo workspace=$(W) exclude_same=content
 
 test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
 	$(RUN) -m pytest -q
