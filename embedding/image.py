@@ -41,8 +41,9 @@ class ImageConfig:
     semantic_head: str = "discriminant"
     """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
     within a content is whitened)."""
-    style_head: str = "contrastive"
-    """`gram_max` (the paper), `moments`, `gram_pca`, `palette` or `contrastive`."""
+    style_head: str = "auto"
+    """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
+    where the items have artists, else palette."""
     style_blocks: list[str] = field(default_factory=list)
     """Names of the early blocks the style head reads; empty: the default of the family."""
     style_dim: int = 128
@@ -73,6 +74,17 @@ class ImageConfig:
     pretext_max_pictures: int = 100_000
     """Most pictures of the pretext; a larger catalogue is sampled. size x size x 3 bytes of disk each
     while it runs."""
+
+
+def chosen_style_head(style_head: str, has_artists: bool) -> str:
+    """Return the head that `auto` stands for; any other name as it is.
+
+    Without artists the contrastive head learns from crops of one picture, and then finds fewer hands
+    than the palette does without any training (LOG.md, 2026-11-26).
+    """
+    if style_head != "auto":
+        return style_head
+    return "contrastive" if has_artists else "palette"
 
 
 def tiny_resnet() -> nn.Module:

@@ -29,7 +29,7 @@ from embedding.catalogue import Catalogue
 from embedding.fine_tuning import fine_tune
 from embedding.heads import Pictures, fit_heads, measure
 from embedding.holdout import held_out
-from embedding.image import ImageConfig, ImageEncoder
+from embedding.image import ImageConfig, ImageEncoder, chosen_style_head
 from embedding.job import (
     UNUSABLE_FILE,
     Extraction,
@@ -76,6 +76,8 @@ def job(cfg: DictConfig) -> None:
     # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
     env = start(cfg.device, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
+    style_head = chosen_style_head(image.style_head, manifest.has_artists)
+    image = dataclasses.replace(image, style_head=style_head)
     shared: dict[str, Any] = {
         "workspace": workspace,
         "manifest": manifest,

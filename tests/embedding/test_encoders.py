@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from embedding.heads import Pictures, fit_heads, measure
-from embedding.image import ImageEncoder
+from embedding.image import ImageEncoder, chosen_style_head
 from embedding.text import load_text_encoder
 
 CPU = torch.device("cpu")
@@ -58,6 +58,12 @@ def test_style_dim_is_the_width_of_the_projected_heads():
     for head in ("gram_pca", "palette", "contrastive"):
         encoder = fitted(style_head=head, style_dim=5)
         assert encoder.encode(pictures(2))["style"].shape == (2, 5)
+
+
+def test_the_style_head_follows_whether_there_are_artists():
+    assert chosen_style_head("auto", has_artists=True) == "contrastive"
+    assert chosen_style_head("auto", has_artists=False) == "palette"
+    assert chosen_style_head("gram_max", has_artists=True) == "gram_max"
 
 
 @pytest.mark.parametrize(("semantic_head", "style_head"), HEADS)
