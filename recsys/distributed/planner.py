@@ -4,8 +4,9 @@ What enters: tables, constraints, a cluster. What leaves: the sharding options o
 with its shards' bytes, estimated times and ranks; or DoesNotFitError, which says what stands in the way.
 Needs no process group, no GPU and no storage for the tables. Called by recsys/distributed/plan.py.
 
-Five corrections of torchrec 1.8. Options come in alphabetical order (TorchRec iterates over sets of
-strings, whose order changes from process to process, and with it which of two equal plans wins).
+Five corrections of torchrec 1.8. Options come in one order, the simplest first (TorchRec iterates over
+sets of strings, whose order changes from process to process, and with it which of two equal plans
+wins).
 Optimizer state and the gradients of replicated tables are counted byte for byte. Frozen tables have
 no backward pass. The time in which ids travel counts (TorchRec estimates it and leaves it out of the
 sum, so that it likes to cut a table into columns four wide). What is not a table (dense part,
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -74,8 +76,12 @@ SEARCHES = ("auto", "full", "fast")
 _FULL_UP_TO = 100
 """Tables x ranks up to which `auto` searches in full; 6 tables on 64 ranks took 33 s against 0.4 s, for
 the same plan (LOG.md, 2026-11-26)."""
-_SMALL_SHARE = 0.001
+_SMALL_SHARE = 0.01
 """Fast search: a table below this share of a rank's memory is not cut."""
+_MIDDLE_SHARE = 0.1
+"""Fast search: a table below this share is not cut over all ranks (a shard for each of them)."""
+_PATIENCE = 20
+"""Fast search: plans in a row that are no quicker, after which a proposer gives up."""
 
 
 class TableSharder(EmbeddingBagCollectionSharder):
@@ -89,14 +95,16 @@ class TableSharder(EmbeddingBagCollectionSharder):
         return list(SHARDING_TYPES)
 
 
-def table_sharder(forward: str, backward: str, device: Any) -> TableSharder:
+def table_sharder(forward: str, backward: str, device: torch.device) -> TableSharder:
     """Return the sharder whose exchanges travel in the given precisions.
 
     Args:
         forward: of looked-up vectors, `fp32`, `fp16` or `bf16`.
         backward: of their gradients.
-        device: torch device; gloo knows no bf16, so TorchRec sends fp16 there.
+        device: torch device; gloo knows no bf16, and fp16 travels there.
     """
+    if device.type == "cpu":
+        forward, backward = ("fp16" if p == "bf16" else p for p in (forward, backward))
     config = QCommsConfig(
         forward_precision=CommType(forward), backward_precision=CommType(backward)
     )
@@ -144,7 +152,7 @@ class _Enumerator(EmbeddingEnumerator):
     """Options in one order, whatever the seed of Python's string hashes."""
 
     def _filter_sharding_types(self, *args: Any, **kwargs: Any) -> list[str]:
-        return sorted(super()._filter_sharding_types(*args, **kwargs))
+        return sorted(super()._filter_sharding_types(*args, **kwargs), key=SHARDING_TYPES.index)
 
     def _filter_compute_kernels(self, *args: Any, **kwargs: Any) -> list[str]:
         return sorted(super()._filter_compute_kernels(*args, **kwargs))
@@ -315,11 +323,15 @@ def search_tables(
 def proposers(fast: bool) -> list[Any]:
     """Return TorchRec's proposers in the order they are asked.
 
-    Fast: two greedy ones that begin with each table's quickest option and give way by size. The
-    full search adds every combination of up to 10,000, and all tables alike.
+    Fast: two greedy ones that begin with each table's quickest option, give way by size and stop
+    where nothing gets quicker. The full search goes on to the end (as many proposals as all tables
+    have options, each of them a placement of all tables: quadratic), and adds every combination of
+    up to 10,000, and all tables alike.
     """
+    if fast:
+        return [GreedyProposer(threshold=_PATIENCE), GreedyProposer(False, threshold=_PATIENCE)]
     greedy = [GreedyProposer(), GreedyProposer(use_depth=False)]
-    return greedy if fast else [GridSearchProposer(), *greedy, UniformProposer()]
+    return [GridSearchProposer(), *greedy, UniformProposer()]
 
 
 def _pruned(
@@ -328,7 +340,7 @@ def _pruned(
     facts: Mapping[str, TableFacts],
     cluster: ClusterConfig,
 ) -> dict[str, ParameterConstraints]:
-    """Leave a small table its uncut options, so that an option is not one shard a rank for each."""
+    """Leave a small table its uncut option and a middling one those of few shards."""
     sizes: dict[str, tuple[int, int]] = {}
     child: Any
     for child in module.modules():
@@ -338,11 +350,13 @@ def _pruned(
             }
     pruned = {}
     for table, constraint in constraints.items():
-        small = weight_bytes(facts[table], sizes[table]) < _SMALL_SHARE * cluster.table_memory_bytes
+        share = weight_bytes(facts[table], sizes[table]) / cluster.table_memory_bytes
         kinds = constraint.sharding_types or []
-        if small and "table_wise" in kinds:
+        if "table_wise" in kinds and share < _MIDDLE_SHARE:
+            everywhere = ("row_wise", "data_parallel")
+            few = [kind for kind in kinds if kind not in everywhere]
             constraint = copy.copy(constraint)
-            constraint.sharding_types = ["table_wise"]
+            constraint.sharding_types = ["table_wise"] if share < _SMALL_SHARE else few
         pruned[table] = constraint
     return pruned
 

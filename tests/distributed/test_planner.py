@@ -78,7 +78,9 @@ def test_what_does_not_fit_names_the_table_and_by_how_much():
         dataclasses.replace(billions(), cluster=one_host).plan()
     # A share of user_id: 2e9 / 8 rows x (512 + 4) bytes = 129 GB, of 84.9 GB x 0.85 = 72.2 GB.
     assert raised.value.table == "user_id"
-    assert "takes 129.0 GB" in str(raised.value) and "72.2 GB of a rank's 84.9 GB" in str(raised.value)
+    assert "takes 129.0 GB" in str(raised.value) and "72.2 GB of a rank's 84.9 GB" in str(
+        raised.value
+    )
 
 
 def test_every_suggestion_is_a_plan_that_fits():
@@ -167,7 +169,10 @@ BAD_CONSTRAINTS = {
     ),
     "unknown type": ({"sharding": {"tags": "sideways"}}, "plan.sharding.tags='sideways': expected"),
     "no type": ({"sharding": {"tags": []}}, r"plan.sharding.tags=\[\]: expected one of"),
-    "unknown kernel": ({"kernels": {"tags": "magic"}}, "plan.kernels.tags='magic': expected one of"),
+    "unknown kernel": (
+        {"kernels": {"tags": "magic"}},
+        "plan.kernels.tags='magic': expected one of",
+    ),
     "kernel on CPU": (
         {"kernels": {"tags": "fused_uvm"}},
         "plan.kernels.tags=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
@@ -226,7 +231,9 @@ def test_bad_value_is_a_clear_sentence(case):
 def test_rows_are_checked_all_at_once():
     with pytest.raises(ValueError, match="rows of user_id are not known|user_id are not known"):
         planned(rows={"item_id": 5, "tags": 5})
-    with pytest.raises(ValueError, match=r"rows.shop: no such table(?s:.*)rows.tags=-3: expected 1"):
+    with pytest.raises(
+        ValueError, match=r"rows.shop: no such table(?s:.*)rows.tags=-3: expected 1"
+    ):
         with_rows(planned().manifest, {"shop": 4, "tags": -3})
 
 
@@ -245,9 +252,7 @@ def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tm
     write_json(tmp_path / "plan.json", content)
     read = read_plan(tmp_path / "plan.json")
     assert read == content
-    env = Env(
-        rank=0, world_size=2, local_rank=0, local_world_size=2, device=torch.device("cpu")
-    )
+    env = Env(rank=0, world_size=2, local_rank=0, local_world_size=2, device=torch.device("cpu"))
 
     def check(other, env=env):
         ranker, optimizers = build_plannable(
@@ -257,7 +262,8 @@ def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tm
 
     check(planned(optim={"table": {"name": "sgd"}}))
     other = planned(
-        rows=ROWS | {"tags": 1_001}, optim={"table": {"name": "sgd"}, "tables": {"user_id": {"name": "adam"}}}
+        rows=ROWS | {"tags": 1_001},
+        optim={"table": {"name": "sgd"}, "tables": {"user_id": {"name": "adam"}}},
     )
     with pytest.raises(ValueError) as raised:
         check(other, dataclasses.replace(env, world_size=4))
