@@ -6,6 +6,7 @@ Everything here runs in this process: no process group, no GPU, no storage for t
 import dataclasses
 
 import pytest
+import torch
 
 from recsys.data.outline import outline, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
@@ -246,8 +247,6 @@ def test_cluster_values_are_checked_all_at_once():
 
 
 def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tmp_path):
-    import torch
-
     content = planned(optim={"table": {"name": "sgd"}}).plan()
     write_json(tmp_path / "plan.json", content)
     read = read_plan(tmp_path / "plan.json")
