@@ -1,4 +1,4 @@
-"""Plans a made-up model and prints processor seconds and peak memory as one JSON line; one process a case."""
+"""Plans a made-up model; prints processor seconds and peak memory as JSON. One process a case."""
 
 import json
 import resource
