@@ -39,10 +39,8 @@ def job(cfg: DictConfig) -> None:
         raise ValueError(
             f"split={cfg.split!r}: the data set {manifest.name!r} has {', '.join(manifest.splits)}"
         )
-    if cfg.plan is not None:
-        config = dataclasses.replace(
-            config, plan=dataclasses.replace(config.plan, sharding=dict(cfg.plan.sharding))
-        )
+    sharding = config.plan.sharding if cfg.plan is None else dict(cfg.plan.sharding)
+    config = dataclasses.replace(config, plan=config.plan.anywhere(sharding, env.device.type))
 
     # 2. The model with the weights of the best validation.
     vectors = open_features(

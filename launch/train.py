@@ -21,8 +21,8 @@ from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
 from recsys.job import run_job, say, stage
 from recsys.model.build import batch_features
-from recsys.report.plan import print_plan, write_plan
-from recsys.schema import read_manifest
+from recsys.report.plan import print_plan
+from recsys.schema import read_manifest, write_json
 from recsys.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recsys.train.log import RunLog
 from recsys.train.loop import train
@@ -61,7 +61,7 @@ def job(cfg: DictConfig) -> None:
         manifest.num_item_rows,
     )
     with stage("model") as model_stage:
-        ranker, plan_lines, sharded = plan_and_shard(
+        ranker, plan, sharded = plan_and_shard(
             config=config, manifest=manifest, vectors=vectors, env=env
         )
         num_dense = sum(p.numel() for p in ranker.dense.parameters())
@@ -69,8 +69,8 @@ def job(cfg: DictConfig) -> None:
             f"{config.model.name}, {num_dense:,} dense weights, {len(vectors)} modalities"
         )
     if env.is_first:
-        write_plan(folder / "plan.json", plan_lines, env.world_size)
-        print_plan(plan_lines, env.world_size)
+        write_json(folder / "plan.json", plan)
+        print_plan(plan)
 
     # 4. The data: ids and labels only, every rank its own lanes.
     train_loader, valid_loader = (

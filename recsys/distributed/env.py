@@ -52,7 +52,7 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
         raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is visible; use device=cpu or device=auto")
-    _silence_libraries()
+    silence_libraries()
     use_cuda = device != "cpu" and torch.cuda.is_available()
     rank = rank_from_environment()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -91,7 +91,7 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     )
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Drop library messages that nobody who runs a job can act on; errors still come through."""
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)

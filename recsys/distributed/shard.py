@@ -25,7 +25,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys.distributed.env import Env
-from recsys.distributed.plan import MODALITY_PATH, TABLES_PATH, TableSharder
+from recsys.distributed.plan import MODALITY_PATH, TABLES_PATH
+from recsys.distributed.planner import TableSharder
 from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
 from recsys.train.optim import OptimConfig, TableOptimizer
@@ -143,6 +144,7 @@ def shard_ranker(
     table_optimizers: Mapping[str, TableOptimizer],
     modality_vectors: Mapping[str, Vectors],
     replicate_modality: bool,
+    sharder: TableSharder,
     embedding_init: float,
     seed: int,
 ) -> ShardedRanker:
@@ -154,9 +156,10 @@ def shard_ranker(
 
     Args:
         ranker: built by recsys.model.build, tables on the meta device.
-        plan: from recsys.distributed.plan.make_plan.
+        plan: from recsys.distributed.plan.sharding_plan.
         modality_vectors: feature store tables by modality name.
         replicate_modality: hold the frozen tables whole on every rank.
+        sharder: from recsys.distributed.planner.table_sharder.
         embedding_init: half-width of the trainable tables' uniform initial values.
         seed: of the trainable tables.
     """
@@ -170,7 +173,7 @@ def shard_ranker(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=env.device,
         plan=plan,
-        sharders=[TableSharder()],
+        sharders=[sharder],
     )
     collection = _submodule(model, TABLES_PATH)
     for shard in _shards_of(collection):

@@ -48,6 +48,7 @@ def build_ranker(
         history_features=[f.name for f in manifest.features if f.source == "history"],
         embedding_dim=config.embedding_dim,
         table_dims=config.table_dims,
+        half_tables=config.half_tables,
         first_order=config.first_order,
     )
     shared: dict[str, Any] = {

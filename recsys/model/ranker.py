@@ -48,6 +48,8 @@ class RankerConfig:
     """Stored width of every table, a multiple of 4; the last column is the first-order weight."""
     table_dims: dict[str, int] = field(default_factory=dict)
     """Width of single tables that differ, by table name."""
+    half_tables: list[str] = field(default_factory=list)
+    """Trainable tables held in half precision (fp16): half the memory, optimizer state in fp32."""
     embedding_init: float = 0.01
     """Tables start uniform in plus or minus this."""
     tower_dims: list[int] = field(default_factory=lambda: [128, 64])
@@ -91,12 +93,17 @@ class RankerInputs(nn.Module):
         history_features: Sequence[str],
         embedding_dim: int,
         table_dims: Mapping[str, int],
+        half_tables: Sequence[str],
         first_order: bool,
     ):
         """Args: modality_dims: vector width E of every modality in use; may be empty."""
         super().__init__()
         self.embeddings = build_tables(
-            tables=tables, features=features, embedding_dim=embedding_dim, table_dims=table_dims
+            tables=tables,
+            features=features,
+            embedding_dim=embedding_dim,
+            table_dims=table_dims,
+            half_tables=half_tables,
         )
         dims = {c.name: c.embedding_dim for c in self.embeddings.embedding_bag_configs()}
         user_side = [f for f in features if f.side != "item"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -38,6 +38,7 @@ def build_tables(
     features: Sequence[FeatureSpec],
     embedding_dim: int,
     table_dims: Mapping[str, int],
+    half_tables: Sequence[str] = (),
 ) -> EmbeddingBagCollection:
     """Return an EmbeddingBagCollection on the meta device; sharding gives it storage.
 
@@ -46,18 +47,20 @@ def build_tables(
         features: the features the model reads, each naming its table.
         embedding_dim: stored width D of every table.
         table_dims: widths of single tables that differ.
+        half_tables: tables held in fp16.
 
     Raises:
-        ValueError: a width is not a multiple of 4, `table_dims` names an unknown table, or a table
-            has a name that torch keeps for itself.
+        ValueError: a width is not a multiple of 4, `table_dims` or `half_tables` names an unknown
+            table, or a table has a name that torch keeps for itself.
     """
     read = {f.table for f in features}
-    unknown = sorted(set(table_dims) - {t.name for t in tables})
-    if unknown:
-        raise ValueError(
-            f"model.table_dims names {', '.join(unknown)}; the data has the tables "
-            f"{', '.join(t.name for t in tables)}"
-        )
+    for key, named in (("table_dims", table_dims), ("half_tables", half_tables)):
+        unknown = sorted(set(named) - {t.name for t in tables})
+        if unknown:
+            raise ValueError(
+                f"model.{key} names {', '.join(unknown)}; the data has the tables "
+                f"{', '.join(t.name for t in tables)}"
+            )
     configs = []
     for table in tables:
         if table.name not in read:
@@ -79,6 +82,7 @@ def build_tables(
                 # Summed here, divided in FeatureColumns: TorchRec's own mean pooling goes wrong for
                 # lists where one plan holds row-wise and column-wise tables (torchrec 1.8).
                 pooling=PoolingType.SUM,
+                data_type=DataType.FP16 if table.name in half_tables else DataType.FP32,
             )
         )
     return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))

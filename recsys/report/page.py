@@ -3,6 +3,8 @@
 Called by the files of this folder that write pages.
 """
 
+import base64
+import hashlib
 import html
 
 COLOURS = ("#2f6fde", "#e0723a", "#2b9a66", "#8a56c9")
@@ -26,21 +28,43 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 # Should a text of a data set ever get through unescaped, it may load and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+SORT_SCRIPT = """
+document.querySelectorAll('table.sortable th').forEach(function(head){
+  head.addEventListener('click',function(){
+    var table=head.closest('table'),body=table.tBodies[0],index=head.cellIndex;
+    var down=head.getAttribute('aria-sort')!=='descending';
+    table.querySelectorAll('th').forEach(function(h){h.removeAttribute('aria-sort')});
+    head.setAttribute('aria-sort',down?'descending':'ascending');
+    var key=function(row){var cell=row.cells[index];
+      return cell.dataset.key===undefined?cell.textContent:parseFloat(cell.dataset.key)};
+    Array.from(body.rows).sort(function(a,b){var x=key(a),y=key(b);
+      var order=typeof x==='number'?x-y:String(x).localeCompare(String(y));
+      return down?-order:order}).forEach(function(row){body.appendChild(row)})})});
+"""
+"""Sorts a table of class `sortable` by the column whose head is clicked; data-key orders numbers."""
 
-def page(title: str, body: str, *, style: str = "", width_pixels: int = 1080) -> str:
+
+def page(
+    title: str, body: str, *, style: str = "", script: str = "", width_pixels: int = 1080
+) -> str:
     """Return a whole page.
 
     Args:
         title: plain text; it is escaped here and stands on top.
         body: HTML below the title, escaped by the caller.
         style: CSS of this kind of page, after the common one.
+        script: the one script the page may run, known to the browser by its hash.
     """
     shown = html.escape(title)
+    policy, end = _POLICY, ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy, end = f"{_POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{shown}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{shown}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}'
-        f"main{{max-width:{width_pixels}px}}{style}</style><main><h1>{shown}</h1>{body}</main></html>\n"
+        f"main{{max-width:{width_pixels}px}}{style}</style><main><h1>{shown}</h1>{body}</main>{end}</html>\n"
     )
 
 

@@ -1,6 +1,7 @@
 """One run: its configuration, its folder, and the model put together from both.
 
-Called by launch/train.py (a new or resumed run) and launch/evaluate.py (a finished one).
+Called by launch/train.py (a new or resumed run), launch/evaluate.py (a finished one) and
+launch/plan.py (one that may never be).
 """
 
 import dataclasses
@@ -14,15 +15,32 @@ import yaml
 
 from recsys.config import from_config
 from recsys.data.dataset import Dataset, Loader
+from recsys.distributed.cluster import ClusterConfig, local_cluster
 from recsys.distributed.env import Env
-from recsys.distributed.plan import MODALITY_PATH, PlanConfig, constrain, make_plan, plan_rows
+from recsys.distributed.forecast import REPLICATED
+from recsys.distributed.plan import (
+    PlanConfig,
+    check_plan,
+    plan_tables,
+    read_plan,
+    sharding_plan,
+    share_plan,
+)
+from recsys.distributed.planner import table_sharder
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
 from recsys.model.build import build_ranker
-from recsys.model.modality import TABLE_PREFIX, stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
 from recsys.schema import Manifest
 from recsys.train.loop import TrainConfig
-from recsys.train.optim import OptimConfig, check_optim, resolve_table_optimizers
+from recsys.train.optim import (
+    OptimConfig,
+    TableOptimizer,
+    check_optim,
+    resolve_table_optimizers,
+)
+
+LIST_LENGTH = 4.0
+"""Ids that a list is planned with where plan.feature_lengths does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +95,19 @@ def read_run_config(sections: Mapping[str, Any]) -> RunConfig:
     """
     problems: list[str] = []
     built: dict[str, Any] = {}
+    if isinstance(sections.get("plan"), str):  # plan=auto, plan=path/to/plan.json
+        sections = {**sections, "plan": {"file": sections["plan"]}}
     for name, schema in SECTIONS.items():
         try:
             built[name] = from_config(schema, sections.get(name), name)
         except ValueError as error:
             problems.append(str(error).removeprefix("configuration: "))
-    if "optim" in built:
-        try:
-            check_optim(built["optim"])
-        except ValueError as error:
-            problems.append(str(error).removeprefix("configuration: "))
+    for name, check in (("optim", check_optim), ("plan", check_plan)):
+        if name in built:
+            try:
+                check(built[name])
+            except ValueError as error:
+                problems.append(str(error).removeprefix("configuration: "))
     if "train" in built:
         problems += _train_problems(built["train"])
     if "run" in built:
@@ -183,63 +204,136 @@ def _changed_keys(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return changed
 
 
+def build_plannable(
+    *, config: RunConfig, manifest: Manifest, modality_dims: Mapping[str, int], device_type: str
+) -> tuple[Ranker, dict[str, TableOptimizer]]:
+    """Return the ranker, its tables on the meta device, and every trainable table's optimizer.
+
+    Raises:
+        ValueError: a part of the configuration does not fit the data or the device.
+    """
+    ranker = build_ranker(
+        manifest=manifest,
+        config=config.model,
+        modality_dims=modality_dims,
+        seed=config.run.seed,
+    )
+    table_rows = {
+        c.name: c.num_embeddings for c in ranker.inputs.embeddings.embedding_bag_configs()
+    }
+    # Where the optimizer is left to `auto`, what keeps a table from being replicated counts too.
+    sharding = dict.fromkeys([*config.model.half_tables, *config.plan.ranks], "table_wise")
+    sharding = {
+        table: kind
+        for table, kind in sharding.items()
+        if config.optim.tables.get(table, config.optim.table).name == "auto"
+    }
+    for table, kinds in config.plan.sharding_types().items():
+        sharding[table] = "data_parallel" if "data_parallel" in kinds else "".join(kinds[:1])
+    optimizers = resolve_table_optimizers(config.optim, table_rows, sharding, device_type)
+    return ranker, optimizers
+
+
+def plan_model(
+    *,
+    config: RunConfig,
+    manifest: Manifest,
+    ranker: Ranker,
+    optimizers: Mapping[str, TableOptimizer],
+    cluster: ClusterConfig,
+) -> dict[str, Any]:
+    """Return the best plan for a cluster, as the content of plan.json.
+
+    Raises:
+        ValueError: constraints that do not fit the tables or the cluster.
+        DoesNotFitError: no plan holds all tables.
+    """
+    return plan_tables(
+        model=ranker,
+        cluster=cluster,
+        optimizers=optimizers,
+        config=config.plan,
+        feature_lengths=feature_lengths(manifest, config.plan),
+        global_batch_size=config.train.global_batch_size,
+    )
+
+
+def feature_lengths(manifest: Manifest, plan: PlanConfig) -> dict[str, float]:
+    """Return the ids a row of every feature: as configured, else 1, 4 for a list, and for a history
+    the most it may hold.
+
+    Raises:
+        ValueError: plan.feature_lengths names an unknown feature.
+    """
+    lengths = {f.name: LIST_LENGTH if f.is_list else 1.0 for f in manifest.features}
+    if manifest.history is not None:
+        longest = {
+            "history": manifest.history.max_length,
+            "history_recent": manifest.history.recent_length,
+        }
+        lengths |= {name: float(n) for name, n in longest.items() if name in lengths}
+    unknown = sorted(set(plan.feature_lengths) - set(lengths))
+    if unknown:
+        raise ValueError(
+            f"plan.feature_lengths names {', '.join(unknown)}; the data has the features "
+            f"{', '.join(lengths)}"
+        )
+    return lengths | plan.feature_lengths
+
+
 def plan_and_shard(
     *,
     config: RunConfig,
     manifest: Manifest,
     vectors: Mapping[str, Vectors],
     env: Env,
-) -> tuple[Ranker, list[dict[str, Any]], ShardedRanker]:
-    """Build the ranker, plan its tables for this world, and shard it.
+) -> tuple[Ranker, dict[str, Any], ShardedRanker]:
+    """Build the ranker, plan its tables for this world or read the plan, and shard it.
 
-    Returns the ranker (its tables now sharded in place), the plan's lines, and what trains it.
+    Returns the ranker (its tables now sharded in place), the content of plan.json, and what trains
+    it.
 
     Raises:
-        ValueError: a part of the configuration does not fit the data or the cluster.
+        ValueError: a part of the configuration does not fit the data or the cluster, or a saved
+            plan does not fit this job.
     """
-    ranker = build_ranker(
+    ranker, optimizers = build_plannable(
+        config=config,
         manifest=manifest,
-        config=config.model,
         modality_dims={name: table.dim for name, table in vectors.items()},
-        seed=config.run.seed,
+        device_type=env.device.type,
+    )
+
+    def make() -> dict[str, Any]:
+        if config.plan.file != "auto":
+            return read_plan(config.plan.file)
+        return plan_model(
+            config=config,
+            manifest=manifest,
+            ranker=ranker,
+            optimizers=optimizers,
+            cluster=local_cluster(env),
+        )
+
+    content = share_plan(
+        env=env, make=make, model=ranker, optimizers=optimizers, source=config.plan.file
     )
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
-    table_rows = {
-        c.name: c.num_embeddings for c in ranker.inputs.embeddings.embedding_bag_configs()
-    }
-    table_optimizers = resolve_table_optimizers(
-        config.optim, table_rows, config.plan.sharding, env.device.type
-    )
-    constraints = constrain(
-        optimizers=table_optimizers,
-        modality_tables=[TABLE_PREFIX + name for name in used],
-        sharding=config.plan.sharding,
-        device_type=env.device.type,
-        min_partition=config.plan.min_partition,
-    )
-    plan = make_plan(
-        model=ranker,
-        env=env,
-        constraints=constraints,
-        batch_size_per_rank=config.train.global_batch_size // env.world_size,
-    )
-    modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
-    replicate = modality_bytes <= config.plan.replicate_modality_bytes
-    if replicate:
-        plan.plan.pop(MODALITY_PATH, None)
-    lines = plan_rows(plan, ranker)
     sharded = shard_ranker(
         ranker=ranker,
-        plan=plan,
+        plan=sharding_plan(content),
         env=env,
         optim=config.optim,
-        table_optimizers=table_optimizers,
+        table_optimizers=optimizers,
         modality_vectors={name: vectors[name] for name in used},
-        replicate_modality=replicate,
+        replicate_modality=any(line["sharding"] == REPLICATED for line in content["tables"]),
+        sharder=table_sharder(
+            content["communication"]["forward"], content["communication"]["backward"], env.device
+        ),
         embedding_init=config.model.embedding_init,
         seed=config.run.seed,
     )
-    return ranker, lines, sharded
+    return ranker, content, sharded
 
 
 def build_loader(

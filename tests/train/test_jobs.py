@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import from_config
+from recsys.data.outline import outline
+from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
 from tests.feature_tables import write_table
 
@@ -138,6 +141,69 @@ def test_smoke_experiment_runs_as_documented(workspace, job):
     done = job("train", *name)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "epoch 1" in done.stdout and "epoch 2" not in done.stdout
+
+
+def read_plan_of(folder: Path) -> dict:
+    return json.loads((folder / "plan.json").read_text())
+
+
+def decided(plan: dict) -> dict:
+    """The part of a plan that is trained; memory and bandwidths are the cluster's own."""
+    return {key: plan[key] for key in ("num_ranks", "communication", "shards")} | {
+        "tables": [
+            {key: line[key] for key in ("table", "rows", "width", "dtype", "optimizer")}
+            for line in plan["tables"]
+        ]
+    }
+
+
+def test_plan_shown_is_the_plan_trained(workspace, job):
+    """plan.py cluster=cpu_2, a training that plans for itself, and one that takes the saved plan."""
+    more = ["optim.table.name=rowwise_adagrad", "plan.replicate_modality_bytes=0"]
+    more += ["+plan.sharding.user_id=table_wise"]
+    shown = workspace / "plans" / "cpu_2"
+    done = job("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.index("fits cpu_2") < done.stdout.index("sharding plan, 2 rank(s)")
+    page = (shown / "plan.html").read_text()
+    assert "modality_text" in page and "http" not in page.split("</style>")[1]
+    done = job("train", *options(workspace, "auto", "train.epochs=1", *more), ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = read_plan_of(shown)
+    assert decided(read_plan_of(workspace / "runs" / "auto")) == decided(plan)
+    assert {line["sharding"] for line in plan["tables"]} != {"replicated"}
+
+    # The saved plan, and the same with a table moved to the other rank.
+    moved = json.loads(json.dumps(plan))
+    for line in moved["shards"]:
+        if line["table"] == "user_id":
+            line["rank"] = 1 - line["rank"]
+    (workspace / "moved.json").write_text(json.dumps(moved))
+    saved = f"plan={workspace / 'moved.json'}"
+    # Without the other keys of the section, which the saved plan stands for.
+    done = job("train", *options(workspace, "saved", "train.epochs=1", more[0], saved), ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_plan_of(workspace / "runs" / "saved") == moved
+    np.testing.assert_allclose(losses(workspace, "saved"), losses(workspace, "auto"), rtol=1e-5)
+
+
+def test_plan_for_another_model_is_refused_on_every_rank_at_once(workspace, job):
+    """Rank 0 alone reads the plan; the other rank must not wait for the process group's timeout."""
+    plan = workspace / "runs" / "story" / "plan.json"
+    started = time.monotonic()
+    changes = ["model.embedding_dim=12", f"plan={plan}"]
+    done = job("train", *options(workspace, "bad3", "run.overwrite=true", *changes), ranks=2)
+    assert done.returncode != 0 and time.monotonic() - started < 120
+    assert done.stderr.count("table 'user_id' has width 12 and the plan says 8") >= 2
+    assert "Traceback" not in done.stderr.split("error:")[1]
+
+
+def test_outline_of_a_recipe_has_the_tables_that_prepare_makes(workspace):
+    manifest = read_manifest(workspace)
+    recipe = from_config(Recipe, manifest.recipe, "recipe")
+    drawn = outline(recipe, {table.name: table.num_rows for table in manifest.tables})
+    for name in ("tables", "features", "history", "num_user_rows", "num_item_rows", "has_texts"):
+        assert getattr(drawn, name) == getattr(manifest, name), name
 
 
 def test_finished_run_is_left_alone_and_never_overwritten_silently(workspace, job):

@@ -1,0 +1,65 @@
+"""Every sharding type scores alike, and ranks hold what their plan says."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORKER = Path(__file__).with_name("plans_worker.py")
+SHARDINGS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise")
+SHARDINGS += ("table_column_wise", "grid_shard")
+
+
+@cache
+def run(num_ranks, num_hosts=1):
+    """What the worker printed; it goes through all cases in one process a rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(num_ranks), str(WORKER), "--hosts", str(num_hosts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def assert_alike(result, case, tolerance):
+    expected = run(2)["scores"]["table_wise"]
+    np.testing.assert_allclose(result["scores"][case], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_sharding_type_scores_alike_on_two_ranks(sharding):
+    result = run(2)
+    planned = result["shardings"][sharding]
+    assert planned["user_id"] == planned["item_id"] == sharding
+    assert_alike(result, sharding, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_sharding_type_scores_alike_on_four_ranks_of_two_hosts(sharding):
+    assert_alike(run(4, 2), sharding, 1e-6)
+
+
+def test_pinned_tables_score_alike():
+    assert_alike(run(2), "pinned", 1e-6)
+
+
+def test_half_precision_of_exchange_and_tables_changes_scores_little_but_does_change_them():
+    for case, most in (("half_communication", 1e-4), ("half_tables", 1e-4)):
+        assert_alike(run(2), case, most)
+        assert run(2)["scores"][case] != run(2)["scores"]["row_wise"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_rank_holds_what_its_plan_says(num_ranks, optimizer):
+    """Bytes of all live tensors after three steps, against tables, state, gradients, dense part."""
+    held = run(num_ranks)["held"][optimizer]
+    assert len(held) == num_ranks
+    for planned, found in held:
+        assert planned > 5e6
+        assert abs(found - planned) < 0.05 * planned
