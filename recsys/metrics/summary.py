@@ -15,6 +15,7 @@ from recsys.metrics.calibration import (
     expected_calibration_error,
 )
 from recsys.metrics.entropy import log_loss, normalised_entropy
+from recsys.metrics.precision import pr_auc
 from recsys.metrics.predictions import checked_probabilities
 
 
@@ -27,8 +28,8 @@ def evaluate_predictions(
 ) -> dict[str, float]:
     """Return the metrics over all rows, or over the rows where `segment_N` is true.
 
-    Keys: num_rows, num_positives, auc, log_loss, gauc, normalised_entropy, calibration (mean
-    prediction / positive rate), brier, ece.
+    Keys: num_rows, num_positives, auc, pr_auc, log_loss, gauc, normalised_entropy, calibration (mean
+    prediction / positive rate), brier, ece. Rows that come sorted by probability are not sorted again.
 
     Edge cases: a metric that has no value (one class only, no rows, no users for gauc) is nan; the
     counts say why.
@@ -54,6 +55,7 @@ def evaluate_predictions(
         "num_rows": labels.size,
         "num_positives": int(np.count_nonzero(labels)),
         "auc": auc(labels, probabilities),
+        "pr_auc": pr_auc(labels, probabilities),
         "log_loss": log_loss(labels, probabilities),
         "gauc": float("nan") if users is None else gauc(labels, probabilities, users),
         "normalised_entropy": normalised_entropy(labels, probabilities),
