@@ -63,7 +63,8 @@ def _finish(figure: Any, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     size, said = r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{label}"'
     svg = re.sub(size, said, svg, count=1)
-    svg = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    # Letters are the page's: matplotlib names its own families.
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for stand_in, colour in _IN_PAGE.items():
         svg = svg.replace(stand_in, colour)
     return svg

@@ -28,6 +28,7 @@ def world():
         "plan": {"replicate_modality_bytes": 1 << 20},
     })
     env = start("cpu")
+    torch.set_num_threads(1)  # batches of a few rows: threads would wait for each other
     ranker, _, sharded = plan_and_shard(
         config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
     )
