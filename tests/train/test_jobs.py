@@ -86,6 +86,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, job):
     assert {"coverage", "diversity_style"} < set(metrics["recommendations"])
     shuffled = {(line["kind"], line["name"]) for line in metrics["importance"]}
     assert {("feature", "item_id"), ("item vector", "style")} < shuffled
+    assert all(line["auc_lost"] != 0 for line in metrics["importance"] if "vector" in line["kind"])
     for family in ("training rows of the item", "artist of the item", "age group of the user"):
         counts = [member["num_rows"] for member in metrics["segments"][family].values()]
         assert 0 < sum(counts) <= predictions.num_rows
