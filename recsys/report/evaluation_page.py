@@ -77,7 +77,7 @@ _STYLE = """
 h2.part{font-size:21px;margin:36px 0 4px}
 .grid{columns:2 420px;column-gap:18px;margin:14px 0 0}
 .grid section{break-inside:avoid;margin:0 0 18px}
-.grid .whole{column-span:all}
+.grid .whole{column-span:all;margin-top:18px}
 h3.sub{font-size:13.5px;color:var(--soft);font-weight:600;margin:10px 0 4px}
 svg{width:100%;height:auto;display:block}
 section p{font-size:14px;line-height:1.45}
