@@ -1,115 +1,151 @@
-"""Score a split with a trained run and report how good it is.
+"""Score a split with a trained run and report how good it is, for whom, why, and how sure that is.
 
 In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/runs/<run.name>/eval/<split>/
-with metrics.json, predictions.parquet and report.html. On the drawn world the true probabilities
-are read too (by nobody else), for the best possible AUC.
+with metrics.json, predictions.parquet and report.html. On the drawn world its truth is read too (by
+nobody else): the best possible AUC, and what users were drawn to care for.
+
+With compare=[a,b] nothing is scored: the predictions of two evaluated runs are compared over the same
+resampled users. Out: a table, and W/runs/<b>/eval/<split>/against-<a>.json.
 
     torchrun --standalone --nproc-per-node 8 launch/evaluate.py data=demo workspace=W run.name=mine
     python launch/evaluate.py data=demo workspace=W run.name=smoke split=valid
+    python launch/evaluate.py data=demo workspace=W compare=[ids_only,umair_fps]
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig
 
 from embedding.store import open_features
-from recsys.distributed.env import first_rank_work, start, stop
+from recsys.config import from_config, plain
+from recsys.data.candidates import CandidateDataset, draw_candidates
+from recsys.distributed.env import first_rank_work, rank_from_environment, start, stop
 from recsys.job import run_job, say, stage
-from recsys.metrics.oracle import oracle_metrics
 from recsys.model.build import batch_features
-from recsys.report.evaluation import evaluate_rows, print_metrics, write_predictions, write_report
+from recsys.report.evaluation import (
+    EvaluateConfig,
+    check_evaluation,
+    compare_files,
+    print_comparison,
+    print_metrics,
+)
+from recsys.report.evaluation_folder import Evaluation
 from recsys.schema import read_manifest, write_json
 from recsys.train.checkpoint import best_checkpoint, load_checkpoint
+from recsys.train.importance import score_shuffled
 from recsys.train.predict import predict
-from recsys.train.run import build_loader, plan_and_shard, read_run_folder
+from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_folder
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a split."""
-    # 1. The run as it was trained, and the world we score it in (any number of ranks).
+    # 1. Settings; two runs that were scored already are compared and nothing else.
     workspace = Path(cfg.workspace).resolve()
-    folder = workspace / "runs" / cfg.run.name
-    config = read_run_folder(folder)
-    env = start(cfg.run.device)
+    settings = {k: plain(cfg[k]) for k in cfg if k not in ("data", "workspace", "run", "plan")}
+    config = from_config(EvaluateConfig, settings, "evaluate")
     manifest = read_manifest(workspace)
-    if cfg.split not in manifest.splits:
-        raise ValueError(
-            f"split={cfg.split!r}: the data set {manifest.name!r} has {', '.join(manifest.splits)}"
-        )
-    sharding = config.plan.sharding if cfg.plan is None else dict(cfg.plan.sharding)
-    config = dataclasses.replace(config, plan=config.plan.anywhere(sharding, env.device.type))
+    check_evaluation(config, manifest.splits)
+    if config.compare:
+        if rank_from_environment() == 0:
+            compare_runs(workspace, config)
+        return
 
-    # 2. The model with the weights of the best validation.
+    # 2. The run as it was trained, and the world we score it in (any number of ranks).
+    folder = workspace / "runs" / cfg.run.name
+    run = read_run_folder(folder)
+    env = start(cfg.run.device)
+    sharding = run.plan.sharding if cfg.plan is None else dict(cfg.plan.sharding)
+    run = dataclasses.replace(run, plan=run.plan.anywhere(sharding, env.device.type))
+
+    # 3. The model with the weights of the best validation.
     vectors = open_features(
         workspace,
-        [name for name in config.model.modalities if manifest.has_modality(name)],
+        [name for name in run.model.modalities if manifest.has_modality(name)],
         manifest.items_checksum,
         manifest.num_item_rows,
     )
-    ranker, _, sharded = plan_and_shard(config=config, manifest=manifest, vectors=vectors, env=env)
+    ranker, _, sharded = plan_and_shard(config=run, manifest=manifest, vectors=vectors, env=env)
     path = best_checkpoint(folder / "checkpoints")
     state = load_checkpoint(path, sharded=sharded, env=env, with_optimizer=False)
-    say(f"model: {config.model.name}, {path.name} (epoch {state.epoch}), {env.world_size} rank(s)")
+    say(f"model: {run.model.name}, {path.name} (epoch {state.epoch}), {env.world_size} rank(s)")
 
-    # 3. Every row of the split exactly once.
+    # 4. Every row of the split exactly once.
     loader = build_loader(
         workspace=workspace,
         manifest=manifest,
-        config=config,
+        config=run,
         env=env,
-        split=cfg.split,
+        split=config.split,
         features=batch_features(ranker),
         shuffle=False,
     )
-    with stage(f"score {cfg.split}") as scoring:
+    with stage(f"score {config.split}") as scoring:
         predictions = predict(sharded, loader.batches(epoch=0), env, progress="score")
-        scoring.done(f"{manifest.splits[cfg.split].num_rows:,} rows")
+        scoring.done(f"{manifest.splits[config.split].num_rows:,} rows")
 
-    # 4. Metrics, predictions and report, written aside and renamed.
+    # 5. Candidates of some users, for ranking and recommendations.
+    candidates = draw_candidates(
+        loader.dataset, config=config.ranking, rng=np.random.default_rng(config.seed)
+    )
+    scored = None
+    if candidates is not None:
+        with stage("score candidates") as scoring:
+            pairs = CandidateDataset(loader.dataset, candidates)
+            pair_loader = loader_of(pairs, config=run, env=env, shuffle=False)
+            scored = predict(sharded, pair_loader.batches(epoch=0), env, progress="candidates")
+            kind = "all" if candidates.is_full else "drawn"
+            num_users = np.unique(candidates.user_row_N).size
+            scoring.done(f"{pairs.num_rows:,} pairs, {kind} items for {num_users:,} users")
+
+    # 6. Some rows again, once for each input shuffled.
+    with stage("shuffle inputs") as shuffling:
+        whole, shuffled = score_shuffled(
+            ranker, sharded, loader, env, num_rows=config.importance_rows, seed=config.seed
+        )
+        shuffling.done(f"{len(shuffled)} inputs")
+
+    # 7. Metrics, predictions and report, written aside and renamed.
     with first_rank_work(env) as is_first:
         if is_first:
             assert predictions is not None, "rank 0 gathers the predictions"
-            if len(predictions.row_id) != manifest.splits[cfg.split].num_rows:
-                raise ValueError(
-                    f"{len(predictions.row_id):,} rows were scored and the manifest counts "
-                    f"{manifest.splits[cfg.split].num_rows:,} in {cfg.split!r}: the files under "
-                    f"{workspace / 'prepared'} do not belong together; run launch/prepare.py again"
-                )
-            metrics = evaluate_rows(predictions, loader.dataset.train_count())
-            truth = oracle_metrics(
-                workspace / "truth" / "probabilities.parquet",
-                row_ids_N=predictions.row_id,
-                labels_N=predictions.label,
-                probabilities_N=predictions.score,
-            )
-            if truth is not None:
-                metrics["oracle"] = truth
-            target = folder / "eval" / cfg.split
-            beside = target.with_name(f".{target.name}")
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            names = ranker.modality_names
-            write_json(beside / "metrics.json", metrics)
-            write_predictions(beside / "predictions.parquet", predictions, names, workspace)
-            write_report(
-                beside / "report.html",
-                title=f"{manifest.name} / {cfg.run.name} / {cfg.split}",
-                metrics=metrics,
-                predictions=predictions,
-                modality_names=names,
-            )
-            shutil.rmtree(target, ignore_errors=True)
-            beside.rename(target)
-            print_metrics(metrics, title=f"{cfg.run.name} on {manifest.name}/{cfg.split}")
+            evaluation = Evaluation(workspace, manifest, loader.dataset, config, vectors)
+            evaluation.take(predictions, ranker.modality_names)
+            evaluation.take_candidates(candidates, scored)
+            evaluation.take_shuffled(whole, shuffled)
+            target = folder / "eval" / config.split
+            evaluation.write(target, title=f"{manifest.name} / {cfg.run.name} / {config.split}")
+            title = f"{cfg.run.name} on {manifest.name}/{config.split}"
+            print_metrics(evaluation.metrics, title=title)
             say(f"results: {target} (metrics.json, predictions.parquet, report.html)")
             say(
-                f"next: launch/compare.py data={cfg.data.name} workspace={cfg.workspace} "
-                f"runs=[{cfg.run.name},...]"
+                f"next: open {target / 'report.html'}, or launch/compare.py data={cfg.data.name} "
+                f"workspace={cfg.workspace} runs=[{cfg.run.name},...]"
             )
     stop()
+
+
+def compare_runs(workspace: Path, config: EvaluateConfig) -> None:
+    """Compare the predictions of two evaluated runs; print and write the differences."""
+    folders = [workspace / "runs" / name / "eval" / config.split for name in config.compare]
+    first, second = (folder / "predictions.parquet" for folder in folders)
+    found = compare_files((first, second), config)
+    print_comparison(found, config.compare, config.bootstrap.level)
+    path = folders[1] / f"against-{config.compare[0]}.json"
+    write_json(
+        path,
+        {
+            "first": config.compare[0],
+            "second": config.compare[1],
+            "split": config.split,
+            "level": config.bootstrap.level,
+            "num_replicates": config.bootstrap.num_replicates,
+            "metrics": {name: dataclasses.asdict(line) for name, line in found.items()},
+        },
+    )
+    say(f"results: {path}")
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="evaluate")

@@ -19,20 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import DictConfig
-from PIL import Image
 
 from embedding.catalogue import Catalogue
 from embedding.nearest import PIECE_ROWS, Nearest, nearest
-from embedding.pictures import UnusablePictureError, load_picture, resolve_picture
 from embedding.store import FeatureTable, open_features
 from recsys.config import from_config, plain
 from recsys.distributed.env import rank_from_environment
 from recsys.job import run_job, say, stage
+from recsys.report.items import read_items
 from recsys.report.neighbours import (
     EXCLUDE_SAME,
     MODALITIES,
     Answer,
-    Item,
     NeighboursConfig,
     has_pictures,
     known_marks,
@@ -45,8 +43,6 @@ from recsys.schema import Manifest, read_manifest
 
 POOL_ROWS = 4096
 """Items a sample is chosen from."""
-PICTURE_SIZE = 336
-"""Side of the pictures that are read: twice what the page shows, for sharp screens."""
 
 
 def job(cfg: DictConfig) -> None:
@@ -276,31 +272,6 @@ def read_answers(
             )
         answers.append(Answer(item=items[row], groups=groups))
     return answers
-
-
-def read_items(catalogue: Catalogue, manifest: Manifest, rows: list[int]) -> dict[int, Item]:
-    """Return what is known of the items at ascending rows; a picture that cannot be used is None."""
-    names = ("item_id", "title", "artist", "content", "tags", "image")
-    columns = {name: catalogue.column(name, rows) for name in names}
-    root = Path(manifest.image_root).resolve() if manifest.image_root else None
-    items = {}
-    for index, row in enumerate(rows):
-        known = {name: columns[name][index] for name in names}
-        image = known.pop("image")
-        items[row] = Item(
-            **{**known, "tags": tuple(known["tags"] or ())}, picture=picture_of(root, image)
-        )
-    return items
-
-
-def picture_of(root: Path | None, name: str | None) -> Image.Image | None:
-    """Return an item's picture as the encoder saw it: the centre square."""
-    if root is None or name is None:
-        return None
-    try:
-        return Image.fromarray(load_picture(resolve_picture(root, name), PICTURE_SIZE))
-    except UnusablePictureError:
-        return None
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="neighbours")

@@ -41,6 +41,7 @@ class Dataset:
         """
         self.manifest = manifest
         self.prepared = prepared
+        self.split = split
         self.spec = manifest.splits[split]
         by_name = {f.name: f for f in manifest.features}
         unknown = [name for name in features if name not in by_name]

@@ -1,17 +1,19 @@
-"""AUC and per-user AUC (GAUC), exact, ties included.
+"""AUC and per-user AUC (GAUC), exact, ties included; AUC of a stream, with the error it may have.
 
 In: labels, scores and user rows of all examples. Out: one float. Called by summary.py, training
 (validation AUC) and bootstrap.py.
 
-Accumulation over ranks: neither metric is a sum over rows. Gather labels, scores and user rows of
-all ranks, each row once, and compute on one rank; the order of the rows does not matter.
+Accumulation over ranks: neither exact metric is a sum over rows. Gather labels, scores and user rows
+of all ranks, each row once, and compute on one rank; the order of the rows does not matter, and rows
+that come sorted by score are not sorted again. Where the rows of all ranks do not fit one memory,
+`StreamingAUC` keeps counts by bins of the score, which add up.
 Shapes: N rows, T groups of tied scores, U users.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recsys.metrics.predictions import checked_predictions
+from recsys.metrics.predictions import checked_predictions, checked_probabilities
 
 
 def auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
@@ -24,7 +26,7 @@ def auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
     Edge cases: nan where one of the two classes is absent (no rows included).
     """
     positive, scores = checked_predictions(labels_N, scores_N)
-    order = np.argsort(scores)
+    order = np.argsort(scores, kind="stable")
     scores, positive = scores[order], positive[order]
     starts_T = group_starts(scores[1:] != scores[:-1], scores.size)
     won_twice, num_positives, num_negatives = _pairs(positive, starts_T)
@@ -42,6 +44,20 @@ def gauc(labels_N: ArrayLike, scores_N: ArrayLike, user_rows_N: ArrayLike) -> fl
 
     Edge cases: users with one class only are left out; nan where no user has both.
     """
+    _, auc_U, rows_U = auc_by_user(labels_N, scores_N, user_rows_N)
+    both_U = ~np.isnan(auc_U)
+    if not both_U.any():
+        return float("nan")
+    return float(np.average(auc_U[both_U], weights=rows_U[both_U]))
+
+
+def auc_by_user(
+    labels_N: ArrayLike, scores_N: ArrayLike, user_rows_N: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return users, ascending [U], the AUC of each one's rows [U], and how many rows that are [U].
+
+    Edge cases: nan for a user with one class only; empty arrays without rows.
+    """
     positive, scores = checked_predictions(labels_N, scores_N)
     users = np.asarray(user_rows_N)
     if users.shape != scores.shape:
@@ -49,7 +65,7 @@ def gauc(labels_N: ArrayLike, scores_N: ArrayLike, user_rows_N: ArrayLike) -> fl
             f"user rows {users.shape}: expected the shape of the scores, {scores.shape}"
         )
     if not scores.size:
-        return float("nan")
+        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
     order = np.lexsort((scores, users))
     positive, scores, users = positive[order], scores[order], users[order]
     new_user = users[1:] != users[:-1]
@@ -62,12 +78,62 @@ def gauc(labels_N: ArrayLike, scores_N: ArrayLike, user_rows_N: ArrayLike) -> fl
     num_positives_U = np.add.reduceat(num_positives, first_group_U)
     num_negatives_U = np.add.reduceat(num_negatives, first_group_U)
     pairs_U = num_positives_U * num_negatives_U
-    both = pairs_U > 0
-    if not both.any():
-        return float("nan")
-    auc_U = won_twice_U[both] / (2 * pairs_U[both])
-    rows_U = (num_positives_U + num_negatives_U)[both]
-    return float(np.average(auc_U, weights=rows_U))
+    auc_U = np.full(starts_U.size, np.nan)
+    np.divide(won_twice_U, 2 * pairs_U, out=auc_U, where=pairs_U > 0)
+    return users[starts_U], auc_U, num_positives_U + num_negatives_U
+
+
+class StreamingAUC:
+    """AUC of rows that come in pieces and are not kept, and a bound on its error.
+
+    The probabilities are counted in `num_bins` bins of equal width in their logit, which is cut at
+    plus and minus 20. Rows of one bin count as tied:
+
+        AUC = sum_b pos_b (neg below b + neg_b / 2) / (pos neg)
+        error <= sum_b pos_b neg_b / (2 pos neg)
+
+    The bound is exact: only the pairs within a bin are in doubt, and at worst each is wrong by one
+    half. Memory is O(bins). Accumulation over ranks: `counts_2B` of the ranks add up.
+    """
+
+    LIMIT = 20.0
+
+    def __init__(self, num_bins: int = 1 << 16):
+        """Begin without rows.
+
+        Raises:
+            ValueError: num_bins below 1.
+        """
+        if num_bins < 1:
+            raise ValueError(f"num_bins={num_bins}: expected at least 1")
+        self.counts_2B = np.zeros((2, num_bins), dtype=np.int64)
+        """Negatives and positives by bin."""
+
+    def add(self, labels_N: ArrayLike, probabilities_N: ArrayLike) -> None:
+        """Count rows.
+
+        Raises:
+            ValueError: as every metric of probabilities (recsys/metrics/predictions.py).
+        """
+        positive, probabilities = checked_probabilities(labels_N, probabilities_N)
+        with np.errstate(divide="ignore"):
+            logits = np.log(probabilities) - np.log1p(-probabilities)
+        num_bins = self.counts_2B.shape[1]
+        share = (np.clip(logits, -self.LIMIT, self.LIMIT) + self.LIMIT) / (2 * self.LIMIT)
+        bins = np.minimum((share * num_bins).astype(np.int64), num_bins - 1)
+        for label in (0, 1):
+            counted = np.bincount(bins[positive == bool(label)], minlength=num_bins)
+            self.counts_2B[label] += counted
+
+    def value(self) -> tuple[float, float]:
+        """Return (AUC, largest possible error); (nan, nan) where one of the two classes is absent."""
+        negatives, positives = self.counts_2B.astype(np.float64)
+        num_pairs = positives.sum() * negatives.sum()
+        if not num_pairs:
+            return float("nan"), float("nan")
+        below = np.cumsum(negatives) - negatives
+        auc_of_bins = float((positives * (below + negatives / 2)).sum() / num_pairs)
+        return auc_of_bins, float((positives * negatives).sum() / (2 * num_pairs))
 
 
 def group_starts(changes: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:

@@ -1,20 +1,123 @@
-"""How far an AUC would move with other users: the bootstrap over users.
+"""How far metrics would move with other users: the bootstrap over users, of one model or of two.
 
-In: labels, scores, user rows. Out: AUCs of resampled user sets. Called by reports and comparisons.
+In: labels, probabilities, user rows. Out: the metrics of resampled user sets, intervals, verdicts.
+Called by launch/evaluate.py and comparisons.
 
-Rows of one user are not independent, so users are drawn, not rows. Two models compared on the same
-rows with generators of the same seed see the same users: subtract their replicates for a paired
-difference.
+Rows of one user are not independent, so users are drawn, not rows (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, with users as the units). A user drawn k times counts each of its
+rows k times. Two models compared on the same rows see the same draws: subtract their replicates for
+a paired difference.
+
+Sums over rows are summed by user first, so a replicate costs O(users). AUC and PR-AUC are no sums:
+their rows are sorted once and read once for all replicates, in pieces, exactly and in memory of
+draws + O(rows).
 
 Accumulation over ranks: gather the rows on one rank, as for AUC.
-Shapes: N rows, T groups of tied scores, U users, R replicates.
+Shapes: N rows, T groups of tied scores, U users, R replicates, C rows of a piece.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recsys.metrics.auc import group_starts
-from recsys.metrics.predictions import checked_predictions
+from recsys.metrics.auc import auc_by_user, group_starts
+from recsys.metrics.calibration import bin_of_rows
+from recsys.metrics.entropy import row_losses
+from recsys.metrics.predictions import checked_predictions, checked_probabilities
+
+BETTER = {
+    "auc": 1,
+    "pr_auc": 1,
+    "gauc": 1,
+    "log_loss": -1,
+    "normalised_entropy": -1,
+    "calibration": 0,
+    "brier": -1,
+    "ece": -1,
+}
+"""Metrics with replicates. 1: larger is better; -1: smaller; 0: nearer to 1."""
+
+_MOST_UNITS = 20_000
+_PIECE_ROWS = 1024
+_PIECE_UNITS = 4096
+
+
+def bootstrap_units(
+    user_rows_N: ArrayLike | None, num_rows: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return the unit of every row [N], numbered from 0: its user.
+
+    Without users (None) rows are independent as far as anybody knows; they are dealt at random to at
+    most 20,000 equal groups, which are then what is drawn (with fewer rows, every row is a group).
+    Users with the unknown row 0 count as one user.
+    """
+    if user_rows_N is None:
+        return rng.permutation(num_rows) % min(max(num_rows, 1), _MOST_UNITS)
+    return np.unique(np.asarray(user_rows_N), return_inverse=True)[1].reshape(-1)
+
+
+def draw_units(num_units: int, num_replicates: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Return how often each unit is drawn in each replicate [U, R]: U of U, with replacement."""
+    draws_RU = np.empty((num_replicates, num_units), dtype=np.uint16)
+    for drawn_U in draws_RU:
+        drawn_U[:] = np.bincount(rng.integers(num_units, size=num_units), minlength=num_units)
+    return np.ascontiguousarray(draws_RU.T)
+
+
+def bootstrap_metrics(
+    labels_N: ArrayLike,
+    probabilities_N: ArrayLike,
+    user_rows_N: ArrayLike | None,
+    *,
+    units_N: NDArray[np.int64],
+    draws_UR: NDArray[np.uint16],
+    names: tuple[str, ...] = tuple(BETTER),
+) -> dict[str, NDArray[np.float64]]:
+    """Return the replicates [R] of every metric in `names` (of BETTER).
+
+    Each equals the metric of recsys/metrics on the rows of the drawn users; for ece the bins stay
+    those of all rows. Gauc needs users, and is nan without.
+
+    Edge cases: nan for a replicate in which the metric has no value; no rows give all nan.
+
+    Raises:
+        ValueError: as the metrics do; units of another shape than the labels.
+    """
+    positive, probabilities = checked_probabilities(labels_N, probabilities_N)
+    if units_N.shape != positive.shape:
+        raise ValueError(f"units {units_N.shape}: expected the shape of the labels")
+    num_replicates = draws_UR.shape[1]
+    if not positive.size:
+        return {name: np.full(num_replicates, np.nan) for name in names}
+
+    def replicated(values_N: NDArray | None) -> NDArray[np.float64]:
+        """Sum over rows by unit, then over the units as they are drawn."""
+        return _drawn(np.bincount(units_N, values_N, len(draws_UR)), draws_UR)
+
+    num_rows, num_positives = replicated(None), replicated(positive)
+    found: dict[str, NDArray[np.float64]] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if {"auc", "pr_auc"} & set(names):
+            found |= _ranked(positive, probabilities, units_N, draws_UR, "pr_auc" in names)
+        if {"log_loss", "normalised_entropy"} & set(names):
+            found["log_loss"] = replicated(row_losses(positive, probabilities)) / num_rows
+            rate = num_positives / num_rows
+            entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+            found["normalised_entropy"] = found["log_loss"] / entropy
+        if "calibration" in names:
+            found["calibration"] = replicated(probabilities) / num_positives
+            found["calibration"][num_positives == 0] = np.nan
+        if "brier" in names:
+            found["brier"] = replicated((probabilities - positive) ** 2) / num_rows
+        if "ece" in names:
+            bins_N = bin_of_rows(probabilities)
+            gap = (probabilities - positive).astype(np.float64)
+            gaps = [abs(replicated(gap * (bins_N == b))) for b in range(int(bins_N.max()) + 1)]
+            found["ece"] = sum(gaps) / num_rows
+        if "gauc" in names:
+            found["gauc"] = _gauc(positive, probabilities, user_rows_N, units_N, draws_UR)
+    return {name: found[name] for name in names}
 
 
 def bootstrap_auc(
@@ -25,37 +128,128 @@ def bootstrap_auc(
     num_replicates: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Return the AUC of each replicate [R]: U users drawn from U with replacement.
-
-    A user drawn k times counts each of its rows k times (Efron and Tibshirani, An Introduction to
-    the Bootstrap, 1993, with users as the units). The scores are sorted once; a replicate costs
-    O(N).
+    """Return the AUC of each replicate [R], of any scores; equal seeds draw equal users.
 
     Edge cases: nan for a replicate that lacks one of the classes; no rows give all nan.
     """
     positive, scores = checked_predictions(labels_N, scores_N)
-    users, user_N = np.unique(np.asarray(user_rows_N), return_inverse=True)
-    if user_N.shape != scores.shape:
+    units_N = bootstrap_units(user_rows_N, scores.size, rng)
+    if units_N.shape != scores.shape:
         raise ValueError(
-            f"user rows {user_N.shape}: expected the shape of the scores, {scores.shape}"
+            f"user rows {units_N.shape}: expected the shape of the scores, {scores.shape}"
         )
-    replicates = np.full(num_replicates, np.nan)
     if not scores.size:
-        return replicates
-    order = np.argsort(scores)
-    positive, scores, user_N = positive[order], scores[order], user_N[order]
-    starts_T = group_starts(scores[1:] != scores[:-1], scores.size)
-    for replicate in range(num_replicates):
-        drawn = rng.integers(users.size, size=users.size)
-        weight_N = np.bincount(drawn, minlength=users.size)[user_N]
-        positives_T = np.add.reduceat(weight_N * positive, starts_T)
-        negatives_T = np.add.reduceat(weight_N, starts_T) - positives_T
-        below_T = np.cumsum(negatives_T) - negatives_T
-        num_pairs = positives_T.sum() * negatives_T.sum()
-        if num_pairs:
-            won_twice = (positives_T * (2 * below_T + negatives_T)).sum()
-            replicates[replicate] = won_twice / (2 * num_pairs)
-    return replicates
+        return np.full(num_replicates, np.nan)
+    draws_UR = draw_units(int(units_N.max()) + 1, num_replicates, rng)
+    with np.errstate(invalid="ignore"):
+        return _ranked(positive, scores, units_N, draws_UR, False)["auc"]
+
+
+def _ranked(
+    positive: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    units_N: NDArray[np.int64],
+    draws_UR: NDArray[np.uint16],
+    with_precision: bool,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the replicates of AUC, and of PR-AUC where it is asked for.
+
+    The rows pass by once, lowest score first. A group of tied scores is counted when it is whole:
+    what is left open at the end of a piece waits for the next.
+    """
+    order = np.argsort(scores, kind="stable")
+    positive, scores, units_N = positive[order], scores[order], units_N[order]
+    is_new_N = np.concatenate([[True], scores[1:] != scores[:-1]])
+    positives_U = np.bincount(units_N[positive], minlength=len(draws_UR)).astype(np.float64)
+    rows_U = np.bincount(units_N, minlength=len(draws_UR)).astype(np.float64)
+    total_pos_R, total_R = _drawn(positives_U, draws_UR), _drawn(rows_U, draws_UR)
+    tally = _Tally(total_pos_R, total_R - total_pos_R, with_precision)
+    open_pos_1R = open_neg_1R = np.zeros((1, draws_UR.shape[1]))
+    for start in range(0, scores.size, _PIECE_ROWS):
+        stop = min(start + _PIECE_ROWS, scores.size)
+        is_new_C, positive_C = is_new_N[start:stop], positive[start:stop, None]
+        drawn_CR = draws_UR[units_N[start:stop]].astype(np.float64)
+        pos_TR = drawn_CR * positive_C
+        neg_TR = np.subtract(drawn_CR, pos_TR, out=drawn_CR)
+        if not is_new_C.all():
+            starts_T = group_starts(is_new_C[1:], stop - start)
+            pos_TR = np.add.reduceat(pos_TR, starts_T, axis=0)
+            neg_TR = np.add.reduceat(neg_TR, starts_T, axis=0)
+        if is_new_C[0]:
+            tally.count(open_pos_1R, open_neg_1R)
+        else:
+            pos_TR[0] += open_pos_1R[0]
+            neg_TR[0] += open_neg_1R[0]
+        tally.count(pos_TR[:-1], neg_TR[:-1])
+        open_pos_1R, open_neg_1R = pos_TR[-1:].copy(), neg_TR[-1:].copy()
+    tally.count(open_pos_1R, open_neg_1R)
+    return tally.metrics()
+
+
+class _Tally:
+    """Running sums of a pass from the lowest score to the highest; whole numbers in float64."""
+
+    def __init__(self, total_pos_R: NDArray, total_neg_R: NDArray, with_precision: bool):
+        self.total_pos_R, self.total_neg_R = total_pos_R, total_neg_R
+        self.with_precision = with_precision
+        self.pos_below_R, self.neg_below_R = np.zeros_like(total_pos_R), np.zeros_like(total_pos_R)
+        self.won_twice_R = np.zeros_like(total_pos_R)
+        self.precision_R = np.zeros_like(total_pos_R)
+
+    def count(self, pos_TR: NDArray, neg_TR: NDArray) -> None:
+        """Count whole groups of tied scores, ascending."""
+        if not len(pos_TR):
+            return
+        below_TR = np.cumsum(neg_TR, axis=0)
+        below_TR += self.neg_below_R
+        # Twice what lies below a group, and once what it ties with: up to before + up to here.
+        twice_TR = 2 * below_TR - neg_TR
+        self.won_twice_R += np.einsum("tr,tr->r", pos_TR, twice_TR)
+        if self.with_precision:
+            pos_above_TR = np.cumsum(pos_TR, axis=0)
+            np.subtract(self.total_pos_R - self.pos_below_R, pos_above_TR, out=pos_above_TR)
+            pos_above_TR += pos_TR
+            above_TR = self.total_neg_R - below_TR
+            above_TR += neg_TR
+            above_TR += pos_above_TR
+            np.divide(pos_above_TR, above_TR, out=pos_above_TR, where=above_TR > 0)
+            self.precision_R += np.einsum("tr,tr->r", pos_TR, pos_above_TR)
+            self.pos_below_R = self.pos_below_R + pos_TR.sum(axis=0)
+        self.neg_below_R = below_TR[-1].copy()
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Return the replicates."""
+        metrics = {"auc": self.won_twice_R / (2 * self.total_pos_R * self.total_neg_R)}
+        if self.with_precision:
+            metrics["pr_auc"] = self.precision_R / self.total_pos_R
+        return metrics
+
+
+def _gauc(
+    positive: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    user_rows_N: ArrayLike | None,
+    units_N: NDArray[np.int64],
+    draws_UR: NDArray[np.uint16],
+) -> NDArray[np.float64]:
+    """Return the replicates of GAUC: users' own AUCs do not change with who else is drawn."""
+    if user_rows_N is None:
+        return np.full(draws_UR.shape[1], np.nan)
+    # Units are numbered in the order of the users (np.unique), as auc_by_user returns them.
+    _, auc_U, rows_U = auc_by_user(positive, probabilities, units_N)
+    both_U = ~np.isnan(auc_U)
+    weights_U = rows_U * both_U
+    won_U = weights_U * np.where(both_U, auc_U, 0)
+    return _drawn(won_U, draws_UR) / _drawn(weights_U, draws_UR)
+
+
+def _drawn(sums_U: NDArray, draws_UR: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Return sums_U @ draws_UR in pieces: as float64 the draws would take four times their memory."""
+    total_R = np.zeros(draws_UR.shape[1])
+    for start in range(0, len(sums_U), _PIECE_UNITS):
+        stop = start + _PIECE_UNITS
+        total_R += sums_U[start:stop] @ draws_UR[start:stop].astype(np.float64)
+    return total_R
 
 
 def interval(replicates_R: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
@@ -74,3 +268,52 @@ def interval(replicates_R: ArrayLike, *, level: float = 0.95) -> tuple[float, fl
         return float("nan"), float("nan")
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One metric of two runs on the same rows."""
+
+    first: float
+    second: float
+    difference: float
+    """second - first."""
+    low: float
+    high: float
+    """Interval of the difference over drawn users."""
+    verdict: str
+    """`second` or `first` is better, or `undecided`: other users might turn it."""
+
+
+def paired_difference(
+    name: str,
+    values: tuple[float, float],
+    replicates: tuple[NDArray[np.float64], NDArray[np.float64]],
+    *,
+    level: float = 0.95,
+) -> Difference:
+    """Return how a metric of BETTER differs between two runs, and whether that is luck.
+
+    Args:
+        values: the metric of the first and the second run over all rows.
+        replicates: theirs, from the same draws.
+
+    The verdict asks the interval of the difference in merit (the metric itself where larger is
+    better, its negative where smaller is, for calibration the negative distance from 1): a run is
+    better where the interval lies on its side of 0 and does not touch it.
+    """
+
+    def merit(value: NDArray[np.float64]) -> NDArray[np.float64]:
+        return BETTER[name] * value if BETTER[name] else -abs(value - 1)
+
+    low, high = interval(replicates[1] - replicates[0], level=level)
+    worst, best = interval(merit(replicates[1]) - merit(replicates[0]), level=level)
+    verdict = "second" if worst > 0 else "first" if best < 0 else "undecided"
+    return Difference(
+        first=values[0],
+        second=values[1],
+        difference=values[1] - values[0],
+        low=low,
+        high=high,
+        verdict=verdict,
+    )

@@ -11,7 +11,7 @@ Shapes: N rows.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.predictions import checked_probabilities
 
@@ -64,12 +64,10 @@ def calibration_bins(
     positive, probabilities = checked_probabilities(labels_N, probabilities_N)
     if not positive.size:
         return []
-    order = np.argsort(probabilities)
+    order = np.argsort(probabilities, kind="stable")
     positive, probabilities = positive[order], probabilities[order]
-    # A bin ends after the last row that ties with the row at k N / num_bins.
-    cuts = np.arange(1, num_bins + 1) * positive.size // num_bins
-    last = probabilities[cuts[cuts > 0] - 1]
-    ends = np.unique(np.searchsorted(probabilities, last, side="right"))
+    last = _last_of_bins(probabilities, num_bins)
+    ends = np.searchsorted(probabilities, last, side="right")
     starts = np.concatenate([[0], ends[:-1]])
     rows = ends - starts
     predictions = np.add.reduceat(probabilities, starts) / rows
@@ -84,6 +82,18 @@ def calibration_bins(
         )
         for i in range(len(ends))
     ]
+
+
+def bin_of_rows(probabilities_N: NDArray[np.float64], *, num_bins: int = 10) -> NDArray[np.int64]:
+    """Return the number of each row's bin [N], of those that `calibration_bins` makes."""
+    last = _last_of_bins(np.sort(probabilities_N, kind="stable"), num_bins)
+    return np.searchsorted(last, probabilities_N, side="left")
+
+
+def _last_of_bins(sorted_N: NDArray[np.float64], num_bins: int) -> NDArray[np.float64]:
+    """Return the largest prediction of every bin; a bin ends with what ties at k N / num_bins."""
+    cuts = np.arange(1, num_bins + 1) * sorted_N.size // num_bins
+    return np.unique(sorted_N[cuts[cuts > 0] - 1])
 
 
 def expected_calibration_error(

@@ -9,7 +9,7 @@ Shapes: N rows.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.predictions import checked_probabilities
 
@@ -26,8 +26,15 @@ def log_loss(labels_N: ArrayLike, probabilities_N: ArrayLike, *, clip: float = C
     positive, probabilities = checked_probabilities(labels_N, probabilities_N)
     if not positive.size:
         return float("nan")
+    return float(np.mean(row_losses(positive, probabilities, clip=clip)))
+
+
+def row_losses(
+    positive: NDArray[np.bool_], probabilities: NDArray[np.float64], *, clip: float = CLIP
+) -> NDArray[np.float64]:
+    """Return the cross-entropy of every row [N], clipped as in `log_loss`; inputs are checked."""
     clipped = np.clip(probabilities, clip, 1 - clip)
-    return float(-np.mean(np.log(np.where(positive, clipped, 1 - clipped))))
+    return -np.log(np.where(positive, clipped, 1 - clipped))
 
 
 def normalised_entropy(

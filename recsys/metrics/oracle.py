@@ -8,19 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import log_loss
 
 
-def oracle_metrics(
-    path: Path, *, row_ids_N: ArrayLike, labels_N: ArrayLike, probabilities_N: ArrayLike
-) -> dict[str, float] | None:
-    """Return the oracle's AUC and log-loss, and the share of the lift the model recovers.
-
-    lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows. None where there is no
-    file of true probabilities. Shapes: N rows.
+def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] | None:
+    """Return the true probability of every row; None where there is no file of them.
 
     Raises:
         ValueError: the file does not have a probability for every row.
@@ -39,7 +34,18 @@ def oracle_metrics(
             f"{path}: no true probability for {missing} of {len(wanted)} rows; the "
             f"prepared data was made from another drawing, run launch/prepare.py again"
         )
-    true_N = probability[found]
+    return probability[found]
+
+
+def oracle_metrics(
+    true_N: ArrayLike, *, labels_N: ArrayLike, probabilities_N: ArrayLike
+) -> dict[str, float]:
+    """Return the oracle's AUC and log-loss, and the share of the lift the model recovers.
+
+    lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows. Shapes: N rows.
+
+    Edge cases: nan with one class only.
+    """
     best = auc(labels_N, true_N)
     reached = auc(labels_N, probabilities_N)
     return {

@@ -1,20 +1,32 @@
-"""All metrics of one set of predictions, or of a segment of it.
+"""All metrics of one set of predictions, of a segment of it, and how they compare with another set.
 
 In: labels, probabilities, user rows of every row once (gathered from all ranks). Out: one flat
 dict, ready for metrics.json. Called by launch/evaluate.py and the training loop's evaluation.
 Shapes: N rows.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.auc import auc, gauc
+from recsys.metrics.bootstrap import (
+    BETTER,
+    Difference,
+    bootstrap_metrics,
+    bootstrap_units,
+    draw_units,
+    interval,
+    paired_difference,
+)
 from recsys.metrics.calibration import (
     brier_score,
     calibration_ratio,
     expected_calibration_error,
 )
 from recsys.metrics.entropy import log_loss, normalised_entropy
+from recsys.metrics.precision import pr_auc
 from recsys.metrics.predictions import checked_probabilities
 
 
@@ -27,8 +39,8 @@ def evaluate_predictions(
 ) -> dict[str, float]:
     """Return the metrics over all rows, or over the rows where `segment_N` is true.
 
-    Keys: num_rows, num_positives, auc, log_loss, gauc, normalised_entropy, calibration (mean
-    prediction / positive rate), brier, ece.
+    Keys: num_rows, num_positives, auc, pr_auc, log_loss, gauc, normalised_entropy, calibration (mean
+    prediction / positive rate), brier, ece. Rows that come sorted by probability are not sorted again.
 
     Edge cases: a metric that has no value (one class only, no rows, no users for gauc) is nan; the
     counts say why.
@@ -54,6 +66,7 @@ def evaluate_predictions(
         "num_rows": labels.size,
         "num_positives": int(np.count_nonzero(labels)),
         "auc": auc(labels, probabilities),
+        "pr_auc": pr_auc(labels, probabilities),
         "log_loss": log_loss(labels, probabilities),
         "gauc": float("nan") if users is None else gauc(labels, probabilities, users),
         "normalised_entropy": normalised_entropy(labels, probabilities),
@@ -61,3 +74,84 @@ def evaluate_predictions(
         "brier": brier_score(labels, probabilities),
         "ece": expected_calibration_error(labels, probabilities),
     }
+
+
+def too_small(metrics: Mapping[str, float], *, min_rows: int, min_of_each_class: int) -> str:
+    """Return why a segment is too small for its metrics to mean anything; empty where it is not."""
+    num_rows, num_positives = int(metrics["num_rows"]), int(metrics["num_positives"])
+    fewest = min(num_positives, num_rows - num_positives)
+    if num_rows >= min_rows and fewest >= min_of_each_class:
+        return ""
+    return (
+        f"too small: {num_rows:,} rows, {num_positives:,} positives; expected {min_rows:,} rows and "
+        f"{min_of_each_class:,} of each class"
+    )
+
+
+def intervals(
+    *,
+    labels_N: ArrayLike,
+    probabilities_N: ArrayLike,
+    user_rows_N: ArrayLike | None,
+    num_replicates: int,
+    level: float,
+    rng: np.random.Generator,
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of every headline metric over resampled users, by name."""
+    units_N, draws_UR = _drawn_users(user_rows_N, np.size(labels_N), num_replicates, rng)
+    replicates = bootstrap_metrics(
+        labels_N, probabilities_N, user_rows_N, units_N=units_N, draws_UR=draws_UR
+    )
+    return {name: interval(values, level=level) for name, values in replicates.items()}
+
+
+def compare_predictions(
+    *,
+    labels_N: ArrayLike,
+    first_N: ArrayLike,
+    second_N: ArrayLike,
+    user_rows_N: ArrayLike | None,
+    num_replicates: int,
+    level: float,
+    rng: np.random.Generator,
+    names: tuple[str, ...] = tuple(BETTER),
+) -> dict[str, Difference]:
+    """Return how the metrics `names` differ between two runs' probabilities of the same rows.
+
+    Both are judged on the same drawn users, so the luck they share cancels.
+    """
+    units_N, draws_UR = _drawn_users(user_rows_N, np.size(labels_N), num_replicates, rng)
+    values, replicates = [], []
+    for probabilities_N in (first_N, second_N):
+        values.append(
+            evaluate_predictions(
+                labels_N=labels_N, probabilities_N=probabilities_N, user_rows_N=user_rows_N
+            )
+        )
+        replicates.append(
+            bootstrap_metrics(
+                labels_N,
+                probabilities_N,
+                user_rows_N,
+                units_N=units_N,
+                draws_UR=draws_UR,
+                names=names,
+            )
+        )
+    return {
+        name: paired_difference(
+            name,
+            (values[0][name], values[1][name]),
+            (replicates[0][name], replicates[1][name]),
+            level=level,
+        )
+        for name in names
+    }
+
+
+def _drawn_users(
+    user_rows_N: ArrayLike | None, num_rows: int, num_replicates: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    units_N = bootstrap_units(user_rows_N, num_rows, rng)
+    num_units = int(units_N.max()) + 1 if num_rows else 0
+    return units_N, draw_units(num_units, num_replicates, rng)

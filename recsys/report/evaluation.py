@@ -1,91 +1,487 @@
-"""What an evaluation leaves for people and programs: metrics, predictions, one HTML page.
+"""What an evaluation leaves for programs and the terminal: metrics and predictions.
 
-In: Predictions of a split. Out: a metrics dict, predictions.parquet, report.html, a table in the
-terminal. Called by launch/evaluate.py.
+In: Predictions of a split, of candidates, of shuffled inputs. Out: the content of metrics.json,
+predictions.parquet, tables in the terminal. Called by launch/evaluate.py; the page is
+recsys/report/evaluation_page.py.
 """
 
-import base64
-import html
-import io
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.table import Table
-from sklearn.metrics import roc_curve
 
-from recsys.metrics.calibration import calibration_bins
-from recsys.metrics.summary import evaluate_predictions
-from recsys.report.page import COLOURS, html_table, page
+from embedding.store import FeatureTable
+from recsys.data.candidates import Candidates, RankingConfig, check_ranking
+from recsys.data.segments import Segment, SegmentsConfig, check_segments
+from recsys.metrics.beyond_accuracy import (
+    coverage,
+    intra_list_diversity,
+    novelty,
+    popularity_lift,
+)
+from recsys.metrics.bootstrap import Difference, bootstrap_auc, interval
+from recsys.metrics.ranking import mean_over_users, ranking_by_user
+from recsys.metrics.summary import (
+    compare_predictions,
+    evaluate_predictions,
+    intervals,
+    too_small,
+)
+from recsys.metrics.weights import correlation, mean_by_user, summarise_weights
 from recsys.report.terminal import console
 from recsys.train.predict import Predictions
 
 HEADLINE = {
     "auc": "AUC",
+    "pr_auc": "PR-AUC",
     "log_loss": "log-loss (BCE)",
     "gauc": "GAUC",
     "normalised_entropy": "normalised entropy",
     "calibration": "calibration",
+    "brier": "Brier score",
     "ece": "ECE",
-    "num_rows": "rows",
 }
+"""Metrics with intervals, in the order they are shown."""
+
+_INTERVAL_ROWS = 500_000
+"""Segments of more rows get no interval of their own: it would be narrower than a mark."""
 
 
-def evaluate_rows(predictions: Predictions, train_count: np.ndarray | None) -> dict[str, Any]:
-    """Return metrics over all rows, and over items seen and unseen in training.
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """How uncertain a number is."""
+
+    num_replicates: int = 200
+    """Resampled sets of users."""
+    level: float = 0.95
+    """Share of them that an interval holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What an evaluation looks at."""
+
+    split: str = "test"
+    """`train`, `valid` or `test`."""
+    compare: list[str] = field(default_factory=list)
+    """Names of two evaluated runs whose predictions are compared, instead of scoring one."""
+    seed: int = 0
+    """Of resampled users, drawn candidates, shuffled inputs and sample users."""
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    """Intervals."""
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
+    """Where segments are cut."""
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    """Candidates and lists."""
+    importance_rows: int = 10_000
+    """Rows of the split that are scored again for each shuffled input; 0: none."""
+    sample_users: int = 4
+    """Users of the report whose recommendations are shown."""
+
+
+def check_evaluation(config: EvaluateConfig, splits: Iterable[str]) -> None:
+    """Raise ValueError for settings that cannot be met, all at once."""
+    problems = []
+    if config.split not in splits:
+        problems.append(f"split={config.split!r}: expected one of {', '.join(splits)}")
+    if len(config.compare) not in (0, 2):
+        problems.append(f"compare={config.compare}: expected the names of two runs, or none")
+    if config.bootstrap.num_replicates < 2:
+        problems.append(
+            f"bootstrap.num_replicates={config.bootstrap.num_replicates}: expected 2 or more"
+        )
+    if not 0 < config.bootstrap.level < 1:
+        problems.append(
+            f"bootstrap.level={config.bootstrap.level}: expected a share between 0 and 1"
+        )
+    for name in ("importance_rows", "sample_users"):
+        if getattr(config, name) < 0:
+            problems.append(f"{name}={getattr(config, name)}: expected 0 or more")
+    for check in (
+        lambda: check_segments(config.segments),
+        lambda: check_ranking(config.ranking),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error).removeprefix("configuration: "))
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def by_score(predictions: Predictions) -> Predictions:
+    """Return the rows in the order of their score: metrics then need not sort, segments neither.
+
+    Raises:
+        ValueError: NaN scores, with their count.
+    """
+    num_nan = np.count_nonzero(np.isnan(predictions.score))
+    if num_nan:
+        raise ValueError(
+            f"{num_nan:,} of {len(predictions.score):,} scores are NaN: the model diverged, or its "
+            f"inputs hold NaN"
+        )
+    order = np.argsort(predictions.score, kind="stable")
+    fields = {f.name: getattr(predictions, f.name)[order] for f in dataclasses.fields(Predictions)}
+    return Predictions(**fields)
+
+
+def users_of(predictions: Predictions) -> NDArray[np.int64] | None:
+    """Return the user rows; None where the data has no users."""
+    return predictions.user_row if (predictions.user_row > 0).any() else None
+
+
+def evaluate_rows(
+    predictions: Predictions,
+    *,
+    segments: Iterable[Segment],
+    train_count: NDArray | None,
+    modality_names: list[str],
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """Return metrics over all rows with their intervals, and over every segment; mean weights too.
 
     Args:
+        predictions: sorted by score (`by_score`), else it takes longer.
         train_count: training rows by item row; None where there are no items.
     """
-    has_users = bool((predictions.user_row > 0).any())
+    users = users_of(predictions)
     shared: dict[str, Any] = {
         "labels_N": predictions.label,
         "probabilities_N": predictions.score,
-        "user_rows_N": predictions.user_row if has_users else None,
+        "user_rows_N": users,
     }
     metrics: dict[str, Any] = {"all": evaluate_predictions(**shared)}
+    metrics["intervals"] = {
+        name: list(bounds)
+        for name, bounds in intervals(
+            **shared,
+            num_replicates=config.bootstrap.num_replicates,
+            level=config.bootstrap.level,
+            rng=np.random.default_rng(config.seed),
+        ).items()
+    }
     if train_count is not None:
         unseen = train_count[predictions.item_row] == 0
         metrics["items_seen_in_training"] = evaluate_predictions(**shared, segment_N=~unseen)
         metrics["items_unseen_in_training"] = evaluate_predictions(**shared, segment_N=unseen)
+    families: dict[str, dict[str, Any]] = {}
+    has_weights = bool(predictions.weights.shape[1])
+    for segment in segments:
+        found = _evaluate_segment(predictions, users, segment.mask_N, config)
+        if has_weights and segment.mask_N.any():
+            means = predictions.weights[segment.mask_N].mean(axis=0, dtype=np.float64)
+            found["weights"] = dict(zip(modality_names, means.tolist(), strict=True))
+        families.setdefault(segment.family, {})[segment.name] = found
+    metrics["segments"] = families
+    if has_weights:
+        metrics["weights"] = summarise_weights(predictions.weights, modality_names)
     return metrics
+
+
+def _evaluate_segment(
+    predictions: Predictions,
+    users: NDArray[np.int64] | None,
+    mask_N: NDArray[np.bool_],
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """Return a segment's metrics, or its counts and why it has none."""
+    labels, scores = predictions.label[mask_N], predictions.score[mask_N]
+    own_users = None if users is None else users[mask_N]
+    counts = {"num_rows": labels.size, "num_positives": int(labels.sum())}
+    small = too_small(
+        counts,
+        min_rows=config.segments.min_rows,
+        min_of_each_class=config.segments.min_of_each_class,
+    )
+    if small:
+        return {**counts, "note": small}
+    found: dict[str, Any] = dict(
+        evaluate_predictions(labels_N=labels, probabilities_N=scores, user_rows_N=own_users)
+    )
+    if own_users is not None and labels.size <= _INTERVAL_ROWS:
+        replicates = bootstrap_auc(
+            labels,
+            scores,
+            own_users,
+            num_replicates=config.bootstrap.num_replicates,
+            rng=np.random.default_rng(config.seed),
+        )
+        found["auc_interval"] = list(interval(replicates, level=config.bootstrap.level))
+    return found
+
+
+def evaluate_candidates(
+    candidates: Candidates,
+    scored: Predictions,
+    *,
+    train_count: NDArray,
+    profile_count_U: Mapping[int, float],
+    tables: Mapping[str, FeatureTable],
+    config: EvaluateConfig,
+) -> tuple[dict[str, Any], dict[int, NDArray[np.int64]]]:
+    """Return ranking and list metrics, and every user's best candidates (numbers of pairs).
+
+    Args:
+        scored: predictions of the candidates, in any order.
+        profile_count_U: mean training rows of the items of a user's history, by user row.
+        tables: item vectors by modality; only those of recommended items are read.
+    """
+    score_N = np.empty(len(candidates.user_row_N))
+    score_N[scored.row_id] = scored.score
+    ks = config.ranking.ks
+    users_N, relevant_N = candidates.user_row_N, candidates.relevant_N
+    rng = np.random.default_rng(config.seed)
+    drawn_N = _drawn_candidates(candidates, config.ranking.num_negatives, rng)
+    metrics: dict[str, Any] = {
+        "num_users": int(np.unique(users_N).size),
+        "sampled": _ranking(relevant_N[drawn_N], score_N[drawn_N], users_N[drawn_N], config),
+    }
+    metrics["sampled"]["candidates"] = f"positives and {config.ranking.num_negatives} drawn items"
+    best = {}
+    # Stable, after a seeded shuffle: ties are broken by chance, not by the order of the items.
+    shuffled = rng.permutation(users_N.size)
+    order = shuffled[np.lexsort((-score_N[shuffled], users_N[shuffled]))]
+    for user_order in np.split(order, np.flatnonzero(np.diff(users_N[order])) + 1):
+        best[int(users_N[user_order[0]])] = user_order[: max(ks)]
+    if not candidates.is_full:
+        return {"ranking": metrics}, best
+    metrics["full"] = _ranking(relevant_N, score_N, users_N, config)
+    metrics["full"]["candidates"] = "all items the user had not seen"
+    k = min(ks)
+    lists_UK = np.full((len(best), k), -1)
+    for line, pairs in zip(lists_UK, best.values(), strict=True):
+        line[: len(pairs[:k])] = candidates.item_row_N[pairs[:k]]
+    lists: dict[str, Any] = {
+        "k": k,
+        "coverage": coverage(lists_UK, num_item_rows=len(train_count)),
+        "novelty": novelty(lists_UK, count_I=train_count),
+        "popularity_lift": popularity_lift(
+            lists_UK,
+            count_I=train_count,
+            profile_mean_U=[profile_count_U.get(user, np.nan) for user in best],
+        ),
+    }
+    items = np.unique(lists_UK[lists_UK > 0])
+    # Numbered anew, row 0 first, so that the vectors of these items alone are read.
+    places_UK = np.where(lists_UK > 0, np.searchsorted(items, lists_UK) + 1, -1)
+    for name, table in tables.items():
+        parts = [table.read(row, row + 1) for row in (0, *items.tolist())]
+        vectors_IE = np.concatenate(parts)
+        lists[f"diversity_{name}"] = intra_list_diversity(places_UK, vectors_IE=vectors_IE)
+    return {"ranking": metrics, "recommendations": lists}, best
+
+
+def _drawn_candidates(
+    candidates: Candidates, num_negatives: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return the numbers of all relevant pairs and of so many others of each user."""
+    if not candidates.is_full:
+        return np.arange(candidates.user_row_N.size)
+    luck_N = np.where(candidates.relevant_N, -1.0, rng.random(candidates.user_row_N.size))
+    order = np.lexsort((luck_N, candidates.user_row_N))
+    users = candidates.user_row_N[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1])
+    lengths = np.diff(starts, append=users.size)
+    place = np.arange(users.size) - np.repeat(starts, lengths)
+    num_relevant = np.add.reduceat(candidates.relevant_N[order], starts, dtype=np.int64)
+    return order[place < np.repeat(num_relevant, lengths) + num_negatives]
+
+
+def _ranking(
+    relevant_N: NDArray, score_N: NDArray, users_N: NDArray, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Return the means over users, and their intervals over resampled users."""
+    _, values = ranking_by_user(relevant_N, score_N, users_N, ks=config.ranking.ks)
+    rng = np.random.default_rng(config.seed)
+    num_users = len(values["mrr"])
+    drawn_RU = rng.integers(num_users, size=(config.bootstrap.num_replicates, num_users))
+    return {
+        **{name: mean_over_users(of_users) for name, of_users in values.items()},
+        "intervals": {
+            name: list(interval(of_users[drawn_RU].mean(axis=1), level=config.bootstrap.level))
+            for name, of_users in values.items()
+        },
+    }
+
+
+def planted_shares(
+    predictions: Predictions, names: list[str], truth: Path, user_ids: NDArray
+) -> dict[str, tuple[NDArray, NDArray, float]]:
+    """Return, by modality, each user's planted share, learned share, and how the two correlate (r).
+
+    Sensitivities add up to one constant for every user, so they and the users' mean weights are
+    compared as shares of the modalities that have a sensitivity. Empty where there is no truth, or
+    the model has no such weights.
+
+    Args:
+        truth: users.parquet of the drawn world.
+        user_ids: by user row.
+
+    Raises:
+        ValueError: the truth does not know a user.
+    """
+    if not truth.is_file():
+        return {}
+    table = pq.read_table(truth)
+    planted = [name for name in names if f"sensitivity_{name}" in table.column_names]
+    if len(planted) < 2:
+        return {}
+    users, means_UM = mean_by_user(predictions.weights, predictions.user_row)
+    at = {user_id: index for index, user_id in enumerate(table.column("user_id").to_pylist())}
+    rows = np.array([at.get(user_ids[user], -1) for user in users], dtype=np.int64)
+    if (rows < 0).any():
+        raise ValueError(
+            f"{truth}: no sensitivities of {np.count_nonzero(rows < 0)} of {users.size} users; the "
+            f"prepared data was made from another drawing, run launch/prepare.py again"
+        )
+    drawn = [table.column(f"sensitivity_{name}").to_numpy()[rows] for name in planted]
+    learned = [means_UM[:, names.index(name)] for name in planted]
+    of_drawn, of_learned = np.sum(drawn, axis=0), np.maximum(np.sum(learned, axis=0), 1e-12)
+    shares = {}
+    for name, drawn_U, learned_U in zip(planted, drawn, learned, strict=True):
+        drawn_U, learned_U = drawn_U / of_drawn, learned_U / of_learned
+        shares[name] = (drawn_U, learned_U, correlation(drawn_U, learned_U))
+    return shares
+
+
+def evaluate_importance(
+    whole: Predictions,
+    shuffled: Mapping[tuple[str, str], Predictions],
+    config: EvaluateConfig,
+) -> list[dict[str, Any]]:
+    """Return what AUC and log-loss lose with each input shuffled, the largest loss first."""
+    base = by_row_id(whole)
+    lines = []
+    for (kind, name), predictions in shuffled.items():
+        other = by_row_id(predictions)
+        found = compare_predictions(
+            labels_N=base.label,
+            first_N=other.score,
+            second_N=base.score,
+            user_rows_N=users_of(base),
+            num_replicates=config.bootstrap.num_replicates,
+            level=config.bootstrap.level,
+            rng=np.random.default_rng(config.seed),
+            names=("auc", "log_loss"),
+        )
+        auc, loss = found["auc"], found["log_loss"]
+        lines.append({
+            "kind": kind,
+            "name": name,
+            "auc_lost": auc.difference,
+            "interval": [auc.low, auc.high],
+            "log_loss_added": -loss.difference,
+        })
+    return sorted(lines, key=lambda line: -line["auc_lost"])
+
+
+def by_row_id(predictions: Predictions) -> Predictions:
+    """Return the rows in input order."""
+    order = np.argsort(predictions.row_id, kind="stable")
+    fields = {f.name: getattr(predictions, f.name)[order] for f in dataclasses.fields(Predictions)}
+    return Predictions(**fields)
 
 
 def write_predictions(
     path: Path, predictions: Predictions, modality_names: list[str], workspace: Path
 ) -> None:
     """Write one line per row, in input order: row_id, user_id, item_id, label, score, weights."""
-    order = np.argsort(predictions.row_id, kind="stable")
-    columns: dict[str, Any] = {"row_id": predictions.row_id[order]}
+    predictions = by_row_id(predictions)
+    columns: dict[str, Any] = {"row_id": predictions.row_id}
     for side, rows in (("user", predictions.user_row), ("item", predictions.item_row)):
         names = workspace / "prepared" / f"{side}s.parquet"
         if names.is_file():
             ids = pq.read_table(names, columns=[f"{side}_id"]).column(0)
-            columns[f"{side}_id"] = pc.take(ids, pa.array(rows[order]))
-    columns["label"] = predictions.label[order].astype(np.uint8)
-    columns["score"] = predictions.score[order]
+            columns[f"{side}_id"] = pc.take(ids, pa.array(rows))
+    columns["label"] = predictions.label.astype(np.uint8)
+    columns["score"] = predictions.score
     if predictions.weights.shape[1]:
         for index, name in enumerate(modality_names):
-            columns[f"weight_{name}"] = predictions.weights[order, index]
+            columns[f"weight_{name}"] = predictions.weights[:, index]
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
+def compare_files(paths: tuple[Path, Path], config: EvaluateConfig) -> dict[str, Difference]:
+    """Return how the predictions.parquet of two runs differ, over the same drawn users.
+
+    Raises:
+        ValueError: a run has no predictions of this split; the two are of different rows.
+    """
+    tables = []
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: no predictions; run launch/evaluate.py with "
+                f"run.name={path.parents[2].name} split={config.split} first"
+            )
+        tables.append(pq.read_table(path))
+    first, second = tables
+    for name in ("row_id", "label", "user_id", "item_id"):
+        columns = [table.column(name) for table in tables if name in table.column_names]
+        if len(columns) == 1 or (len(columns) == 2 and not columns[0].equals(columns[1])):
+            raise ValueError(
+                f"{paths[0]} ({first.num_rows:,} rows) and {paths[1]} ({second.num_rows:,} rows) "
+                f"differ in {name}: these are predictions of different data; evaluate both runs on "
+                f"the data as it is now"
+            )
+    users = None
+    if "user_id" in first.column_names:
+        codes = first.column("user_id").combine_chunks().dictionary_encode().indices
+        users = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
+    return compare_predictions(
+        labels_N=first.column("label").to_numpy(),
+        first_N=first.column("score").to_numpy(),
+        second_N=second.column("score").to_numpy(),
+        user_rows_N=users,
+        num_replicates=config.bootstrap.num_replicates,
+        level=config.bootstrap.level,
+        rng=np.random.default_rng(config.seed),
+    )
+
+
+def print_comparison(found: Mapping[str, Difference], names: list[str], level: float) -> None:
+    """Print one line per metric: both values, their difference, its interval, the verdict."""
+    table = Table(title=f"{names[1]} against {names[0]}, same users", title_justify="left")
+    table.add_column("metric")
+    for column in (*names, "difference", f"{level:.0%} interval", "better"):
+        table.add_column(column, justify="right")
+    words = {"first": names[0], "second": names[1], "undecided": "undecided"}
+    for name, line in found.items():
+        table.add_row(
+            HEADLINE[name],
+            shown(line.first),
+            shown(line.second),
+            f"{line.difference:+.4f}",
+            f"{line.low:+.4f} to {line.high:+.4f}",
+            words[line.verdict],
+        )
+    console().print(table)
+
+
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print the headline metrics, one line per segment."""
+    """Print the headline metrics with intervals, ranking, importance; segments are in the report."""
     table = Table(title=title, title_justify="left")
     table.add_column("rows of")
-    for name in HEADLINE.values():
+    for name in (*HEADLINE.values(), "rows"):
         table.add_column(name, justify="right")
-    for segment, values in metrics.items():
-        if segment != "oracle":
-            table.add_row(segment.replace("_", " "), *(_shown(values[key]) for key in HEADLINE))
+    for segment in ("all", "items_seen_in_training", "items_unseen_in_training"):
+        if segment in metrics:
+            values = metrics[segment]
+            cells = [shown(values[key]) for key in (*HEADLINE, "num_rows")]
+            table.add_row(segment.replace("_", " "), *cells)
+            if segment == "all":
+                bounds = [metrics["intervals"][key] for key in HEADLINE]
+                table.add_row("  interval, low", *(shown(low) for low, _ in bounds), "")
+                table.add_row("  interval, high", *(shown(high) for _, high in bounds), "")
     console().print(table)
     if "oracle" in metrics:
         oracle = metrics["oracle"]
@@ -93,128 +489,36 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
             f"best possible AUC {oracle['auc']:.4f}; lift over 0.5 recovered: "
             f"{oracle['lift_recovered']:.1%}"
         )
+    for kind in ("full", "sampled"):
+        if kind in metrics.get("ranking", {}):
+            found = metrics["ranking"][kind]
+            line = ", ".join(f"{name} {found[name]:.4f}" for name in found["intervals"])
+            console().print(f"ranking, {found['candidates']}: {line}", highlight=False)
+    if metrics.get("importance"):
+        line = ", ".join(
+            f"{name_of_input(entry)} {entry['auc_lost']:+.4f}"
+            for entry in metrics["importance"][:6]
+        )
+        console().print(f"AUC lost with an input shuffled: {line}", highlight=False)
+    if "planted" in metrics:
+        line = ", ".join(
+            f"{name} {r:+.2f}" for name, r in metrics["planted"].items() if name != "num_users"
+        )
+        console().print(f"weights against planted sensitivities, r: {line}", highlight=False)
 
 
-def _shown(value: float) -> str:
+def name_of_input(entry: Mapping[str, Any]) -> str:
+    """Return what a shuffled input is called: a feature by its name, vectors by whose they are."""
+    words = {
+        "feature": "{}",
+        "item vector": "{} of the item",
+        "history vector": "{} of the history",
+    }
+    return words[entry["kind"]].format(entry["name"])
+
+
+def shown(value: float) -> str:
+    """Return a count with separators, a metric with four digits, a dash where it has no value."""
     if isinstance(value, int):
         return f"{value:,}"
     return "-" if np.isnan(value) else f"{value:.4f}"
-
-
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    metrics: dict[str, Any],
-    predictions: Predictions,
-    modality_names: list[str],
-) -> None:
-    """Write a self-contained page: headline table, ROC, calibration, scores, modality weights."""
-    figures = [
-        ("ROC curve", "True positive rate against false positive rate.", _roc(predictions)),
-        (
-            "Calibration",
-            "Mean prediction against share of positives, by tenth of the predictions; on the "
-            "diagonal a score means what it says.",
-            _calibration(predictions),
-        ),
-        ("Scores", "Distribution of the scores by label.", _scores(predictions)),
-    ]
-    if predictions.weights.shape[1]:
-        figures.append((
-            "Modality weights",
-            "How much each modality counts, row by row: the weights of the user-aware fusion. "
-            "White marks are medians.",
-            _weights(predictions, modality_names),
-        ))
-    path.write_text(_page(title, metrics, figures), encoding="utf-8")
-
-
-_STYLE = """
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
-img{width:100%;background:#fff;border-radius:6px}
-"""
-
-
-def _page(title: str, metrics: dict[str, Any], figures: list[tuple[str, str, str]]) -> str:
-    rows = [
-        [segment.replace("_", " "), *(_shown(values[key]) for key in HEADLINE)]
-        for segment, values in metrics.items()
-        if segment != "oracle"
-    ]
-    oracle = metrics.get("oracle")
-    note = (
-        f"<p>The best possible AUC on these rows is {oracle['auc']:.4f}; the model recovers "
-        f"{oracle['lift_recovered']:.1%} of its lift over 0.5.</p>"
-        if oracle
-        else ""
-    )
-    sections = "".join(
-        f"<section><h2>{html.escape(name)}</h2><p>{html.escape(text)}</p>"
-        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{picture}"></section>'
-        for name, text, picture in figures
-    )
-    head = html_table(["rows of", *HEADLINE.values()], rows)
-    return page(title, f'{note}{head}<div class="grid">{sections}</div>', style=_STYLE)
-
-
-def _figure() -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(5.6, 3.8), dpi=140)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _encoded(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _roc(predictions: Predictions) -> str:
-    figure, axes = _figure()
-    if 0 < predictions.label.sum() < len(predictions.label):
-        false_rate, true_rate, _ = roc_curve(predictions.label, predictions.score)
-        axes.plot(false_rate, true_rate, color=COLOURS[0], linewidth=2)
-    axes.plot([0, 1], [0, 1], color="#999", linestyle="--", linewidth=1)
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
-    return _encoded(figure)
-
-
-def _calibration(predictions: Predictions) -> str:
-    figure, axes = _figure()
-    bins = calibration_bins(predictions.label, predictions.score)
-    predicted = [b.mean_prediction for b in bins]
-    observed = [b.positive_rate for b in bins]
-    top = max([*predicted, *observed, 1e-6]) * 1.05
-    axes.plot([0, top], [0, top], color="#999", linestyle="--", linewidth=1)
-    axes.plot(predicted, observed, marker="o", color=COLOURS[0], linewidth=1.5)
-    axes.set(xlabel="mean prediction", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
-    return _encoded(figure)
-
-
-def _scores(predictions: Predictions) -> str:
-    figure, axes = _figure()
-    bins = np.linspace(0, 1, 51)
-    for label, colour, name in ((0, COLOURS[1], "negative"), (1, COLOURS[0], "positive")):
-        scores = predictions.score[predictions.label == label]
-        if len(scores):
-            axes.hist(scores, bins, alpha=0.55, color=colour, label=name, density=True)
-    axes.set(xlabel="predicted probability", ylabel="density", xlim=(0, 1))
-    axes.legend(frameon=False)
-    return _encoded(figure)
-
-
-def _weights(predictions: Predictions, modality_names: list[str]) -> str:
-    figure, axes = _figure()
-    columns = [predictions.weights[:, index] for index in range(len(modality_names))]
-    parts = axes.violinplot(columns, showextrema=False, widths=0.85)
-    for body, colour in zip(parts["bodies"], COLOURS * 3, strict=False):
-        body.set(facecolor=colour, alpha=0.7)
-    positions = range(1, len(columns) + 1)
-    axes.scatter(positions, [np.median(c) for c in columns], color="white", edgecolor="#333")
-    axes.set_xticks(list(positions), modality_names)
-    axes.set(ylabel="weight", ylim=(0, 1))
-    return _encoded(figure)

@@ -4,16 +4,13 @@ In: items and what is nearest to them by each modality. Out: neighbours.html and
 Called by launch/neighbours.py; recsys/report/sheet.py draws the same as one picture.
 """
 
-import base64
 import dataclasses
 import html
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from recsys.report.items import Item, picture_html, short
 from recsys.report.page import COLOURS, html_table, page
 from recsys.schema import write_json
 
@@ -58,29 +55,6 @@ class NeighboursConfig:
     """Of the sample."""
     sheet_width: int = 1400
     """Pixels of sheet.png."""
-
-
-def _short(text: str) -> str:
-    """Cut what is longer than a page wants."""
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """What is known of an item, for people."""
-
-    item_id: str
-    title: str | None = None
-    artist: str | None = None
-    content: str | None = None
-    tags: tuple[str, ...] = ()
-    picture: Image.Image | None = None
-    """Square, as the encoder saw it; None where there is none to show."""
-
-    @property
-    def name(self) -> str:
-        """Return the title, else the id; cut where it is longer than a page wants."""
-        return _short(self.title or self.item_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +240,7 @@ def _percent(share: float | None) -> str:
 
 def _section(answer: Answer, marks: list[str], with_pictures: bool) -> str:
     item = answer.item
-    lines = [_picture_html(item, 336)] if with_pictures else []
+    lines = [picture_html(item, 336)] if with_pictures else []
     lines.append(f"<h2>{html.escape(item.name)}</h2>")
     facts = {
         "artist": item.artist,
@@ -275,7 +249,7 @@ def _section(answer: Answer, marks: list[str], with_pictures: bool) -> str:
         "id": item.item_id,
     }
     lines += [
-        f'<div class="fact">{name} <b>{html.escape(_short(text))}</b></div>'
+        f'<div class="fact">{name} <b>{html.escape(short(text))}</b></div>'
         for name, text in facts.items()
         if text
     ]
@@ -307,12 +281,12 @@ def _entry(asked: Item, near: Neighbour, marks: list[str], with_pictures: bool) 
     item = near.item
     details = f"{item.name} (id {item.item_id})" + (f"; {_listed(item.tags)}" if item.tags else "")
     similarity = f'<span class="near">{near.similarity:.2f}</span>'
-    lines = [_picture_html(item, 168, similarity) if with_pictures else similarity]
+    lines = [picture_html(item, 168, similarity) if with_pictures else similarity]
     lines.append(f'<div class="name">{html.escape(item.name)}</div>')
     if item.artist and not near.same_artist:
-        lines.append(f'<div class="by">{html.escape(_short(item.artist))}</div>')
+        lines.append(f'<div class="by">{html.escape(short(item.artist))}</div>')
     shared = {
-        "artist": _short(item.artist or "") if near.same_artist else "",
+        "artist": short(item.artist or "") if near.same_artist else "",
         "content": "same content" if near.same_content else "",
         "tags": f"{near.shared_tags}/{len(set(asked.tags))} tags" if near.shared_tags else "",
     }
@@ -323,16 +297,3 @@ def _entry(asked: Item, near: Neighbour, marks: list[str], with_pictures: bool) 
 def _listed(tags: tuple[str, ...]) -> str:
     shown = ", ".join(tags[:6])
     return shown if len(tags) <= 6 else f"{shown} and {len(tags) - 6} more"
-
-
-def _picture_html(item: Item, side: int, over: str = "") -> str:
-    """Return the picture as a JPEG in the page, at most `side` pixels wide; or a grey square."""
-    if item.picture is None:
-        return f'<div class="picture"><span class="empty">no picture</span>{over}</div>'
-    small = item.picture.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82)
-    data = base64.b64encode(stream.getvalue()).decode("ascii")
-    image = f'<img alt="{html.escape(item.name)}" src="data:image/jpeg;base64,{data}">'
-    return f'<div class="picture">{image}{over}</div>'

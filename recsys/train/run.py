@@ -347,8 +347,14 @@ def build_loader(
     shuffle: bool,
 ) -> Loader:
     """Return a split's loader for this rank, with the run's batches, lanes and seed."""
+    dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
+    return loader_of(dataset, config=config, env=env, shuffle=shuffle)
+
+
+def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -> Loader:
+    """Return the loader of any rows for this rank, with the run's batches, lanes and seed."""
     return Loader(
-        Dataset(workspace / "prepared", manifest, split=split, features=features),
+        dataset,
         global_batch_size=config.train.global_batch_size,
         rank=env.rank,
         world_size=env.world_size,

@@ -2,9 +2,20 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys.metrics.auc import auc
-from recsys.metrics.bootstrap import bootstrap_auc, interval
+from recsys.metrics.bootstrap import (
+    BETTER,
+    bootstrap_auc,
+    bootstrap_metrics,
+    bootstrap_units,
+    draw_units,
+    interval,
+    paired_difference,
+)
+from recsys.metrics.summary import evaluate_predictions
 
 
 def world(rng, num_users=60):
@@ -67,3 +78,124 @@ def test_a_level_outside_zero_and_one_is_refused():
 def test_user_rows_of_another_length_are_refused(rng):
     with pytest.raises(ValueError, match=r"user rows \(1,\)"):
         bootstrap_auc([0, 1], [0.1, 0.2], [3], num_replicates=1, rng=rng)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.one_of(st.sampled_from([0.2, 0.5]), st.floats(0, 1)),
+            st.integers(0, 4),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_replicates_equal_the_metrics_of_the_drawn_users_rows(rows):
+    labels, scores, users = (np.array(column) for column in zip(*rows, strict=True))
+    rng = np.random.default_rng(len(rows))
+    units = bootstrap_units(users, len(users), rng)
+    draws = draw_units(units.max() + 1, 5, rng)
+    found = bootstrap_metrics(labels, scores, users, units_N=units, draws_UR=draws)
+    for replicate, drawn in enumerate(draws.T):
+        taken = np.repeat(np.arange(len(rows)), drawn[units])
+        expected = evaluate_predictions(
+            labels_N=labels[taken], probabilities_N=scores[taken], user_rows_N=users[taken]
+        )
+        # A user drawn twice is two users with equal rows, not one with each row twice; gauc and ece
+        # are held against this in their own tests.
+        for name in set(BETTER) - {"gauc", "ece"}:
+            value = found[name][replicate]
+            assert value == pytest.approx(expected[name], abs=1e-9, nan_ok=True), name
+
+
+def test_gauc_of_a_replicate_weighs_each_user_as_often_as_drawn(rng):
+    labels, scores, users = world(rng, num_users=5)
+    scores = np.clip(0.3 + 0.1 * scores, 0, 1)
+    draws = np.array([[1, 2], [1, 0], [1, 1], [1, 2], [1, 0]], dtype=np.uint16)
+    units = bootstrap_units(users, len(users), rng)
+    found = bootstrap_metrics(
+        labels, scores, users, units_N=units, draws_UR=draws, names=("gauc", "ece")
+    )
+    whole = evaluate_predictions(labels_N=labels, probabilities_N=scores, user_rows_N=users)
+    assert found["gauc"][0] == pytest.approx(whole["gauc"], abs=1e-12)
+    assert found["ece"][0] == pytest.approx(whole["ece"], abs=1e-12)
+    own = [auc(labels[users == u], scores[users == u]) for u in range(5)]
+    assert found["gauc"][1] == pytest.approx((2 * own[0] + own[2] + 2 * own[3]) / 5, abs=1e-12)
+
+
+def test_a_group_of_ties_longer_than_a_piece_is_one_group(rng):
+    labels = rng.integers(0, 2, 5000)
+    scores = np.repeat([0.2, 0.6, 0.7], [2600, 2300, 100])
+    units = bootstrap_units(None, 5000, rng)
+    draws = np.ones((units.max() + 1, 1), dtype=np.uint16)
+    found = bootstrap_metrics(labels, scores, None, units_N=units, draws_UR=draws)
+    whole = evaluate_predictions(labels_N=labels, probabilities_N=scores)
+    for name in BETTER:
+        assert found[name][0] == pytest.approx(whole[name], abs=1e-9, nan_ok=True)
+
+
+def test_without_users_rows_are_dealt_to_equal_groups(rng):
+    few = bootstrap_units(None, 7, rng)
+    assert sorted(few) == list(range(7))
+    many = bootstrap_units(None, 50_001, rng)
+    assert set(np.bincount(many)) == {2, 3} and many.max() + 1 == 20_000
+
+
+def test_each_replicate_draws_as_many_units_as_there_are(rng):
+    draws = draw_units(30, 8, rng)
+    assert draws.shape == (30, 8) and (draws.sum(axis=0) == 30).all()
+
+
+def verdict_of(rng, name, first, second, labels, users):
+    units = bootstrap_units(users, len(users), rng)
+    draws = draw_units(units.max() + 1, 200, rng)
+    runs = [
+        bootstrap_metrics(labels, s, users, units_N=units, draws_UR=draws, names=(name,))[name]
+        for s in (first, second)
+    ]
+    values = [
+        evaluate_predictions(labels_N=labels, probabilities_N=s, user_rows_N=users)[name]
+        for s in (first, second)
+    ]
+    return paired_difference(name, tuple(values), tuple(runs))
+
+
+@pytest.mark.parametrize("name", BETTER)
+def test_a_better_model_wins_and_a_copy_does_not(rng, name):
+    users = np.repeat(np.arange(200), 20)
+    truth = 1 / (1 + np.exp(-rng.normal(0, 1.5, users.size)))
+    labels = rng.random(users.size) < truth
+    worse = np.clip(0.9 * rng.permutation(truth) + 0.2, 0, 1)
+    forward = verdict_of(rng, name, worse, truth, labels, users)
+    assert forward.verdict == "second"
+    assert forward.low < forward.difference < forward.high
+    assert verdict_of(rng, name, truth, worse, labels, users).verdict == "first"
+    same = verdict_of(rng, name, truth, truth, labels, users)
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
+
+
+def test_pairing_decides_what_two_intervals_alone_do_not(rng):
+    """Two models share the luck of the drawn users; their difference does not have it."""
+    labels, scores, users = world(rng, num_users=300)
+    scores = 1 / (1 + np.exp(-scores))
+    slightly = np.clip(scores + 0.02 * labels, 0, 1)
+    units = bootstrap_units(users, len(users), rng)
+    draws = draw_units(300, 200, rng)
+    first, second = (
+        bootstrap_metrics(labels, s, users, units_N=units, draws_UR=draws, names=("auc",))["auc"]
+        for s in (scores, slightly)
+    )
+    assert interval(first)[1] > interval(second)[0]
+    assert interval(second - first)[0] > 0
+
+
+def test_bad_rows_are_refused(rng):
+    draws = np.ones((2, 3), dtype=np.uint16)
+    units = np.arange(2)
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        bootstrap_metrics([0, 1], [np.nan, 0.5], None, units_N=units, draws_UR=draws)
+    with pytest.raises(ValueError, match=r"units \(2,\): expected the shape of the labels"):
+        bootstrap_metrics([0], [0.5], None, units_N=units, draws_UR=draws)
+    nothing = bootstrap_metrics([], [], None, units_N=units[:0], draws_UR=draws)
+    assert all(np.isnan(values).all() and values.shape == (3,) for values in nothing.values())

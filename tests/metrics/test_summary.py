@@ -13,6 +13,7 @@ KEYS = {
     "num_rows",
     "num_positives",
     "auc",
+    "pr_auc",
     "log_loss",
     "gauc",
     "normalised_entropy",

@@ -82,6 +82,19 @@ def test_train_evaluate_compare_tell_their_story(workspace, job):
     metrics = json.loads((folder / "eval" / "test" / "metrics.json").read_text())
     assert metrics["all"]["num_rows"] == predictions.num_rows
     assert 0.5 < metrics["oracle"]["auc"] < 1
+    low, high = metrics["intervals"]["auc"]
+    assert low < metrics["all"]["auc"] < high
+    assert set(metrics["planted"]) == {"semantic", "style", "text"}
+    assert {"full", "sampled"} < set(metrics["ranking"])
+    assert {"coverage", "diversity_style"} < set(metrics["recommendations"])
+    shuffled = {(line["kind"], line["name"]) for line in metrics["importance"]}
+    assert {("feature", "item_id"), ("item vector", "style")} < shuffled
+    assert all(line["auc_lost"] != 0 for line in metrics["importance"] if "vector" in line["kind"])
+    for family in ("training rows of the item", "artist of the item", "age group of the user"):
+        counts = [member["num_rows"] for member in metrics["segments"][family].values()]
+        assert 0 < sum(counts) <= predictions.num_rows
+    report = (folder / "eval" / "test" / "report.html").read_text(encoding="utf-8")
+    assert "What it recommends" in report and "data:image/jpeg" in report
 
     one = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid")
     assert one.returncode == 0, one.stderr[-2000:]

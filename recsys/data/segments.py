@@ -1,0 +1,292 @@
+"""Segments: which rows of a split are of unseen items, of new users, of one artist, of one month.
+
+What enters: prepared data and the rows that were scored. What leaves: named masks over these rows,
+one at a time (all at once would be as large as the predictions). Called by launch/evaluate.py.
+Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.schema import FeatureSpec, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentsConfig:
+    """Where segments are cut."""
+
+    rare_rows: int = 5
+    """Items with so many training rows or fewer are rare (with none: unseen)."""
+    popular_share: float = 0.1
+    """Share of the catalogue, by training rows, that is popular."""
+    short_history: int = 10
+    """Users with so many earlier positives or fewer have a short history."""
+    num_values: int = 8
+    """Segments of an attribute (tag, artist, a feature): its values with the most rows."""
+    num_periods: int = 4
+    """Segments of the time, of equal rows."""
+    min_rows: int = 100
+    """Segments with fewer rows get counts and no metrics."""
+    min_of_each_class: int = 10
+    """The same for their positives and for their negatives."""
+
+
+class Segment(NamedTuple):
+    """Some of the scored rows."""
+
+    family: str
+    """What is asked: "training rows of the item"."""
+    name: str
+    """The answer these rows share: "unseen"."""
+    mask_N: NDArray[np.bool_]
+
+
+def check_segments(config: SegmentsConfig) -> None:
+    """Raise ValueError for settings that cut nothing, all at once."""
+    problems = [
+        f"segments.{name}={getattr(config, name)}: expected 1 or more"
+        for name in ("rare_rows", "short_history", "num_values", "num_periods", "min_rows")
+        if getattr(config, name) < 1
+    ]
+    if config.min_of_each_class < 1:
+        problems.append(
+            f"segments.min_of_each_class={config.min_of_each_class}: expected 1 or more; a metric "
+            f"of one class has no value"
+        )
+    if not 0 < config.popular_share < 1:
+        problems.append(
+            f"segments.popular_share={config.popular_share}: expected a share between 0 and 1"
+        )
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def segments(
+    *,
+    prepared: Path,
+    manifest: Manifest,
+    split: str,
+    row_id_N: NDArray[np.int64],
+    user_row_N: NDArray[np.int64],
+    item_row_N: NDArray[np.int64],
+    has_vector: Mapping[str, NDArray[np.bool_]],
+    config: SegmentsConfig,
+) -> Iterator[Segment]:
+    """Yield the segments that the data can tell, family by family; some may be empty.
+
+    Args:
+        has_vector: by modality, whether each item row has a vector [I].
+    """
+    if manifest.num_item_rows:
+        yield from _by_popularity(prepared, item_row_N, config)
+    row_values = read_by_row_id(prepared, manifest, split, row_id_N, ["history_end", "timestamp"])
+    if "history_end" in row_values:
+        yield from _by_history(row_values["history_end"], config)
+    elif manifest.num_user_rows:
+        counts_U = np.load(prepared / "users" / "train_count.npy", mmap_mode="r")
+        yield from _by_history(counts_U[user_row_N], config, of="training rows of the user")
+    yield from _by_missing(has_vector, item_row_N)
+    if manifest.num_item_rows:
+        yield from _by_item_attributes(prepared / "items.parquet", item_row_N, config.num_values)
+    for feature in manifest.features:
+        if feature.source in ("item", "user"):
+            rows_N = item_row_N if feature.source == "item" else user_row_N
+            yield from _by_feature(prepared, manifest, feature, rows_N, config.num_values)
+    if "timestamp" in row_values:
+        yield from _by_time(row_values["timestamp"], config.num_periods)
+
+
+def read_by_row_id(
+    prepared: Path,
+    manifest: Manifest,
+    split: str,
+    row_id_N: NDArray[np.int64],
+    columns: list[str],
+) -> dict[str, NDArray]:
+    """Return columns of a split's rows, as many of `columns` as it has, in the order of `row_id_N`.
+
+    Raises:
+        ValueError: a row id is not in the split: the predictions are of another data set.
+    """
+    files = [prepared / name for name in manifest.splits[split].files]
+    known = pq.read_schema(files[0]).names if files else []
+    wanted = ["row_id", *(name for name in columns if name in known)]
+    table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+    ids = table.column("row_id").to_numpy()
+    order = np.argsort(ids, kind="stable")
+    at = np.minimum(np.searchsorted(ids, row_id_N, sorter=order), len(ids) - 1)
+    places = order[at]
+    num_strange = np.count_nonzero(ids[places] != row_id_N)
+    if num_strange:
+        raise ValueError(
+            f"{num_strange:,} of {len(row_id_N):,} scored rows are not in the split {split!r} of "
+            f"{manifest.name!r}: the predictions are of another data set"
+        )
+    return {name: table.column(name).to_numpy()[places] for name in wanted[1:]}
+
+
+def _by_popularity(
+    prepared: Path, item_row_N: NDArray[np.int64], config: SegmentsConfig
+) -> Iterator[Segment]:
+    counts_I = np.load(prepared / "items" / "train_count.npy", mmap_mode="r")
+    num_popular = max(1, round(config.popular_share * (len(counts_I) - 1)))
+    bound = np.partition(counts_I[1:], -num_popular)[-num_popular] if len(counts_I) > 1 else 0
+    bound = max(int(bound), config.rare_rows + 1)
+    counts_N = counts_I[item_row_N]
+    kinds = {
+        "unseen (0)": (0, 0),
+        f"rare (1 to {config.rare_rows})": (1, config.rare_rows),
+        f"common ({config.rare_rows + 1} to {bound - 1})": (config.rare_rows + 1, bound - 1),
+        f"popular ({bound} or more)": (bound, np.inf),
+    }
+    for name, (low, high) in kinds.items():
+        if low <= high:
+            yield Segment("training rows of the item", name, (counts_N >= low) & (counts_N <= high))
+
+
+def _by_history(
+    lengths_N: NDArray, config: SegmentsConfig, of: str = "earlier positives of the user"
+) -> Iterator[Segment]:
+    short = config.short_history
+    yield Segment(of, "none", lengths_N == 0)
+    yield Segment(of, f"short (1 to {short})", (lengths_N > 0) & (lengths_N <= short))
+    yield Segment(of, f"long ({short + 1} or more)", lengths_N > short)
+
+
+def _by_missing(
+    has_vector: Mapping[str, NDArray[np.bool_]], item_row_N: NDArray[np.int64]
+) -> Iterator[Segment]:
+    if not has_vector:
+        return
+    has_all_I = np.logical_and.reduce(list(has_vector.values()))
+    yield Segment("modalities of the item", "all there", has_all_I[item_row_N])
+    for name, has_I in has_vector.items():
+        yield Segment("modalities of the item", f"no {name}", ~has_I[item_row_N])
+
+
+def _by_item_attributes(
+    path: Path, item_row_N: NDArray[np.int64], num_values: int
+) -> Iterator[Segment]:
+    """Tags, artist, and the script of the item's words."""
+    file = pq.ParquetFile(path)
+    tags = file.read(columns=["tags"]).column(0).combine_chunks()
+    if tags.null_count < len(tags):
+        values = pc.list_flatten(tags).dictionary_encode()
+        codes = values.indices.to_numpy(zero_copy_only=False)
+        lengths_I = pc.fill_null(pc.list_value_length(tags), 0).to_numpy(zero_copy_only=False)
+        items = np.repeat(np.arange(len(tags)), lengths_I)
+        names = dict(enumerate(values.dictionary.to_pylist()))
+        yield from _by_list("tag of the item", codes, items, names, item_row_N, num_values)
+    artist = file.read(columns=["artist"]).column(0).combine_chunks().dictionary_encode()
+    if artist.null_count < len(artist):
+        codes_I = pc.fill_null(artist.indices, -1).to_numpy(zero_copy_only=False)
+        names = dict(enumerate(artist.dictionary.to_pylist()))
+        yield from _by_code("artist of the item", codes_I[item_row_N], names, num_values)
+    text = file.read(columns=["text"]).column(0)
+    if text.null_count < len(text):
+        yield from _by_script(text, item_row_N)
+
+
+SCRIPTS = {
+    "Japanese kana": r"[\x{3040}-\x{30ff}]",
+    "Chinese characters, no kana": r"[\x{4e00}-\x{9fff}]",
+    "Hangul": r"[\x{ac00}-\x{d7af}]",
+    "Cyrillic": r"[\x{0400}-\x{04ff}]",
+    "Latin": r"[A-Za-z]",
+}
+"""Told apart by the first of these that a text has (RE2 syntax): the language as far as it shows."""
+
+
+def _by_script(text: pa.ChunkedArray, item_row_N: NDArray[np.int64]) -> Iterator[Segment]:
+    left_I = np.ones(len(text), dtype=bool)
+    for name, pattern in SCRIPTS.items():
+        matches = pc.fill_null(pc.match_substring_regex(text, pattern), False).to_numpy()
+        mask_N = (matches & left_I)[item_row_N]
+        left_I &= ~matches
+        if mask_N.any():
+            yield Segment("script of the item's text", name, mask_N)
+
+
+def _by_feature(
+    prepared: Path,
+    manifest: Manifest,
+    feature: FeatureSpec,
+    rows_N: NDArray[np.int64],
+    num_values: int,
+) -> Iterator[Segment]:
+    """A feature with a vocabulary; ids of users and items themselves are no segments."""
+    table = manifest.table(feature.table)
+    if table.kind != "vocab" or feature.name == f"{feature.source}_id":
+        return
+    vocab = pq.read_table(prepared / "vocab" / f"{table.name}.parquet", columns=["row", "id"])
+    names = dict(zip(*(vocab.column(i).to_pylist() for i in range(2)), strict=True))
+    family = f"{feature.name.replace('_', ' ')} of the {feature.source}"
+    base = prepared / f"{feature.source}s"
+    codes = np.load(base / f"{feature.name}.values.npy", mmap_mode="r")
+    if not feature.is_list:
+        yield from _by_code(family, codes[rows_N], names, num_values)
+        return
+    offsets = np.load(base / f"{feature.name}.offsets.npy", mmap_mode="r")
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    yield from _by_list(family, np.asarray(codes), owners, names, rows_N, num_values)
+
+
+def _by_code(
+    family: str, codes_N: NDArray, names: Mapping[int, str], num_values: int
+) -> Iterator[Segment]:
+    """The most frequent of one value a row."""
+    values, counts = np.unique(codes_N, return_counts=True)
+    for value in values[np.argsort(-counts, kind="stable")][: num_values + 1]:
+        if int(value) in names and num_values:
+            num_values -= 1
+            yield Segment(family, names[int(value)], codes_N == value)
+
+
+def _by_list(
+    family: str,
+    codes: NDArray,
+    owners: NDArray[np.int64],
+    names: Mapping[int, str],
+    rows_N: NDArray[np.int64],
+    num_values: int,
+) -> Iterator[Segment]:
+    """The most frequent of several values a row: entry j says that owner j has value j."""
+    if not codes.size:
+        return
+    rows_of_owner = np.bincount(rows_N, minlength=int(owners.max()) + 1)
+    counts = np.bincount(codes, weights=rows_of_owner[owners])
+    for value in np.argsort(-counts, kind="stable")[: num_values + 1]:
+        if int(value) in names and num_values and counts[value]:
+            num_values -= 1
+            has_I = np.zeros(len(rows_of_owner), dtype=bool)
+            has_I[owners[codes == value]] = True
+            yield Segment(family, names[int(value)], has_I[rows_N])
+
+
+def _by_time(timestamp_N: NDArray[np.int64], num_periods: int) -> Iterator[Segment]:
+    """Periods of about equal rows; their names are a number and their first and last day."""
+    if not timestamp_N.size:
+        return
+    shares = np.arange(1, num_periods) / num_periods
+    cuts = np.unique(np.quantile(timestamp_N, shares, method="lower"))
+    period_N = np.searchsorted(cuts, timestamp_N, side="right")
+    for period in np.unique(period_N):
+        mask_N = period_N == period
+        of_period = timestamp_N[mask_N]
+        days = [_day(of_period.min()), _day(of_period.max())]
+        yield Segment("time", f"{period + 1}: {' to '.join(dict.fromkeys(days))}", mask_N)
+
+
+def _day(seconds: int) -> str:
+    """Return the day of a time in seconds; the number itself where it is no such time."""
+    if not 0 <= seconds < 1 << 33:
+        return str(seconds)
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))

@@ -1,0 +1,290 @@
+"""Figures of HTML pages: SVG drawn into the page, in the page's own colours, light or dark.
+
+In: arrays. Out: SVG as text. Called by the pages of this folder.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from recsys.report.page import COLOURS
+
+_INK, _SOFT, _LINE = "#010203", "#040506", "#070809"
+"""Stand-ins in the drawing; the page's style sheet says what they are in light and in dark."""
+_IN_PAGE = {_INK: "var(--ink)", _SOFT: "var(--soft)", _LINE: "var(--line)"}
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tessera",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _SOFT,
+    "axes.edgecolor": _LINE,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "figure.facecolor": "none",
+}
+_MOST_POINTS = 400
+
+
+def _begin(width: float = 5.6, height: float = 3.7) -> tuple[Any, Any]:
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(width, height))
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _finish(figure: Any, label: str) -> str:
+    """Return the figure as an SVG element that takes its colours and its fonts from the page."""
+    with plt.rc_context(_STYLE):
+        figure.tight_layout(pad=0.4)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    size, said = r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{label}"'
+    svg = re.sub(size, said, svg, count=1)
+    # Letters are the page's: matplotlib names its own families.
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    for stand_in, colour in _IN_PAGE.items():
+        svg = svg.replace(stand_in, colour)
+    return svg
+
+
+def roc(curves: Mapping[str, tuple[NDArray, NDArray]]) -> str:
+    """Draw the share of positives found against the share of negatives let through.
+
+    Args:
+        curves: by name, (labels, scores); the first is drawn strongest. One class gives no curve.
+    """
+    figure, axes = _begin()
+    axes.plot([0, 1], [0, 1], color=_SOFT, linestyle="--", linewidth=1)
+    for index, (name, (labels, scores)) in enumerate(curves.items()):
+        false_rate, true_rate = _roc_points(labels, scores)
+        axes.plot(false_rate, true_rate, color=COLOURS[index], linewidth=2.2 - index, label=name)
+    axes.set(xlabel="share of negatives", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.01))
+    if len(curves) > 1:
+        axes.legend(loc="lower right", labelcolor=_INK, frameon=False)
+    return _finish(figure, "ROC curve")
+
+
+def _roc_points(labels: NDArray, scores: NDArray) -> tuple[NDArray, NDArray]:
+    """Return false and true positive rates at thresholds, thinned to what a picture can show."""
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: scores.size])
+    true, false = np.cumsum(labels)[last], np.cumsum(1 - labels)[last]
+    if not len(true) or not true[-1] or not false[-1]:
+        return np.zeros(0), np.zeros(0)
+    true, false = np.append(0, true / true[-1]), np.append(0, false / false[-1])
+    if len(true) > _MOST_POINTS:
+        # Evenly along the curve, so that neither the steep nor the flat end is lost.
+        way = true + false
+        at = np.unique(np.searchsorted(way, np.linspace(0, 2, _MOST_POINTS)).clip(0, len(way) - 1))
+        true, false = true[at], false[at]
+    return false, true
+
+
+def calibration(predicted: Sequence[float], observed: Sequence[float], rows: Sequence[int]) -> str:
+    """Draw mean prediction against share of positives by bin, with two standard errors of the share.
+
+    Rows of a bin are taken as independent for the bars, which is why they are thin.
+    """
+    figure, axes = _begin()
+    share, count = np.asarray(observed), np.asarray(rows)
+    error = 2 * np.sqrt(share * (1 - share) / np.maximum(count, 1)) if len(rows) else share
+    top = max([*predicted, *(share + error).tolist(), 1e-6]) * 1.05
+    axes.plot([0, top], [0, top], color=_SOFT, linestyle="--", linewidth=1)
+    axes.errorbar(predicted, share, error, color=COLOURS[0], linewidth=1, alpha=0.5, fmt="none")
+    axes.plot(predicted, share, marker="o", color=COLOURS[0], linewidth=1.8, markersize=5)
+    axes.set(xlabel="mean prediction", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
+    return _finish(figure, "calibration by tenth of the predictions")
+
+
+def score_distributions(labels: ArrayLike, scores: ArrayLike) -> str:
+    """Draw the distribution of the scores of positives and of negatives."""
+    figure, axes = _begin()
+    bins = np.linspace(0, 1, 51)
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    for label, colour, name in ((0, COLOURS[1], "negatives"), (1, COLOURS[0], "positives")):
+        chosen = scores[labels == label]
+        if len(chosen):
+            heights = np.histogram(chosen, bins, density=True)[0]
+            axes.stairs(heights, bins, fill=True, alpha=0.3, color=colour)
+            axes.stairs(heights, bins, color=colour, linewidth=1.6, label=name)
+    axes.set(xlabel="predicted probability", ylabel="density", xlim=(0, 1))
+    axes.legend(labelcolor=_INK, frameon=False)
+    return _finish(figure, "distribution of the scores by label")
+
+
+def weight_distributions(weights_NM: NDArray, names: Sequence[str]) -> str:
+    """Draw how the weight of every modality is distributed over rows; a dot marks the median."""
+    figure, axes = _begin()
+    bins = np.linspace(0, 1, 61)
+    for index in range(len(names)):
+        column, base = weights_NM[:, index], len(names) - 1 - index
+        colour = COLOURS[index % len(COLOURS)]
+        heights = np.histogram(column, bins)[0].astype(np.float64)
+        heights *= 0.85 / max(heights.max(), 1)
+        axes.stairs(base + heights, bins, baseline=base, fill=True, color=colour, alpha=0.35)
+        axes.stairs(base + heights, bins, baseline=base, color=colour, linewidth=1.4)
+        if column.size:
+            axes.plot(np.median(column), base + 0.08, "o", color=colour, markersize=6)
+    axes.set(xlabel="weight", xlim=(0, 1), ylim=(-0.1, len(names)))
+    axes.set_yticks([len(names) - 1 - i + 0.3 for i in range(len(names))], list(names))
+    axes.grid(visible=False, axis="y")
+    return _finish(figure, "distribution of the modality weights")
+
+
+def dots(
+    names: Sequence[str],
+    values: Sequence[float],
+    bounds: Sequence[tuple[float, float] | None],
+    *,
+    reference: float,
+    label: str,
+) -> str:
+    """Draw one value a line with its interval, beside a line for the reference (all rows)."""
+    figure, axes = _begin(height=0.7 + 0.27 * max(len(names), 2))
+    lines = np.arange(len(names))[::-1]
+    axes.axvline(reference, color=_SOFT, linestyle="--", linewidth=1)
+    for line, value, bound in zip(lines, values, bounds, strict=True):
+        if bound is not None:
+            axes.plot(bound, [line, line], color=COLOURS[0], linewidth=2, alpha=0.45)
+        axes.plot(value, line, "o", color=COLOURS[0], markersize=5.5)
+    return _named_lines(figure, axes, names, lines, label)
+
+
+def bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    bounds: Sequence[tuple[float, float]],
+    kinds: Sequence[int],
+    *,
+    label: str,
+) -> str:
+    """Draw one bar a line with its interval; `kinds` choose the colour."""
+    figure, axes = _begin(height=0.7 + 0.3 * max(len(names), 2))
+    lines = np.arange(len(names))[::-1]
+    for line, value, (low, high), kind in zip(lines, values, bounds, kinds, strict=True):
+        axes.barh(line, value, 0.62, color=COLOURS[kind % len(COLOURS)], alpha=0.75)
+        axes.plot([low, high], [line, line], color=_INK, linewidth=1.3)
+    axes.axvline(0, color=_SOFT, linewidth=1)
+    return _named_lines(figure, axes, names, lines, label)
+
+
+def stacked(names: Sequence[str], shares: NDArray, parts: Sequence[str], *, label: str) -> str:
+    """Draw one bar a line made of parts: shares [lines, parts]; the legend stands above."""
+    figure, axes = _begin(height=1.0 + 0.3 * max(len(names), 2))
+    lines = np.arange(len(names))[::-1]
+    left = np.zeros(len(names))
+    for index, part in enumerate(parts):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.barh(lines, shares[:, index], 0.66, left, color=colour, alpha=0.8, label=part)
+        for line, start, width in zip(lines, left, shares[:, index], strict=True):
+            if width > 0.07:
+                axes.text(
+                    start + width / 2,
+                    line,
+                    f"{width:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="#fff",
+                )
+        left += shares[:, index]
+    axes.set_xlim(0, max(1.0, float(left.max(initial=0))))
+    axes.legend(
+        ncols=len(parts),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        labelcolor=_INK,
+        handlelength=1,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+        frameon=False,
+    )
+    axes.grid(visible=False, axis="y")
+    return _named_lines(figure, axes, names, lines, label)
+
+
+def _named_lines(figure: Any, axes: Any, names: Sequence[str], lines: NDArray, label: str) -> str:
+    cut = [name if len(name) <= 34 else f"{name[:31]}..." for name in names]
+    # A dollar sign would begin a formula.
+    axes.set_yticks(lines, [name.replace("$", r"\$") for name in cut])
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(visible=False, axis="y")
+    return _finish(figure, label)
+
+
+def counts(values: ArrayLike, *, of: str, each: str) -> str:
+    """Draw how many items (users) have how many interactions, the lower axis logarithmic.
+
+    Args:
+        values: interactions by item (user); those without one are not drawn.
+        of: what is counted: "items".
+        each: what the lower axis counts: "interactions of an item".
+    """
+    figure, axes = _begin(height=3.0)
+    numbers = np.asarray(values)
+    there = numbers[numbers > 0]
+    if there.size:
+        steps = np.geomspace(there.min(), there.max() + 1, 25).round()
+        steps = np.unique(steps.astype(np.int64))
+        heights = np.histogram(there, steps)[0]
+        axes.stairs(heights, steps, fill=True, color=COLOURS[2], alpha=0.35)
+        axes.stairs(heights, steps, color=COLOURS[2], linewidth=1.5)
+        axes.set_xscale("log")
+        plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(plain)
+        if there.max() < 20 * there.min():
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.axvline(float(np.median(there)), color=_SOFT, linestyle="--", linewidth=1)
+    axes.set(xlabel=each, ylabel=of)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _finish(figure, each)
+
+
+def scatter(panels: dict[str, tuple[NDArray, NDArray, float]]) -> str:
+    """Draw learned weight against planted sensitivity, one panel a modality with its r."""
+    with plt.rc_context(_STYLE):
+        figure, all_axes = plt.subplots(
+            1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False
+        )
+    for index, (name, (planted, learned, r)) in enumerate(panels.items()):
+        axes = all_axes[0, index]
+        axes.tick_params(length=0)
+        axes.plot(
+            planted[:2000],
+            learned[:2000],
+            "o",
+            color=COLOURS[(index + 1) % len(COLOURS)],
+            markersize=3.5,
+            alpha=0.55,
+            markeredgewidth=0,
+        )
+        axes.set_title(f"{name}: r = {r:+.2f}", fontsize=11, color=_INK, loc="left")
+        axes.set(xlabel="planted share", ylabel="learned share" if not index else "")
+    return _finish(figure, "learned weights against planted sensitivities")
