@@ -225,6 +225,12 @@ def plan_and_shard(
     )
     modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
     replicate = modality_bytes <= config.plan.replicate_modality_bytes
+    if ranker.inputs.sequence and not replicate:
+        raise ValueError(
+            f"model.similarity_tiers / model.history_attention read single items of the histories "
+            f"and need the frozen tables whole on every rank: they take {modality_bytes:,} bytes, "
+            f"plan.replicate_modality_bytes={config.plan.replicate_modality_bytes:,} allows less"
+        )
     if replicate:
         plan.plan.pop(MODALITY_PATH, None)
     lines = plan_rows(plan, ranker)
