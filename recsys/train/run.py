@@ -126,18 +126,13 @@ def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> P
     if config.run.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     stored_file = folder / "config.yaml"
-    now = {
-        **dataclasses.asdict(config),
-        "data": {"name": manifest.name, "checksums": manifest.checksums},
-    }
     if stored_file.is_file():
         if config.run.resume == "never":
             raise ValueError(
                 f"{folder}: holds a run already; use run.resume=auto to go on with it, "
                 f"run.overwrite=true to delete it, or another run.name"
             )
-        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        changed = _changed_keys(stored, now)
+        changed = setting_changes(folder, config, manifest)
         if changed:
             raise ValueError(
                 f"{folder}: its run was started with other settings ({'; '.join(changed)}); "
@@ -145,9 +140,26 @@ def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> P
             )
     folder.mkdir(parents=True, exist_ok=True)
     beside = stored_file.with_name(".config.yaml")
+    now = _as_stored(config, manifest)
     beside.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
     beside.replace(stored_file)
     return folder
+
+
+def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:
+    """Return what `config` and the data would change of the run in `folder`, one text a key.
+
+    Only keys that decide the result count; how a run is carried out may change on a resume.
+    """
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return _changed_keys(stored, _as_stored(config, manifest))
+
+
+def _as_stored(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(config),
+        "data": {"name": manifest.name, "checksums": manifest.checksums},
+    }
 
 
 def read_run_folder(folder: Path) -> RunConfig:
