@@ -3,7 +3,8 @@
 In: W/prepared/, W/features/. Out: W/sweeps/<sweep.name>/best.json; the trials are the runs
 W/runs/<sweep.name>-trial<n>/. A killed sweep goes on, and one with more trials adds to what is there.
 
-    python launch/sweep.py data=demo workspace=W sweep.name=fm 'overrides=["experiment=umair_fps","model=fm"]'
+    python launch/sweep.py data=demo workspace=W sweep.name=fm \\
+        'overrides=["experiment=umair_fps","model=fm"]'
 """
 
 from pathlib import Path

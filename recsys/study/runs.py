@@ -231,5 +231,10 @@ class Commands:
             raise ValueError(f"{' '.join(command)}: failed with code {code} ({log}):\n{last}")
 
     def _all(self, one: Callable[[Any], str], entries: Sequence[Any]) -> None:
-        for index, line in enumerate(self.pool.map(one, entries)):
-            say(f"{line} ({index + 1} of {len(entries)})")
+        try:
+            for index, line in enumerate(self.pool.map(one, entries)):
+                say(f"{line} ({index + 1} of {len(entries)})")
+        except BaseException:
+            # Without this, jobs that wait for their turn would still be started one by one.
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
