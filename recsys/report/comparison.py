@@ -134,7 +134,7 @@ def write_comparison(
             [[line.name, " ".join(line.settings)] for line in lines if line.settings],
         )
         body += "</section>"
-    _write(folder / "comparison.html", page(title, body, style=_STYLE, width_pixels=1280))
+    _write(folder / "comparison.html", page(title, body, style=_STYLE, width_pixels=1360))
 
 
 def _write(path: Path, text: str) -> None:
@@ -158,7 +158,7 @@ def _write_csv(path: Path, lines: Sequence[Line]) -> None:
 
 
 _STYLE = """
-.wide{overflow-x:auto}th,td{white-space:nowrap;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto}section{margin:16px 0}th,td{white-space:nowrap;font-variant-numeric:tabular-nums}
 section td:last-child,section th:last-child{white-space:normal;text-align:left}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
 svg .axis{stroke:var(--line)}svg .zero{stroke:var(--soft);stroke-dasharray:4 4}

@@ -5,6 +5,11 @@ import json
 
 import pytest
 
+from launch.compare import own_features
+from recsys.schema import read_manifest, write_manifest
+from recsys.study.suite import VariantConfig
+from tests.tiny_world import manifest
+
 SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","train.epochs=1"'
 
 
@@ -41,6 +46,32 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     best = json.loads((tmp_path / "sweeps" / "small" / "best.json").read_text())
     assert best["num_trials"] == 2
     assert not list((tmp_path / "runs").glob("small-trial*/eval"))
+
+
+def test_variant_with_an_encoder_of_its_own_gets_features_of_its_own_once(tmp_path):
+    """The rest of its workspace points to the common one; changed settings embed again."""
+    started = []
+
+    class Recorded:
+        def job(self, name, workspace, run_name, overrides):
+            started.append((name, workspace.name, overrides))
+
+    (tmp_path / "w" / "prepared").mkdir(parents=True)
+    write_manifest(tmp_path / "w" / "prepared", manifest())
+    variant = VariantConfig(embed=["encoder.image.style_head=gram_max"])
+
+    def place(embed):
+        folder = tmp_path / "w" / "comparisons" / "style"
+        return own_features(Recorded(), tmp_path / "w", folder, "gram_max", variant, embed)
+
+    own = place([])
+    assert place([]) == own
+    assert started == [("embed", "gram_max", ["encoder.image.style_head=gram_max"])]
+    assert read_manifest(own) == read_manifest(tmp_path / "w")
+    place(["encoder/image=tiny"])
+    assert len(started) == 2 and started[1][2][0] == "encoder/image=tiny"
+    plain = own_features(Recorded(), tmp_path, tmp_path, "full", VariantConfig(), [])
+    assert plain == tmp_path and len(started) == 2
 
 
 def test_bad_request_is_one_sentence(tmp_path, job):
