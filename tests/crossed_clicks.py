@@ -54,9 +54,9 @@ def write_click_log(folder: Path, *, num_rows: int, seed: int) -> float:
         name: rng.permutation(np.arange(size) % NUM_TYPES)[ids[name]]
         for name, size in FIELDS.items()
     }
-    logit = np.full(num_rows, -1.2)
+    logit = np.full(num_rows, -2.5)
     for names in [*((name,) for name in FIELDS), *PAIRS, *TRIPLES]:
-        table = rng.normal(size=(NUM_TYPES,) * len(names)) * {1: 0.4, 2: 1.3, 3: 1.3}[len(names)]
+        table = rng.normal(size=(NUM_TYPES,) * len(names)) * {1: 0.5, 2: 2.5, 3: 2.5}[len(names)]
         logit += table[tuple(types[name] for name in names)]
     probability = 1 / (1 + np.exp(-logit))
     label = (rng.random(num_rows) < probability).astype(np.int8)
