@@ -1,92 +1,238 @@
-"""Put evaluated runs side by side: one table of AUC and log-loss, with the best possible where known.
+"""Put models side by side: what is missing is trained, and one table says who is better, by how much.
 
-In: W/runs/<name>/eval/<split>/metrics.json of every run named. Out: a table in the terminal and
-W/runs/compare-<split>.md.
+In: W/prepared/, W/features/, and a suite of variants (configs/suite/), or the names of evaluated
+runs. Out: a table in the terminal and W/comparisons/<suite>/comparison.{md,csv,html}. The runs lie in
+W/runs/<suite>-<variant>-seed<n>/; those that are there are not trained again. Settings are chosen on
+the validation split (trials=); the test split is scored once everything is trained.
 
+    python launch/compare.py data=demo workspace=W suite=baselines 'overrides=["experiment=umair_fps"]'
     python launch/compare.py data=demo workspace=W runs=[ids_only,umair_fps]
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig
-from rich.table import Table
 
-from recsys.job import run_job, say
-from recsys.report.terminal import console
+from recsys.config import from_config, plain
+from recsys.job import run_job, say, stage
+from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
+from recsys.schema import read_manifest, write_json
+from recsys.study.differences import SeedScores, paired_difference, seed_scores
+from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
+from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
+from recsys.study.tuning import choose_settings
+from recsys.train.run import read_run_folder
 
-COLUMNS = {
-    "auc": "AUC",
-    "log_loss": "log-loss (BCE)",
-    "gauc": "GAUC",
-    "normalised_entropy": "norm. entropy",
-}
+NUM_REPLICATES = 400
 
 
 def job(cfg: DictConfig) -> None:
-    """Read the metrics, print and write the table."""
+    """Read down once: from names to a table."""
     workspace = Path(cfg.workspace).resolve()
-    metrics = {name: read_metrics(workspace, name, cfg.split) for name in cfg.runs}
-    if not metrics:
-        raise ValueError("runs=[]: name at least one evaluated run, for example runs=[ids_only]")
-    rows = table_rows(metrics)
-    header = ["run", *COLUMNS.values(), "AUC, unseen items", "lift recovered"]
-    table = Table(title=f"{cfg.data.name}, {cfg.split} split", title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
-    lines = [header, ["---"] * len(header), *rows]
-    path = workspace / "runs" / f"compare-{cfg.split}.md"
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-    path.write_text(text, encoding="utf-8")
-    say(f"results: {path}")
-    reports = ", ".join(
-        str(workspace / "runs" / name / "eval" / cfg.split / "report.html") for name in metrics
+    if cfg.get("suite") is not None:
+        suite = from_config(SuiteConfig, plain(cfg.suite), "suite")
+        check_suite(suite)
+        runs, settings = run_suite(cfg, suite, workspace)
+        title, reference = f"{cfg.data.name}: {suite.name}", suite.reference
+        folder = workspace / "comparisons" / suite.name
+    else:
+        runs, settings = named_runs(workspace, list(cfg.runs), cfg.split), {}
+        title, reference = f"{cfg.data.name}: {', '.join(cfg.runs)}", cfg.runs[0]
+        folder = workspace / "comparisons" / "runs"
+    with stage("compare") as comparing:
+        lines, oracle = compare_runs(runs, settings, reference, cfg.split)
+        comparing.done(f"{len(runs)} variants, reference {reference}")
+    num_seeds = len(runs[reference])
+    title += f", {cfg.split} split"
+    notes = [
+        f"{num_seeds} seed(s); validation is the metric by which checkpoints and settings are "
+        f"chosen. Differences to {reference}: mean over seeds, interval over users and seeds "
+        f"({NUM_REPLICATES} bootstrap draws). Samples/s were measured as the runs happened; they "
+        f"compare only where nothing else ran."
+    ]
+    print_comparison(title, lines, oracle)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_comparison(folder, title, lines, oracle, notes)
+    say(f"results: {folder} (comparison.md, comparison.csv, comparison.html)")
+    say(f"next: open {folder / 'comparison.html'}")
+
+
+def run_suite(
+    cfg: DictConfig, suite: SuiteConfig, workspace: Path
+) -> tuple[dict[str, list[StudyRun]], dict[str, list[str]]]:
+    """Train and score what is missing; return the runs and the settings of every variant."""
+    # 1. The variants asked for.
+    wanted = list(suite.variants) if cfg.variants is None else list(cfg.variants)
+    unknown = sorted(set(wanted) - set(suite.variants))
+    if unknown:
+        raise ValueError(
+            f"variants={','.join(unknown)}: the suite {suite.name!r} has {', '.join(suite.variants)}"
+        )
+    if suite.reference not in wanted:
+        wanted.insert(0, suite.reference)
+    if cfg.seeds < 1:
+        raise ValueError(f"seeds={cfg.seeds}: expected 1 or more")
+    if cfg.trials and not suite.space:
+        raise ValueError(
+            f"trials={cfg.trials}: the suite {suite.name!r} has no settings to choose; add "
+            f"suite.space, or trials=0"
+        )
+    folder = workspace / "comparisons" / suite.name
+    commands = Commands(
+        recipe=cfg.data.name, num_parallel=cfg.parallel, num_ranks=cfg.ranks, logs=folder / "logs"
     )
-    say(f"next: open {reports}")
+    shared = [*cfg.overrides, *suite.overrides]
+
+    # 2. Feature tables of variants that have their own.
+    places = {
+        name: own_features(commands, workspace, folder, name, suite.variants[name], list(cfg.embed))
+        for name in wanted
+    }
+
+    # 3. Settings: chosen per variant on validation, with equal numbers of trials.
+    settings = {name: list(suite.variants[name].overrides) for name in wanted}
+    if cfg.trials:
+        for name in wanted:
+            say(f"choose settings of {name} on validation")
+            settings[name] += choose_settings(
+                commands,
+                folder / "search" / name,
+                workspace=places[name],
+                name=f"{suite.name}-{name}",
+                overrides=[*shared, *settings[name]],
+                space=suite.space,
+                num_trials=cfg.trials,
+                overwrite=cfg.overwrite,
+            )
+
+    # 4. Every variant from every seed.
+    runs = {
+        name: [
+            study_run(
+                cfg.data.name,
+                places[name],
+                f"{suite.name}-{name}-seed{seed}",
+                [*shared, *settings[name], f"run.seed={seed}"],
+            )
+            for seed in range(cfg.seeds)
+        ]
+        for name in wanted
+    }
+    # Seed by seed, so that an interrupted study has whole seeds.
+    in_order = [runs[name][seed] for seed in range(cfg.seeds) for name in wanted]
+    commands.train(in_order, overwrite=cfg.overwrite)
+
+    # 5. The split that answers, once nothing is chosen any more.
+    commands.evaluate(in_order, cfg.split)
+    return runs, settings
 
 
-def read_metrics(workspace: Path, name: str, split: str) -> dict[str, Any]:
-    """Return a run's metrics.
+def own_features(
+    commands: Commands,
+    workspace: Path,
+    folder: Path,
+    name: str,
+    variant: VariantConfig,
+    embed: list[str],
+) -> Path:
+    """Return the workspace of a variant; one with `embed` gets a folder with its own features.
+
+    Everything else in that folder points to the workspace.
+    """
+    if not variant.embed:
+        return workspace
+    own = folder / "workspaces" / name
+    own.mkdir(parents=True, exist_ok=True)
+    for part in ("prepared", "raw", "truth"):
+        if (workspace / part).exists() and not (own / part).exists():
+            (own / part).symlink_to(workspace / part)
+    overrides = [*embed, *variant.embed]
+    made = {
+        "overrides": overrides,
+        "items": read_manifest(workspace).items_checksum,
+    }
+    stamp = own / "embed.json"
+    if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != made:
+        with stage(f"embed {name}"):
+            commands.job("embed", own, None, overrides)
+        write_json(stamp, made)
+    return own
+
+
+def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[StudyRun]]:
+    """Return evaluated runs by name.
 
     Raises:
-        ValueError: it has not been evaluated on this split.
+        ValueError: no names, or a run that has not been evaluated on the split.
     """
-    path = workspace / "runs" / name / "eval" / split / "metrics.json"
-    if not path.is_file():
+    if not names:
         raise ValueError(
-            f"{path}: no metrics; run launch/evaluate.py with run.name={name} split={split} first"
+            "neither suite= nor runs= given: name a suite of configs/suite, for example "
+            "suite=baselines, or evaluated runs, for example runs=[ids_only]"
         )
+    runs = {}
+    for name in names:
+        path = workspace / "runs" / name / "eval" / split / "metrics.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: no metrics; run launch/evaluate.py with run.name={name} split={split} "
+                f"first"
+            )
+        config = read_run_folder(workspace / "runs" / name)
+        runs[name] = [StudyRun(workspace=workspace, name=name, overrides=(), config=config)]
+    return runs
+
+
+def compare_runs(
+    runs: dict[str, list[StudyRun]], settings: dict[str, list[str]], reference: str, split: str
+) -> tuple[list[Line], dict[str, float] | None]:
+    """Return a line per variant, and the metrics of the true probabilities where they are known."""
+    scores: dict[str, SeedScores] = {}
+    for name, seeds in runs.items():
+        rows = [read_predictions(run, split) for run in seeds]
+        scores[name] = seed_scores(rows, num_replicates=NUM_REPLICATES, seed=0)
+    lines, oracle = [], None
+    for name, seeds in runs.items():
+        metrics = [read_metrics(run, split) for run in seeds]
+        oracle = metrics[0].get("oracle", oracle)
+        lines.append(
+            Line(
+                name=name,
+                validation=[run.validation_metric() for run in seeds],
+                metrics={key: [metric_of(m, key) for m in metrics] for key in METRICS},
+                difference=(
+                    None
+                    if name == reference
+                    else paired_difference(scores[name], scores[reference], seed=0)
+                ),
+                num_parameters=seeds[0].num_parameters(),
+                examples_per_second=float(np.median([r.examples_per_second() for r in seeds])),
+                settings=settings.get(name, []),
+            )
+        )
+    return lines, oracle
+
+
+def read_metrics(run: StudyRun, split: str) -> dict[str, Any]:
+    """Return a run's metrics.json."""
+    path = run.folder / "eval" / split / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def table_rows(metrics: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return one line of texts per run, and the oracle last where it is known."""
-    rows = []
-    oracle: dict[str, float] | None = None
-    for name, values in metrics.items():
-        unseen = values.get("items_unseen_in_training", {}).get("auc")
-        oracle = values.get("oracle", oracle)
-        lift = values.get("oracle", {}).get("lift_recovered")
-        rows.append([
-            name,
-            *(shown(values["all"][key]) for key in COLUMNS),
-            shown(unseen),
-            "-" if lift is None else f"{lift:.1%}",
-        ])
-    if oracle is not None:
-        known = [shown(oracle.get(key)) for key in COLUMNS]
-        rows.append(["oracle (true probabilities)", *known, "-", "100.0%"])
-    return rows
-
-
-def shown(value: float | None) -> str:
-    """Return a metric with four digits, a dash where it has no value."""
-    return "-" if value is None or value != value else f"{value:.4f}"
+def metric_of(metrics: dict[str, Any], key: str) -> float:
+    """Return a column's value; nan where the evaluation has none."""
+    if key == "unseen_auc":
+        value = metrics.get("items_unseen_in_training", {}).get("auc")
+    elif key == "lift_recovered":
+        value = metrics.get("oracle", {}).get("lift_recovered")
+    else:
+        value = metrics["all"][key]
+    return math.nan if value is None else float(value)
 
 
 @hydra.main(version_base=None, config_path="../configs", config_name="compare")

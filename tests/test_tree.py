@@ -36,8 +36,9 @@ LAYERS = {
     "recsys.train.optim": 1,
     "recsys.distributed": 2,
     "recsys.train": 3,
-    "recsys.report": 4,
-    "launch": 5,
+    "recsys.study": 4,
+    "recsys.report": 5,
+    "launch": 6,
 }
 """Imports point to lower numbers, or stay within a package."""
 

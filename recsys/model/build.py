@@ -3,13 +3,25 @@
 Called by the jobs in launch/ that need a model; sharding gives the tables their storage.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from recsys.model.baselines.autoint import AutoInt
+from recsys.model.baselines.concat import Concat
+from recsys.model.baselines.dcn import Dcn
 from recsys.model.baselines.dcn_v2 import DcnV2
+from recsys.model.baselines.deepfm import DeepFM
+from recsys.model.baselines.fibinet import FiBiNet
+from recsys.model.baselines.finalmlp import FinalMlp
+from recsys.model.baselines.fm import FactorizationMachine
+from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
+from recsys.model.baselines.lr import LogisticRegression
+from recsys.model.baselines.masknet import MaskNet
+from recsys.model.baselines.xdeepfm import XDeepFM
+from recsys.model.interaction import build_cross
+from recsys.model.past import HistoryAttention, SimilarityTiers
 from recsys.model.ranker import (
     Ranker,
     RankerConfig,
@@ -17,9 +29,9 @@ from recsys.model.ranker import (
     UmairFps,
     select_features,
 )
+from recsys.model.streams import TwoStreams
+from recsys.model.towers import Tower
 from recsys.schema import Manifest
-
-RANKERS = ("umair_fps", "dcn_v2")
 
 
 def build_ranker(
@@ -35,10 +47,19 @@ def build_ranker(
         seed: of the dense weights; tables are initialised when they are sharded.
 
     Raises:
-        ValueError: unknown ranker, feature, fusion or cross; a width FBGEMM cannot hold.
+        ValueError: unknown ranker, feature, fusion or cross; a width FBGEMM cannot hold; a setting
+            that the ranker cannot have.
     """
+    if config.name not in RANKERS:
+        raise ValueError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
+    for key in ("cross_layers", "cross_heads", "cross_width"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"model.{key}={getattr(config, key)}: expected 1 or more")
+    if not config.deep_dims:
+        raise ValueError("model.deep_dims=[]: expected the width of at least one layer")
     features = select_features(manifest, config)
     dims = {name: modality_dims[name] for name in config.modalities if name in modality_dims}
+    past = config.name == "umair_fps" and (config.similarity_tiers or config.history_attention)
     inputs = RankerInputs(
         tables=manifest.tables,
         features=features,
@@ -50,36 +71,11 @@ def build_ranker(
         table_dims=config.table_dims,
         half_tables=config.half_tables,
         first_order=config.first_order,
+        sequence=bool(past),
     )
-    shared: dict[str, Any] = {
-        "user_dim": inputs.user_dim,
-        "item_dim": inputs.item_dim,
-        "modality_dims": dims,
-        "interests": [modality for modality, _ in inputs.interests],
-        "shared_projection": config.shared_projection,
-        "tower_dims": config.tower_dims,
-        "cross": config.cross,
-        "cross_layers": config.cross_layers,
-        "cross_rank": config.cross_rank,
-        "cross_experts": config.cross_experts,
-        "deep_dims": config.deep_dims,
-        "dropout": config.dropout,
-        "batch_norm": config.batch_norm,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dense: nn.Module
-        if config.name == "umair_fps":
-            dense = UmairFps(
-                **shared,
-                umcm=config.umcm,
-                match=config.match,
-                second_order_dim=inputs.vector_dim if config.second_order else 0,
-            )
-        elif config.name == "dcn_v2":
-            dense = DcnV2(**shared)
-        else:
-            raise ValueError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
+        dense = RANKERS[config.name](config, inputs)
     return Ranker(inputs=inputs, dense=dense, dense_precision=config.dense_precision)
 
 
@@ -90,4 +86,202 @@ def batch_features(ranker: Ranker) -> list[str]:
         names += columns.feature_names
     if ranker.inputs.modality is not None:
         names += [ranker.inputs.modality.item_feature, *ranker.inputs.modality.history_features]
+        if ranker.inputs.modality.sequence_feature is not None:
+            names.append(ranker.inputs.modality.sequence_feature)
     return list(dict.fromkeys(names))
+
+
+def _umair_fps(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    past: list[nn.Module] = []
+    if inputs.sequence and config.similarity_tiers:
+        past.append(
+            SimilarityTiers(modality_dims=inputs.modality_dims, num_tiers=config.similarity_tiers)
+        )
+    if inputs.sequence and config.history_attention:
+        past.append(
+            HistoryAttention(
+                modality_dims=inputs.modality_dims,
+                dim=config.tower_dims[-1],
+                hidden_dim=config.cross_width,
+            )
+        )
+    return UmairFps(
+        user_dim=inputs.user_dim,
+        item_dim=inputs.item_dim,
+        modality_dims=inputs.modality_dims,
+        interests=_interests(inputs),
+        shared_projection=config.shared_projection,
+        match=config.match,
+        second_order_dim=inputs.vector_dim if config.second_order else 0,
+        tower_dims=config.tower_dims,
+        umcm=config.umcm,
+        cross=config.cross,
+        cross_layers=config.cross_layers,
+        cross_rank=config.cross_rank,
+        cross_experts=config.cross_experts,
+        deep_dims=config.deep_dims,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+        two_streams=config.two_streams,
+        second_deep_dims=config.second_deep_dims,
+        cross_heads=config.cross_heads,
+        cross_width=config.cross_width,
+        past=past,
+    )
+
+
+def _lr(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    if not config.first_order:
+        raise ValueError(
+            "model.first_order=false: model.name=lr is made of first-order weights; use true"
+        )
+    return LogisticRegression(first_order=_first_order(inputs))
+
+
+def _fm(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    return FactorizationMachine(fields=_fields(inputs), first_order=_first_order(inputs))
+
+
+def _deepfm(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    fields = _fields(inputs)
+    return DeepFM(
+        fields=fields, first_order=_first_order(inputs), deep=_deep(config, fields.out_dim)
+    )
+
+
+def _dcn(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    x0 = _concatenation(config, inputs)
+    return Dcn(x0=x0, cross_layers=config.cross_layers, deep=_deep(config, x0.out_dim))
+
+
+def _dcn_v2(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    x0 = _concatenation(config, inputs)
+    cross = build_cross(
+        form=config.cross,
+        in_dim=x0.out_dim,
+        num_layers=config.cross_layers,
+        rank=config.cross_rank,
+        num_experts=config.cross_experts,
+    )
+    stacked = config.name == "dcn_v2_stacked"
+    return DcnV2(x0=x0, cross=cross, deep=_deep(config, x0.out_dim), stacked=stacked)
+
+
+def _xdeepfm(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    fields = _fields(inputs)
+    return XDeepFM(
+        fields=fields,
+        first_order=_first_order(inputs),
+        num_layers=config.cross_layers,
+        num_maps=config.cross_width,
+        deep=_deep(config, fields.out_dim),
+    )
+
+
+def _fibinet(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    return FiBiNet(
+        fields=_fields(inputs),
+        first_order=_first_order(inputs),
+        deep_dims=config.deep_dims,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+    )
+
+
+def _autoint(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    fields = _fields(inputs)
+    return AutoInt(
+        fields=fields,
+        first_order=_first_order(inputs),
+        num_layers=config.cross_layers,
+        num_heads=config.cross_heads,
+        head_dim=config.cross_width,
+        deep=_deep(config, fields.out_dim),
+    )
+
+
+def _masknet(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    return MaskNet(
+        fields=_fields(inputs),
+        num_blocks=config.cross_layers,
+        block_dim=config.cross_width,
+        deep_dims=config.deep_dims,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+    )
+
+
+def _finalmlp(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    x0 = _concatenation(config, inputs)
+    streams = TwoStreams(
+        in_dim=x0.out_dim,
+        first_context_dim=x0.user_dim,
+        second_context_dim=x0.item_dim,
+        first_dims=config.deep_dims,
+        second_dims=config.second_deep_dims or config.deep_dims,
+        gate_dim=config.cross_width,
+        num_heads=config.cross_heads,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+    )
+    return FinalMlp(x0=x0, streams=streams)
+
+
+def _concat(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
+    x0 = _concatenation(config, inputs)
+    return Concat(x0=x0, deep=_deep(config, x0.out_dim))
+
+
+RANKERS: dict[str, Callable[[RankerConfig, RankerInputs], nn.Module]] = {
+    "umair_fps": _umair_fps,
+    "lr": _lr,
+    "fm": _fm,
+    "deepfm": _deepfm,
+    "dcn": _dcn,
+    "dcn_v2": _dcn_v2,
+    "dcn_v2_stacked": _dcn_v2,
+    "xdeepfm": _xdeepfm,
+    "fibinet": _fibinet,
+    "autoint": _autoint,
+    "masknet": _masknet,
+    "finalmlp": _finalmlp,
+    "concat": _concat,
+}
+"""Builder of the dense part by model.name."""
+
+
+def _interests(inputs: RankerInputs) -> list[str]:
+    return [modality for modality, _ in inputs.interests]
+
+
+def _concatenation(config: RankerConfig, inputs: RankerInputs) -> Concatenation:
+    return Concatenation(
+        user_dim=inputs.user_dim,
+        item_dim=inputs.item_dim,
+        modality_dims=inputs.modality_dims,
+        interests=_interests(inputs),
+        shared_projection=config.shared_projection,
+        projection_dim=config.tower_dims[-1],
+    )
+
+
+def _fields(inputs: RankerInputs) -> Fields:
+    return Fields(
+        num_features=inputs.num_features,
+        field_dim=inputs.field_dim,
+        modality_dims=inputs.modality_dims,
+        interests=_interests(inputs),
+    )
+
+
+def _first_order(inputs: RankerInputs) -> FirstOrder:
+    return FirstOrder(modality_dims=inputs.modality_dims, interests=_interests(inputs))
+
+
+def _deep(config: RankerConfig, in_dim: int) -> Tower:
+    return Tower(
+        in_dim=in_dim,
+        hidden_dims=config.deep_dims,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+    )

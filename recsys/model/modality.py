@@ -37,6 +37,7 @@ class ModalityTables(nn.Module):
         num_rows: int,
         item_feature: str,
         history_features: Sequence[str],
+        sequence_feature: str | None = None,
     ):
         """Build the tables on the meta device.
 
@@ -45,11 +46,13 @@ class ModalityTables(nn.Module):
             num_rows: item rows, unknown row included.
             item_feature: key of the row's item in the batch.
             history_features: keys of item lists to pool, possibly none.
+            sequence_feature: key of an item list that `sequence` reads item by item.
         """
         super().__init__()
         self.dims = dict(dims)
         self.item_feature = item_feature
         self.history_features = list(history_features)
+        self.sequence_feature = sequence_feature
         self.tables = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
@@ -82,6 +85,25 @@ class ModalityTables(nn.Module):
                 }
                 for name, dim in self.dims.items()
             }
+
+    def sequence(
+        self, sparse: KeyedJaggedTensor
+    ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Return ({modality: (vector [T, E], present [T])}, row of the batch [T]) without gradient.
+
+        T counts the items of all histories of the batch, one after the other. A sharded collection
+        only answers pooled, so the tables must be held whole (recsys/train/run.py sees to it).
+        """
+        assert self.sequence_feature is not None, "built with a sequence_feature"
+        with torch.no_grad():
+            # values [7, 3, 9, ...] of lengths [2, 0, 1, ...]: the items of row 0, row 1, row 2, ...
+            history = sparse[self.sequence_feature]
+            stored = {
+                name: self.tables.embedding_bags[TABLE_PREFIX + name].weight[history.values()]
+                for name in self.dims
+            }
+            vectors = {name: self._split(stored[name], dim) for name, dim in self.dims.items()}
+            return vectors, torch.repeat_interleave(history.lengths())
 
     def _key(self, feature: str, modality: str) -> str:
         # TorchRec names an output feature@table as soon as several tables read the feature.

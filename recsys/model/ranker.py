@@ -16,6 +16,7 @@ from recsys.model.interaction import build_cross
 from recsys.model.loss import bce_loss
 from recsys.model.modality import ModalityTables
 from recsys.model.sparse import FeatureColumns, build_tables
+from recsys.model.streams import TwoStreams
 from recsys.model.towers import Tower
 from recsys.model.umcm import UMCM_FORMS
 from recsys.schema import FeatureSpec, Manifest, TableSpec
@@ -55,17 +56,32 @@ class RankerConfig:
     tower_dims: list[int] = field(default_factory=lambda: [128, 64])
     """Hidden widths of the user tower and of the item's id tower; the last is the UMCM width H."""
     umcm: str = "attention"
-    """Fusion: `attention`, `senet`, `mixture`, or `concat` (no measurement)."""
+    """Fusion: `attention`, `senet`, `mixture`, `global` (equal for all users), or `concat` (no
+    measurement)."""
     cross: str = "low_rank_mixture"
     """Cross network: `low_rank_mixture`, `low_rank`, `full` or `none`."""
     cross_layers: int = 2
-    """Layers of the cross network."""
+    """Layers of the cross network; of a baseline's CIN or attention, or its mask blocks."""
+    cross_heads: int = 2
+    """Attention heads of AutoInt; parts into which two streams are cut for their product."""
+    cross_width: int = 16
+    """Width of a baseline's layer: CIN's feature maps, an attention head, a mask block, a gate."""
     cross_rank: int = 32
     """Rank of the low-rank forms."""
     cross_experts: int = 4
     """Experts of the low-rank mixture."""
     deep_dims: list[int] = field(default_factory=lambda: [64, 32, 16])
-    """Hidden widths of the final MLP."""
+    """Hidden widths of the final MLP (of two streams: the first)."""
+    second_deep_dims: list[int] = field(default_factory=list)
+    """Hidden widths of the second stream; empty: those of the first."""
+    two_streams: bool = False
+    """UMAIR-FPS ends in two gated streams joined bilinearly, as FinalMLP does, not in one MLP."""
+    similarity_tiers: int = 0
+    """Tiers of the histogram of similarities between the item and the history, per modality
+    (SimTier); 0: none. Needs frozen tables held whole (plan.replicate_modality_bytes)."""
+    history_attention: bool = False
+    """Attention of the item over the history's modality vectors (DIN). Needs frozen tables held
+    whole (plan.replicate_modality_bytes)."""
     first_order: bool = True
     """Add a first-order weight of every sparse feature to the logit."""
     second_order: bool = False
@@ -95,8 +111,11 @@ class RankerInputs(nn.Module):
         table_dims: Mapping[str, int],
         half_tables: Sequence[str],
         first_order: bool,
+        sequence: bool = False,
     ):
-        """Args: modality_dims: vector width E of every modality in use; may be empty."""
+        """Args: modality_dims: vector width E of every modality in use; may be empty.
+        sequence: hand on the first history item by item, too; without history or modality, nothing.
+        """
         super().__init__()
         self.embeddings = build_tables(
             tables=tables,
@@ -117,12 +136,14 @@ class RankerInputs(nn.Module):
             if modality in interest_modalities
             for feature in history_features
         ]
+        self.sequence = sequence and bool(modality_dims) and bool(history_features)
         self.modality = (
             ModalityTables(
                 dims=modality_dims,
                 num_rows=num_item_rows,
                 item_feature="item_id",
                 history_features=history_features if self.interests else [],
+                sequence_feature=history_features[0] if self.sequence else None,
             )
             if modality_dims
             else None
@@ -134,11 +155,21 @@ class RankerInputs(nn.Module):
         return self.user_columns.out_dim
 
     @property
+    def num_features(self) -> int:
+        """Sparse features of both sides."""
+        return len(self.user_columns.feature_names) + len(self.item_columns.feature_names)
+
+    @property
+    def field_dim(self) -> int:
+        """Common width of the feature vectors; 0 where widths differ."""
+        widths = {*self.user_columns.feature_dims, *self.item_columns.feature_dims}
+        return widths.pop() if len(widths) == 1 else 0
+
+    @property
     def vector_dim(self) -> int:
-        """Width of the feature vectors; 0 where the sides lack features or widths differ."""
-        sides = (self.user_columns.feature_dims, self.item_columns.feature_dims)
-        widths = {dim for side in sides for dim in side}
-        return widths.pop() if all(sides) and len(widths) == 1 else 0
+        """Width of the feature vectors; 0 where a side lacks features or widths differ."""
+        both = self.user_columns.feature_names and self.item_columns.feature_names
+        return self.field_dim if both else 0
 
     @property
     def item_dim(self) -> int:
@@ -152,6 +183,7 @@ class RankerInputs(nn.Module):
         item_BD, item_sum_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        history = None
         if self.modality is not None:
             looked_up = self.modality(batch.sparse)
             items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
@@ -160,6 +192,8 @@ class RankerInputs(nn.Module):
                 (m, looked_up[m][feature][0], looked_up[m][feature][1])
                 for m, feature in self.interests
             ]
+            if self.sequence:
+                history = self.modality.sequence(batch.sparse)
         return DenseInputs(
             user_BX=user_BD,
             item_BY=item_BD,
@@ -168,6 +202,7 @@ class RankerInputs(nn.Module):
             user_sum_BD=user_sum_BD,
             item_sum_BD=item_sum_BD,
             first_order_B=user_first_order_B + item_first_order_B,
+            history=history,
         )
 
 
@@ -189,6 +224,9 @@ class DenseInputs:
     """Sum of the item's feature vectors; empty where their widths differ."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
+    history: tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor] | None = None
+    """Per modality: vector [T, E] and presence [T] of every item of every history; and the row of
+    the batch that each belongs to [T]. None unless asked for."""
 
 
 class Projections(nn.Module):
@@ -267,6 +305,8 @@ class UmairFps(nn.Module):
     Two terms are ours. The match u . m_k (`match`): the softmax of the attention keeps only how the
     modalities compare, and forgets whether the user likes any of them. The second-order term q . p
     (`second_order`, see SecondOrder): what small data says plainly need not pass through towers.
+    Options beyond the paper: two gated streams in place of the last MLP (`two_streams`), histograms
+    of similarities and attention over the history (`past`).
     """
 
     def __init__(
@@ -288,12 +328,20 @@ class UmairFps(nn.Module):
         deep_dims: Sequence[int],
         dropout: float,
         batch_norm: bool,
+        two_streams: bool = False,
+        second_deep_dims: Sequence[int] = (),
+        cross_heads: int = 1,
+        cross_width: int = 16,
+        past: Sequence[nn.Module] = (),
     ):
         """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
         second_order_dim: width of the feature vectors; 0 leaves the second-order term out.
+        two_streams: end in recsys/model/streams.py with `second_deep_dims`, `cross_heads` and gates
+        of `cross_width`.
+        past: modules of recsys/model/past.py whose outputs join z.
 
         Raises:
-            ValueError: unknown `umcm` or `cross`.
+            ValueError: unknown `umcm` or `cross`; heads that do not divide the streams.
         """
         super().__init__()
         if umcm not in UMCM_FORMS:
@@ -328,7 +376,10 @@ class UmairFps(nn.Module):
         self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim)
         self.match = nn.Linear(num_modalities, 1, bias=False) if match and num_modalities else None
         fused_dim = num_modalities * dim if umcm == "concat" else dim
-        cross_dim = dim + (fused_dim if num_modalities else 0)
+        fused_dim = fused_dim if num_modalities else 0
+        self.past = nn.ModuleList(past)
+        past_dims: list[int] = [module.out_dim for module in past]  # type: ignore[misc]
+        cross_dim = dim + fused_dim + sum(past_dims)
         cross_dim += num_modalities if self.match is not None else 0
         self.cross = build_cross(
             form=cross,
@@ -337,10 +388,24 @@ class UmairFps(nn.Module):
             rank=cross_rank,
             num_experts=cross_experts,
         )
-        self.deep = Tower(
-            in_dim=cross_dim, hidden_dims=deep_dims, dropout=dropout, batch_norm=batch_norm
-        )
-        self.logit = nn.Linear(self.deep.out_dim, 1)
+        self.streams: TwoStreams | None = None
+        if two_streams:
+            self.streams = TwoStreams(
+                in_dim=cross_dim,
+                first_context_dim=dim,
+                second_context_dim=fused_dim,
+                first_dims=deep_dims,
+                second_dims=second_deep_dims or deep_dims,
+                gate_dim=cross_width,
+                num_heads=cross_heads,
+                dropout=dropout,
+                batch_norm=batch_norm,
+            )
+        else:
+            self.deep = Tower(
+                in_dim=cross_dim, hidden_dims=deep_dims, dropout=dropout, batch_norm=batch_norm
+            )
+            self.logit = nn.Linear(self.deep.out_dim, 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], modality weights [B, M])."""
@@ -352,7 +417,8 @@ class UmairFps(nn.Module):
         for vector_BH, present_B in self.projections.items(inputs):
             vectors.append(self.dropout(vector_BH))
             present.append(present_B)
-        parts, weights_BM = [user_BH], user_BH.new_zeros(user_BH.shape[0], 0)
+        parts, weights_BM = [user_BH], user_BH[:, :0]
+        fused_BC = weights_BM
         direct_B = torch.zeros_like(inputs.first_order_B)
         if vectors:
             vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
@@ -364,7 +430,12 @@ class UmairFps(nn.Module):
                 direct_B = direct_B + self.match(match_BM)[:, 0]
         if self.second_order is not None:
             direct_B = direct_B + self.second_order(inputs)
-        logits_B = self.logit(self.deep(self.cross(torch.cat(parts, dim=1))))[:, 0]
+        parts += [module(inputs) for module in self.past]
+        crossed_BN = self.cross(torch.cat(parts, dim=1))
+        if self.streams is not None:
+            logits_B = self.streams(crossed_BN, user_BH, fused_BC)
+        else:
+            logits_B = self.logit(self.deep(crossed_BN))[:, 0]
         return logits_B + direct_B, weights_BM
 
 

@@ -83,6 +83,25 @@ class MixtureUMCM(nn.Module):
         return fused_BH, torch.einsum("bj,bjm->bm", gate_BJ, weights_BJM)
 
 
+class GlobalUMCM(nn.Module):
+    """The same measurement for everybody: a = softmax(s) with learned s, c = sum_k a_k m_k.
+
+    What is lost against the other forms is the user's say.
+    """
+
+    def __init__(self, *, num_modalities: int, dim: int):
+        """One score a modality."""
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(1, num_modalities))
+
+    def forward(
+        self, user_BH: torch.Tensor, modalities_BMH: torch.Tensor, present_BM: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (fused [B, H], weights [B, M])."""
+        weights_BM = masked_softmax(self.scores.expand_as(present_BM), present_BM)
+        return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH), weights_BM
+
+
 class ConcatUMCM(nn.Module):
     """No measurement: the modalities side by side, every one that is there with equal weight."""
 
@@ -103,5 +122,6 @@ UMCM_FORMS: dict[str, type[nn.Module]] = {
     "attention": AttentionUMCM,
     "senet": SenetUMCM,
     "mixture": MixtureUMCM,
+    "global": GlobalUMCM,
     "concat": ConcatUMCM,
 }

@@ -29,6 +29,7 @@ from recsys.distributed.plan import (
 from recsys.distributed.planner import table_sharder
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
 from recsys.model.build import build_ranker
+from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
 from recsys.schema import Manifest
 from recsys.train.loop import TrainConfig
@@ -147,18 +148,13 @@ def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> P
     if config.run.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     stored_file = folder / "config.yaml"
-    now = {
-        **dataclasses.asdict(config),
-        "data": {"name": manifest.name, "checksums": manifest.checksums},
-    }
     if stored_file.is_file():
         if config.run.resume == "never":
             raise ValueError(
                 f"{folder}: holds a run already; use run.resume=auto to go on with it, "
                 f"run.overwrite=true to delete it, or another run.name"
             )
-        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        changed = _changed_keys(stored, now)
+        changed = setting_changes(folder, config, manifest)
         if changed:
             raise ValueError(
                 f"{folder}: its run was started with other settings ({'; '.join(changed)}); "
@@ -166,9 +162,26 @@ def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> P
             )
     folder.mkdir(parents=True, exist_ok=True)
     beside = stored_file.with_name(".config.yaml")
+    now = _as_stored(config, manifest)
     beside.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
     beside.replace(stored_file)
     return folder
+
+
+def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:
+    """Return what `config` and the data would change of the run in `folder`, one text a key.
+
+    Only keys that decide the result count; how a run is carried out may change on a resume.
+    """
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return _changed_keys(stored, _as_stored(config, manifest))
+
+
+def _as_stored(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(config),
+        "data": {"name": manifest.name, "checksums": manifest.checksums},
+    }
 
 
 def read_run_folder(folder: Path) -> RunConfig:
@@ -319,6 +332,14 @@ def plan_and_shard(
         env=env, make=make, model=ranker, optimizers=optimizers, source=config.plan.file
     )
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
+    replicate = any(line["sharding"] == REPLICATED for line in content["tables"])
+    if ranker.inputs.sequence and not replicate:
+        modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
+        raise ValueError(
+            f"model.similarity_tiers / model.history_attention read single items of the histories "
+            f"and need the frozen tables whole on every rank: they take {modality_bytes:,} bytes, "
+            f"plan.replicate_modality_bytes={config.plan.replicate_modality_bytes:,} allows less"
+        )
     sharded = shard_ranker(
         ranker=ranker,
         plan=sharding_plan(content),
@@ -326,7 +347,7 @@ def plan_and_shard(
         optim=config.optim,
         table_optimizers=optimizers,
         modality_vectors={name: vectors[name] for name in used},
-        replicate_modality=any(line["sharding"] == REPLICATED for line in content["tables"]),
+        replicate_modality=replicate,
         sharder=table_sharder(
             content["communication"]["forward"], content["communication"]["backward"], env.device
         ),

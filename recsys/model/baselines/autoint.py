@@ -1,0 +1,72 @@
+"""AutoInt+ (Song et al., arXiv 1810.11921): multi-head self-attention over fields, beside an MLP.
+
+a_mk = softmax_k(<Q v_m, K v_k>); v'_m = ReLU([sum_k a_mk V v_k for every head] + R v_m);
+logit = b + sum_i w_i x_i + w . [v'_1; ...; v'_F] + w' . MLP([v_1; ...; v_F]).
+Shapes: B rows, F fields, D width of a field, A heads, H width of a head.
+"""
+
+import torch
+from torch import nn
+
+from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
+from recsys.model.ranker import DenseInputs
+from recsys.model.towers import Tower
+
+
+class FieldAttention(nn.Module):
+    """One interacting layer: every field attends to all fields of its own row."""
+
+    def __init__(self, *, in_dim: int, num_heads: int, head_dim: int):
+        """Q, K, V and R are linear maps without bias."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.out_dim = num_heads * head_dim
+        self.query, self.key, self.value, self.residual = (
+            nn.Linear(in_dim, self.out_dim, bias=False) for _ in range(4)
+        )
+
+    def forward(self, fields_BFD: torch.Tensor) -> torch.Tensor:
+        """Map [B, F, D] to [B, F, A * H]."""
+        query, key, value = (
+            layer(fields_BFD).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, A, F, H]
+            for layer in (self.query, self.key, self.value)
+        )
+        # Scale 1: the paper's scores are plain products.
+        mixed_BAFH = nn.functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        mixed_BFC = mixed_BAFH.transpose(1, 2).flatten(start_dim=2)
+        return torch.relu(mixed_BFC + self.residual(fields_BFD))
+
+
+class AutoInt(nn.Module):
+    """First-order terms, attention layers and a deep network."""
+
+    def __init__(
+        self,
+        *,
+        fields: Fields,
+        first_order: FirstOrder,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        deep: Tower,
+    ):
+        """Args: num_layers, num_heads, head_dim: of the attention; deep: reads the fields."""
+        super().__init__()
+        self.modality_names: list[str] = []
+        self.fields = fields
+        self.first_order = first_order
+        layers: list[FieldAttention] = []
+        for _ in range(num_layers):
+            in_dim = layers[-1].out_dim if layers else fields.field_dim
+            layers.append(FieldAttention(in_dim=in_dim, num_heads=num_heads, head_dim=head_dim))
+        self.attention = nn.Sequential(*layers)
+        self.deep = deep
+        attended_dim = fields.num_fields * layers[-1].out_dim
+        self.logit = nn.Linear(attended_dim + deep.out_dim, 1, bias=False)
+
+    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], weights [B, 0])."""
+        fields_BFD = self.fields(inputs)
+        attended_BC = self.attention(fields_BFD).flatten(start_dim=1)
+        both_BC = torch.cat([attended_BC, self.deep(fields_BFD.flatten(start_dim=1))], dim=1)
+        return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])

@@ -1,0 +1,34 @@
+"""Factorization machine (Rendle, ICDM 2010): logit = b + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j.
+
+The second sum in linear time: 1/2 sum_d [(sum_f v_fd)^2 - sum_f v_fd^2]. (TorchRec's
+FactorizationMachine multiplies all scalars of all vectors with each other, also of different d,
+which is another sum.) Shapes: B rows, F fields, D width of a field.
+"""
+
+import torch
+from torch import nn
+
+from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
+from recsys.model.ranker import DenseInputs
+
+
+def second_order(fields_BFD: torch.Tensor) -> torch.Tensor:
+    """Return sum_{i<j} <v_i, v_j> of every row [B]."""
+    square_of_sum_BD = fields_BFD.sum(dim=1).square()
+    sum_of_square_BD = fields_BFD.square().sum(dim=1)
+    return 0.5 * (square_of_sum_BD - sum_of_square_BD).sum(dim=1)
+
+
+class FactorizationMachine(nn.Module):
+    """First-order terms and the products of all pairs of fields."""
+
+    def __init__(self, *, fields: Fields, first_order: FirstOrder):
+        """Args: first_order: b and the weights of modalities; the ranker adds those of ids."""
+        super().__init__()
+        self.modality_names: list[str] = []
+        self.fields = fields
+        self.first_order = first_order
+
+    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], weights [B, 0])."""
+        return unmeasured(self.first_order(inputs) + second_order(self.fields(inputs)))

@@ -1,0 +1,141 @@
+"""What the baselines read of a batch: the same inputs as UMAIR-FPS, in two forms.
+
+Concatenation puts everything side by side, Fields stacks it as equally wide vectors, which the
+factorization machines and their kin need. Every baseline takes one of the two.
+Shapes: B rows, N width of the concatenation, F fields, D width of a field, E modality width.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from recsys.model.ranker import DenseInputs, Projections
+
+
+class Concatenation(nn.Module):
+    """x0 = every sparse embedding, interest vector and projected modality vector side by side."""
+
+    def __init__(
+        self,
+        *,
+        user_dim: int,
+        item_dim: int,
+        modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+        shared_projection: bool,
+        projection_dim: int,
+    ):
+        """Args: projection_dim: width of the projected modality vectors."""
+        super().__init__()
+        self.projections = Projections(
+            modality_dims=modality_dims,
+            interests=interests,
+            dim=projection_dim,
+            shared_projection=shared_projection,
+        )
+        self.user_dim = user_dim + self.projections.interest_dim
+        self.item_dim = item_dim + projection_dim * len(modality_dims)
+
+    @property
+    def out_dim(self) -> int:
+        """Width N of x0."""
+        return self.user_dim + self.item_dim
+
+    def sides(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (user and context [B, user_dim], item [B, item_dim]); a masked modality is zero."""
+        parts = [inputs.item_BY]
+        for vector_BH, present_B in self.projections.items(inputs):
+            parts.append(vector_BH * present_B[:, None])
+        return self.projections(inputs), torch.cat(parts, dim=1)
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return x0 [B, N]."""
+        return torch.cat(self.sides(inputs), dim=1)
+
+
+class Fields(nn.Module):
+    """One vector v_f per sparse feature, modality and interest, all of width D.
+
+    A modality enters as P_m e_m, the vectors of a factorization machine's real-valued features;
+    interest vectors pass the same P_m.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        field_dim: int,
+        modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+    ):
+        """Args: num_features: sparse features; field_dim: their common width.
+
+        Raises:
+            ValueError: the features differ in width.
+        """
+        super().__init__()
+        if not field_dim:
+            raise ValueError(
+                "model.table_dims: this model multiplies feature vectors with each other, and "
+                "theirs differ in width; leave model.table_dims empty or take another model.name"
+            )
+        self.field_dim = field_dim
+        self.linear = nn.ModuleDict({
+            name: nn.Linear(width, field_dim, bias=False) for name, width in modality_dims.items()
+        })
+        for parameter in self.linear.parameters():
+            # As small as the embeddings start, so that neither drowns the other.
+            nn.init.normal_(parameter, std=0.002)
+        self.num_fields = num_features + len(modality_dims) + len(interests)
+
+    @property
+    def out_dim(self) -> int:
+        """Width of all fields side by side."""
+        return self.num_fields * self.field_dim
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the fields [B, F, D]; a masked modality and an empty history are zero."""
+        parts = [inputs.user_BX, inputs.item_BY]
+        for name, linear in self.linear.items():
+            vector_BE, present_B = inputs.modalities[name]
+            parts.append(linear(vector_BE) * present_B[:, None])
+        for name, vector_BE, present_B in inputs.interests:
+            parts.append(self.linear[name](vector_BE) * present_B[:, None])
+        return torch.cat(parts, dim=1).unflatten(1, (self.num_fields, self.field_dim))
+
+
+class FirstOrder(nn.Module):
+    """b + sum_m w_m . e_m over modalities and interests.
+
+    The first-order weights of the sparse features are columns of their tables, and the ranker adds
+    them (model.first_order).
+    """
+
+    def __init__(self, *, modality_dims: Mapping[str, int], interests: Sequence[str]):
+        """Weights start at zero."""
+        super().__init__()
+        self.items = nn.ModuleDict({
+            name: nn.Linear(width, 1, bias=False) for name, width in modality_dims.items()
+        })
+        self.interests = nn.ModuleList(
+            nn.Linear(modality_dims[name], 1, bias=False) for name in interests
+        )
+        self.bias = nn.Parameter(torch.zeros(1))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the term [B]."""
+        total_B = self.bias + torch.zeros_like(inputs.first_order_B)
+        for name, linear in self.items.items():
+            vector_BE, present_B = inputs.modalities[name]
+            total_B = total_B + linear(vector_BE)[:, 0] * present_B
+        for linear, (_, vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
+            total_B = total_B + linear(vector_BE)[:, 0] * present_B
+        return total_B
+
+
+def unmeasured(logits_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (logits [B], weights [B, 0]): what a ranker answers that weighs no modality."""
+    return logits_B, logits_B[:, None][:, :0]

@@ -1,0 +1,72 @@
+"""MaskNet, parallel (Wang et al., arXiv 2102.07619): mask blocks side by side, then an MLP.
+
+mask_k = W2 ReLU(W1 V); block_k = ReLU(LN(W (mask_k * LN_emb(V))));
+logit = w . MLP([block_1; ...; block_K]) + b.
+V are all fields side by side, LN_emb normalises every field by itself.
+Shapes: B rows, F fields, D width of a field, N = F D, H width of a block.
+"""
+
+import torch
+from torch import nn
+
+from recsys.model.baselines.inputs import Fields, unmeasured
+from recsys.model.ranker import DenseInputs
+from recsys.model.towers import Tower
+
+
+class MaskBlock(nn.Module):
+    """A layer whose input is multiplied by a mask that the instance itself decides."""
+
+    def __init__(self, *, in_dim: int, out_dim: int, reduction: int):
+        """Args: reduction: the mask's hidden layer is this many times as wide as its input."""
+        super().__init__()
+        self.mask = Tower(
+            in_dim=in_dim, hidden_dims=[reduction * in_dim, in_dim], activation_on_last=False
+        )
+        self.hidden = nn.Linear(in_dim, out_dim, bias=False)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, plain_BN: torch.Tensor, normalised_BN: torch.Tensor) -> torch.Tensor:
+        """Return the block's output [B, H]; the mask is made of `plain_BN`."""
+        masked_BN = self.mask(plain_BN) * normalised_BN
+        return torch.relu(self.norm(self.hidden(masked_BN)))
+
+
+class MaskNet(nn.Module):
+    """Mask blocks over the field vectors, in parallel."""
+
+    def __init__(
+        self,
+        *,
+        fields: Fields,
+        num_blocks: int,
+        block_dim: int,
+        deep_dims: list[int],
+        dropout: float,
+        batch_norm: bool,
+        reduction: int = 2,
+    ):
+        """Args: num_blocks, block_dim: of the mask blocks; reduction: 2 in the paper's best model."""
+        super().__init__()
+        self.modality_names: list[str] = []
+        self.fields = fields
+        self.norm = nn.LayerNorm(fields.field_dim)
+        self.blocks = nn.ModuleList(
+            MaskBlock(in_dim=fields.out_dim, out_dim=block_dim, reduction=reduction)
+            for _ in range(num_blocks)
+        )
+        self.deep = Tower(
+            in_dim=num_blocks * block_dim,
+            hidden_dims=deep_dims,
+            dropout=dropout,
+            batch_norm=batch_norm,
+        )
+        self.logit = nn.Linear(self.deep.out_dim, 1)
+
+    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], weights [B, 0])."""
+        fields_BFD = self.fields(inputs)
+        plain_BN = fields_BFD.flatten(start_dim=1)
+        normalised_BN = self.norm(fields_BFD).flatten(start_dim=1)
+        blocks = [block(plain_BN, normalised_BN) for block in self.blocks]
+        return unmeasured(self.logit(self.deep(torch.cat(blocks, dim=1)))[:, 0])

@@ -1,0 +1,66 @@
+"""xDeepFM (Lian et al., arXiv 1803.05170): a compressed interaction network (CIN) beside an MLP.
+
+X^k_h = sum_{i,j} W^{k,h}_ij (X^{k-1}_i * X^0_j); p^k_h = sum_d X^k_hd;
+logit = b + sum_i w_i x_i + w . [p^1; ...; p^K] + w' . MLP(X^0).
+Shapes: B rows, F fields, D width of a field, H feature maps of a layer.
+"""
+
+import torch
+from torch import nn
+
+from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
+from recsys.model.ranker import DenseInputs
+from recsys.model.towers import Tower
+
+
+class CompressedInteraction(nn.Module):
+    """Explicit crosses of order 2, 3, ..., num_layers + 1, vector by vector."""
+
+    def __init__(self, *, num_fields: int, num_layers: int, num_maps: int):
+        """Args: num_maps: feature maps H of every layer."""
+        super().__init__()
+        before = [num_fields] + [num_maps] * (num_layers - 1)
+        self.layers = nn.ModuleList(
+            nn.Linear(maps * num_fields, num_maps, bias=False) for maps in before
+        )
+        self.out_dim = num_layers * num_maps
+
+    def forward(self, fields_BFD: torch.Tensor) -> torch.Tensor:
+        """Return the pooled maps of all layers [B, num_layers * H]."""
+        maps_BHD, pooled = fields_BFD, []
+        for layer in self.layers:
+            products_BDHF = torch.einsum("bhd,bfd->bdhf", maps_BHD, fields_BFD)
+            maps_BHD = layer(products_BDHF.flatten(start_dim=2)).transpose(1, 2)
+            pooled.append(maps_BHD.sum(dim=2))
+        return torch.cat(pooled, dim=1)
+
+
+class XDeepFM(nn.Module):
+    """First-order terms, CIN and a deep network."""
+
+    def __init__(
+        self,
+        *,
+        fields: Fields,
+        first_order: FirstOrder,
+        num_layers: int,
+        num_maps: int,
+        deep: Tower,
+    ):
+        """Args: num_layers, num_maps: of the CIN; deep: reads all fields side by side."""
+        super().__init__()
+        self.modality_names: list[str] = []
+        self.fields = fields
+        self.first_order = first_order
+        self.interaction = CompressedInteraction(
+            num_fields=fields.num_fields, num_layers=num_layers, num_maps=num_maps
+        )
+        self.deep = deep
+        self.logit = nn.Linear(self.interaction.out_dim + deep.out_dim, 1, bias=False)
+
+    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], weights [B, 0])."""
+        fields_BFD = self.fields(inputs)
+        deep_BH = self.deep(fields_BFD.flatten(start_dim=1))
+        both_BC = torch.cat([self.interaction(fields_BFD), deep_BH], dim=1)
+        return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])

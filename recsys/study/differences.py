@@ -1,0 +1,97 @@
+"""Is one model better than another, and is that luck? Paired differences over users and seeds.
+
+In: predictions of two models on the same rows, each trained from the same seeds. Out: the mean
+difference of AUC with an interval. Called by launch/compare.py.
+Shapes: N rows, S seeds, R replicates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.metrics.auc import auc
+from recsys.metrics.bootstrap import bootstrap_auc, interval
+from recsys.study.runs import ScoredRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedScores:
+    """What one model reached, seed by seed."""
+
+    auc_S: NDArray[np.float64]
+    replicates_SR: NDArray[np.float64]
+    """AUC on R resampled sets of users; column r is the same set for every model and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean difference and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `within noise` where the interval holds 0."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "within noise"
+
+
+def seed_scores(seeds: Sequence[ScoredRows], *, num_replicates: int, seed: int) -> SeedScores:
+    """Return the AUC of every seed's predictions, as they are and on resampled users.
+
+    Raises:
+        ValueError: the predictions are not of the same rows.
+    """
+    first = seeds[0]
+    for other in seeds:
+        if not (
+            np.array_equal(first.row_id_N, other.row_id_N)
+            and np.array_equal(first.label_N, other.label_N)
+        ):
+            raise ValueError(
+                f"predictions of {len(first.row_id_N):,} and {len(other.row_id_N):,} rows are not of "
+                f"the same data; evaluate the runs again on one prepared data set"
+            )
+    return SeedScores(
+        auc_S=np.array([auc(rows.label_N, rows.score_N) for rows in seeds]),
+        replicates_SR=np.stack([
+            bootstrap_auc(
+                rows.label_N,
+                rows.score_N,
+                rows.unit_N,
+                num_replicates=num_replicates,
+                rng=np.random.default_rng(seed),
+            )
+            for rows in seeds
+        ]),
+    )
+
+
+def paired_difference(ours: SeedScores, reference: SeedScores, *, seed: int) -> Difference:
+    """Return the mean over seeds of AUC(ours) - AUC(reference), with a 95 % interval.
+
+    Both sources of luck are drawn again: the users (in pairs, by the replicates) and the seeds (with
+    replacement, both models' runs of a drawn seed together). Few seeds understate their share: with
+    one seed the interval is that of the users alone.
+
+    Edge cases: the difference of a model to itself is 0 with the interval [0, 0].
+
+    Raises:
+        ValueError: the models have different numbers of seeds.
+    """
+    if ours.replicates_SR.shape != reference.replicates_SR.shape:
+        raise ValueError(
+            f"{len(ours.auc_S)} seeds against {len(reference.auc_S)}: a paired difference needs the "
+            f"same seeds of both models"
+        )
+    difference_SR = ours.replicates_SR - reference.replicates_SR
+    num_seeds, num_replicates = difference_SR.shape
+    drawn_SR = np.random.default_rng(seed).integers(num_seeds, size=difference_SR.shape)
+    means_R = difference_SR[drawn_SR, np.arange(num_replicates)].mean(axis=0)
+    low, high = interval(means_R)
+    return Difference(mean=float((ours.auc_S - reference.auc_S).mean()), low=low, high=high)

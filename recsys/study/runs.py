@@ -1,0 +1,240 @@
+"""Runs of a study: what is trained and evaluated already, and the real commands that make the rest.
+
+Called by launch/compare.py and launch/sweep.py. A study only ever starts launch/embed.py,
+launch/train.py and launch/evaluate.py, as a user would, each in a process of its own: what is
+measured is what users get, and a killed study goes on where its runs stopped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from hydra import compose
+
+from recsys.config import plain
+from recsys.job import say
+from recsys.schema import read_manifest
+from recsys.train.checkpoint import best_checkpoint, latest_checkpoint
+from recsys.train.run import SECTIONS, RunConfig, read_run_config, setting_changes
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """One training of a study, and its place."""
+
+    workspace: Path
+    name: str
+    """run.name: folder below workspace/runs/."""
+    overrides: tuple[str, ...]
+    """Everything after `launch/train.py`, but workspace and run.name."""
+    config: RunConfig
+    """What those overrides mean, for comparison with what a folder holds."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.workspace / "runs" / self.name
+
+    def trained(self) -> bool:
+        """Return whether the folder holds this very run, finished.
+
+        Raises:
+            ValueError: it holds another one, of other settings or other data; says which.
+        """
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return False
+        changes = setting_changes(self.folder, self.config, read_manifest(self.workspace))
+        if changes:
+            raise ValueError(
+                f"{self.folder}: its run was started with other settings ({'; '.join(changes)}); "
+                f"use overwrite=true to train it anew, or move the folder away"
+            )
+        state = json.loads((newest / "index.json").read_text(encoding="utf-8"))["state"]
+        return bool(state["finished"])
+
+    def evaluated(self, split: str) -> bool:
+        """Return whether the best checkpoint has been scored on `split`."""
+        metrics = self.folder / "eval" / split / "metrics.json"
+        if not metrics.is_file():
+            return False
+        best = best_checkpoint(self.folder / "checkpoints")
+        return metrics.stat().st_mtime >= (best / "index.json").stat().st_mtime
+
+    def validation_metric(self) -> float:
+        """Return the best validation metric (train.metric); the test split has no part in it."""
+        pointer = self.folder / "checkpoints" / "best.json"
+        return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])
+
+    def num_parameters(self) -> int:
+        """Return the trained values: tables, unknown rows included, and dense weights."""
+        best = best_checkpoint(self.folder / "checkpoints")
+        index = json.loads((best / "index.json").read_text(encoding="utf-8"))
+        tables = sum(chunk["num_rows"] * chunk["num_columns"] for chunk in index["chunks"])
+        with open(best / "dense.safetensors", "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        dense = sum(
+            int(np.prod(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__" and not name.endswith(buffers)
+        )
+        return tables + dense
+
+    def examples_per_second(self) -> float:
+        """Return the median training speed over the lines of metrics.jsonl."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rates = [json.loads(line).get("train/examples_per_second") for line in lines]
+        known = [rate for rate in rates if rate is not None]
+        return float(np.median(known)) if known else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """A run's predictions in the order of the split's rows."""
+
+    row_id_N: np.ndarray
+    label_N: np.ndarray
+    score_N: np.ndarray
+    unit_N: np.ndarray
+    """What the bootstrap draws: a number per user, or per row where there are no users."""
+
+
+def read_predictions(run: StudyRun, split: str) -> ScoredRows:
+    """Return the predictions that launch/evaluate.py wrote."""
+    table = pq.read_table(run.folder / "eval" / split / "predictions.parquet")
+    rows = table.column("row_id").to_numpy()
+    order = np.argsort(rows, kind="stable")
+    units = rows
+    if "user_id" in table.column_names:
+        ids = table.column("user_id").combine_chunks().dictionary_encode()
+        units = ids.indices.to_numpy(zero_copy_only=False)
+    return ScoredRows(
+        row_id_N=rows[order],
+        label_N=table.column("label").to_numpy()[order].astype(np.float64),
+        score_N=table.column("score").to_numpy()[order],
+        unit_N=units[order],
+    )
+
+
+def study_run(recipe: str, workspace: Path, name: str, overrides: Sequence[str]) -> StudyRun:
+    """Return a run with its configuration checked, as launch/train.py will read it.
+
+    Called inside a Hydra job, whose configs/ the settings are composed from.
+    """
+    cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *overrides])
+    config = read_run_config({section: plain(cfg[section]) for section in SECTIONS})
+    return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
+
+
+class Commands:
+    """Starts jobs, several side by side, each on its own share of the cores."""
+
+    def __init__(self, *, recipe: str, num_parallel: int, num_ranks: int, logs: Path):
+        """Args: recipe: of data=; num_ranks: processes of every job; logs: folder for their output.
+
+        Raises:
+            ValueError: more jobs at a time than cores.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        if not 1 <= num_parallel * num_ranks <= len(cores):
+            raise ValueError(
+                f"parallel={num_parallel} with ranks={num_ranks}: expected at least 1 and together "
+                f"no more than the {len(cores)} cores of this machine"
+            )
+        self.recipe = recipe
+        self.num_ranks = num_ranks
+        self.logs = logs
+        share = len(cores) // num_parallel
+        self.shares: SimpleQueue[set[int]] = SimpleQueue()
+        for index in range(num_parallel):
+            self.shares.put(set(cores[index * share : (index + 1) * share]))
+        self.pool = ThreadPoolExecutor(num_parallel)
+
+    def train(self, runs: Sequence[StudyRun], *, overwrite: bool) -> None:
+        """Train the runs that are not finished; an interrupted one goes on from its checkpoint."""
+        missing = []
+        for run in runs:
+            again: tuple[str, ...] = ()
+            try:
+                if run.trained():
+                    continue
+            except ValueError:
+                if not overwrite:
+                    raise
+                again = ("run.overwrite=true",)
+            missing.append((run, again))
+        say(f"train: {len(runs) - len(missing)} of {len(runs)} runs are there")
+
+        def one(entry: tuple[StudyRun, tuple[str, ...]]) -> str:
+            run, again = entry
+            self.job("train", run.workspace, run.name, [*run.overrides, *again])
+            return f"{run.name}: best validation {run.validation_metric():.4f}"
+
+        self._all(one, missing)
+
+    def evaluate(self, runs: Sequence[StudyRun], split: str) -> None:
+        """Score the runs whose best checkpoint has not been scored on `split`."""
+        missing = [run for run in runs if not run.evaluated(split)]
+        say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")
+
+        def one(run: StudyRun) -> str:
+            self.job("evaluate", run.workspace, run.name, [f"split={split}"])
+            return f"{run.name}: scored"
+
+        self._all(one, missing)
+
+    def job(self, name: str, workspace: Path, run_name: str | None, overrides: list[str]) -> None:
+        """Run launch/<name>.py and wait for it; its output goes to a log.
+
+        Raises:
+            ValueError: it failed; carries the last lines it wrote.
+        """
+        command = [sys.executable]
+        if self.num_ranks > 1:
+            command += ["-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc-per-node={self.num_ranks}"]
+        command += [str(LAUNCH / f"{name}.py"), f"data={self.recipe}", f"workspace={workspace}"]
+        command += [] if run_name is None else [f"run.name={run_name}"]
+        command += overrides
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{run_name or workspace.name}-{name}.log"
+        cores = self.shares.get()
+        try:
+            with open(log, "w", encoding="utf-8") as stream:
+                threads = str(max(1, len(cores) // self.num_ranks))
+                process = subprocess.Popen(
+                    command,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "OMP_NUM_THREADS": threads},
+                )
+                # The job counts its cores when it starts its threads, long after this.
+                os.sched_setaffinity(process.pid, cores)
+                code = process.wait()
+        finally:
+            self.shares.put(cores)
+        if code:
+            last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-6:])
+            raise ValueError(f"{' '.join(command)}: failed with code {code} ({log}):\n{last}")
+
+    def _all(self, one: Callable[[Any], str], entries: Sequence[Any]) -> None:
+        try:
+            for index, line in enumerate(self.pool.map(one, entries)):
+                say(f"{line} ({index + 1} of {len(entries)})")
+        except BaseException:
+            # Without this, jobs that wait for their turn would still be started one by one.
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,126 @@
+"""Choosing settings on the validation split, by Optuna; the test split is never read.
+
+Called by launch/sweep.py and launch/compare.py. A trial is one run of launch/train.py; it is judged
+by the validation metric in its checkpoints. The journal beside it makes a killed search go on.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from recsys.job import say
+from recsys.schema import write_json
+from recsys.study.runs import Commands, study_run
+from recsys.study.suite import SearchConfig
+
+
+def choose_settings(
+    commands: Commands,
+    folder: Path,
+    *,
+    workspace: Path,
+    name: str,
+    overrides: Sequence[str],
+    space: Mapping[str, SearchConfig],
+    num_trials: int,
+    overwrite: bool,
+) -> list[str]:
+    """Return the overrides that validate best beside `overrides`, every trial trained from seed 0.
+
+    Args:
+        folder: of the search; see `tune`.
+        name: the trials are the runs <name>-trial0, <name>-trial1, ...
+        overwrite: train trials anew whose settings or data have changed.
+
+    Raises:
+        ValueError: as `tune`; a setting that the model or the data does not have.
+    """
+    fixed = [*overrides, "run.seed=0"]
+    base = study_run(commands.recipe, workspace, name, fixed)
+
+    def measure(number: int, chosen: list[str]) -> float:
+        trial = f"{name}-trial{number}"
+        run = study_run(commands.recipe, workspace, trial, [*fixed, *chosen])
+        commands.train([run], overwrite=overwrite)
+        return run.validation_metric()
+
+    return tune(
+        folder,
+        space=space,
+        num_trials=num_trials,
+        seed=0,
+        higher_is_better=base.config.train.metric != "log_loss",
+        measure=measure,
+    )
+
+
+def tune(
+    folder: Path,
+    *,
+    space: Mapping[str, SearchConfig],
+    num_trials: int,
+    seed: int,
+    higher_is_better: bool,
+    measure: Callable[[int, list[str]], float],
+) -> list[str]:
+    """Return the overrides of the best of `num_trials` trials.
+
+    Trial 0 is the configuration as it is, so the result is never worse than it on validation.
+
+    Args:
+        folder: gets journal.log (Optuna's) and best.json.
+        measure: trains trial number n with overrides and returns its validation metric.
+
+    Raises:
+        ValueError: an earlier search in `folder` had another space; or what `measure` raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        study_name="validation",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        direction="maximize" if higher_is_better else "minimize",
+        load_if_exists=True,
+    )
+    written = {key: repr(search) for key, search in space.items()}
+    stored = study.user_attrs.get("space", written)
+    if stored != written:
+        raise ValueError(
+            f"{folder}: holds a search over {', '.join(stored)} with other bounds; move it away or "
+            f"restore suite.space"
+        )
+    study.set_user_attr("space", written)
+    # A trial that was running when the search was killed goes on from its own checkpoint.
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, measure(trial.number, _overrides(trial.params)))
+    for number in range(len(study.trials), num_trials):
+        if number == 0:
+            study.enqueue_trial({}, skip_if_exists=True)
+        asked = study.ask()
+        params = {} if number == 0 else {key: _ask(asked, key, s) for key, s in space.items()}
+        value = measure(asked.number, _overrides(params))
+        study.tell(asked, value)
+        say(f"trial {asked.number}: {value:.4f} ({', '.join(_overrides(params)) or 'as it is'})")
+    best = study.best_trial
+    chosen = _overrides(best.params)
+    write_json(
+        folder / "best.json",
+        {"trial": best.number, "metric": best.value, "overrides": chosen}
+        | {"num_trials": len(study.trials)},
+    )
+    return chosen
+
+
+def _ask(trial: optuna.Trial, key: str, search: SearchConfig) -> float:
+    if search.choices:
+        return trial.suggest_categorical(key, search.choices)
+    return trial.suggest_float(key, search.low, search.high, log=search.log)
+
+
+def _overrides(params: Mapping[str, float]) -> list[str]:
+    return [f"{key}={value:.6g}" for key, value in params.items()]

@@ -1,0 +1,136 @@
+"""Each baseline's own part against its paper's equation, spelled out in loops."""
+
+import itertools
+
+import pytest
+import torch
+
+from recsys.model.baselines.autoint import FieldAttention
+from recsys.model.baselines.fibinet import Bilinear
+from recsys.model.baselines.fm import second_order
+from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
+from recsys.model.baselines.masknet import MaskBlock
+from recsys.model.baselines.xdeepfm import CompressedInteraction
+from recsys.model.build import build_ranker
+from recsys.model.ranker import DenseInputs, RankerConfig
+from tests.tiny_world import manifest
+
+B, F, D = 4, 5, 3
+
+
+@pytest.fixture
+def fields():
+    torch.manual_seed(0)
+    return torch.randn(B, F, D)
+
+
+def pairs():
+    return itertools.combinations(range(F), 2)
+
+
+def test_second_order_term_is_the_sum_over_pairs(fields):
+    expected = sum((fields[:, i] * fields[:, j]).sum(dim=1) for i, j in pairs())
+    torch.testing.assert_close(second_order(fields), expected)
+
+
+def test_compressed_interaction_matches_its_sums(fields):
+    cin = CompressedInteraction(num_fields=F, num_layers=2, num_maps=2)
+    before, pooled = fields, []
+    for layer in cin.layers:
+        weights = layer.weight.unflatten(1, (-1, F))  # [maps, maps before, F]
+        maps = torch.zeros(B, 2, D)
+        for h, i, j in itertools.product(range(2), range(before.shape[1]), range(F)):
+            maps[:, h] += weights[h, i, j] * before[:, i] * fields[:, j]
+        pooled.append(maps.sum(dim=2))
+        before = maps
+    torch.testing.assert_close(cin(fields), torch.cat(pooled, dim=1))
+
+
+def test_bilinear_products_match_their_pairs(fields):
+    bilinear = Bilinear(num_fields=F, field_dim=D)
+    expected = [(fields[:, i] @ bilinear.weight[i]) * fields[:, j] for i, j in pairs()]
+    torch.testing.assert_close(bilinear(fields), torch.cat(expected, dim=1))
+
+
+def test_field_attention_matches_its_softmax(fields):
+    layer = FieldAttention(in_dim=D, num_heads=2, head_dim=2)
+    expected = torch.zeros(B, F, 4)
+    for head in range(2):
+        part = slice(2 * head, 2 * head + 2)
+        q, k, v = (m(fields)[..., part] for m in (layer.query, layer.key, layer.value))
+        for m in range(F):
+            scores = torch.stack([(q[:, m] * k[:, n]).sum(dim=1) for n in range(F)], dim=1)
+            a = torch.softmax(scores, dim=1)
+            expected[:, m, part] = sum(a[:, n, None] * v[:, n] for n in range(F))
+    expected = torch.relu(expected + layer.residual(fields))
+    torch.testing.assert_close(layer(fields), expected)
+
+
+def test_mask_block_matches_its_formula(fields):
+    block = MaskBlock(in_dim=F * D, out_dim=6, reduction=2)
+    plain, normalised = fields.flatten(1), torch.nn.functional.layer_norm(fields, [D]).flatten(1)
+    first, _, second = block.mask.layers
+    mask = torch.relu(plain @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    hidden = (mask * normalised) @ block.hidden.weight.T
+    expected = torch.relu(torch.nn.functional.layer_norm(hidden, [6]))
+    torch.testing.assert_close(block(plain, normalised), expected)
+
+
+def dense_inputs():
+    torch.manual_seed(1)
+    present = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    return DenseInputs(
+        user_BX=torch.randn(B, 2 * D),
+        item_BY=torch.randn(B, D),
+        modalities={"text": (torch.randn(B, 7), present)},
+        interests=[("text", torch.randn(B, 7), present.flip(0))],
+        user_sum_BD=torch.randn(B, D),
+        item_sum_BD=torch.randn(B, D),
+        first_order_B=torch.zeros(B),
+    )
+
+
+def test_fields_hold_features_modalities_and_interests_in_order():
+    inputs = dense_inputs()
+    fields = Fields(num_features=3, field_dim=D, modality_dims={"text": 7}, interests=["text"])
+    out = fields(inputs)
+    assert out.shape == (B, fields.num_fields, D) == (B, 5, D)
+    torch.testing.assert_close(out[:, 2], inputs.item_BY)
+    torch.testing.assert_close(out[0, 3], fields.linear["text"](inputs.modalities["text"][0][0]))
+    assert out[1, 3].tolist() == [0] * D, "a masked modality is zero"
+    assert out[2, 4].tolist() == [0] * D, "an empty history is zero"
+
+
+def test_masked_modality_changes_neither_form_of_the_inputs():
+    inputs, sizes = dense_inputs(), {"modality_dims": {"text": 7}, "interests": ["text"]}
+    forms = [
+        Fields(num_features=3, field_dim=D, **sizes),
+        Concatenation(
+            user_dim=2 * D, item_dim=D, shared_projection=True, projection_dim=4, **sizes
+        ),
+        FirstOrder(**sizes),
+    ]
+    torch.nn.init.normal_(forms[2].items["text"].weight)
+    before = [form(inputs) for form in forms]
+    inputs.modalities["text"][0][1] = 100.0
+    for form, expected in zip(forms, before, strict=True):
+        torch.testing.assert_close(form(inputs), expected)
+    inputs.modalities["text"][0][0] = 100.0
+    assert all(not torch.equal(f(inputs), e) for f, e in zip(forms, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "magic"}, "model.name='magic': expected one of umair_fps, lr, fm"),
+        ({"name": "lr", "first_order": False}, "model.first_order=false: model.name=lr"),
+        ({"name": "fm", "table_dims": {"tags": 8}}, "theirs differ in width"),
+        ({"name": "finalmlp", "cross_heads": 3}, "divides .* 16 and 16"),
+        ({"name": "xdeepfm", "cross_layers": 0}, "model.cross_layers=0: expected 1 or more"),
+        ({"name": "concat", "deep_dims": []}, "model.deep_dims=.*at least one layer"),
+    ],
+)
+def test_setting_that_a_ranker_cannot_have_is_refused(settings, sentence):
+    config = RankerConfig(**{"deep_dims": [16], **settings})
+    with pytest.raises(ValueError, match=sentence):
+        build_ranker(manifest=manifest(), config=config, modality_dims={}, seed=0)

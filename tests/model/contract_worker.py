@@ -1,0 +1,117 @@
+"""Runs under torchrun: every ranker on every kind of input, trained on one batch, saved and loaded.
+
+Prints one JSON line on rank 0: {case: {losses, scores, loaded, weights, num_dense, keys}}.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tiny_world
+
+from recsys.distributed.env import start, stop
+from recsys.distributed.pipeline import build_pipeline
+from recsys.model.build import RANKERS, batch_features
+from recsys.train.checkpoint import load_checkpoint, save_checkpoint
+from recsys.train.run import plan_and_shard, read_run_config
+from recsys.train.state import TrainState
+
+GLOBAL_BATCH = 32
+INPUTS = {
+    "ids": {"modalities": []},
+    "all": {"modalities": ["semantic", "style", "text"]},
+}
+OPTIONS = {
+    "umair_fps+global": {"umcm": "global"},
+    "umair_fps+concat": {"umcm": "concat"},
+    "umair_fps+two_streams": {"two_streams": True},
+    "umair_fps+similarity_tiers": {"similarity_tiers": 5},
+    "umair_fps+history_attention": {"history_attention": True},
+}
+
+
+def settings(name, **more):
+    return read_run_config({
+        "model": {
+            "name": name,
+            "embedding_dim": 8,
+            "tower_dims": [16, 8],
+            "deep_dims": [16],
+            "cross_rank": 4,
+            "cross_width": 4,
+            "interest_modalities": ["text", "style"],
+            **more,
+        },
+        "optim": {
+            "table": {"name": "adam", "learning_rate": 0.03},
+            "dense_name": "adam",
+            "dense_learning_rate": 0.03,
+        },
+        "train": {"global_batch_size": GLOBAL_BATCH, "pipeline": "sparse_dist"},
+    })
+
+
+def build(config, env):
+    return plan_and_shard(
+        config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
+    )
+
+
+def score(sharded, batch, env):
+    sharded.model.eval()
+    with torch.no_grad():
+        _, scores = sharded.model(batch)
+    gathered = [torch.empty_like(scores.logits_B) for _ in range(env.world_size)]
+    dist.all_gather(gathered, scores.logits_B)
+    return torch.cat(gathered).tolist(), list(scores.weights_BM.shape)
+
+
+def examine(config, env, folder, steps):
+    ranker, _, sharded = build(config, env)
+    features = batch_features(ranker)
+    share = GLOBAL_BATCH // env.world_size
+    rows = range(env.rank * share, (env.rank + 1) * share)
+    batch = tiny_world.batch(rows, features, 0, env.world_size, GLOBAL_BATCH)
+    pipeline = build_pipeline(config.train.pipeline, sharded, env)
+    sharded.model.train()
+    batches = iter([batch] * steps)
+    losses = []
+    for _ in range(steps):
+        loss = pipeline.progress(batches).loss.clone()
+        dist.all_reduce(loss)
+        losses.append(loss.item() / env.world_size)
+    pipeline.pause()
+    scores, weights = score(sharded, batch, env)
+    path = save_checkpoint(
+        folder, sharded=sharded, state=TrainState(), env=env, keep_last=1, best=False
+    )
+    _, _, fresh = build(config, env)
+    load_checkpoint(path, sharded=fresh, env=env)
+    loaded, _ = score(fresh, batch, env)
+    return {"losses": losses, "scores": scores, "loaded": loaded, "weights": weights} | {
+        "num_dense": sum(p.numel() for p in ranker.dense.parameters()),
+        "modalities": ranker.modality_names,
+    }
+
+
+def main():
+    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    env = start("cpu")
+    results = {}
+    cases = [
+        (f"{name}/{kind}", name, inputs) for name in RANKERS for kind, inputs in INPUTS.items()
+    ]
+    cases += [(f"{name}/all", "umair_fps", more) for name, more in OPTIONS.items()]
+    for case, name, more in cases:
+        results[case] = examine(settings(name, **more), env, folder / case, steps)
+    if env.is_first:
+        print("RESULT " + json.dumps(results), flush=True)
+    stop()
+
+
+if __name__ == "__main__":
+    main()

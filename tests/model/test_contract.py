@@ -1,0 +1,82 @@
+"""What every ranker must do: learn one batch by heart, agree on one rank and two, save and load.
+
+One worker run per number of ranks examines all of them, with ids only and with all modalities.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.model.build import RANKERS
+
+WORKER = Path(__file__).with_name("contract_worker.py")
+STEPS = 30
+FIRST_STEPS = 5
+CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
+CASES += [
+    f"umair_fps+{option}/all"
+    for option in ("global", "concat", "two_streams", "similarity_tiers", "history_attention")
+]
+
+
+def examine(num_ranks, folder, steps):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(num_ranks), str(WORKER), str(folder), str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return examine(2, tmp_path_factory.mktemp("two"), STEPS)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    return examine(1, tmp_path_factory.mktemp("one"), FIRST_STEPS)
+
+
+def test_no_ranker_escapes_the_contract(two_ranks):
+    assert sorted(two_ranks) == sorted(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_row_gets_a_score_and_its_weights(two_ranks, case):
+    result = two_ranks[case]
+    assert len(result["scores"]) == 32 and np.isfinite(result["scores"]).all()
+    assert result["weights"] == [16, len(result["modalities"])]
+    if case.startswith("umair_fps"):
+        expected = ["ids"] if case.endswith("/ids") else ["ids", "semantic", "style", "text"]
+        assert result["modalities"] == expected
+    else:
+        assert result["modalities"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_batch_is_learned_by_heart(two_ranks, case):
+    losses = two_ranks[case]["losses"]
+    assert losses[0] == pytest.approx(np.log(2), abs=0.06)
+    assert losses[-1] < 0.2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_and_two_ranks_take_the_same_steps(one_rank, two_ranks, case):
+    expected = two_ranks[case]["losses"][:FIRST_STEPS]
+    np.testing.assert_allclose(one_rank[case]["losses"], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loaded_checkpoint_scores_as_the_model_that_was_saved(two_ranks, case):
+    assert two_ranks[case]["loaded"] == two_ranks[case]["scores"]
+
+
+@pytest.mark.parametrize("name", sorted(set(RANKERS) - {"lr", "fm"}))
+def test_modalities_reach_the_model(two_ranks, name):
+    """More inputs need more weights; equal inputs are what a comparison rests on."""
+    assert two_ranks[f"{name}/all"]["num_dense"] > two_ranks[f"{name}/ids"]["num_dense"]
