@@ -102,7 +102,8 @@ def print_comparison(
     header, rows = table_texts(lines, oracle)
     table = Table(title=title, title_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        # Names stay on one line, whatever the terminal: they are what is looked for.
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     console().print(table)

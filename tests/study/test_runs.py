@@ -73,7 +73,7 @@ def test_evaluation_older_than_its_checkpoint_is_made_again(commands, tmp_path):
 
 def test_failed_job_carries_its_last_words(tmp_path):
     commands = Commands(recipe="demo", num_parallel=1, num_ranks=1, logs=tmp_path / "logs")
-    with pytest.raises(ValueError, match=r"failed with code 1 .*\n.*no run here"):
+    with pytest.raises(ValueError, match=r"failed with code 1 .*\n.*no prepared data here"):
         commands.job("evaluate", tmp_path, "nobody", ["split=test"])
 
 
