@@ -33,6 +33,9 @@ def prepare(workspace: Path, **columns: list) -> Manifest:
     """Write items.parquet with row 0 in groups of 1,024; return its manifest."""
     (workspace / "prepared").mkdir(parents=True)
     file = workspace / "prepared" / "items.parquet"
+    num_items = len(next(iter(columns.values())))
+    columns = {"item_id": [str(row) for row in range(num_items)], **columns}
+    columns |= {name: [None] * num_items for name in ("artist", "content")}
     table = pa.table({name: [None, *values] for name, values in columns.items()})
     pq.write_table(table, file, row_group_size=1024)
     manifest = Manifest(
@@ -41,7 +44,7 @@ def prepare(workspace: Path, **columns: list) -> Manifest:
         features=(),
         splits={},
         num_user_rows=0,
-        num_item_rows=1 + len(next(iter(columns.values()))),
+        num_item_rows=1 + num_items,
         image_root=str(workspace / "images"),
         has_images="image" in columns,
         has_texts="text" in columns,
@@ -214,6 +217,9 @@ def peak_bytes(workspace: Path, repository: Path, num_items: int) -> int:
             "encoder.image.weights=none",
             "encoder.image.size=16",
             "encoder.image.fit_pictures=256",
+            "encoder.image.pretext_epochs=0",
+            # The sample that heads are fitted and measured on, whose default is larger than 2,000.
+            "encoder.image.pretext_max_pictures=1000",
         ],
         # One core: on networks as small as these, threads only wait for each other.
         preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
