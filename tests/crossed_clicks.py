@@ -24,7 +24,7 @@ FIELDS = {
     "country": 40,
     "city": 80,
 }
-NUM_TYPES = 3
+NUM_TYPES = 2
 PAIRS = [
     ("user", "item"),
     ("item", "daytime"),
@@ -50,7 +50,7 @@ def write_click_log(folder: Path, *, num_rows: int, seed: int) -> float:
     }
     logit = np.full(num_rows, -2.0)
     for names in [*((name,) for name in FIELDS), *PAIRS, *TRIPLES]:
-        table = rng.normal(size=(NUM_TYPES,) * len(names)) * {1: 0.5, 2: 3.0, 3: 3.0}[len(names)]
+        table = rng.normal(size=(NUM_TYPES,) * len(names)) * {1: 0.5, 2: 3.5, 3: 3.5}[len(names)]
         logit += table[tuple(types[name] for name in names)]
     probability = 1 / (1 + np.exp(-logit))
     label = (rng.random(num_rows) < probability).astype(np.int8)
