@@ -1,4 +1,4 @@
-"""Re-use: vectors of earlier tables, found by what their rows were made of.
+"""Reuse: vectors of earlier tables, found by what their rows were made of.
 
 What enters: feature tables of the same encoder, made for other items and set aside below
 `features/`. What leaves: their vectors, by row hash. Called by embedding/job.py when items were added,

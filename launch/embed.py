@@ -160,7 +160,7 @@ def described(extraction: Extraction, seconds: float) -> str:
         f"{count:,} {what}"
         for count, what in (
             (extraction.num_kept, "kept"),
-            (extraction.num_reused, "re-used"),
+            (extraction.num_reused, "reused"),
         )
         if count
     ]

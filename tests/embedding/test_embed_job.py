@@ -207,10 +207,10 @@ def test_after_a_new_prepare_only_new_and_changed_items_are_encoded(
     # 99 items and row 0; one new, one replaced, three unusable.
     for what, encoded, found in (("pictures", 2, 95), ("texts", 1, 98)):
         line = re.search(f"encode {what}: .*", done.stdout)[0]
-        counts = {word: int(n) for n, word in re.findall(r"(\d+) (encoded|kept|re-used)", line)}
-        assert counts["encoded"] == encoded and counts["re-used"] > 0, line
+        counts = {word: int(n) for n, word in re.findall(r"(\d+) (encoded|kept|reused)", line)}
+        assert counts["encoded"] == encoded and counts["reused"] > 0, line
         # Row 0 and unusable pictures count where their shard is kept.
-        assert found <= counts["re-used"] + counts.get("kept", 0) + 1 <= 101 - encoded, line
+        assert found <= counts["reused"] + counts.get("kept", 0) + 1 <= 101 - encoded, line
     assert done.stdout.count("kept as trained on earlier data (retrain=true trains it anew)") == 2
     reused = vectors(folder)
     shutil.rmtree(folder / "features")
