@@ -55,7 +55,9 @@ def test_half_precision_of_exchange_and_tables_changes_scores_little_but_does_ch
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", ["rowwise_adagrad", pytest.param("adam", marks=pytest.mark.slow)]
+)
 def test_rank_holds_what_its_plan_says(num_ranks, optimizer):
     """Bytes of all live tensors after three steps, against tables, state, gradients, dense part."""
     held = run(num_ranks)["held"][optimizer]

@@ -91,7 +91,9 @@ def test_checkpoint_moves_across_plans_and_ranks_with_equal_predictions(tmp_path
         previous = tmp_path / name / "step-00000006"
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("adam", marks=pytest.mark.slow), "rowwise_adagrad"]
+)
 def test_training_continues_with_its_optimizer_state_on_another_plan(tmp_path, optimizer):
     whole = run(1, "--optimizer", optimizer, "--steps", "12")
     sharding = () if optimizer == "adam" else ("--sharding", "row_wise")

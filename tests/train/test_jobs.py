@@ -117,7 +117,7 @@ def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
     np.testing.assert_allclose(scores[2], scores[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_run_resumes_bit_for_bit(workspace, job, repository, ranks):
     more = ["train.epochs=3", "model.dropout=0.2", "train.save_every_steps=2"]
     whole, broken = f"whole{ranks}", f"broken{ranks}"
