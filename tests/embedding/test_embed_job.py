@@ -116,6 +116,7 @@ SLOW_NETWORK = [
     "encoder.image.size=160",
     "encoder.image.batch_size=4",
     "encoder.image.fit_pictures=16",
+    "encoder.image.pretext_epochs=0",
     "encoder.text.epochs=1",
     "encoder.text.max_pairs=64",
     "shard_rows=4",
