@@ -3,11 +3,13 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from launch.compare import own_features
 from recsys.schema import read_manifest, write_manifest
 from recsys.study.suite import VariantConfig
+from tests.feature_tables import write_table
 from tests.tiny_world import manifest
 
 SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","train.epochs=1"'
@@ -21,6 +23,11 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     for name, more in (("demo", ["processes=1", *sizes]), ("prepare", ["data=demo"])):
         done = job(name, f"workspace={tmp_path}", *more)
         assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path)
+    for index, name in enumerate(("semantic", "style", "text")):
+        vectors = np.random.default_rng(index).normal(size=(manifest.num_item_rows, 8))
+        folder = tmp_path / "features" / name
+        write_table(folder, vectors, items_checksum=manifest.items_checksum)
     suite = [*base, "suite=baselines", "variants=[umair_fps,fm]", f"overrides=[{SMALL}]"]
     done = job("compare", *suite, "seeds=2", "trials=2", timeout_seconds=600)
     assert done.returncode == 0, done.stderr
