@@ -44,7 +44,7 @@ def fit_heads(
         ValueError: no usable picture on any rank.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    counts = _gathered(len(pictures), world)
+    counts = gathered(len(pictures), world)
     if not sum(counts):
         raise ValueError("no usable picture to fit the image encoder's heads on")
     # The rank with most pictures speaks for all.
@@ -53,7 +53,7 @@ def fit_heads(
         encoder.fit_reductions(pictures.pixels[:_REDUCTION_PICTURES], batch_size)
     encoder.restore_fitted(_broadcast(encoder.fitted_state(), first, world))
     reduced = _reduced_views(encoder, pictures, num_views, batch_size, seed * 7919 + rank)
-    parts = _gathered((reduced, pictures.artists, pictures.contents), world)
+    parts = gathered((reduced, pictures.artists, pictures.contents), world)
     if rank == 0:
         artist_N = _labels([name for _, artists, _ in parts for name in artists])
         content_N = _labels([name for _, _, contents in parts for name in contents])
@@ -95,11 +95,11 @@ def _labels(names: Sequence[str | None]) -> torch.Tensor:
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def _gathered(value: Any, world: int) -> list[Any]:
-    if world == 1:
-        return [value]
-    values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
+def gathered(value: Any, world_size: int) -> list[Any]:
+    """Return the values of all ranks, by rank."""
+    values = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from embedding.catalogue import Catalogue
 from embedding.fine_tuning import fine_tune
-from embedding.heads import Pictures, fit_heads, measure
+from embedding.heads import Pictures, fit_heads, gathered, measure
 from embedding.holdout import held_out
 from embedding.image import ImageConfig, ImageEncoder, chosen_style_head
 from embedding.job import (
@@ -166,14 +166,6 @@ def described(extraction: Extraction, seconds: float) -> str:
     ]
     parts.append(", ".join([f"{encoded:,} encoded, {encoded / seconds:,.0f} items/s", *there]))
     return "; ".join(parts)
-
-
-def gathered(value: Any, world_size: int) -> list[Any]:
-    """Return the values of all ranks, by rank."""
-    values = [value] * world_size
-    if world_size > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def trained_on(manifest: Manifest) -> dict[str, str | None]:
