@@ -11,6 +11,7 @@ the validation split (trials=); the test split is scored once everything is trai
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,14 @@ def run_suite(
         for name in wanted
     }
 
-    # 3. Settings: chosen per variant on validation, with equal numbers of trials.
+    # 3. Settings: chosen per variant on validation, with equal numbers of trials. The trials of one
+    # variant follow each other; variants search side by side and share the cores of `commands`.
     settings = {name: list(suite.variants[name].overrides) for name in wanted}
     if cfg.trials:
-        for name in wanted:
+
+        def search(name: str) -> list[str]:
             say(f"choose settings of {name} on validation")
-            settings[name] += choose_settings(
+            return choose_settings(
                 commands,
                 folder / "search" / name,
                 workspace=places[name],
@@ -109,6 +112,10 @@ def run_suite(
                 num_trials=cfg.trials,
                 overwrite=cfg.overwrite,
             )
+
+        with ThreadPoolExecutor(cfg.parallel) as pool:
+            chosen = dict(zip(wanted, pool.map(search, wanted), strict=True))
+        settings = {name: settings[name] + chosen[name] for name in wanted}
 
     # 4. Every variant from every seed.
     runs = {

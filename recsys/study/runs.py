@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from recsys.train.checkpoint import best_checkpoint, latest_checkpoint
 from recsys.train.run import SECTIONS, RunConfig, read_run_config, setting_changes
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+# Hydra keeps the state of a composition in globals; searches run in threads.
+_composing = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,8 @@ def study_run(recipe: str, workspace: Path, name: str, overrides: Sequence[str])
 
     Called inside a Hydra job, whose configs/ the settings are composed from.
     """
-    cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *overrides])
+    with _composing:
+        cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *overrides])
     config = read_run_config({section: plain(cfg[section]) for section in SECTIONS})
     return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
 
