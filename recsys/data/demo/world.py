@@ -38,9 +38,9 @@ class WorldConfig:
 
     num_items: int = 3600
     """Pictures."""
-    num_users: int = 2000
+    num_users: int = 1000
     """Users."""
-    num_exposures: int = 200_000
+    num_exposures: int = 300_000
     """Rows of the log."""
     num_captions: int = 6000
     """Caption pairs for the text encoder, beside names, relations and explanations."""
