@@ -28,6 +28,7 @@ from recsys.distributed.plan import (
 )
 from recsys.distributed.planner import table_sharder
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
+from recsys.job import say
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
@@ -157,7 +158,11 @@ def open_run_folder(
     folder = workspace / "runs" / config.run.name
     stored_file = folder / "config.yaml"
     own = launch is not None and stored_file.is_file() and _launch_of(stored_file) == launch
-    if config.run.overwrite and not own:
+    if config.run.overwrite and own:
+        say(
+            f"run.overwrite: {folder} was made by this very start of torchrun ({launch}) and is kept"
+        )
+    elif config.run.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if stored_file.is_file():
         if config.run.resume == "never" and not own:
