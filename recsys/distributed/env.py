@@ -17,6 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from recsys.distributed.rendezvous import fresh_store
+
 GROUP_TIMEOUT = timedelta(hours=6)
 """Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
 is noticed at once, by its closed connection."""
@@ -86,10 +88,18 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)
+    timeout = timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():
         if "RANK" in os.environ:
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
             dist.init_process_group(
-                "nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+                "nccl" if use_cuda else "gloo",
+                store=fresh_store(
+                    store, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
+                ),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
             )
         else:
             dist.init_process_group(
@@ -97,7 +107,7 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
                 store=dist.HashStore(),
                 rank=0,
                 world_size=1,
-                timeout=timedelta(seconds=timeout_seconds),
+                timeout=timeout,
             )
     return Env(
         rank=rank,
