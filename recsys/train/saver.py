@@ -113,7 +113,12 @@ class Saver:
             self.report(step, {"checkpoint/blocking_seconds": self._blocking_seconds} | costs)
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._thread = threading.Thread(target=work, args=arguments, name="saver", daemon=True)
+        def run() -> None:
+            if self.env.device.type == "cuda":
+                torch.cuda.set_device(self.env.device)  # threads begin with device 0
+            work(*arguments)
+
+        self._thread = threading.Thread(target=run, name="saver", daemon=True)
         self._thread.start()
 
     def _join(self) -> None:

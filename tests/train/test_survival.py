@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 
 import numpy as np
@@ -186,6 +187,9 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on_by_itself(workspace
 @pytest.mark.slow
 def test_a_lost_machine_leaves_a_smaller_group_that_goes_on(workspace, whole, tmp_path):
     """Two torchrun agents of one rank each; one is lost with its worker, the other goes on alone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     agents = [
         Running(
             "train",
@@ -197,7 +201,7 @@ def test_a_lost_machine_leaves_a_smaller_group_that_goes_on(workspace, whole, tm
                 "--max-restarts=3",
                 "--rdzv-backend=c10d",
                 "--rdzv-id=smaller",
-                "--rdzv-endpoint=localhost:29517",
+                f"--rdzv-endpoint=localhost:{port}",
                 "--rdzv-conf=last_call_timeout=12,keep_alive_interval=1,keep_alive_max_attempt=3",
             ),
         )
@@ -211,8 +215,8 @@ def test_a_lost_machine_leaves_a_smaller_group_that_goes_on(workspace, whole, tm
     assert agents[0].wait_until(reached), agents[0].said()[-3000:]
     said = [agent.said() for agent in agents]
     assert "on 2 rank(s)" in "".join(said)
-    # The agent that holds the rendezvous store must live; rank 0 speaks through the other or this.
-    holder = next(i for i, agent in enumerate(agents) if listens(agent.process.pid, 29517))
+    # The agent that holds the rendezvous store must live.
+    holder = next(i for i, agent in enumerate(agents) if listens(agent.process.pid, port))
     agents[1 - holder].kill()
     assert agents[holder].finish(seconds=200) == 0, agents[holder].said()[-3000:]
     assert "on 1 rank(s)" in agents[holder].said()
