@@ -397,6 +397,11 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: checkpoint version {index.get('version')!r}, expected {CHECKPOINT_VERSION}"
         )
+    for name in {chunk["file"] for chunk in index["chunks"]}:
+        if Path(name).name != name:
+            raise ValueError(
+                f"{file}: names {name!r}; expected files of the checkpoint's own folder"
+            )
     return index
 
 

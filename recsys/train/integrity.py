@@ -65,6 +65,8 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1, read: bool = Tru
         return f"{MANIFEST} does not list index.json"
     for name, num_bytes, sha256 in entries[part::num_parts]:
         file = path / name
+        if Path(name).name != name:
+            return f"{MANIFEST} lists {name!r}, which is no plain file name"
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != num_bytes:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recsys.distributed.env import Env
+from recsys.schema import sha256_of
 from recsys.train.integrity import (
     best_checkpoint,
     check_whole,
@@ -63,6 +64,14 @@ DAMAGES = {
     "other manifest": (
         lambda path: (path / "manifest.json").write_text('{"files": {}}'),
         "manifest.json does not list index.json",
+    ),
+    "path in the manifest": (
+        lambda path: (path / "manifest.json").write_text(
+            '{"files": {"index.json": {"bytes": 12, "sha256": "'
+            + sha256_of(path / "index.json")
+            + '"}, "../x": {"bytes": 1, "sha256": ""}}}'
+        ),
+        "manifest.json lists '../x', which is no plain file name",
     ),
     "binary manifest": (
         lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe\x00"),
