@@ -264,7 +264,7 @@ def write_unusable(path: Path, pictures: Iterable[tuple[str, str, str]]) -> int:
 
     All of them are listed, since whoever mends a catalogue needs all. Returns their number.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.part")
     count = 0
     with open(beside, "w", encoding="utf-8", newline="") as target:
         writer = csv.writer(target, lineterminator="\n")

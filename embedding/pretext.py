@@ -289,7 +289,7 @@ class Checkpoint:
     def save(self, state: PretextState) -> None:
         """Write everything a later process needs to go on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        beside = self.path.with_name(f".{self.path.name}.part")
         torch.save(
             {
                 "stamp": self.stamp,

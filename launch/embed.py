@@ -198,6 +198,9 @@ def image_encoder(
         "trained_on": trained_on(manifest),
         "seed": seed,
     }
+    # An untrained network begins with the same weights every time: a killed run that had not ended
+    # its first pass is repeated, not replaced by another.
+    torch.manual_seed(seed)
     encoder = ImageEncoder(
         backbone=config.backbone,
         weights=config.weights,

@@ -34,8 +34,9 @@ from recsys.report.evaluation import (
 )
 from recsys.report.evaluation_folder import Evaluation
 from recsys.schema import read_manifest, write_json
-from recsys.train.checkpoint import best_checkpoint, load_checkpoint
+from recsys.train.checkpoint import load_checkpoint
 from recsys.train.importance import score_shuffled
+from recsys.train.integrity import best_checkpoint, check_whole
 from recsys.train.predict import predict
 from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_folder
 
@@ -69,6 +70,7 @@ def job(cfg: DictConfig) -> None:
     )
     ranker, _, sharded = plan_and_shard(config=run, manifest=manifest, vectors=vectors, env=env)
     path = best_checkpoint(folder / "checkpoints")
+    check_whole(path, env)
     state = load_checkpoint(path, sharded=sharded, env=env, with_optimizer=False)
     say(f"model: {run.model.name}, {path.name} (epoch {state.epoch}), {env.world_size} rank(s)")
 

@@ -39,7 +39,7 @@ from recsys.report.neighbours import (
     write_neighbours,
 )
 from recsys.report.sheet import draw_sheet, tile_pixels
-from recsys.schema import Manifest, read_manifest
+from recsys.schema import Manifest, forget_killed, read_manifest
 
 POOL_ROWS = 4096
 """Items a sample is chosen from."""
@@ -88,6 +88,7 @@ def job(cfg: DictConfig) -> None:
     notes.insert(0, "Most alike by cosine similarity of the stored vectors, best first.")
     target = workspace / "neighbours"
     beside = target.with_name(f".{target.name}.{os.getpid()}")
+    forget_killed(workspace, target.name)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:

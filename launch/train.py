@@ -4,11 +4,15 @@ In: W/prepared/, W/features/. Out: W/runs/<run.name>/ with config.yaml, plan.jso
 tensorboard/ and checkpoints/.
 
     torchrun --standalone --nproc-per-node 8 launch/train.py data=demo workspace=W run.name=mine
+    torchrun --max-restarts=3 --nnodes=1:4 --nproc-per-node 8 --rdzv-backend=c10d --rdzv-id=mine \
+        --rdzv-endpoint=HOST:29400 launch/train.py data=demo workspace=W run.name=mine
     python launch/train.py data=demo workspace=W run.name=smoke experiment=smoke
+
+SIGTERM and SIGINT: all ranks finish the step, save and end with code 143 or 130. The same command
+goes on from the newest whole checkpoint, on any number of ranks.
 """
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -16,14 +20,22 @@ from omegaconf import DictConfig
 
 from embedding.store import open_features
 from recsys.config import plain
-from recsys.distributed.env import Env, first_rank_work, start, stop
+from recsys.distributed.env import (
+    Env,
+    first_rank_work,
+    launch_from_environment,
+    start,
+    stop,
+)
 from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
+from recsys.distributed.signals import FAILED, StopSignals
 from recsys.job import run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
 from recsys.schema import read_manifest, write_json
-from recsys.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from recsys.train.checkpoint import load_checkpoint
+from recsys.train.integrity import newest_whole, restore_best
 from recsys.train.log import RunLog
 from recsys.train.loop import train
 from recsys.train.optim import learning_rate_factor
@@ -35,6 +47,7 @@ from recsys.train.run import (
     plan_and_shard,
     read_run_config,
 )
+from recsys.train.saver import Saver
 from recsys.train.state import TrainState
 from recsys.train.validate import Validation
 
@@ -51,7 +64,7 @@ def job(cfg: DictConfig) -> None:
     folder = workspace / "runs" / config.run.name
     with first_rank_work(env) as is_first:
         if is_first:
-            open_run_folder(workspace, config, manifest)
+            open_run_folder(workspace, config, manifest, launch_from_environment())
 
     # 3. The model: built for one process, planned for this world, sharded.
     vectors = open_features(
@@ -105,37 +118,46 @@ def job(cfg: DictConfig) -> None:
         total_steps=total_steps,
         log_every_steps=config.train.log_every_steps,
     )
+    signals = StopSignals(env, within_seconds=config.train.stop_within_seconds)
     validation = Validation(
-        sharded=sharded, loader=valid_loader, log=log, env=env, metric=config.train.metric
-    )
-
-    def save(now: TrainState, best: bool) -> None:
-        save_checkpoint(
-            folder / "checkpoints",
-            sharded=sharded,
-            state=now,
-            env=env,
-            keep_last=config.train.keep_last,
-            best=best,
-        )
-
-    train(
         sharded=sharded,
-        pipeline=build_pipeline(config.train.pipeline, sharded, env),
-        loader=train_loader,
-        learning_rate_factor=lambda step: learning_rate_factor(config.optim, step, total_steps),
-        validate=validation.run,
-        save=save,
-        state=state,
+        loader=valid_loader,
         log=log,
-        epochs=config.train.epochs,
-        evaluate_every_steps=config.train.evaluate_every_steps,
-        save_every_steps=config.train.save_every_steps,
-        patience=config.train.patience,
-        higher_is_better=config.train.metric != "log_loss",
-        plateau_factor=config.optim.plateau_factor,
+        env=env,
+        signals=signals,
+        metric=config.train.metric,
     )
+    saver = Saver(
+        folder / "checkpoints",
+        sharded=sharded,
+        env=env,
+        keep_last=config.train.keep_last,
+        in_background=config.train.save_in_background,
+        on_failure=lambda: signals.ask(FAILED),
+        report=log.write,
+    )
+    with signals, saver:
+        train(
+            sharded=sharded,
+            pipeline=build_pipeline(config.train.pipeline, sharded, env),
+            loader=train_loader,
+            learning_rate_factor=lambda step: learning_rate_factor(config.optim, step, total_steps),
+            validate=validation.run,
+            save=saver.save,
+            stop_due=signals.due,
+            state=state,
+            log=log,
+            epochs=config.train.epochs,
+            evaluate_every_steps=config.train.evaluate_every_steps,
+            save_every_steps=config.train.save_every_steps,
+            patience=config.train.patience,
+            higher_is_better=config.train.metric != "log_loss",
+            plateau_factor=config.optim.plateau_factor,
+        )
     log.close()
+    if signals.exit_code and not state.finished:
+        say(f"stopped by {signals.name} at step {state.step:,}, saved; the same command goes on")
+        stop(signals.exit_code)
 
     # 7. What came out, and what to do next.
     best = "none" if state.best_metric is None else f"{state.best_metric:.4f}"
@@ -148,17 +170,19 @@ def job(cfg: DictConfig) -> None:
 
 
 def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -> TrainState:
-    """Return the state of the newest checkpoint, loaded, or a new one with seeded dropout."""
+    """Return the state of the newest whole checkpoint, loaded, or a new one with seeded dropout."""
     torch.manual_seed(1_000_003 * config.run.seed + env.rank)
-    newest: Any = latest_checkpoint(folder / "checkpoints")
+    newest = newest_whole(folder / "checkpoints", env)
     if newest is None:
         return TrainState()
     state = load_checkpoint(newest, sharded=sharded, env=env)
+    restore_best(folder / "checkpoints", state, env)
     say(f"resumed from {newest.name}: epoch {state.epoch}, step {state.step:,}")
     # Asked again: the number of epochs and the patience may have been raised since.
     patience = config.train.patience
     stalled = bool(patience) and state.evaluations_without_improvement >= patience
-    state.finished = stalled or state.epoch >= config.train.epochs
+    done = stalled or state.epoch >= config.train.epochs
+    state.finished = done and not state.validation_due
     return state
 
 

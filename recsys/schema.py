@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,9 +143,17 @@ def sha256_of(path: str | Path) -> str:
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write JSON beside `path` and rename it into place: readers see all of it or nothing."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.part")
     beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, path)
+
+
+def forget_killed(folder: Path, name: str) -> None:
+    """Remove `.name.<pid>` below `folder`, which processes that are gone have left half-written."""
+    for path in folder.glob(f".{name}.*"):
+        pid = path.name.removeprefix(f".{name}.").removesuffix(".old")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(path)
 
 
 def write_manifest(prepared: str | Path, manifest: Manifest) -> None:

@@ -44,6 +44,7 @@ from recsys.schema import (
     Manifest,
     SplitSpec,
     TableSpec,
+    forget_killed,
     sha256_of,
     write_manifest,
 )
@@ -66,6 +67,7 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     check_recipe(recipe)
     final = workspace / "prepared"
     beside = workspace / f".prepared.{os.getpid()}"
+    forget_killed(workspace, "prepared")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)

@@ -6,6 +6,7 @@ under `torchrun` (many), on CPU with gloo and on GPU with nccl.
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,10 +17,28 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from recsys.distributed.rendezvous import fresh_store
+
+GROUP_TIMEOUT = timedelta(hours=6)
+"""Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
+is noticed at once, by its closed connection."""
+
 
 def rank_from_environment() -> int:
     """Return this process's global rank; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launch_from_environment() -> str | None:
+    """Return what names this start of torchrun, through all its restarts; None without torchrun.
+
+    The rendezvous id where there is one (`--standalone` draws it, `--rdzv-id` gives it), else the
+    agent process, whose children all restarts are.
+    """
+    rendezvous = os.environ.get("TORCHELASTIC_RUN_ID")
+    if rendezvous is None:
+        return None
+    return f"agent {os.getppid()} on {socket.gethostname()}" if rendezvous == "none" else rendezvous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +88,18 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)
+    timeout = timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():
         if "RANK" in os.environ:
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
             dist.init_process_group(
-                "nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+                "nccl" if use_cuda else "gloo",
+                store=fresh_store(
+                    store, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
+                ),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
             )
         else:
             dist.init_process_group(
@@ -80,7 +107,7 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
                 store=dist.HashStore(),
                 rank=0,
                 world_size=1,
-                timeout=timedelta(seconds=timeout_seconds),
+                timeout=timeout,
             )
     return Env(
         rank=rank,
@@ -102,8 +129,11 @@ def silence_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=module)
 
 
-def stop() -> None:
+def stop(exit_code: int = 0) -> None:
     """End the job: wait for the other ranks and leave. Under torchrun this does not return.
+
+    Args:
+        exit_code: of the process; other than 0 this never returns.
 
     Files are closed and written by then. The process ends without tearing libraries down: gloo's
     threads, taken apart in whatever order, end a finished rank with SIGABRT now and then (LOG.md,
@@ -115,13 +145,18 @@ def stop() -> None:
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(exit_code)
     dist.destroy_process_group()
+    if exit_code:
+        sys.exit(exit_code)
 
 
 @contextmanager
-def first_rank_work(env: Env) -> Iterator[bool]:
+def first_rank_work(env: Env, group: dist.ProcessGroup | None = None) -> Iterator[bool]:
     """Run a block on rank 0 only, with its outcome shared: an error there is raised on every rank.
+
+    Args:
+        group: of all ranks, where a thread beside the main one calls this; None: the default one.
 
     Yields True on rank 0. Without this, an exception on rank 0 leaves the others waiting for the
     process-group timeout.
@@ -136,7 +171,7 @@ def first_rank_work(env: Env) -> Iterator[bool]:
         error = raised
     outcome = [str(error) if error is not None and env.is_first else None]
     if env.world_size > 1:
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=group)
     if error is not None:
         raise error
     if outcome[0] is not None:

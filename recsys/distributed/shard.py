@@ -262,6 +262,8 @@ def _kernels(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
 def _shards_of(collection: nn.Module) -> Iterator[TableShard]:
     """Yield this rank's pieces of a sharded collection, fused optimizer state included."""
     for config, kernel, replicated in _kernels(collection):
+        if not replicated:
+            kernel.flush()  # rows that a cache on the accelerator holds newer than the table
         weights = kernel.split_embedding_weights()
         # A replicated table's state lives in a torch optimizer; SGD reports no state at all.
         states = [] if replicated else kernel.get_optimizer_state()

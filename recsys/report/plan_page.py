@@ -4,7 +4,6 @@ In: the content of plan.json. Out: plan.html, one file, for light and dark. Call
 """
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def write_plan_page(path: Path, content: Mapping[str, Any], *, title: str) -> No
         "Times are TorchRec's estimates for a step, forward and backward.",
         _table(RANK_COLUMNS, _RANK_KEYS, content["ranks"], ()),
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.part")
     whole = page(title, body, style=_STYLE, script=SORT_SCRIPT, width_pixels=1240)
     beside.write_text(whole, encoding="utf-8")
     beside.replace(path)

@@ -24,7 +24,7 @@ from hydra import compose
 from recsys.config import plain
 from recsys.job import say
 from recsys.schema import read_manifest
-from recsys.train.checkpoint import best_checkpoint, latest_checkpoint
+from recsys.train.integrity import best_checkpoint, latest_checkpoint
 from recsys.train.run import SECTIONS, RunConfig, read_run_config, setting_changes
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"

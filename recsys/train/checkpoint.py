@@ -2,85 +2,198 @@
 
 A table is stored as chunks, each a rectangle of rows and columns with its optimizer state; a reader
 takes from the chunks whatever its own shards cover. What enters and leaves: a ShardedRanker and a
-TrainState. Called by the training loop and by evaluate.
+TrainState. Called by saver.py, launch/train.py and launch/evaluate.py.
 
     checkpoints/step-00000042/
-      index.json             chunks of every table, step counts, loop state; written last
+      index.json             chunks of every table, step counts, loop state
       tables-rank00000.safetensors   this rank's chunks
       dense.safetensors      dense weights (rank 0)
       dense-optimizer.pt     dense optimizer state (rank 0, tensors only)
       random-rank00000.pt    random state of each rank
+      manifest.json          size and sha256 of every file above; written last (integrity.py)
 
 The folder is written under a hidden name and renamed: it is complete or it does not exist.
 """
 
 import dataclasses
+import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
 
 from recsys.distributed.env import Env, first_rank_work
 from recsys.distributed.shard import ShardedRanker, TableShard
 from recsys.schema import write_json
+from recsys.train.integrity import (
+    describe_file,
+    point_to_best,
+    prune,
+    put_in_place,
+    write_manifest,
+)
 from recsys.train.state import TrainState
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
-def save_checkpoint(
-    folder: Path, *, sharded: ShardedRanker, state: TrainState, env: Env, keep_last: int, best: bool
+@dataclass
+class Snapshot:
+    """What one rank contributes to a checkpoint, in host memory."""
+
+    tables: dict[str, torch.Tensor]
+    """Chunks of this rank by name, weights and optimizer state."""
+    chunks: list[dict[str, Any]]
+    """Where in which table each chunk lies."""
+    random: dict[str, torch.Tensor]
+    """Random state of this rank."""
+    dense: dict[str, torch.Tensor]
+    """Dense weights; rank 0 only."""
+    dense_optimizer: dict[str, Any]
+    """State of the dense optimizer; rank 0 only."""
+    index: dict[str, Any]
+    """Everything of index.json but the chunks."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tables' part."""
+        return sum(values.nbytes for values in self.tables.values())
+
+
+def take_snapshot(
+    sharded: ShardedRanker, state: TrainState, env: Env, buffers: dict[str, torch.Tensor] | None
+) -> Snapshot:
+    """Return this rank's state between two steps.
+
+    Args:
+        buffers: host memory by chunk name that the tables are copied into, as `host_buffers` makes
+            it, so that training may go on; None: the tables themselves where they are on the host.
+    """
+    tables: dict[str, torch.Tensor] = {}
+    chunks = []
+    for shard, name, parts in _own_chunks(sharded, env):
+        for part, values in parts.items():
+            if buffers is None:
+                tables[part] = values.contiguous().cpu()
+            else:
+                tables[part] = buffers[part].copy_(values, non_blocking=True)
+        chunks.append({
+            "table": shard.table,
+            "file": _tables_file(env),
+            "name": name,
+            "row": shard.row,
+            "column": shard.column,
+            "num_rows": shard.weight.shape[0],
+            "num_columns": shard.weight.shape[1],
+            "slots": sorted(shard.slots),
+        })
+    if env.device.type == "cuda":
+        torch.cuda.synchronize(env.device)
+    return Snapshot(
+        tables=tables,
+        chunks=chunks,
+        random=_random_state(env),
+        dense=_on_host(dict(sharded.dense_state())) if env.is_first else {},
+        dense_optimizer=_on_host(sharded.dense_optimizer.state_dict()) if env.is_first else {},
+        index={
+            "version": CHECKPOINT_VERSION,
+            "world_size": env.world_size,
+            "optimizers": {t: o.name for t, o in sharded.table_optimizers.items()},
+            "step_counts": sharded.step_counts(),
+            "state": dataclasses.asdict(state),
+        },
+    )
+
+
+def stored_tensors(sharded: ShardedRanker, env: Env) -> dict[str, torch.Tensor]:
+    """Return the tensors of this rank's chunks by the names they are stored under."""
+    return {n: v for _, _, parts in _own_chunks(sharded, env) for n, v in parts.items()}
+
+
+def host_buffers(stored: dict[str, torch.Tensor], env: Env) -> dict[str, torch.Tensor]:
+    """Return host memory for `take_snapshot`, touched, and pinned where it is copied to from a GPU.
+
+    Memory that was never touched makes a copy 30 times slower (LOG.md, 2026-11-26).
+    """
+    pinned = env.device.type == "cuda"
+    return {
+        name: torch.empty(values.shape, dtype=values.dtype, pin_memory=pinned).fill_(0)
+        for name, values in stored.items()
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    snapshot: Snapshot,
+    *,
+    env: Env,
+    keep_last: int,
+    best: bool,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write a checkpoint of `state.step` below `folder` and return its path; all ranks call this.
+    """Write a checkpoint below `folder` and return its path; all ranks call this.
 
     Args:
         folder: the run's checkpoints/ folder.
         keep_last: newest checkpoints kept; the best one is kept besides.
         best: this step has the best validation so far; `best.json` will name it.
+        group: of all ranks, where a thread beside the main one calls this.
+
+    Raises:
+        OSError: a file could not be written, on whichever rank; raised on every rank. Nothing of
+            this checkpoint is left, and those before it are as they were.
     """
-    final = folder / f"step-{state.step:08d}"
+    state = snapshot.index["state"]
+    final = folder / f"step-{state['step']:08d}"
     beside = folder / f".{final.name}"
-    with first_rank_work(env) as is_first:
-        if is_first:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-    chunks = _write_tables(beside, sharded, env)
-    all_chunks: list[list[dict[str, Any]]] = [chunks]
+    files, error = {}, None
+    try:
+        files = _write_part(beside, snapshot, env)
+    except OSError as raised:
+        error = _cannot_write(beside, state["step"], snapshot.num_bytes, raised)
+    parts: list[Any] = [(snapshot.chunks, files, error)]
     if env.world_size > 1:
-        all_chunks = [[] for _ in range(env.world_size)]
-        dist.all_gather_object(all_chunks, chunks)
-    torch.save(_random_state(env), beside / f"random-rank{env.rank:05d}.pt")
-    _barrier(env)
-    with first_rank_work(env) as is_first:
-        if is_first:
-            dense = {k: v.contiguous().cpu() for k, v in sharded.dense_state().items()}
-            save_file(dense, beside / "dense.safetensors")
-            torch.save(sharded.dense_optimizer.state_dict(), beside / "dense-optimizer.pt")
-            write_json(
-                beside / "index.json",
-                {
-                    "version": CHECKPOINT_VERSION,
-                    "world_size": env.world_size,
-                    "chunks": [chunk for part in all_chunks for chunk in part],
-                    "optimizers": {t: o.name for t, o in sharded.table_optimizers.items()},
-                    "step_counts": sharded.step_counts(),
-                    "state": dataclasses.asdict(state),
-                },
-            )
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(beside, final)
-            if best:
-                record = {"checkpoint": final.name, "metric": state.best_metric}
-                write_json(folder / "best.json", record)
-            _prune(folder, keep_last)
+        parts = [None] * env.world_size
+        dist.all_gather_object(parts, (snapshot.chunks, files, error), group=group)
+    error = next((failed for _, _, failed in parts if failed is not None), None)
+    try:
+        with first_rank_work(env, group) as is_first:
+            if is_first and error is None:
+                try:
+                    chunks = [chunk for part, _, _ in parts for chunk in part]
+                    write_json(beside / "index.json", {**snapshot.index, "chunks": chunks})
+                    files = {"index.json": describe_file(beside / "index.json")}
+                    write_manifest(
+                        beside, files | {n: f for _, p, _ in parts for n, f in p.items()}
+                    )
+                    put_in_place(beside, final)
+                    if best:
+                        point_to_best(folder, final.name, state["best_metric"])
+                    prune(folder, final, keep_last)
+                except OSError as raised:
+                    error = _cannot_write(beside, state["step"], snapshot.num_bytes, raised)
+                    raise OSError(error) from raised
+        if error is not None:
+            raise OSError(error)
+    finally:
+        if env.is_first:
+            shutil.rmtree(beside, ignore_errors=True)
     return final
+
+
+def save_checkpoint(
+    folder: Path, *, sharded: ShardedRanker, state: TrainState, env: Env, keep_last: int, best: bool
+) -> Path:
+    """Write a checkpoint of `state.step` below `folder` at once; all ranks call this."""
+    snapshot = take_snapshot(sharded, state, env, None)
+    return write_checkpoint(folder, snapshot, env=env, keep_last=keep_last, best=best)
 
 
 def load_checkpoint(
@@ -123,51 +236,68 @@ def load_checkpoint(
     return TrainState(**index["state"])
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint below `folder`, or None."""
-    complete = [p for p in folder.glob("step-*") if (p / "index.json").is_file()]
-    return max(complete, default=None)
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint that best.json names.
-
-    Raises:
-        ValueError: there is none (says to train first).
-    """
-    pointer = folder / "best.json"
-    if not pointer.is_file():
-        raise ValueError(
-            f"{pointer}: no best checkpoint here; expected a run trained with this run.name and "
-            f"workspace= (launch/train.py)"
-        )
-    return folder / json.loads(pointer.read_text())["checkpoint"]
-
-
-def _write_tables(folder: Path, sharded: ShardedRanker, env: Env) -> list[dict[str, Any]]:
-    """Write this rank's chunks; a replicated table is written by rank 0 alone."""
-    tensors: dict[str, torch.Tensor] = {}
-    chunks = []
-    file = f"tables-rank{env.rank:05d}.safetensors"
+def _own_chunks(
+    sharded: ShardedRanker, env: Env
+) -> Iterator[tuple[TableShard, str, dict[str, torch.Tensor]]]:
+    """Yield this rank's (shard, chunk name, tensors); a replicated table is rank 0's alone."""
     for shard in sharded.table_shards():
         if shard.replicated and not env.is_first:
             continue
         name = f"{shard.table}/{shard.row}-{shard.column}"
-        tensors[f"{name}/weight"] = shard.weight.contiguous().cpu()
-        for slot, values in shard.slots.items():
-            tensors[f"{name}/{slot}"] = values.contiguous().cpu()
-        chunks.append({
-            "table": shard.table,
-            "file": file,
-            "name": name,
-            "row": shard.row,
-            "column": shard.column,
-            "num_rows": shard.weight.shape[0],
-            "num_columns": shard.weight.shape[1],
-            "slots": sorted(shard.slots),
-        })
-    save_file(tensors, folder / file)
-    return chunks
+        parts = {f"{name}/weight": shard.weight}
+        yield shard, name, parts | {f"{name}/{slot}": v for slot, v in shard.slots.items()}
+
+
+def _tables_file(env: Env) -> str:
+    return f"tables-rank{env.rank:05d}.safetensors"
+
+
+def _on_host(values: Any) -> Any:
+    """Copy a tree of dicts, lists and tensors: nothing in it changes with the next step."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().to("cpu", copy=True).contiguous()
+    if isinstance(values, dict):
+        return {key: _on_host(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_on_host(value) for value in values]
+    return values
+
+
+def _write_part(folder: Path, snapshot: Snapshot, env: Env) -> dict[str, dict[str, Any]]:
+    """Write this rank's files and return their manifest entries.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {f"random-rank{env.rank:05d}.pt": _pickled(snapshot.random)}
+    if env.is_first:
+        contents["dense.safetensors"] = save(snapshot.dense)
+        contents["dense-optimizer.pt"] = _pickled(snapshot.dense_optimizer)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    try:
+        save_file(snapshot.tables, folder / _tables_file(env))
+    except SafetensorError as error:
+        raise OSError(f"{_tables_file(env)}: {error}") from error
+    return {name: describe_file(folder / name) for name in [*contents, _tables_file(env)]}
+
+
+def _pickled(values: Any) -> bytes:
+    """What torch.save writes, of tensors and plain values only (read with weights_only)."""
+    stream = io.BytesIO()
+    torch.save(values, stream)
+    return stream.getvalue()
+
+
+def _cannot_write(folder: Path, step: int, num_bytes: int, error: OSError) -> str:
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return (
+        f"{folder.parent}: the checkpoint of step {step:,} cannot be written ({error}); the tables "
+        f"of this rank take {num_bytes:,} bytes, {shutil.disk_usage(there).free:,} are free there. "
+        f"The checkpoints before it are whole: free some space, lower train.keep_last, or move the "
+        f"workspace (workspace=), and start the same command again"
+    )
 
 
 class _ChunkReader:
@@ -267,6 +397,11 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: checkpoint version {index.get('version')!r}, expected {CHECKPOINT_VERSION}"
         )
+    for name in {chunk["file"] for chunk in index["chunks"]}:
+        if Path(name).name != name:
+            raise ValueError(
+                f"{file}: names {name!r}; expected files of the checkpoint's own folder"
+            )
     return index
 
 
@@ -294,18 +429,3 @@ def _set_random_state(state: dict[str, torch.Tensor], env: Env) -> None:
     torch.set_rng_state(state["cpu"])
     if env.device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], env.device)
-
-
-def _prune(folder: Path, keep_last: int) -> None:
-    kept = {p.name for p in sorted(folder.glob("step-*"))[-max(1, keep_last) :]}
-    pointer = folder / "best.json"
-    if pointer.is_file():
-        kept.add(json.loads(pointer.read_text())["checkpoint"])
-    for path in folder.glob("step-*"):
-        if path.name not in kept:
-            shutil.rmtree(path)
-
-
-def _barrier(env: Env) -> None:
-    if env.world_size > 1:
-        dist.barrier()

@@ -1,4 +1,4 @@
-"""The training loop: one step loop, broken only where the model is evaluated or saved.
+"""The training loop: one step loop, broken only where the model is evaluated.
 
 Called by launch/train.py with everything built. Nothing here knows of configuration, sharding or
 files.
@@ -13,6 +13,7 @@ from typing import Protocol
 from recsys.batch import Batch
 from recsys.distributed.pipeline import Pipeline
 from recsys.distributed.shard import ShardedRanker
+from recsys.distributed.signals import Interrupted
 from recsys.train.log import RunLog
 from recsys.train.state import TrainState
 
@@ -39,6 +40,11 @@ class TrainConfig:
     """Validation metric that names the best checkpoint: `auc` (higher) or `log_loss` (lower)."""
     keep_last: int = 2
     """Newest checkpoints kept beside the best one."""
+    save_in_background: bool = True
+    """Copy the tables to host memory and go on training while they are written; false: wait."""
+    stop_within_seconds: float = 25.0
+    """Seconds from SIGTERM or SIGINT to the end of the process, saved or not; torchrun kills after
+    its own --shutdown-timeout, 30."""
     num_lanes: int = 8
     """Ranges the training split is cut into; the batches are the same for any number of ranks
     that divides it."""
@@ -64,6 +70,7 @@ def train(
     learning_rate_factor: Callable[[int], float],
     validate: Callable[[TrainState], float],
     save: Callable[[TrainState, bool], None],
+    stop_due: Callable[[], bool],
     state: TrainState,
     log: RunLog,
     epochs: int,
@@ -75,26 +82,52 @@ def train(
 ) -> None:
     """Train until `epochs` are done or the validation metric stalls; `state` says how far it came.
 
+    Where a stop is due the state is saved, and training ends in the middle.
+
     Args:
         learning_rate_factor: factor on the base learning rates by 0-based step.
-        validate: returns the validation metric, the same value on every rank.
-        save: writes a checkpoint of the state; the flag says that it is the best so far.
+        validate: returns the validation metric, the same value on every rank; Interrupted where a
+            stop is due.
+        save: saves the state; the flag says that it is the best so far.
+        stop_due: asked after every step, by all ranks; the same answer on each.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
+
+    def conclude() -> bool:
+        """Validate and save; return False where a stop cut it off (then it is saved as due)."""
+        finished, state.validation_due = state.finished, True
+        try:
+            metric = validate(state)
+        except Interrupted:
+            state.finished = False
+            save(state, False)
+            return False
+        state.validation_due = False
+        improved = _record(state, metric, higher_is_better)
+        if not improved:
+            state.plateau_scale *= plateau_factor
+        stalled = bool(patience) and state.evaluations_without_improvement >= patience
+        state.finished = finished or stalled
+        save(state, improved)
+        return True
+
     sharded.model.train()
+    if state.validation_due:
+        state.finished = state.epoch >= epochs
+        if not conclude():
+            return
     while not state.finished:
         batches = loader.batches(state.epoch, state.step_in_epoch)
         while state.step_in_epoch < loader.steps_per_epoch:
             num_steps = loader.steps_per_epoch - state.step_in_epoch
-            for period in (evaluate_every_steps, save_every_steps):
-                if period:
-                    num_steps = min(num_steps, period - state.step % period)
+            if evaluate_every_steps:
+                num_steps = min(num_steps, evaluate_every_steps - state.step % evaluate_every_steps)
             # The pipeline runs dry at the end of the slice: nothing is in flight when the model is
-            # evaluated or saved, and the loader goes on where the slice ended.
+            # evaluated, and the loader goes on where the slice ended.
             part = itertools.islice(batches, num_steps)
-            for _ in range(num_steps):
+            for steps_left in reversed(range(num_steps)):
                 factor = learning_rate_factor(state.step) * state.plateau_scale
                 sharded.set_learning_rate_factor(factor)
                 scores = pipeline.progress(part)
@@ -102,6 +135,15 @@ def train(
                 state.step_in_epoch += 1
                 state.examples += scores.global_rows
                 log.step(state, scores, factor)
+                stopping = stop_due()
+                save_due = save_every_steps and state.step % save_every_steps == 0
+                if steps_left and (stopping or save_due):
+                    # Whether the losses so far are finite is known before anything is saved.
+                    log.flush(state, factor)
+                    save(state, False)
+                    log.restart_clock()
+                    if stopping:
+                        return
             log.flush(state, factor)
             pipeline.pause()
 
@@ -109,16 +151,13 @@ def train(
             if epoch_done:
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 state.finished = state.epoch >= epochs
-            if _due(state.step, evaluate_every_steps, epoch_done) or state.finished:
-                metric = validate(state)
-                improved = _record(state, metric, higher_is_better)
-                if not improved:
-                    state.plateau_scale *= plateau_factor
-                if patience and state.evaluations_without_improvement >= patience:
-                    state.finished = True
-                save(state, improved)
-            elif _due(state.step, save_every_steps, False):
+            if state.finished or _due(state.step, evaluate_every_steps, epoch_done):
+                if not conclude():
+                    return
+            elif save_every_steps and state.step % save_every_steps == 0 or stopping:
                 save(state, False)
+                if stopping:
+                    return
             log.restart_clock()
             if epoch_done or state.finished:
                 break

@@ -28,6 +28,7 @@ from recsys.distributed.plan import (
 )
 from recsys.distributed.planner import table_sharder
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
+from recsys.job import say
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
@@ -123,6 +124,10 @@ def _train_problems(train: TrainConfig) -> list[str]:
     for key in ("epochs", "global_batch_size", "log_every_steps", "num_lanes", "keep_last"):
         if getattr(train, key) < 1:
             problems.append(f"train.{key}={getattr(train, key)}: expected 1 or more")
+    if not train.stop_within_seconds > 0:
+        problems.append(
+            f"train.stop_within_seconds={train.stop_within_seconds}: expected more than 0"
+        )
     if train.metric not in ("auc", "log_loss"):
         problems.append(f"train.metric={train.metric!r}: expected auc or log_loss")
     return problems
@@ -137,19 +142,30 @@ def _run_problems(run: RunSettings) -> list[str]:
     return problems
 
 
-def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> Path:
+def open_run_folder(
+    workspace: Path, config: RunConfig, manifest: Manifest, launch: str | None = None
+) -> Path:
     """Create or re-open the run's folder and write its config.yaml; rank 0 only.
+
+    Args:
+        launch: names this start of torchrun, restarts included; a folder that the same start made
+            is resumed, whatever run.overwrite and run.resume say.
 
     Raises:
         ValueError: the folder holds a run that may not be resumed, or one of another configuration
             (names the keys that differ).
     """
     folder = workspace / "runs" / config.run.name
-    if config.run.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     stored_file = folder / "config.yaml"
+    own = launch is not None and stored_file.is_file() and _launch_of(stored_file) == launch
+    if config.run.overwrite and own:
+        say(
+            f"run.overwrite: {folder} was made by this very start of torchrun ({launch}) and is kept"
+        )
+    elif config.run.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
     if stored_file.is_file():
-        if config.run.resume == "never":
+        if config.run.resume == "never" and not own:
             raise ValueError(
                 f"{folder}: holds a run already; use run.resume=auto to go on with it, "
                 f"run.overwrite=true to delete it, or another run.name"
@@ -162,10 +178,14 @@ def open_run_folder(workspace: Path, config: RunConfig, manifest: Manifest) -> P
             )
     folder.mkdir(parents=True, exist_ok=True)
     beside = stored_file.with_name(".config.yaml")
-    now = _as_stored(config, manifest)
+    now = {**_as_stored(config, manifest), "launch": launch}
     beside.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
     beside.replace(stored_file)
     return folder
+
+
+def _launch_of(stored_file: Path) -> str | None:
+    return yaml.safe_load(stored_file.read_text(encoding="utf-8")).get("launch")
 
 
 def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:

@@ -23,5 +23,7 @@ class TrainState:
     """Validations since the best one."""
     plateau_scale: float = 1.0
     """Product of the learning-rate cuts made on plateaus."""
+    validation_due: bool = False
+    """True where a stop cut off the validation of `step`: a resumed run begins with it."""
     finished: bool = False
     """True once all epochs are done or early stopping struck."""

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from recsys.data.dataset import Loader
 from recsys.distributed.env import Env, first_rank_work
 from recsys.distributed.shard import ShardedRanker
+from recsys.distributed.signals import StopSignals
 from recsys.job import say
 from recsys.metrics.summary import evaluate_predictions
 from recsys.train.log import RunLog
@@ -18,18 +19,31 @@ class Validation:
     """Scores the validation split and reports; called by the loop whenever one is due."""
 
     def __init__(
-        self, *, sharded: ShardedRanker, loader: Loader, log: RunLog, env: Env, metric: str
+        self,
+        *,
+        sharded: ShardedRanker,
+        loader: Loader,
+        log: RunLog,
+        env: Env,
+        signals: StopSignals,
+        metric: str,
     ):
         """Args: metric: key of evaluate_predictions that decides which checkpoint is best."""
         self.sharded = sharded
         self.loader = loader
         self.log = log
         self.env = env
+        self.signals = signals
         self.metric = metric
 
     def run(self, state: TrainState) -> float:
-        """Return the validation metric of the model as it is; every rank gets the same value."""
-        predictions = predict(self.sharded, self.loader.batches(epoch=0), self.env)
+        """Return the validation metric of the model as it is; every rank gets the same value.
+
+        Raises:
+            Interrupted: a stop is due.
+        """
+        batches = self.signals.watched(self.loader.batches(epoch=0))
+        predictions = predict(self.sharded, batches, self.env)
         value = [0.0]
         with first_rank_work(self.env) as is_first:
             if is_first:

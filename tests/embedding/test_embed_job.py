@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from embedding.store import FeatureTable, read_feature_manifest
+from tests.processes import family_of
 
 SMALL = [
     "encoder.image.size=32",
@@ -122,15 +122,6 @@ SLOW_NETWORK = [
     "shard_rows=4",
 ]
 """Some seconds for a hundred pictures, in 26 shards."""
-
-
-def family_of(pid):
-    """The process and its children, theirs included, from the kernel's lists."""
-    pids = [pid]
-    for pid in pids:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            pids += map(int, children.read_text().split())
-    return pids
 
 
 def kill_in_the_middle(workspace, ranks, repository):

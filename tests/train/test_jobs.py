@@ -1,9 +1,6 @@
-"""The real commands on a small drawn world: train, kill, resume, evaluate, compare."""
+"""The real commands on a small drawn world: train, evaluate, compare."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,47 +12,7 @@ from recsys.config import from_config
 from recsys.data.outline import outline
 from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
-from tests.feature_tables import write_table
-
-SMALL = ["model.embedding_dim=8", "model.tower_dims=[16,8]", "model.deep_dims=[8]"]
-SMALL += ["train.global_batch_size=256", "train.log_every_steps=1"]
-
-
-def write_features(workspace: Path, items_checksum: str | None = None) -> None:
-    """Write seeded vectors for every modality, as embed would."""
-    manifest = read_manifest(workspace)
-    for index, (name, dim) in enumerate({"semantic": 12, "style": 8, "text": 10}.items()):
-        vectors = np.random.default_rng(index).normal(size=(manifest.num_item_rows, dim))
-        vectors[0] = 0
-        write_table(
-            workspace / "features" / name,
-            vectors,
-            items_checksum=items_checksum or manifest.items_checksum,
-            num_masked=1,
-        )
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory, job):
-    """A drawn, prepared and embedded world of 120 pictures."""
-    folder = tmp_path_factory.mktemp("world")
-    sizes = ["world.num_items=120", "world.num_users=60", "world.num_exposures=1500"]
-    done = job("demo", f"workspace={folder}", "processes=1", *sizes)
-    assert done.returncode == 0, done.stderr
-    done = job("prepare", "data=demo", f"workspace={folder}")
-    assert done.returncode == 0, done.stderr
-    write_features(folder)
-    return folder
-
-
-def losses(workspace, name):
-    lines = (workspace / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [(p["step"], p["train/loss"]) for p in parsed if "train/loss" in p]
-
-
-def options(workspace, name, *more):
-    return ["data=demo", f"workspace={workspace}", f"run.name={name}", *SMALL, *more]
+from tests.small_runs import losses, options, write_features
 
 
 def test_train_evaluate_compare_tell_their_story(workspace, job):
@@ -115,38 +72,6 @@ def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
         scores.append(pq.read_table(path).column("score").to_numpy())
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
     np.testing.assert_allclose(scores[2], scores[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_killed_run_resumes_bit_for_bit(workspace, job, repository, ranks):
-    more = ["train.epochs=3", "model.dropout=0.2", "train.save_every_steps=2"]
-    whole, broken = f"whole{ranks}", f"broken{ranks}"
-    done = job("train", *options(workspace, whole, *more), ranks=ranks)
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = losses(workspace, whole)
-    assert [step for step, _ in expected] == list(range(1, len(expected) + 1))
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(repository / "launch" / "train.py")]
-    process = subprocess.Popen(
-        [*command, *options(workspace, broken, *more)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    log = workspace / "runs" / broken / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if log.is_file() and len(log.read_text().splitlines()) >= 5:
-            break
-        time.sleep(0.005)
-    # The launcher first: it would otherwise report the loss of its workers and linger.
-    subprocess.run(["pkill", "-KILL", "-f", f"run.name={broken}"], check=False)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = job("train", *options(workspace, broken, *more), ranks=ranks)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert losses(workspace, broken) == expected
 
 
 def test_smoke_experiment_runs_as_documented(workspace, job):

@@ -27,7 +27,7 @@ from recsys.data.demo.content import SCENES, SUBJECTS, compose
 from recsys.data.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
 from recsys.data.demo.style import HANDS, Painter
 from recsys.data.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
-from recsys.schema import write_json
+from recsys.schema import forget_killed, write_json
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
 
@@ -82,6 +82,8 @@ def draw_world(
     items = _draw_items(config, rng)
     raw, truth = workspace / f".raw.{os.getpid()}", workspace / f".truth.{os.getpid()}"
     try:
+        for name in ("raw", "truth"):
+            forget_killed(workspace, name)
         for folder in (raw / "images", truth):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)

@@ -1,0 +1,78 @@
+"""Real commands that are watched, signalled and killed while they run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def family_of(pid: int) -> list[int]:
+    """The process and its children, theirs included, from the kernel's lists."""
+    pids = [pid]
+    for pid in pids:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                pids += map(int, children.read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # that thread has just ended
+    return pids
+
+
+class Running:
+    """A job as a user starts it, on `ranks` processes of torchrun or as one of plain Python (0)."""
+
+    def __init__(
+        self, name: str, *arguments: str, ranks: int = 0, log: Path, torchrun: tuple[str, ...] = ()
+    ):
+        start = [sys.executable]
+        if ranks or torchrun:
+            start += ["-m", "torch.distributed.run", *(torchrun or ("--standalone",))]
+            start += [f"--nproc-per-node={ranks}"]
+        self.ranks = ranks
+        self.log = log
+        with open(log, "ab") as stream:
+            self.process = subprocess.Popen(
+                [*start, str(REPOSITORY / "launch" / f"{name}.py"), *arguments],
+                cwd=log.parent,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def wait_until(self, seen: Callable[[], bool], *, seconds: float = 120) -> bool:
+        """Look every millisecond; False where the job ends first."""
+        deadline = time.monotonic() + seconds
+        while not seen():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, f"waited in vain; {self.said()[-2000:]}"
+            time.sleep(0.001)
+        return True
+
+    def workers(self) -> list[int]:
+        """Processes that run the job itself: torchrun's children, by rank where all were started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        if not self.ranks:
+            return [self.process.pid]
+        return [int(pid) for pid in children.read_text().split()]
+
+    def kill(self) -> None:
+        """SIGKILL everything at once, the launcher first."""
+        for pid in family_of(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # ended by itself in between
+        self.process.wait()
+
+    def finish(self, *, seconds: float = 240) -> int:
+        """Wait for the end and return the exit code."""
+        return self.process.wait(timeout=seconds)
+
+    def said(self) -> str:
+        """Everything it and its forerunners wrote to the log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")

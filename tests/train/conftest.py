@@ -1,0 +1,11 @@
+"""One small world for all tests of training commands."""
+
+import pytest
+
+from tests.small_runs import make_workspace
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, job):
+    """A drawn, prepared and embedded world of 120 pictures; every test has run names of its own."""
+    return make_workspace(tmp_path_factory.mktemp("world"), job)
