@@ -24,6 +24,7 @@ from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
 from recsys.schema import read_manifest, write_json
 from recsys.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from recsys.train.gradients import Gradients
 from recsys.train.log import RunLog
 from recsys.train.loop import train
 from recsys.train.optim import learning_rate_factor
@@ -46,7 +47,7 @@ def job(cfg: DictConfig) -> None:
     workspace = Path(cfg.workspace).resolve()
 
     # 2. Who we are, and which data there is.
-    env = start(config.run.device)
+    env = start(config.run.device, deterministic=config.run.deterministic)
     manifest = read_manifest(workspace)
     folder = workspace / "runs" / config.run.name
     with first_rank_work(env) as is_first:
@@ -102,6 +103,7 @@ def job(cfg: DictConfig) -> None:
         folder,
         env=env,
         state=state,
+        gradients=Gradients(sharded, max_norm=config.optim.max_grad_norm),
         total_steps=total_steps,
         log_every_steps=config.train.log_every_steps,
     )

@@ -46,6 +46,8 @@ class OptimConfig:
     """After warm-up: `constant`, `linear` to 0, or `cosine` to 0, over the planned steps."""
     plateau_factor: float = 1.0
     """Factor on the learning rate each time the validation metric does not improve; 1: none."""
+    max_grad_norm: float | None = None
+    """Longer gradients of the dense part are scaled down to this norm; null: none. Tables have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,5 +147,7 @@ def check_optim(config: OptimConfig) -> None:
         problems.append(f"optim.warmup_steps={config.warmup_steps}: expected 0 or more")
     if not 0 < config.plateau_factor <= 1:
         problems.append(f"optim.plateau_factor={config.plateau_factor}: expected 0 < factor <= 1")
+    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
+        problems.append(f"optim.max_grad_norm={config.max_grad_norm}: expected above 0, or null")
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))

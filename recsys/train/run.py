@@ -58,6 +58,8 @@ class RunSettings:
     """`auto`: go on from the newest checkpoint; `never`: refuse a folder that has one."""
     overwrite: bool = False
     """Delete an earlier run of this name first."""
+    deterministic: bool = False
+    """Only operators that give the same bits every time: two runs are equal; slower on GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
