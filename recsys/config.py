@@ -68,19 +68,50 @@ def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
         return _build(inner, given, key, problems)
     of = typing.get_args(inner)
     if typing.get_origin(inner) is dict and dataclasses.is_dataclass(of[1]):
-        given = given or {}
+        given = {} if given is None else given
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+            problems.append(f"{key}: {given!r} given; expected names and, below each, its keys")
+            return None
         return {k: _build(of[1], v, f"{key}.{k}", problems) for k, v in given.items()}
     if typing.get_origin(inner) is list and dataclasses.is_dataclass(of[0]):
-        given = given or []
+        given = [] if given is None else given
+        if not isinstance(given, list):
+            problems.append(f"{key}: {given!r} given; expected a list")
+            return None
         return [_build(of[0], v, f"{key}[{i}]", problems) for i, v in enumerate(given)]
     # OmegaConf checks and converts everything else; it wants a field to hang the type on.
     holder = dataclasses.make_dataclass("holder", [("value", hint)])
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(holder), {"value": given})
-        return plain(checked)["value"]
-    except OmegaConfBaseException as error:
+        checked = plain(OmegaConf.merge(OmegaConf.structured(holder), {"value": given}))["value"]
+    except (OmegaConfBaseException, ValueError) as error:
         problems.append(f"{key}: {given!r} does not fit ({str(error).splitlines()[0]})")
         return None
+    # It lets lists and dictionaries through where their elements should be plain values.
+    if not _fits(hint, checked):
+        problems.append(f"{key}: {given!r} does not fit; expected {_shown(hint)}")
+        return None
+    return checked
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Return whether a plain value is of the type `hint` says, elements included."""
+    of, origin = typing.get_args(hint), typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if type(None) in of:
+        return value is None or any(_fits(h, value) for h in of if h is not type(None))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(of[0], element) for element in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(name, of[0]) and _fits(of[1], element) for name, element in value.items()
+        )
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _shown(hint: Any) -> str:
+    """Return a type as people write it: list[int], not <class 'list'>."""
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def plain(node: Any) -> Any:

@@ -143,6 +143,18 @@ def check_optim(config: OptimConfig) -> None:
         problems.append(f"optim.dense_name={config.dense_name!r}: expected adam or adamw")
     if config.decay not in ("constant", "linear", "cosine"):
         problems.append(f"optim.decay={config.decay!r}: expected constant, linear or cosine")
+    rates = {"dense_learning_rate": config.dense_learning_rate}
+    rates["dense_weight_decay"] = config.dense_weight_decay
+    named = {f"tables.{name}": table for name, table in config.tables.items()}
+    for key, table in ({"table": config.table} | named).items():
+        rates[f"{key}.l2"] = table.l2
+        if table.learning_rate is not None:
+            rates[f"{key}.learning_rate"] = table.learning_rate
+    problems += [
+        f"optim.{key}={rate}: expected a finite number, 0 or more"
+        for key, rate in rates.items()
+        if not 0 <= rate < math.inf
+    ]
     if config.warmup_steps < 0:
         problems.append(f"optim.warmup_steps={config.warmup_steps}: expected 0 or more")
     if not 0 < config.plateau_factor <= 1:

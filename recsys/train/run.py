@@ -18,6 +18,7 @@ from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
 from recsys.distributed.env import Env
 from recsys.distributed.forecast import REPLICATED
+from recsys.distributed.pipeline import PIPELINES
 from recsys.distributed.plan import (
     PlanConfig,
     check_plan,
@@ -125,6 +126,11 @@ def _train_problems(train: TrainConfig) -> list[str]:
     for key in ("epochs", "global_batch_size", "log_every_steps", "num_lanes", "keep_last"):
         if getattr(train, key) < 1:
             problems.append(f"train.{key}={getattr(train, key)}: expected 1 or more")
+    for key in ("evaluate_every_steps", "save_every_steps", "patience", "num_prefetch"):
+        if getattr(train, key) < 0:
+            problems.append(f"train.{key}={getattr(train, key)}: expected 0 or more")
+    if train.pipeline not in PIPELINES:
+        problems.append(f"train.pipeline={train.pipeline!r}: expected {', '.join(PIPELINES)}")
     if train.metric not in ("auc", "log_loss"):
         problems.append(f"train.metric={train.metric!r}: expected auc or log_loss")
     return problems
