@@ -87,9 +87,9 @@ class Source:
             elements = f"CAST({quoted(column)} AS VARCHAR[])"
             return f"array_to_string({elements}, {literal(LIST_SEPARATOR)})"
         if self.kinds[column] in ("FLOAT", "DOUBLE"):
-            # What pandas writes where there is no value.
-            value = quoted(column)
-            return f"CAST(CASE WHEN NOT isnan({value}) THEN {value} END AS VARCHAR)"
+            # What pandas writes where there is no value. As text: of numbers the database believes
+            # a Parquet file's bounds, which leave nan out.
+            return f"nullif(CAST({quoted(column)} AS VARCHAR), 'nan')"
         return f"CAST({quoted(column)} AS VARCHAR)"
 
     def missing_columns(self, wanted: dict[str, str | None]) -> list[str]:
