@@ -10,13 +10,12 @@ import dataclasses
 import os
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
-from recsys.job import run_job, say
+from recsys.job import hydra_job, run_job, say
 
 
 def job(cfg: DictConfig) -> None:
@@ -39,7 +38,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: launch/{step}.py data={cfg.data.name} workspace={cfg.workspace}")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="prepare")
+@hydra_job("prepare")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

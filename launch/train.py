@@ -10,7 +10,6 @@ tensorboard/ and checkpoints/.
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -19,7 +18,7 @@ from recsys.config import plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
 from recsys.schema import read_manifest, write_json
@@ -164,7 +163,7 @@ def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -
     return state
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="train")
+@hydra_job("train")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

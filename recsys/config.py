@@ -5,13 +5,19 @@ hand flat arguments on. Nothing below `launch/` sees a DictConfig.
 """
 
 import dataclasses
+import re
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recsys.schema import fits
+
 T = TypeVar("T")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def from_config(schema: type[T], node: Any, key: str) -> T:
@@ -87,31 +93,66 @@ def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
         problems.append(f"{key}: {given!r} does not fit ({str(error).splitlines()[0]})")
         return None
     # It lets lists and dictionaries through where their elements should be plain values.
-    if not _fits(hint, checked):
+    if not fits(hint, checked):
         problems.append(f"{key}: {given!r} does not fit; expected {_shown(hint)}")
         return None
     return checked
 
 
-def _fits(hint: Any, value: Any) -> bool:
-    """Return whether a plain value is of the type `hint` says, elements included."""
-    of, origin = typing.get_args(hint), typing.get_origin(hint)
-    if hint is Any:
-        return True
-    if type(None) in of:
-        return value is None or any(_fits(h, value) for h in of if h is not type(None))
-    if origin is list:
-        return isinstance(value, list) and all(_fits(of[0], element) for element in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            isinstance(name, of[0]) and _fits(of[1], element) for name, element in value.items()
-        )
-    return isinstance(value, int | float if hint is float else hint)
-
-
 def _shown(hint: Any) -> str:
     """Return a type as people write it: list[int], not <class 'list'>."""
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def check_config_folder(folder: Path) -> None:
+    """Refuse YAML files that reach beyond their group: they may come from a stranger.
+
+    Hydra makes objects of any class where its own section says so (callbacks, launchers, log
+    handlers), and interpolations read the environment. Recipes and presets need neither.
+
+    Args:
+        folder: its files are looked at; those at the top are the jobs' own and may have a hydra section.
+
+    Raises:
+        ValueError: names every file and key.
+    """
+    problems = []
+    for path in sorted(folder.rglob("*.yaml")):
+        if path.parent != folder:
+            problems += [f"{path}: {problem}" for problem in _reaching_beyond(path)]
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def _reaching_beyond(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        nodes = [yaml.load(text, Loader=_Loader)]  # noqa: S506 -- it is the safe one
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        return [f"not plain YAML ({str(error).splitlines()[0]})"]
+    package = re.search(r"^\s*#\s*@package\s+(\S*hydra\S*)", text, flags=re.MULTILINE)
+    problems = [f"package {package[1]} is Hydra's own"] if package else []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            nodes += [*node.keys(), *node.values()]
+            problems += [
+                f"key {name!r}: only the jobs' own files may configure Hydra"
+                for name in map(str, node)
+                if "_target_" in name or "hydra" in name.lower()
+            ]
+            entries = node.get("defaults")
+            if isinstance(entries, list):
+                problems += [
+                    f"defaults {entry!r}: only the jobs' own files may configure Hydra"
+                    for entry in entries
+                    if isinstance(entry, str) and "hydra" in entry.lower()
+                ]
+        elif isinstance(node, list):
+            nodes += node
+        elif isinstance(node, str) and "${oc.env" in node.replace(" ", ""):
+            problems.append(f"{node!r}: reads the environment; give the value on the command line")
+    return problems
 
 
 def plain(node: Any) -> Any:
