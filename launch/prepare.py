@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
+from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
 from recsys.job import hydra_job, run_job, say
@@ -21,7 +22,8 @@ from recsys.job import hydra_job, run_job, say
 def job(cfg: DictConfig) -> None:
     """Read the recipe, prepare, say where the result lies."""
     recipe = from_config(Recipe, plain(cfg.data), "data")
-    recipe = dataclasses.replace(recipe, source=str(Path(recipe.source).expanduser().resolve()))
+    if not is_url(recipe.source):
+        recipe = dataclasses.replace(recipe, source=str(Path(recipe.source).expanduser().resolve()))
     workspace = Path(cfg.workspace).resolve()
     manifest = prepare(
         recipe,

@@ -31,6 +31,7 @@ from recsys.data.checks import (
 )
 from recsys.data.history import history_end_sql, stored_sql
 from recsys.data.negatives import draw_negatives
+from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
 from recsys.data.recipe import (
     PERSPECTIVES,
@@ -78,8 +79,12 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        with _database(beside / "work", memory_limit, threads) as connection:
-            manifest = Preparation(connection, recipe, beside).run()
+        with (
+            fetched(recipe, beside / "source") as local,
+            _database(beside / "work", memory_limit, threads) as connection,
+        ):
+            manifest = Preparation(connection, local, beside).run()
+        manifest = dataclasses.replace(manifest, recipe=dataclasses.asdict(recipe))
         shutil.rmtree(beside / "work")
         checksums = {
             str(path.relative_to(beside)): sha256_of(path)
@@ -201,7 +206,6 @@ class Preparation:
             rows_dropped=self.dropped,
             rows_drawn=rows_drawn,
             rows_unknown=self.count_unknown(),
-            recipe=dataclasses.asdict(self.recipe),
         )
 
     # Sources and checks

@@ -334,16 +334,29 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
 
 
-def _path_problems(recipe: Recipe) -> list[str]:
-    """Files and folders that a recipe names lie below `source`: it may come from a stranger."""
-    log, items, users = recipe.interactions, recipe.items, recipe.users
+def _files_by_key(recipe: Recipe) -> dict[str, str]:
+    """Files below `source` that the recipe names, by config key."""
+    log = recipe.interactions
     named = {"interactions.file": log.file or ""}
     named |= {f"interactions.files.{split}": file for split, file in log.files.items()}
-    if items:
-        named |= {"items.file": items.file, "items.image_root": items.image_root}
-    if users:
-        named["users.file"] = users.file
+    if recipe.items:
+        named["items.file"] = recipe.items.file
+    if recipe.users:
+        named["users.file"] = recipe.users.file
     named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
+    return {key: name for key, name in named.items() if name}
+
+
+def named_files(recipe: Recipe) -> list[str]:
+    """Return the files below `source` that a recipe names, each once."""
+    return list(dict.fromkeys(_files_by_key(recipe).values()))
+
+
+def _path_problems(recipe: Recipe) -> list[str]:
+    """Files and folders that a recipe names lie below `source`: it may come from a stranger."""
+    named = _files_by_key(recipe)
+    if recipe.items:
+        named["items.image_root"] = recipe.items.image_root
     return [
         f"{key}={name!r}: expected a path below data.source, without .. and no absolute one"
         for key, name in named.items()
