@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,12 @@ class Preparation:
             logs = self.open_sources()
             self.check()
             rows_in = self.rows_in = self.load_log(logs)
+            if log_times := self.recipe.interactions.timestamp:
+                now = int(time.time())
+                if in_future := self.count(f"log WHERE ts > {now}"):
+                    say(
+                        f"column {log_times!r}: {in_future:,} rows lie in the future; they are kept"
+                    )
             missing = f", {self.missing_images:,} items without a picture"
             read.done(f"{rows_in:,} interactions{missing if self.missing_images else ''}")
         with stage("split and number") as numbered:

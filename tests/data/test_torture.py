@@ -205,6 +205,15 @@ def test_time_after_the_year_9999_is_refused_and_the_year_9999_is_not(tmp_path, 
     assert counted(manifest) == 12 and manifest.splits["test"].timestamp_max == 253_402_214_400
 
 
+def test_rows_of_the_future_are_kept_and_said(tmp_path, capsys):
+    log = INTERACTIONS.replace("ann,10,300", "ann,10,2999-01-01").replace(
+        "cid,30,40", "cid,30,9e10"
+    )
+    manifest, _ = prepared(tmp_path, recipe(write_source(tmp_path / "raw", interactions=log)))
+    assert counted(manifest) == 12
+    assert "column 'time': 2 rows lie in the future; they are kept" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("given", ["nan", "", "four"])
 def test_label_that_is_no_number_is_no_positive(tmp_path, given):
     log = INTERACTIONS.replace("ann,10,100,5", f"ann,10,100,{given}")
