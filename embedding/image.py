@@ -148,15 +148,29 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
                 f"encoder.image.weights={weights}: no such file; expected one, torchvision or none "
                 f"(random, then trained by pretext_epochs)"
             )
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        state = _read_weights(path)
         try:
             full.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"encoder.image.weights={weights}: {str(error)[:300]}") from error
     return full if body is None else body, blocks
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a weights file; nothing in it is run.
+
+    Raises:
+        ValueError: it is damaged, or holds other things than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # readers raise whatever a broken file makes them raise
+        raise ValueError(
+            f"encoder.image.weights={path}: cannot be read as tensors alone "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]})"
+        ) from error
 
 
 SEMANTIC_HEADS = {"pool": "identity", "discriminant": "discriminant"}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from embedding.pictures import REASONS
-from recsys.schema import sha256_of, write_json
+from recsys.schema import check_inside, misfits, sha256_of, write_json
 
 STORE_VERSION = 2
 
@@ -108,6 +108,12 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
         if raw["version"] == STORE_VERSION:
             raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
         manifest = FeatureManifest(**raw)
+        problems = misfits(manifest) if manifest.version == STORE_VERSION else []
+        if problems:
+            raise ValueError("; ".join(problems)[:400])
+        for shard in manifest.shards if manifest.version == STORE_VERSION else ():
+            check_inside(shard.file)
+            check_inside(shard.rows_file)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a feature manifest ({error}); run embed again") from error
     if manifest.version != STORE_VERSION:
@@ -135,8 +141,17 @@ def write_shard(
     Args:
         vectors: [rows, dim].
         rows: dtype ROW, [rows].
+
+    Raises:
+        ValueError: a vector is not finite.
     """
     name = f"shard-{index:05d}"
+    if not np.isfinite(vectors).all():
+        bad = start_row + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise ValueError(
+            f"{folder}: the encoder made a vector of inf or nan for item row {bad:,}, too large for "
+            f"float16 or from broken weights; train it anew (retrain=true)"
+        )
     _save(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
     digest = _save(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
     stat = (folder / f"{name}.npy").stat()
@@ -183,9 +198,13 @@ def finished_shard(folder: Path, index: int) -> ShardEntry | None:
     try:
         raw = json.loads(entry_file(folder, index).read_text(encoding="utf-8"))
         entry = ShardEntry(**raw)
+        if misfits(entry):
+            return None
+        check_inside(entry.file)
+        check_inside(entry.rows_file)
         stat = (folder / entry.file).stat()
         is_there = (folder / entry.rows_file).is_file()
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):  # ValueError: no JSON, or a path out of here
         return None
     if not is_there or stat.st_size != entry.size_bytes:
         return None
@@ -252,12 +271,18 @@ class FeatureTable:
             raise ValueError(f"{path}: cannot be read ({error}); run embed again") from error
 
     def verify(self) -> None:
-        """Compare every shard with its sha256.
+        """Compare every shard with its sha256, and look for vectors that are not finite.
 
         Raises:
-            ValueError: a shard was changed after it was written.
+            ValueError: a shard was changed after it was written, or holds inf or nan.
         """
-        for shard in self.manifest.shards:
+        for index, shard in enumerate(self.manifest.shards):
+            bad = np.flatnonzero(~np.isfinite(self._map(index)).all(axis=1))
+            if len(bad):
+                raise ValueError(
+                    f"{self.folder / shard.file}: {len(bad):,} vectors hold inf or nan, first at "
+                    f"item row {shard.start_row + int(bad[0]):,}; run launch/embed.py again"
+                )
             if sha256_of(self.folder / shard.file) != shard.sha256:
                 raise ValueError(
                     f"{self.folder / shard.file}: changed since it was written (sha256 differs from "

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
 from recsys.schema import read_manifest, write_json
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
@@ -242,7 +241,7 @@ def metric_of(metrics: dict[str, Any], key: str) -> float:
     return math.nan if value is None else float(value)
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="compare")
+@hydra_job("compare")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -10,12 +10,11 @@ probabilities, the users' sensitivities, and contact_sheet.png to look at).
 import os
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
 from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 
 
 def job(cfg: DictConfig) -> None:
@@ -38,7 +37,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: launch/prepare.py data=demo workspace={cfg.workspace}")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="demo")
+@hydra_job("demo")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

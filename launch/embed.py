@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -58,7 +57,7 @@ from embedding.text import (
 )
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
 from recsys.schema import Manifest, read_manifest, write_json
@@ -529,7 +528,7 @@ def untrained_text_model(
     model.save(str(folder / "untrained"), create_model_card=False)
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="embed")
+@hydra_job("embed")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -15,7 +15,6 @@ resampled users. Out: a table, and W/runs/<b>/eval/<split>/against-<a>.json.
 import dataclasses
 from pathlib import Path
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
@@ -23,7 +22,7 @@ from embedding.store import open_features
 from recsys.config import from_config, plain
 from recsys.data.candidates import CandidateDataset, draw_candidates
 from recsys.distributed.env import first_rank_work, rank_from_environment, start, stop
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.evaluation import (
     EvaluateConfig,
@@ -150,7 +149,7 @@ def compare_runs(workspace: Path, config: EvaluateConfig) -> None:
     say(f"results: {path}")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="evaluate")
+@hydra_job("evaluate")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

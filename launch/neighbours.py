@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +24,7 @@ from embedding.nearest import PIECE_ROWS, Nearest, nearest
 from embedding.store import FeatureTable, open_features
 from recsys.config import from_config, plain
 from recsys.distributed.env import rank_from_environment
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.items import read_items
 from recsys.report.neighbours import (
     EXCLUDE_SAME,
@@ -275,7 +274,7 @@ def read_answers(
     return answers
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="neighbours")
+@hydra_job("neighbours")
 def main(cfg: DictConfig) -> None:
     """Entry point; under torchrun one process does it."""
     if rank_from_environment() == 0:

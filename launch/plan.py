@@ -13,7 +13,6 @@ terminal; exit code 1 where the tables do not fit.
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +25,7 @@ from recsys.distributed.env import silence_libraries
 from recsys.distributed.movement import movement
 from recsys.distributed.plan import read_plan
 from recsys.distributed.planner import DoesNotFitError
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.plan import (
     print_clusters,
     print_movement,
@@ -186,7 +185,7 @@ def compare_plans(paths: list[str]) -> None:
     )
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="plan")
+@hydra_job("plan")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

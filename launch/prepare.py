@@ -10,19 +10,20 @@ import dataclasses
 import os
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
+from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
-from recsys.job import run_job, say
+from recsys.job import hydra_job, run_job, say
 
 
 def job(cfg: DictConfig) -> None:
     """Read the recipe, prepare, say where the result lies."""
     recipe = from_config(Recipe, plain(cfg.data), "data")
-    recipe = dataclasses.replace(recipe, source=str(Path(recipe.source).expanduser().resolve()))
+    if not is_url(recipe.source):
+        recipe = dataclasses.replace(recipe, source=str(Path(recipe.source).expanduser().resolve()))
     workspace = Path(cfg.workspace).resolve()
     manifest = prepare(
         recipe,
@@ -39,7 +40,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: launch/{step}.py data={cfg.data.name} workspace={cfg.workspace}")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="prepare")
+@hydra_job("prepare")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -9,11 +9,10 @@ W/runs/<sweep.name>-trial<n>/. A killed sweep goes on, and one with more trials 
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
-from recsys.job import run_job, say
+from recsys.job import hydra_job, run_job, say
 from recsys.study.runs import Commands
 from recsys.study.suite import SweepConfig, space_problems
 from recsys.study.tuning import choose_settings
@@ -51,7 +50,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: {' '.join([*command, f'run.name={sweep.name}', *overrides, *chosen])}")
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="sweep")
+@hydra_job("sweep")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

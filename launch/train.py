@@ -14,7 +14,6 @@ goes on from the newest whole checkpoint, on any number of ranks.
 
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -30,11 +29,12 @@ from recsys.distributed.env import (
 from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
 from recsys.distributed.signals import FAILED, StopSignals
-from recsys.job import run_job, say, stage
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
 from recsys.schema import read_manifest, write_json
 from recsys.train.checkpoint import load_checkpoint
+from recsys.train.gradients import Gradients
 from recsys.train.integrity import newest_whole, restore_best
 from recsys.train.log import RunLog
 from recsys.train.loop import train
@@ -59,7 +59,7 @@ def job(cfg: DictConfig) -> None:
     workspace = Path(cfg.workspace).resolve()
 
     # 2. Who we are, and which data there is.
-    env = start(config.run.device)
+    env = start(config.run.device, deterministic=config.run.deterministic)
     manifest = read_manifest(workspace)
     folder = workspace / "runs" / config.run.name
     with first_rank_work(env) as is_first:
@@ -115,6 +115,7 @@ def job(cfg: DictConfig) -> None:
         folder,
         env=env,
         state=state,
+        gradients=Gradients(sharded, max_norm=config.optim.max_grad_norm),
         total_steps=total_steps,
         log_every_steps=config.train.log_every_steps,
     )
@@ -186,7 +187,7 @@ def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -
     return state
 
 
-@hydra.main(version_base=None, config_path="../configs", config_name="train")
+@hydra_job("train")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

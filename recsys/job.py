@@ -5,13 +5,21 @@ FloatingPointError of diverged training) end the process with code 1 and their s
 anything else is our own mistake and keeps its traceback.
 """
 
+import argparse
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
+
+from recsys.config import check_config_folder
 from recsys.distributed.env import rank_from_environment
 
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _START_SECONDS = time.perf_counter()
 
 
@@ -40,6 +48,52 @@ def stage(name: str) -> Iterator[Stage]:
     yield handle
     counts = f": {handle.counts}" if handle.counts else ""
     say(f"{name}{counts} ({time.perf_counter() - started:.1f} s)")
+
+
+def hydra_job(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a launch file's `main` from a function of the composed configuration.
+
+    Every configuration file within reach is looked at first (recsys.config.check_config_folder).
+
+    Args:
+        name: of the root file in configs/.
+    """
+
+    def decorate(job: Callable[[DictConfig], None]) -> Callable[[], None]:
+        composed = hydra.main(version_base=None, config_path="../configs", config_name=name)(job)
+
+        @functools.wraps(job)
+        def main() -> None:
+            run_job(lambda: check_config_arguments(sys.argv[1:]))
+            composed()
+
+        return main
+
+    return decorate
+
+
+def check_config_arguments(arguments: Sequence[str]) -> None:
+    """Refuse configuration folders that a job cannot look through before Hydra acts on them.
+
+    Raises:
+        ValueError: a folder's file reaches beyond its group, or the folder is named in another way
+            than by --config-dir.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    known, others = parser.parse_known_args(arguments)
+    if known.config_path or any(a.lstrip("+").startswith("hydra.searchpath") for a in others):
+        raise ValueError("recipes and presets of your own: name their folder with --config-dir")
+    for argument in others:
+        if argument.startswith("workspace=") and "://" in argument:
+            raise ValueError(
+                f"{argument}: a workspace is a folder, since tables are memory-mapped and files renamed "
+                f"into place; mount the store, or copy with launch/sync.py"
+            )
+    check_config_folder(_CONFIGS)
+    if known.config_dir:
+        check_config_folder(Path(known.config_dir))
 
 
 def run_job(job: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,22 +176,82 @@ def read_manifest(workspace: str | Path) -> Manifest:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(
             f"{path}: not valid JSON ({error}); run launch/prepare.py again"
         ) from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: not a manifest; run launch/prepare.py again")
     if raw.get("version") != MANIFEST_VERSION:
         raise ValueError(
             f"{path}: manifest version {raw.get('version')!r}, expected {MANIFEST_VERSION}; "
             f"run launch/prepare.py again"
         )
+    try:
+        manifest = _manifest_of(raw)
+        if problems := misfits(manifest):
+            raise ValueError("; ".join(problems)[:400])
+        for spec in manifest.splits.values():
+            for file in spec.files:
+                check_inside(file)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a whole manifest ({type(error).__name__}: {error}); run "
+            f"launch/prepare.py again"
+        ) from error
+    return manifest
+
+
+def _manifest_of(raw: Mapping[str, Any]) -> Manifest:
     known = {f.name for f in dataclasses.fields(Manifest)}
     raw = {k: v for k, v in raw.items() if k in known}
-    raw["tables"] = tuple(TableSpec(**t) for t in raw["tables"])
-    raw["features"] = tuple(FeatureSpec(**f) for f in raw["features"])
-    raw["splits"] = {
+    splits = {
         name: SplitSpec(**{**s, "files": tuple(s["files"]), "file_rows": tuple(s["file_rows"])})
         for name, s in raw["splits"].items()
     }
-    raw["history"] = HistorySpec(**raw["history"]) if raw.get("history") else None
-    return Manifest(**raw)
+    return Manifest(**{
+        **raw,
+        "tables": tuple(TableSpec(**t) for t in raw["tables"]),
+        "features": tuple(FeatureSpec(**f) for f in raw["features"]),
+        "splits": splits,
+        "history": HistorySpec(**raw["history"]) if raw.get("history") else None,
+    })
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Return whether a plain value or record is of the type `hint` says, what it holds included."""
+    of, origin = typing.get_args(hint), typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if type(None) in of:
+        return value is None or any(fits(h, value) for h in of if h is not type(None))
+    if origin in (list, tuple):
+        return isinstance(value, origin) and all(fits(of[0], element) for element in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(name, of[0]) and fits(of[1], element) for name, element in value.items()
+        )
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, hint) and not misfits(value)  # type: ignore[arg-type]
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def misfits(record: Any) -> list[str]:
+    """Return a sentence for every field of a record that holds something of another type."""
+    hints = typing.get_type_hints(type(record))
+    return [
+        f"{name}: {getattr(record, name)!r} does not fit"
+        for name, hint in hints.items()
+        if not fits(hint, getattr(record, name))
+    ]
+
+
+def check_inside(name: str) -> None:
+    """Raise ValueError where a relative path that a manifest names would leave its folder.
+
+    Raises:
+        ValueError: it is absolute, or has `..` in it.
+    """
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{name!r} leaves the folder of the manifest")

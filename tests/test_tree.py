@@ -25,7 +25,7 @@ NON_ASCII = ("recsys/data/demo/", "tests/data/", "tests/embedding/")
 """Where names in Japanese and Chinese are data."""
 
 LAYERS = {
-    "recsys.schema": 0,
+    "recsys.schema": -1,
     "recsys.batch": 0,
     "recsys.config": 0,
     "recsys.job": 0,

@@ -47,7 +47,7 @@ class Problems:
             shown = quoted(column) if column in source.columns else "NULL"
             selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
             selected += [f"arg_min({shown}, source_row) {bad}"]
-        row = self._scan(connection, source, f"SELECT {', '.join(selected)} FROM {source.view}")
+        row = self.scan(connection, source, f"SELECT {', '.join(selected)} FROM {source.view}")
         if row is None:
             return 0
         for index, (column, _, wrong) in enumerate(conditions):
@@ -70,14 +70,14 @@ class Problems:
             f"min(source_row) AS first FROM {source.view} WHERE {quoted(column)} IS NOT NULL "
             f"GROUP BY id HAVING count(*) > 1)"
         )
-        count, first, value = self._scan(connection, source, query) or (0, 0, "")
+        count, first, value = self.scan(connection, source, query) or (0, 0, "")
         if count:
             self.found.append(
                 f"{source.path}: column {column!r}: duplicate id: {count:,} "
                 f"id{'s' if count > 1 else ''}, first at data row {first:,} ({value!r})"
             )
 
-    def _scan(
+    def scan(
         self, connection: duckdb.DuckDBPyConnection, source: Source, query: str
     ) -> tuple | None:
         """Return the only row of an aggregate over a file; None, and a note, if it is broken."""
@@ -88,6 +88,47 @@ class Problems:
         except duckdb.Error as error:
             self.found.append(f"{source.path}: cannot be read ({short(error)})")
             return None
+
+
+def note_ids_written_two_ways(
+    connection: duckdb.DuckDBPyConnection, problems: Problems, ids: list[tuple[Source, str]]
+) -> None:
+    """Note ids that differ from another only in spaces around them or in `.0` behind a number.
+
+    Ids are compared as text: 10.0 (how a column of whole numbers with a blank is often written) would
+    silently be somebody else than 10.
+
+    Args:
+        ids: every file and column in which ids of one kind (users, or items) stand.
+    """
+    if not ids:
+        return
+    known = " UNION ALL ".join(f"SELECT {quoted(c)} AS id FROM {s.view}" for s, c in ids)
+    for source, column in ids:
+        given = quoted(column)
+        plain = f"regexp_replace(trim({given}), '^(-?[0-9]+)[.]0+$', '\\1')"
+        # Rows written oddly are few; only for them the other ids are looked through.
+        odd = (
+            f"SELECT source_row, {given} AS id, {plain} AS plain FROM {source.view} "
+            f"WHERE {is_written_oddly(given)} AND {plain} <> ''"
+        )
+        query = (
+            f"SELECT count(*), min(source_row), arg_min(id, source_row), arg_min(plain, source_row) "
+            f"FROM ({odd}) WHERE plain IN (SELECT id FROM ({known}) WHERE id IN "
+            f"(SELECT plain FROM ({odd})))"
+        )
+        count, first, value, meant = problems.scan(connection, source, query) or (0, 0, "", "")
+        if count:
+            problems.found.append(
+                f"{source.path}: column {column!r}: an id that elsewhere is written {meant!r}: "
+                f"{count:,} row{'s' if count > 1 else ''}, first at data row {first:,} ({value!r}); "
+                f"write ids the same way everywhere"
+            )
+
+
+def is_written_oddly(text: str) -> str:
+    """SQL: the id has spaces around it, or may end in `.0`; cheap, for a look at every row."""
+    return f"({text} LIKE '%.0%' OR {text} LIKE ' %' OR {text} LIKE '% ')"
 
 
 def is_null(column: str) -> str:

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data.checks import Problems, is_null, leaves_root, look_for_pictures
+from recsys.data.checks import (
+    Problems,
+    is_null,
+    is_written_oddly,
+    leaves_root,
+    look_for_pictures,
+    note_ids_written_two_ways,
+)
 from recsys.data.history import history_end_sql, stored_sql
 from recsys.data.negatives import draw_negatives
+from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
 from recsys.data.recipe import (
     PERSPECTIVES,
@@ -51,6 +60,8 @@ from recsys.schema import (
 
 ROW_GROUP_ROWS = 65_536
 PART_ROWS = 64 * ROW_GROUP_ROWS
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999: what lies behind it are milliseconds, or no times at all."""
 
 
 def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int) -> Manifest:
@@ -71,8 +82,12 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        with _database(beside / "work", memory_limit, threads) as connection:
-            manifest = Preparation(connection, recipe, beside).run()
+        with (
+            fetched(recipe, beside / "source") as local,
+            _database(beside / "work", memory_limit, threads) as connection,
+        ):
+            manifest = Preparation(connection, local, beside).run()
+        manifest = dataclasses.replace(manifest, recipe=dataclasses.asdict(recipe))
         shutil.rmtree(beside / "work")
         checksums = {
             str(path.relative_to(beside)): sha256_of(path)
@@ -143,6 +158,12 @@ class Preparation:
             logs = self.open_sources()
             self.check()
             rows_in = self.rows_in = self.load_log(logs)
+            if log_times := self.recipe.interactions.timestamp:
+                now = int(time.time())
+                if in_future := self.count(f"log WHERE ts > {now}"):
+                    say(
+                        f"column {log_times!r}: {in_future:,} rows lie in the future; they are kept"
+                    )
             missing = f", {self.missing_images:,} items without a picture"
             read.done(f"{rows_in:,} interactions{missing if self.missing_images else ''}")
         with stage("split and number") as numbered:
@@ -194,7 +215,6 @@ class Preparation:
             rows_dropped=self.dropped,
             rows_drawn=rows_drawn,
             rows_unknown=self.count_unknown(),
-            recipe=dataclasses.asdict(self.recipe),
         )
 
     # Sources and checks
@@ -245,7 +265,9 @@ class Preparation:
                 "interactions.item_id": log.item_id,
                 "interactions.timestamp": log.timestamp,
                 "interactions.label": label,
-            } | _feature_columns("interactions.features", log.features)
+            }
+            self.problems.found += source.nested_columns(wanted)
+            wanted |= _feature_columns("interactions.features", log.features)
             self.problems.found += source.missing_columns(wanted)
         if self.items and items:
             wanted = {
@@ -254,13 +276,15 @@ class Preparation:
                 "items.artist": items.artist,
                 "items.content": items.content,
                 **{f"items.image {{{c}}}": c for c in _pattern_columns(items.image)},
-                **{f"items.text[{i}]": column for i, column in enumerate(items.text)},
             }
+            self.problems.found += self.items.nested_columns(wanted)
+            wanted |= {f"items.text[{i}]": column for i, column in enumerate(items.text)}
             wanted |= _feature_columns("items.features", items.features)
             wanted |= _feature_columns("items.tags", items.tags)
             self.problems.found += self.items.missing_columns(wanted)
         if self.users and users:
             wanted = {"users.user_id": users.user_id}
+            self.problems.found += self.users.nested_columns(wanted)
             wanted |= _feature_columns("users.features", users.features)
             self.problems.found += self.users.missing_columns(wanted)
         for index, (pairs, source) in enumerate(self.pairs):
@@ -296,8 +320,11 @@ class Preparation:
                 wrong = f"expected one of {', '.join(PERSPECTIVES)}"
                 self.problems.note(self.connection, source, [(pairs.perspective, condition, wrong)])
         if self.items and items and log.item_id and log.unknown_items == "error":
+            was_readable = not self.problems.found
             for source, _ in self.logs:
                 self.check_unknown_items(source)
+            if was_readable and self.problems.found:
+                self.check_ids("item")
         self.problems.raise_if_any()
         self.check_pictures()
         self.problems.raise_if_any()
@@ -338,6 +365,11 @@ class Preparation:
                 f"coalesce({seconds}, -1) < 0",
                 "not a time in whole seconds",
             ))
+            conditions.append((
+                log.timestamp,
+                f"{seconds} > {LAST_SECOND}",
+                "a time after the year 9999; expected seconds, not milliseconds",
+            ))
         if log.label:
             rule = parse_label(log.label)
             number = f"try_cast({quoted(rule.column)} AS DOUBLE)"
@@ -345,7 +377,8 @@ class Preparation:
                 label = f"coalesce({label_number_sql(rule.column)}, -1)"
                 conditions.append((rule.column, f"{label} NOT IN (0, 1)", "label other than 0/1"))
             else:
-                conditions.append((rule.column, f"{number} IS NULL", "not a number"))
+                wrong = f"coalesce({number}, 'nan'::DOUBLE) = 'nan'::DOUBLE"
+                conditions.append((rule.column, wrong, "not a number"))
         return conditions + _number_conditions(log.features)
 
     def check_unknown_items(self, source: Source) -> None:
@@ -362,6 +395,21 @@ class Preparation:
             f"or keep)"
         )
         self.problems.note(self.connection, source, [(log.item_id, condition, wrong)])
+
+    def check_ids(self, side: str) -> None:
+        """Note users' or items' ids that are written in two ways."""
+        column, catalogue = self.id_columns(side)
+        ids = [(source, column) for source, _ in self.logs] if column else []
+        if column and catalogue:
+            ids.append(catalogue)
+        note_ids_written_two_ways(self.connection, self.problems, ids)
+
+    def id_columns(self, side: str) -> tuple[str | None, tuple[Source, str] | None]:
+        """Return the column of an id in the log; and the catalogue with its column, if there is one."""
+        log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
+        if side == "user":
+            return log.user_id, (self.users, users.user_id) if self.users and users else None
+        return log.item_id, (self.items, items.item_id) if self.items and items else None
 
     # The log
 
@@ -393,6 +441,16 @@ class Preparation:
             (count,) = self.one(f"SELECT count(*) FROM {source.view}")
             start += count
         self.connection.execute("CREATE TABLE log AS " + " UNION ALL ".join(parts))
+        for side in ("user", "item"):
+            # Looked for here, where a scan is cheap; the files are read again only to say where.
+            _, catalogue = self.id_columns(side)
+            odd = self.count(f"log WHERE {is_written_oddly(f'{side}_id')}")
+            if catalogue and not odd:
+                source, column = catalogue
+                odd = self.count(f"{source.view} WHERE {is_written_oddly(quoted(column))}")
+            if odd:
+                self.check_ids(side)
+        self.problems.raise_if_any()
         if self.items and self.recipe.items and log.unknown_items == "drop":
             known = f"SELECT {quoted(self.recipe.items.item_id)} FROM items_source"
             (count,) = self.one(f"SELECT count(*) FROM log WHERE item_id NOT IN ({known})")

@@ -3,6 +3,7 @@
 Written in YAML (configs/data/*.yaml), read by launch/prepare.py, stored in the manifest.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,6 +274,17 @@ def check_recipe(recipe: Recipe) -> None:
                 f"interactions.negatives.per_positive={log.negatives.per_positive}: expected 1 or "
                 f"more"
             )
+    problems += _path_problems(recipe)
+    if len(log.delimiter) != 1 or log.delimiter in '"\r\n\0':
+        problems.append(
+            f"interactions.delimiter={log.delimiter!r}: expected one character, no quote or line end"
+        )
+    lower_header = [name.lower() for name in log.header]
+    if len(set(lower_header)) < len(lower_header):
+        problems.append(f"interactions.header={log.header}: a name is given twice")
+    for key in ("user_min_count", "item_min_count"):
+        if getattr(log, key) < 1:
+            problems.append(f"interactions.{key}={getattr(log, key)}: expected 1 or more")
     if log.unknown_items not in UNKNOWN_ITEM_RULES:
         problems.append(
             f"interactions.unknown_items={log.unknown_items!r}: expected "
@@ -296,6 +308,14 @@ def check_recipe(recipe: Recipe) -> None:
             problems.append(f"{key}.cuts={feature.cuts}: expected ascending numbers")
         if feature.hash_rows < 0 or feature.hash_rows == 1:
             problems.append(f"{key}.hash_rows={feature.hash_rows}: expected 0, or 2 and more")
+        if feature.min_count < 1:
+            problems.append(f"{key}.min_count={feature.min_count}: expected 1 or more")
+        if feature.quantiles < 2:
+            problems.append(f"{key}.quantiles={feature.quantiles}: expected 2 or more")
+        if feature.separator == "":
+            problems.append(f"{key}.separator='': expected text between list elements")
+        if not all(math.isfinite(cut) for cut in feature.cuts):
+            problems.append(f"{key}.cuts={feature.cuts}: expected finite numbers")
     for index, pairs in enumerate(recipe.pairs):
         for key in ("anchor_separator", "positive_separator"):
             if getattr(pairs, key) == "":
@@ -312,6 +332,36 @@ def check_recipe(recipe: Recipe) -> None:
             problems.append(f"feature {name!r}: expected letters, digits and underscores")
     if problems:
         raise ValueError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
+
+
+def _files_by_key(recipe: Recipe) -> dict[str, str]:
+    """Files below `source` that the recipe names, by config key."""
+    log = recipe.interactions
+    named = {"interactions.file": log.file or ""}
+    named |= {f"interactions.files.{split}": file for split, file in log.files.items()}
+    if recipe.items:
+        named["items.file"] = recipe.items.file
+    if recipe.users:
+        named["users.file"] = recipe.users.file
+    named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
+    return {key: name for key, name in named.items() if name}
+
+
+def named_files(recipe: Recipe) -> list[str]:
+    """Return the files below `source` that a recipe names, each once."""
+    return list(dict.fromkeys(_files_by_key(recipe).values()))
+
+
+def _path_problems(recipe: Recipe) -> list[str]:
+    """Files and folders that a recipe names lie below `source`: it may come from a stranger."""
+    named = _files_by_key(recipe)
+    if recipe.items:
+        named["items.image_root"] = recipe.items.image_root
+    return [
+        f"{key}={name!r}: expected a path below data.source, without .. and no absolute one"
+        for key, name in named.items()
+        if name.startswith(("/", "\\")) or "://" in name or ".." in re.split(r"[/\\]", name)
+    ]
 
 
 def named_features(recipe: Recipe) -> list[tuple[str, FeatureRecipe]]:

@@ -57,11 +57,12 @@ class Env:
         return self.rank == 0
 
 
-def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
+def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds: int = 1800) -> Env:
     """Set threads and device, join the process group, and return the facts.
 
     Args:
         device: `auto` (cuda where present), `cpu` or `cuda`.
+        deterministic: let torch refuse operators that do not give the same bits every time.
         timeout_seconds: how long a collective may wait for the other ranks.
 
     Raises:
@@ -72,6 +73,8 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is visible; use device=cpu or device=auto")
     silence_libraries()
+    if deterministic:
+        _be_deterministic()
     use_cuda = device != "cpu" and torch.cuda.is_available()
     rank = rank_from_environment()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -116,6 +119,19 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
         local_world_size=local_world_size,
         device=torch_device,
     )
+
+
+def _be_deterministic() -> None:
+    """Choose operators that give the same bits every time; before CUDA is touched.
+
+    On GPU, FBGEMM's backward asks the same switch and then adds up a row's gradients in one order.
+    """
+    # cuBLAS reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    # Not needed for equal bits where nothing reads what it has not written; costs a pass each time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def silence_libraries() -> None:

@@ -488,7 +488,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(
             f"{path}: not valid JSON ({error}); make it with launch/plan.py"
         ) from error
@@ -498,10 +498,16 @@ def read_plan(path: str | Path) -> dict[str, Any]:
             f"{path}: plan version {version!r}, expected {PLAN_VERSION}; make it anew with "
             f"launch/plan.py"
         )
-    if not content["summary"]["fits"]:
+    try:
+        sharding_plan(content)
+        fits, verdict = content["summary"]["fits"], content["summary"]["verdict"]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: this plan does not fit its cluster ({content['summary']['verdict']})"
-        )
+            f"{path}: not a whole plan ({type(error).__name__}: {error}); make it anew with "
+            f"launch/plan.py"
+        ) from error
+    if not fits:
+        raise ValueError(f"{path}: this plan does not fit its cluster ({verdict})")
     return content
 
 

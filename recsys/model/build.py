@@ -3,6 +3,7 @@
 Called by the jobs in launch/ that need a model; sharding gives the tables their storage.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -50,13 +51,9 @@ def build_ranker(
         ValueError: unknown ranker, feature, fusion or cross; a width FBGEMM cannot hold; a setting
             that the ranker cannot have.
     """
+    _check_sizes(config)
     if config.name not in RANKERS:
         raise ValueError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
-    for key in ("cross_layers", "cross_heads", "cross_width"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"model.{key}={getattr(config, key)}: expected 1 or more")
-    if not config.deep_dims:
-        raise ValueError("model.deep_dims=[]: expected the width of at least one layer")
     features = select_features(manifest, config)
     dims = {name: modality_dims[name] for name in config.modalities if name in modality_dims}
     past = config.name == "umair_fps" and (config.similarity_tiers or config.history_attention)
@@ -285,3 +282,32 @@ def _deep(config: RankerConfig, in_dim: int) -> Tower:
         dropout=config.dropout,
         batch_norm=config.batch_norm,
     )
+
+
+def _check_sizes(config: RankerConfig) -> None:
+    """Raise ValueError for sizes that no layer can have, all at once.
+
+    Raises:
+        ValueError: lists every offending key.
+    """
+    problems = [
+        f"model.{key}={getattr(config, key)}: expected 1 or more"
+        for key in ("embedding_dim", "cross_layers", "cross_heads", "cross_width", "cross_rank")
+        if getattr(config, key) < 1
+    ]
+    if config.cross_experts < 1:
+        problems.append(f"model.cross_experts={config.cross_experts}: expected 1 or more")
+    for key in ("tower_dims", "deep_dims", "second_deep_dims"):
+        widths = getattr(config, key)
+        if any(width < 1 for width in widths) or not (widths or key == "second_deep_dims"):
+            problems.append(
+                f"model.{key}={widths}: expected widths of at least one layer, 1 or more"
+            )
+    if config.similarity_tiers < 0:
+        problems.append(f"model.similarity_tiers={config.similarity_tiers}: expected 0 or more")
+    if not 0 <= config.dropout < 1:
+        problems.append(f"model.dropout={config.dropout}: expected 0 <= share < 1")
+    if not 0 <= config.embedding_init < math.inf:
+        problems.append(f"model.embedding_init={config.embedding_init}: expected 0 or more")
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))

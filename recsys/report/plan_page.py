@@ -253,12 +253,14 @@ def _table(
     def kind(name: str) -> str:
         return " class=text" if name in texts else ""
 
+    def key(name: str, line: Mapping[str, Any]) -> str:
+        return f" data-key='{html.escape(str(line[keys[name]]))}'" if name in keys else ""
+
     head = "".join(f"<th{kind(name)}>{html.escape(name)}</th>" for name in columns)
     rows = []
     for line in lines:
         cells = (
-            f"<td{kind(name)}{f' data-key={line[keys[name]]}' if name in keys else ''}>"
-            f"{html.escape(text(line))}</td>"
+            f"<td{kind(name)}{key(name, line)}>{html.escape(text(line))}</td>"
             for name, text in columns.items()
         )
         rows.append(f"<tr>{''.join(cells)}</tr>")

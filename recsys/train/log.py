@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from recsys.distributed.env import Env
 from recsys.model.ranker import Scores
+from recsys.train.gradients import Gradients, check_finite, total_norm
 from recsys.train.state import TrainState
 
 
@@ -24,10 +25,18 @@ class RunLog:
     """Writes a run's metrics on rank 0; every rank calls it (losses are averaged)."""
 
     def __init__(
-        self, folder: Path, *, env: Env, state: TrainState, total_steps: int, log_every_steps: int
+        self,
+        folder: Path,
+        *,
+        env: Env,
+        state: TrainState,
+        gradients: Gradients,
+        total_steps: int,
+        log_every_steps: int,
     ):
         """Open the files below `folder`; lines after `state.step` (a resumed run) are dropped."""
         self.env = env
+        self.gradients = gradients
         self.log_every_steps = log_every_steps
         self.losses: list[torch.Tensor] = []
         self.rows_since = 0
@@ -60,7 +69,8 @@ class RunLog:
         """Average the pending losses over ranks, check and write them.
 
         Raises:
-            FloatingPointError: a loss is not finite; on every rank, naming the first such step.
+            FloatingPointError: a loss or a dense gradient is not finite; on every rank, naming the
+                first such step and the parameters.
         """
         if not self.losses:
             return
@@ -68,19 +78,15 @@ class RunLog:
         if self.env.world_size > 1:
             dist.all_reduce(losses)
         values = (losses / self.env.world_size).tolist()
-        first_step = state.step - len(values) + 1
-        for offset, value in enumerate(values):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at step {first_step + offset}; training stops on every "
-                    f"rank and the last checkpoint is from before. Lower "
-                    f"optim.dense_learning_rate or optim.table.learning_rate, or add "
-                    f"optim.warmup_steps"
-                )
+        norms_SP = self.gradients.take()
+        check_finite(values, norms_SP, self.gradients.names, state.step - len(values) + 1)
+        norms_S = [total_norm(norms_P) for norms_P in norms_SP]
         seconds = time.perf_counter() - self.started
         self.last_loss = sum(values) / len(values)
         metrics = {
             "train/loss": self.last_loss,
+            "train/gradient_norm": sum(norms_S) / len(norms_S),
+            "train/gradient_norm_max": max(norms_S),
             "train/learning_rate_factor": learning_rate_factor,
             "train/examples_per_second": self.rows_since / max(seconds, 1e-9),
         }

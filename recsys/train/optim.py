@@ -46,6 +46,8 @@ class OptimConfig:
     """After warm-up: `constant`, `linear` to 0, or `cosine` to 0, over the planned steps."""
     plateau_factor: float = 1.0
     """Factor on the learning rate each time the validation metric does not improve; 1: none."""
+    max_grad_norm: float | None = None
+    """Longer gradients of the dense part are scaled down to this norm; null: none. Tables have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +143,23 @@ def check_optim(config: OptimConfig) -> None:
         problems.append(f"optim.dense_name={config.dense_name!r}: expected adam or adamw")
     if config.decay not in ("constant", "linear", "cosine"):
         problems.append(f"optim.decay={config.decay!r}: expected constant, linear or cosine")
+    rates = {"dense_learning_rate": config.dense_learning_rate}
+    rates["dense_weight_decay"] = config.dense_weight_decay
+    named = {f"tables.{name}": table for name, table in config.tables.items()}
+    for key, table in ({"table": config.table} | named).items():
+        rates[f"{key}.l2"] = table.l2
+        if table.learning_rate is not None:
+            rates[f"{key}.learning_rate"] = table.learning_rate
+    problems += [
+        f"optim.{key}={rate}: expected a finite number, 0 or more"
+        for key, rate in rates.items()
+        if not 0 <= rate < math.inf
+    ]
     if config.warmup_steps < 0:
         problems.append(f"optim.warmup_steps={config.warmup_steps}: expected 0 or more")
     if not 0 < config.plateau_factor <= 1:
         problems.append(f"optim.plateau_factor={config.plateau_factor}: expected 0 < factor <= 1")
+    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
+        problems.append(f"optim.max_grad_norm={config.max_grad_norm}: expected above 0, or null")
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))

@@ -18,6 +18,7 @@ from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
 from recsys.distributed.env import Env
 from recsys.distributed.forecast import REPLICATED
+from recsys.distributed.pipeline import PIPELINES
 from recsys.distributed.plan import (
     PlanConfig,
     check_plan,
@@ -59,6 +60,8 @@ class RunSettings:
     """`auto`: go on from the newest checkpoint; `never`: refuse a folder that has one."""
     overwrite: bool = False
     """Delete an earlier run of this name first."""
+    deterministic: bool = False
+    """Only operators that give the same bits every time: two runs are equal; slower on GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,11 @@ def _train_problems(train: TrainConfig) -> list[str]:
         problems.append(
             f"train.stop_within_seconds={train.stop_within_seconds}: expected more than 0"
         )
+    for key in ("evaluate_every_steps", "save_every_steps", "patience", "num_prefetch"):
+        if getattr(train, key) < 0:
+            problems.append(f"train.{key}={getattr(train, key)}: expected 0 or more")
+    if train.pipeline not in PIPELINES:
+        problems.append(f"train.pipeline={train.pipeline!r}: expected {', '.join(PIPELINES)}")
     if train.metric not in ("auc", "log_loss"):
         problems.append(f"train.metric={train.metric!r}: expected auc or log_loss")
     return problems

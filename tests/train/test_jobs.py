@@ -25,6 +25,9 @@ def test_train_evaluate_compare_tell_their_story(workspace, job):
     for name in ("config.yaml", "plan.json", "metrics.jsonl", "checkpoints/best.json"):
         assert (folder / name).is_file(), name
     assert list((folder / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["train/gradient_norm"] for line in lines if "train/loss" in line]
+    assert norms and all(0 < norm < 100 for norm in norms)
 
     done = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -198,6 +201,22 @@ def test_exploding_loss_stops_every_rank_and_names_the_step(workspace, job):
     done = job("train", *options(workspace, "nan", *more), ranks=2)
     assert done.returncode != 0
     assert "the loss is" in done.stderr and "at step" in done.stderr
+    assert "the gradient of dense." in done.stderr and "is not finite; training" in done.stderr
+
+
+@pytest.mark.slow
+def test_deterministic_runs_leave_equal_checkpoints(workspace, job):
+    """The loop, the loader's thread and the exchange between two ranks included."""
+    contents = []
+    for name in ("fixed1", "fixed2"):
+        more = ["run.deterministic=true", "model.dropout=0.2", "train.epochs=2"]
+        more += ["optim.max_grad_norm=0.05", "+plan.sharding.user_id=row_wise"]
+        done = job("train", *options(workspace, name, *more), ranks=2)
+        assert done.returncode == 0, done.stderr[-2000:]
+        newest = max((workspace / "runs" / name / "checkpoints").glob("step-*"))
+        files = sorted(newest.glob("*.safetensors"))
+        contents.append([losses(workspace, name), [(f.name, f.read_bytes()) for f in files]])
+    assert len(contents[0][1]) == 3 and contents[0] == contents[1]
 
 
 def test_missing_prepared_data_says_what_to_run(tmp_path, job):

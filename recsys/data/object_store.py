@@ -1,0 +1,140 @@
+"""Object stores, by fsspec: a data set's raw files fetched for prepare, folders copied to and fro.
+
+What enters: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... What leaves: local
+files. Workspaces themselves are folders: tables are memory-mapped and files renamed into place, which
+an object store cannot do. Called by launch/prepare.py and launch/sync.py.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from recsys.data.recipe import Recipe, named_files
+from recsys.schema import check_inside
+
+_LAST = ("manifest.json", "index.json", "best.json")
+"""What says that the files beside it are whole is copied after them."""
+
+
+def is_url(place: str) -> bool:
+    """Return whether a place is a URL and not a folder of this machine."""
+    return "://" in place
+
+
+def open_store(url: str, key: str) -> tuple[Any, str]:
+    """Return the file system of a URL or local path, and the path in it.
+
+    Args:
+        key: config key of the URL, for messages.
+
+    Raises:
+        ValueError: the URL holds credentials, its kind is unknown, or its package is not installed.
+    """
+    if is_url(url):
+        parts = urlsplit(url)
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError(
+                f"{key}={parts.scheme}://...: holds a user, a password or a signature; credentials "
+                f"belong into the store's own files or variables (AWS_PROFILE, gcloud auth, ...), "
+                f"since configurations are logged and stored"
+            )
+    try:
+        return fsspec.core.url_to_fs(url if is_url(url) else str(Path(url).resolve()))
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{key}={url}: no file system for it ({error}); expected s3://, gs://, file:// or another "
+            f"of fsspec's, with its package (s3fs, gcsfs, ...) installed"
+        ) from error
+
+
+@contextmanager
+def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
+    """Yield the recipe with its source on this machine: as it is, or fetched into `folder` meanwhile.
+
+    Raises:
+        ValueError: the recipe has pictures, which are read where they lie; a file is not there.
+            Messages of the block name the URL, not the copy.
+    """
+    if not is_url(recipe.source):
+        yield recipe
+        return
+    if recipe.items and recipe.items.image:
+        raise ValueError(
+            f"data.source={recipe.source}: pictures (items.image) are read from a folder; copy it with "
+            f"launch/sync.py source={recipe.source} target=FOLDER and give data.source=FOLDER"
+        )
+    store, root = open_store(recipe.source, "data.source")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for name in named_files(recipe):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if store.isfile(f"{root}/{name}"):  # else prepare says that it is missing
+                store.get_file(f"{root}/{name}", str(target))
+        yield dataclasses.replace(recipe, source=str(folder))
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(folder), recipe.source.rstrip("/"))) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(source: str, target: str) -> tuple[int, int]:
+    """Copy the files of a folder that the other lacks, or has older or of another size.
+
+    Nothing is deleted. Every file appears whole, and what names others as whole comes after them.
+
+    Returns:
+        (files copied, files that were there).
+
+    Raises:
+        ValueError: there is no file at `source`; a name leads out of the folder.
+    """
+    source_store, source_root = open_store(source, "source")
+    target_store, target_root = open_store(target, "target")
+    found = source_store.find(source_root, detail=True)
+    if not found:
+        raise ValueError(f"source={source}: no files there")
+    names = {path.removeprefix(source_root).lstrip("/"): path for path in found}
+    num_copied = 0
+    for name in sorted(names, key=lambda name: (name.rsplit("/", 1)[-1] in _LAST, name)):
+        try:
+            check_inside(name)
+        except ValueError as error:
+            raise ValueError(f"source={source}: {error}") from error
+        there = f"{target_root.rstrip('/')}/{name}"
+        if not _is_current(source_store, names[name], target_store, there):
+            _copy(source_store, names[name], target_store, there)
+            num_copied += 1
+    return num_copied, len(names) - num_copied
+
+
+def _is_current(source_store: Any, path: str, target_store: Any, there: str) -> bool:
+    """Return whether the target has a file of the same size that is not older."""
+    if not target_store.isfile(there) or source_store.size(path) != target_store.size(there):
+        return False
+    try:
+        return target_store.modified(there) >= source_store.modified(path)
+    except (NotImplementedError, TypeError, KeyError):  # a store that knows no times, or no zone
+        return False
+
+
+def _copy(source_store: Any, path: str, target_store: Any, there: str) -> None:
+    """Copy one file; a local one is written beside and renamed, a store shows only whole ones."""
+    is_local = isinstance(target_store, LocalFileSystem)
+    beside = there
+    if is_local:
+        folder, name = os.path.split(there)
+        os.makedirs(folder, exist_ok=True)
+        beside = os.path.join(folder, f".{name}.part")
+    with source_store.open(path, "rb") as reader, target_store.open(beside, "wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+    if is_local:
+        os.replace(beside, there)

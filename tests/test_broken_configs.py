@@ -1,0 +1,132 @@
+"""Configurations broken at random: whatever is wrong is a ValueError that names the key.
+
+Every YAML file below configs/ is composed as a job composes it, some of its values are replaced,
+removed, renamed or added to, and the result is read the way the job reads it.
+"""
+
+import copy
+import functools
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from embedding.image import ImageConfig
+from embedding.text import TextConfig
+from recsys.config import from_config, plain
+from recsys.data.outline import outline
+from recsys.data.recipe import Recipe, check_recipe, named_features
+from recsys.distributed.cluster import ClusterConfig, check_cluster
+from recsys.study.suite import SuiteConfig, check_suite
+from recsys.train.run import SECTIONS, build_plannable, read_run_config
+from tests import tiny_world
+from tests.test_configs import CONFIGS, composed
+
+VALUES = [None, True, -1, 0, 1, 3, 1_000, 1.5, math.nan, math.inf, -math.inf]
+VALUES += ["", "x", "user_id", "a|b", "../x", "\0", "4", "${oc.env:HOME}", "1e3", "\u00e9"]
+VALUES += [[], [1], ["x"], [None], [[]], {}, {"x": 1}, {"x": {"y": None}}, {1: 2}, [{"x": 1}]]
+KEYS = ["x", "", "name", "colour", 1, None, True, "a.b", "\u00e9", "features", "rows"]
+
+
+def places(node, path=()):
+    """Every path to a value of nested dicts and lists."""
+    yield path
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from places(value, (*path, key))
+
+
+def broken(node, data):
+    """A copy with one to three changes, and the keys that were touched."""
+    node = copy.deepcopy(node)
+    touched = []
+    for _ in range(data.draw(st.integers(1, 3), label="changes")):
+        found = [path for path in places(node) if path]
+        if not found:
+            break
+        *path, key = data.draw(st.sampled_from(found), label="place")
+        holder = functools.reduce(lambda n, k: n[k], path, node)
+        touched += [str(k) for k in (*path, key) if isinstance(k, str)]
+        change = data.draw(st.sampled_from(["replace", "remove", "rename", "add"]), label="change")
+        value = copy.deepcopy(data.draw(st.sampled_from(VALUES), label="value"))
+        if change == "replace" or not isinstance(holder, dict):
+            holder[key] = value
+        elif change == "remove":
+            del holder[key]
+        else:
+            new = data.draw(st.sampled_from(KEYS), label="key")
+            holder[new] = holder.pop(key) if change == "rename" else value
+            touched.append(str(new))
+    return node, touched
+
+
+def read_recipe(node):
+    recipe = from_config(Recipe, node, "data")
+    check_recipe(recipe)
+    rows = {key.rsplit(".", 1)[1]: 10 for key, _ in named_features(recipe) if ".tags." not in key}
+    log = recipe.interactions
+    for name in ("user_id", "item_id"):
+        if getattr(log, name):
+            rows[name] = 5
+    outline(recipe, rows)
+
+
+def read_run(node):
+    config = read_run_config(node)
+    build_plannable(
+        config=config,
+        manifest=tiny_world.manifest(),
+        modality_dims={name: table.dim for name, table in tiny_world.vectors().items()},
+        device_type="cpu",
+    )
+
+
+def read_suite(node):
+    check_suite(from_config(SuiteConfig, node, "suite"))
+
+
+def read_cluster(node):
+    check_cluster(from_config(ClusterConfig, node, "cluster"))
+
+
+def reader(schema, key):
+    return lambda node: from_config(schema, node, key)
+
+
+CASES = {
+    "data": ("prepare", lambda cfg: cfg.data, read_recipe),
+    "model": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
+    "experiment": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
+    "optim": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
+    "cluster": ("plan", lambda cfg: cfg.cluster, read_cluster),
+    "suite": ("compare", lambda cfg: cfg.suite, read_suite),
+    "encoder/image": ("embed", lambda cfg: cfg.encoder.image, reader(ImageConfig, "encoder.image")),
+    "encoder/text": ("embed", lambda cfg: cfg.encoder.text, reader(TextConfig, "encoder.text")),
+}
+
+
+@pytest.mark.parametrize("group", CASES)
+@pytest.mark.parametrize("max_examples", [12, pytest.param(120, marks=pytest.mark.slow)])
+def test_group_of_configs_broken_at_random_is_refused_by_name_or_read(group, max_examples):
+    root, section, read = CASES[group]
+    options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    nodes = {}
+    for option in options:
+        choices = {group: option} | ({"++data.source": "raw"} if root == "prepare" else {})
+        nodes[option] = plain(section(composed(Path(f"{root}.yaml"), **choices)))
+
+    # Without shrinking: what is drawn is small already, and a reader takes its time.
+    @settings(
+        max_examples=max_examples, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def check(data):
+        node, touched = broken(nodes[data.draw(st.sampled_from(options), label="file")], data)
+        try:
+            read(node)
+        except ValueError as error:
+            assert any(key and key in str(error) for key in touched), str(error)
+
+    check()
