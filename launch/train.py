@@ -27,6 +27,7 @@ from recsys.train.checkpoint import latest_checkpoint, load_checkpoint, save_che
 from recsys.train.log import RunLog
 from recsys.train.loop import train
 from recsys.train.optim import learning_rate_factor
+from recsys.train.profile import profiled
 from recsys.train.run import (
     SECTIONS,
     RunConfig,
@@ -119,9 +120,15 @@ def job(cfg: DictConfig) -> None:
             best=best,
         )
 
+    pipeline = profiled(
+        build_pipeline(config.train.pipeline, sharded, env),
+        config=config.profile,
+        folder=folder / "profile",
+        env=env,
+    )
     train(
         sharded=sharded,
-        pipeline=build_pipeline(config.train.pipeline, sharded, env),
+        pipeline=pipeline,
         loader=train_loader,
         learning_rate_factor=lambda step: learning_rate_factor(config.optim, step, total_steps),
         validate=validation.run,
@@ -136,6 +143,7 @@ def job(cfg: DictConfig) -> None:
         plateau_factor=config.optim.plateau_factor,
     )
     log.close()
+    pipeline.close()
 
     # 7. What came out, and what to do next.
     best = "none" if state.best_metric is None else f"{state.best_metric:.4f}"

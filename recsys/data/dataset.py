@@ -147,12 +147,15 @@ class Loader:
         shuffle: bool,
         seed: int,
         num_prefetch: int = 2,
+        pin_memory: bool = False,
     ):
         """Lay out the lanes.
 
         Args:
             shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
             num_prefetch: batches a background thread prepares ahead; 0: none.
+            pin_memory: leave batches in page-locked memory, from which they travel to a GPU while
+                it computes.
 
         Raises:
             ValueError: global_batch_size is not a multiple of the number of lanes.
@@ -163,6 +166,7 @@ class Loader:
         self.shuffle = shuffle
         self.seed = seed
         self.num_prefetch = num_prefetch
+        self.pin_memory = pin_memory
         lanes = math.lcm(num_lanes, world_size)
         if global_batch_size % lanes:
             raise ValueError(
@@ -193,7 +197,8 @@ class Loader:
             global_rows = sum(
                 max(0, min(high, stop - start) - low) for start, stop in self.lane_ranges
             )
-            yield self._batch(rows, global_rows)
+            batch = self._batch(rows, global_rows)
+            yield batch.pin_memory() if self.pin_memory else batch
 
     def _rng(self, epoch: int, lane: int) -> np.random.Generator | None:
         return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None

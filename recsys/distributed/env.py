@@ -91,6 +91,11 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     )
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let matrix products of fp32 tensors run in TF32 on an NVIDIA GPU, or not; process-wide."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def silence_libraries() -> None:
     """Drop library messages that nobody who runs a job can act on; errors still come through."""
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):

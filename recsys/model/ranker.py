@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from recsys.batch import Batch
 from recsys.model.interaction import build_cross
@@ -21,6 +22,7 @@ from recsys.model.towers import Tower
 from recsys.model.umcm import UMCM_FORMS
 from recsys.schema import FeatureSpec, Manifest, TableSpec
 
+DENSE_PRECISIONS = ("fp32", "tf32", "bf16")
 SPARSE_MODALITY = "ids"
 """Name of the modality made of the item's sparse features, beside semantic, style and text."""
 
@@ -92,7 +94,8 @@ class RankerConfig:
     batch_norm: bool = False
     """Batch norm in towers and final MLP."""
     dense_precision: str = "fp32"
-    """`fp32`, or `bf16`: autocast of the dense part (GPU)."""
+    """Of the dense part's matrix products: `fp32`; `tf32` (NVIDIA GPU: fp32 with a short mantissa);
+    `bf16` (autocast; GPU, or a CPU with avx512_bf16 or AMX). Weights and tables stay fp32."""
 
 
 class RankerInputs(nn.Module):
@@ -462,8 +465,11 @@ class Ranker(nn.Module):
             ValueError: unknown dense_precision.
         """
         super().__init__()
-        if dense_precision not in ("fp32", "bf16"):
-            raise ValueError(f"model.dense_precision={dense_precision!r}: expected fp32 or bf16")
+        if dense_precision not in DENSE_PRECISIONS:
+            raise ValueError(
+                f"model.dense_precision={dense_precision!r}: expected one of "
+                f"{', '.join(DENSE_PRECISIONS)}"
+            )
         self.inputs = inputs
         self.dense = dense
         self.modality_names: list[str] = list(dense.modality_names)  # type: ignore[arg-type]
@@ -471,10 +477,14 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Scores]:
         """Return (loss [], Scores with logits [B] and weights [B, M])."""
-        inputs = self.inputs(batch)
+        with record_function("## lookup ##"):
+            inputs = self.inputs(batch)
         # Asked of a parameter: the pipeline traces this method with a symbolic batch.
         device_type = next(self.dense.parameters()).device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16):
+        with (
+            record_function("## dense ##"),
+            torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
+        ):
             logits_B, weights_BM = self.dense(inputs)
         logits_B = logits_B.float() + inputs.first_order_B
         loss = bce_loss(logits_B, batch.labels_B, batch.weights_B, batch.mean_rows)
