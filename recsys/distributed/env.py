@@ -91,6 +91,11 @@ def start(device: str = "auto", timeout_seconds: int = 1800) -> Env:
     )
 
 
+def spare_threads(env: Env) -> int:
+    """Return how many threads this rank may use beside the one that steps: its share of the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // env.local_world_size - 1)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Let matrix products of fp32 tensors run in TF32 on an NVIDIA GPU, or not; process-wide."""
     torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -4,10 +4,27 @@ Shapes: B rows, N input width, K experts, R rank.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
 
 CROSS_FORMS = ("low_rank_mixture", "low_rank", "full", "none")
+
+
+class FullCrossNet(CrossNet):
+    """TorchRec's CrossNet with one matrix product and one fused multiply-add a layer.
+
+    Same parameters, same state-dict names, same output. TorchRec multiplies [N, N] by [B, N, 1],
+    for which the batch is transposed and copied before and after each product.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map [B, N] to [B, N]."""
+        x0_BN = input
+        xl_BN = input
+        for kernel_NN, bias_N1 in zip(self.kernels, self.bias, strict=True):  # type: ignore[arg-type]
+            xl_BN = torch.addcmul(xl_BN, x0_BN, F.linear(xl_BN, kernel_NN, bias_N1[:, 0]))
+        return xl_BN
 
 
 class BatchedMixtureCrossNet(LowRankMixtureCrossNet):
@@ -55,7 +72,7 @@ def build_cross(
     if form == "low_rank":
         return LowRankCrossNet(in_dim, num_layers, low_rank=rank)
     if form == "full":
-        return CrossNet(in_dim, num_layers)
+        return FullCrossNet(in_dim, num_layers)
     if form == "none":
         return nn.Identity()
     raise ValueError(f"model.cross={form!r}: expected one of {', '.join(CROSS_FORMS)}")

@@ -16,7 +16,7 @@ import yaml
 from recsys.config import from_config
 from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
-from recsys.distributed.env import Env, allow_tf32
+from recsys.distributed.env import Env, allow_tf32, spare_threads
 from recsys.distributed.forecast import REPLICATED
 from recsys.distributed.plan import (
     PlanConfig,
@@ -395,4 +395,5 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         seed=config.run.seed,
         num_prefetch=config.train.num_prefetch,
         pin_memory=env.device.type == "cuda",
+        num_readers=spare_threads(env) if env.device.type == "cuda" else 0,
     )
