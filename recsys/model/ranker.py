@@ -182,8 +182,8 @@ class RankerInputs(nn.Module):
     def forward(self, batch: Batch) -> "DenseInputs":
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
-        user_BD, user_sum_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
-        item_BD, item_sum_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
+        user_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
+        item_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         history = None
@@ -202,8 +202,6 @@ class RankerInputs(nn.Module):
             item_BY=item_BD,
             modalities=items,
             interests=interests,
-            user_sum_BD=user_sum_BD,
-            item_sum_BD=item_sum_BD,
             first_order_B=user_first_order_B + item_first_order_B,
             history=history,
         )
@@ -221,10 +219,6 @@ class DenseInputs:
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
     interests: list[tuple[str, torch.Tensor, torch.Tensor]]
     """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
-    user_sum_BD: torch.Tensor
-    """Sum of the user's feature vectors; empty where their widths differ."""
-    item_sum_BD: torch.Tensor
-    """Sum of the item's feature vectors; empty where their widths differ."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
     history: tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor] | None = None
@@ -284,6 +278,7 @@ class SecondOrder(nn.Module):
     def __init__(self, *, dim: int, modality_dims: Mapping[str, int]):
         """Args: dim: width D of the feature vectors."""
         super().__init__()
+        self.dim = dim
         self.items = nn.ModuleDict({
             name: nn.Linear(width, dim, bias=False) for name, width in modality_dims.items()
         })
@@ -292,11 +287,13 @@ class SecondOrder(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return the term [B]; a masked modality adds nothing to the item's side."""
-        item_BD = inputs.item_sum_BD
+        # Every feature vector is D wide: [B, F * D] is [B, F, D].
+        user_BD = inputs.user_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+        item_BD = inputs.item_BY.unflatten(1, (-1, self.dim)).sum(dim=1)
         for name, linear in self.items.items():
             vector_BE, present_B = inputs.modalities[name]
             item_BD = item_BD + linear(vector_BE) * present_B[:, None]
-        return (inputs.user_sum_BD * item_BD).sum(dim=1)
+        return (user_BD * item_BD).sum(dim=1)
 
 
 class UmairFps(nn.Module):
