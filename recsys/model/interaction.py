@@ -4,15 +4,16 @@ Shapes: B rows, N input width, K experts, R rank.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
+
+from recsys.model.products import full_cross
 
 CROSS_FORMS = ("low_rank_mixture", "low_rank", "full", "none")
 
 
 class FullCrossNet(CrossNet):
-    """TorchRec's CrossNet with one matrix product and one fused multiply-add a layer.
+    """TorchRec's CrossNet with one matrix product and one multiply-add a layer.
 
     Same parameters, same state-dict names, same output. TorchRec multiplies [N, N] by [B, N, 1],
     for which the batch is transposed and copied before and after each product.
@@ -20,11 +21,7 @@ class FullCrossNet(CrossNet):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, N] to [B, N]."""
-        x0_BN = input
-        xl_BN = input
-        for kernel_NN, bias_N1 in zip(self.kernels, self.bias, strict=True):  # type: ignore[arg-type]
-            xl_BN = torch.addcmul(xl_BN, x0_BN, F.linear(xl_BN, kernel_NN, bias_N1[:, 0]))
-        return xl_BN
+        return full_cross(input, list(self.kernels), list(self.bias))  # type: ignore[arg-type]
 
 
 class BatchedMixtureCrossNet(LowRankMixtureCrossNet):

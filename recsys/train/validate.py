@@ -1,5 +1,7 @@
 """Validation during training: metrics over all rows of all ranks, the same value on every rank."""
 
+import time
+
 import torch.distributed as dist
 
 from recsys.data.dataset import Loader
@@ -29,6 +31,7 @@ class Validation:
 
     def run(self, state: TrainState) -> float:
         """Return the validation metric of the model as it is; every rank gets the same value."""
+        started = time.perf_counter()
         predictions = predict(self.sharded, self.loader.batches(epoch=0), self.env)
         value = [0.0]
         with first_rank_work(self.env) as is_first:
@@ -40,6 +43,8 @@ class Validation:
                     probabilities_N=predictions.score,
                     user_rows_N=predictions.user_row if has_users else None,
                 )
+                seconds = time.perf_counter() - started
+                metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
                 self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
                 say(
                     f"epoch {state.epoch} step {state.step:,}: "

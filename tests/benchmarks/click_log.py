@@ -44,14 +44,14 @@ class Shape:
 
 
 SHAPES = {
-    "a": Shape(name="a", num_fields=10, num_ids=5_000, train_rows=409_600, valid_rows=200_000),
-    "b": Shape(name="b", num_fields=26, num_ids=1_000_000, train_rows=204_800, valid_rows=100_000),
-    "c": Shape(name="c", num_fields=26, num_ids=30_000_000, train_rows=204_800, valid_rows=100_000),
+    "a": Shape(name="a", num_fields=10, num_ids=5_000, train_rows=204_800, valid_rows=100_000),
+    "b": Shape(name="b", num_fields=26, num_ids=1_000_000, train_rows=102_400, valid_rows=100_000),
+    "c": Shape(name="c", num_fields=26, num_ids=30_000_000, train_rows=102_400, valid_rows=100_000),
     "d": Shape(
         name="d",
         num_fields=10,
         num_ids=5_000,
-        train_rows=204_800,
+        train_rows=102_400,
         valid_rows=100_000,
         num_items=100_000,
         modality_dims={"semantic": 1024, "style": 256, "text": 512},

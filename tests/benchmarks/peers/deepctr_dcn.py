@@ -5,12 +5,11 @@ import time
 import numpy as np
 from deepctr_torch.inputs import SparseFeat
 from deepctr_torch.models import DCN
-from measure import BATCH, CROSS_LAYERS, DEEP_DIMS, DIM, Log, Peak, auc, read_options, write_result
+from measure import BATCH, CROSS_LAYERS, DEEP_DIMS, DIM, Log, auc, read_options, write_result
 
 
 def main():
     options = read_options()
-    peak = Peak()
     log = Log(options.workspace, options.max_rows)
     columns = [SparseFeat(name, rows, embedding_dim=DIM) for name, rows in log.fields.items()]
     # Without its regularisers, of which the one on embeddings would cost every row at every step.
@@ -44,7 +43,6 @@ def main():
         valid_rows=len(scores),
         valid_seconds=time.perf_counter() - begun,
         valid_auc=valid_auc,
-        peak=peak,
     )
 
 

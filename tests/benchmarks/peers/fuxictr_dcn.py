@@ -23,7 +23,6 @@ from measure import (
     DIM,
     LEARNING_RATE,
     Log,
-    Peak,
     auc,
     read_options,
     write_result,
@@ -153,7 +152,6 @@ def feature_map_of(log, folder, in_rows):
 def main():
     options = read_options()
     logging.basicConfig(level=logging.WARNING)
-    peak = Peak()
     log = Log(options.workspace, options.max_rows)
     folder = options.result.parent / f"{options.result.stem}_fuxictr"
     (folder / "clicks").mkdir(parents=True, exist_ok=True)
@@ -200,7 +198,6 @@ def main():
         valid_rows=len(arrays["valid"]["label"]),
         valid_seconds=model.valid_seconds,
         valid_auc=model.valid_auc,
-        peak=peak,
     )
 
 

@@ -7,9 +7,7 @@ Runs in the peers' own environment: nothing of Tessera is imported, its files ar
 
 import argparse
 import json
-import os
 import resource
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,20 +63,8 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-class Peak:
-    """Resident memory of this process and its children at its highest, looked at ten times a second."""
-
-    def __init__(self):
-        self.bytes = 0
-        self.stopped = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self):
-        while not self.stopped.wait(0.1):
-            self.bytes = max(self.bytes, tree_bytes(os.getpid()))
-
-
 def tree_bytes(pid: int) -> int:
+    """Resident bytes of a process and its descendants, shared pages counted for each."""
     total, todo = 0, [pid]
     while todo:
         one = todo.pop()
@@ -109,14 +95,12 @@ def write_result(
     valid_rows: int,
     valid_seconds: float,
     valid_auc: float,
-    peak: Peak,
 ) -> None:
     path.write_text(
         json.dumps({
             "train_samples_per_second": train_rows / train_seconds,
             "eval_samples_per_second": valid_rows / valid_seconds,
             "auc": valid_auc,
-            "peak_gib": peak.bytes / 2**30,
             "train_cpu_microseconds_per_sample": 1e6 * train_cpu_seconds / train_rows,
             "torch": torch.__version__,
         })

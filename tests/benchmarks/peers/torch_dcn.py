@@ -16,7 +16,6 @@ from measure import (
     DIM,
     LEARNING_RATE,
     Log,
-    Peak,
     auc,
     read_options,
     write_result,
@@ -52,7 +51,6 @@ class DcnV2(nn.Module):
 
 def main():
     options = read_options()
-    peak = Peak()
     log = Log(options.workspace, options.max_rows)
     vectors = [torch.from_numpy(v.astype(np.float32)) for v in log.vectors().values()]
     model = DcnV2(list(log.fields.values()), [v.shape[1] for v in vectors])
@@ -96,7 +94,6 @@ def main():
         valid_rows=len(valid_ids),
         valid_seconds=time.perf_counter() - begun,
         valid_auc=valid_auc,
-        peak=peak,
     )
 
 
