@@ -5,10 +5,12 @@ torch takes otherwise, leaves a tenth of an AMD processor's rate unused (LOG.md,
 Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
@@ -36,6 +38,21 @@ def full_cross(
     x_BN, *parameters = _autocast(x_BN, *kernels_LNN, *biases_LN1)
     with torch.autocast(x_BN.device.type, enabled=False):
         return _FullCross.apply(x_BN, *parameters)
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return [B, .] tensors side by side; a single one that is not empty is itself, uncopied."""
+    filled = [part for part in parts if part.shape[1]] or list(parts[:1])
+    return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
+
+
+def linear_of_joined(parts: Sequence[torch.Tensor], linear: nn.Linear) -> torch.Tensor:
+    """Return linear(parts side by side) [B, O] without putting them side by side."""
+    weights_OI = linear.weight.split([part.shape[1] for part in parts], dim=1)
+    out_BO = F.linear(parts[0], weights_OI[0], linear.bias)
+    for part_BI, weight_OI in zip(parts[1:], weights_OI[1:], strict=True):
+        out_BO = out_BO + F.linear(part_BI, weight_OI)
+    return out_BO
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -16,6 +16,7 @@ from recsys.batch import Batch
 from recsys.model.interaction import build_cross
 from recsys.model.loss import bce_loss
 from recsys.model.modality import ModalityTables
+from recsys.model.products import joined
 from recsys.model.sparse import FeatureColumns, build_tables
 from recsys.model.streams import TwoStreams
 from recsys.model.towers import Tower
@@ -263,7 +264,7 @@ class Projections(nn.Module):
             if self.shared_projection:
                 vector_BE = self.linear[name](vector_BE) * present_B[:, None]
             parts.append(vector_BE)
-        return torch.cat(parts, dim=1)
+        return joined(parts)
 
 
 class SecondOrder(nn.Module):

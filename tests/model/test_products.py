@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys.model.products import full_cross, linear_relu
+from recsys.model.products import full_cross, joined, linear_of_joined, linear_relu
 
 B, IN, OUT, LAYERS = 9, 5, 7, 3
 
@@ -76,3 +76,17 @@ def test_autocast_computes_in_bf16_and_gives_fp32_gradients():
     ):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.15)
+
+
+def test_linear_of_joined_parts_equals_that_of_their_concatenation():
+    first, second = inputs = tensors((B, 3), (B, 4))
+    linear = torch.nn.Linear(7, 2)
+    expected = linear(torch.cat([first, second], dim=1))
+    assert_same(linear_of_joined([first, second], linear), expected, [*inputs, linear.weight])
+
+
+def test_joining_skips_what_is_empty_and_copies_nothing_single():
+    some, more, nothing = torch.ones(B, 2), torch.zeros(B, 1), torch.ones(B, 0)
+    assert joined([nothing, some]) is some
+    assert joined([nothing]) is nothing
+    assert joined([some, nothing, more]).shape == (B, 3)
