@@ -18,11 +18,13 @@ PIP := $(RUN) -m pip --disable-pip-version-check install
 # torchrun gives every process one thread unless told; share the machine's cores out instead.
 TORCHRUN = OMP_NUM_THREADS=$$(( $$(nproc) < $(RANKS) ? 1 : $$(nproc) / $(RANKS) )) \
   $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS)
+PEERS ?= .peers
+PEERS_PIP = $(PEERS)/bin/python -m pip --disable-pip-version-check install
 REQUIREMENTS := requirements.txt requirements-base.txt requirements-cpu.txt requirements-dev.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train test test-slow lint types bench clean install-cpu install-gpu
+.PHONY: help setup doctor train test test-slow lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -79,6 +81,15 @@ lint: $(STAMP) ## ruff and codespell
 
 types: $(STAMP) ## mypy
 	$(VENV)/bin/mypy
+
+peers: $(PEERS)/.installed ## create .peers with the libraries that the benchmarks compare with
+
+$(PEERS)/.installed: tests/benchmarks/peers/requirements.txt requirements-cpu.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS_PIP) -qq "$$(grep ^torch== requirements-cpu.txt)" || \
+	  $(PEERS_PIP) -qq "$$(grep ^torch== requirements-cpu.txt)" --extra-index-url $(TORCH_INDEX)
+	$(PEERS_PIP) -qq -c requirements-cpu.txt -r tests/benchmarks/peers/requirements.txt
+	@touch $@
 
 bench: $(STAMP) ## measurements (tests/benchmarks); a timing counts only on an idle machine
 	$(RUN) -m pytest tests/benchmarks -m bench -s

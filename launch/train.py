@@ -39,6 +39,7 @@ from recsys.train.integrity import newest_whole, restore_best
 from recsys.train.log import RunLog
 from recsys.train.loop import train
 from recsys.train.optim import learning_rate_factor
+from recsys.train.profile import profiled
 from recsys.train.run import (
     SECTIONS,
     RunConfig,
@@ -137,10 +138,16 @@ def job(cfg: DictConfig) -> None:
         on_failure=lambda: signals.ask(FAILED),
         report=log.write,
     )
+    pipeline = profiled(
+        build_pipeline(config.train.pipeline, sharded, env),
+        config=config.profile,
+        folder=folder / "profile",
+        env=env,
+    )
     with signals, saver:
         train(
             sharded=sharded,
-            pipeline=build_pipeline(config.train.pipeline, sharded, env),
+            pipeline=pipeline,
             loader=train_loader,
             learning_rate_factor=lambda step: learning_rate_factor(config.optim, step, total_steps),
             validate=validation.run,
@@ -156,6 +163,7 @@ def job(cfg: DictConfig) -> None:
             plateau_factor=config.optim.plateau_factor,
         )
     log.close()
+    pipeline.close()
     if signals.exit_code and not state.finished:
         say(f"stopped by {signals.name} at step {state.step:,}, saved; the same command goes on")
         stop(signals.exit_code)

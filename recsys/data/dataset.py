@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,19 @@ class Dataset:
         first = int(np.searchsorted(starts, start, side="right")) - 1
         last = int(np.searchsorted(starts, stop, side="left"))
         tables = [
-            self._parts[part].read_row_groups(
+            self._reader(part).read_row_groups(
                 [group for _, group in members], columns=self.columns, use_threads=False
             )
             for part, members in itertools.groupby(groups[first:last], key=lambda g: g[0])
         ]
         return pa.concat_tables(tables).slice(start - int(starts[first]), stop - start)
+
+    def _reader(self, part: int) -> pq.ParquetFile:
+        """Return a reader of its own for each call: threads read at the same time."""
+        known = self._parts[part].metadata
+        return pq.ParquetFile(
+            self.prepared / self.spec.files[part], memory_map=True, metadata=known
+        )
 
     def array(self, name: str, length: int | None = None) -> np.ndarray:
         """Return a memory-mapped side array such as `items/genres.values`.
@@ -147,12 +155,18 @@ class Loader:
         shuffle: bool,
         seed: int,
         num_prefetch: int = 2,
+        pin_memory: bool = False,
+        num_readers: int = 0,
     ):
         """Lay out the lanes.
 
         Args:
             shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
             num_prefetch: batches a background thread prepares ahead; 0: none.
+            pin_memory: leave batches in page-locked memory, from which they travel to a GPU while
+                it computes.
+            num_readers: threads that read the lanes' next blocks while these are handed out; twice
+                the memory. 0: a block is read when its first row is due.
 
         Raises:
             ValueError: global_batch_size is not a multiple of the number of lanes.
@@ -163,6 +177,12 @@ class Loader:
         self.shuffle = shuffle
         self.seed = seed
         self.num_prefetch = num_prefetch
+        self.pin_memory = pin_memory
+        self.num_readers = num_readers
+        self.scalar_features = [
+            f.name for f in dataset.features if f.source == "interaction" and not f.is_list
+        ]
+        """Features whose id, exactly one, stands in the row itself."""
         lanes = math.lcm(num_lanes, world_size)
         if global_batch_size % lanes:
             raise ValueError(
@@ -183,47 +203,79 @@ class Loader:
         return prefetched(made, self.num_prefetch) if self.num_prefetch else made
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        if not self.num_readers:
+            yield from self._batches_of(epoch, start_step, None)
+            return
+        with ThreadPoolExecutor(self.num_readers, thread_name_prefix="reader") as readers:
+            yield from self._batches_of(epoch, start_step, readers)
+
+    def _batches_of(
+        self, epoch: int, start_step: int, readers: ThreadPoolExecutor | None
+    ) -> Iterator[Batch]:
         lanes = [
-            _Lane(self.dataset, *self.lane_ranges[lane], self._rng(epoch, lane))
+            _Lane(
+                self.dataset,
+                *self.lane_ranges[lane],
+                self._rng(epoch, lane),
+                scalar_features=self.scalar_features,
+                readers=readers,
+            )
             for lane in self.own_lanes
         ]
+        if readers is not None:
+            for lane in lanes:
+                lane.read_ahead(start_step * self.lane_rows)
         for step in range(start_step, self.steps_per_epoch):
             low, high = step * self.lane_rows, (step + 1) * self.lane_rows
-            rows = pa.concat_tables([part for lane in lanes for part in lane.take(low, high)])
+            parts = [part for lane in lanes for part in lane.take(low, high)]
             global_rows = sum(
                 max(0, min(high, stop - start) - low) for start, stop in self.lane_ranges
             )
-            yield self._batch(rows, global_rows)
+            batch = self._batch(parts, global_rows)
+            yield batch.pin_memory() if self.pin_memory else batch
 
     def _rng(self, epoch: int, lane: int) -> np.random.Generator | None:
         return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None
 
-    def _batch(self, rows: pa.Table, global_rows: int) -> Batch:
+    def _batch(self, parts: "list[_Part]", global_rows: int) -> Batch:
         size = self.lane_rows * len(self.own_lanes)
-        num_real = rows.num_rows
-        columns = {
-            name: _padded(rows.column(name), size)
-            for name in rows.column_names
-            if not pa.types.is_list(rows.schema.field(name).type)
-        }
+        num_real = sum(stop - start for _, start, stop in parts)
+        ids_FB = np.zeros((len(self.scalar_features), size), dtype=np.int64)
+        columns: dict[str, np.ndarray] = {}
+        at = 0
+        for block, start, stop in parts:
+            upto = at + stop - start
+            ids_FB[:, at:upto] = block.ids_FN[:, start:stop]
+            for name, column in block.columns.items():
+                if name not in columns:
+                    columns[name] = np.zeros(size, dtype=column.dtype)
+                columns[name][at:upto] = column[start:stop]
+            at = upto
         zeros = np.zeros(size, dtype=np.int64)
         users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
-        row_ids = columns["row_id"].astype(np.int64)
+        row_ids = columns.get("row_id", zeros).astype(np.int64)
         row_ids[num_real:] = -1
-        values, lengths = [], []
-        for feature in self.dataset.features:
-            feature_values, feature_lengths = self._gather(feature, rows, columns, users, items)
-            values.append(feature_values.astype(np.int64, copy=False))
-            lengths.append(feature_lengths.astype(np.int32, copy=False))
+        if len(ids_FB) == len(self.dataset.features):
+            flat, lengths_flat = ids_FB.reshape(-1), np.ones(ids_FB.size, dtype=np.int32)
+        else:
+            columns |= dict(zip(self.scalar_features, ids_FB, strict=True))
+            values, lengths = [], []
+            for feature in self.dataset.features:
+                feature_values, feature_lengths = self._gather(
+                    feature, parts, columns, users, items
+                )
+                values.append(feature_values.astype(np.int64, copy=False))
+                lengths.append(feature_lengths.astype(np.int32, copy=False))
+            flat, lengths_flat = np.concatenate(values), np.concatenate(lengths)
         # Key-major: all rows of the first feature, then all rows of the second.
         sparse = KeyedJaggedTensor(
             keys=[f.name for f in self.dataset.features],
-            values=torch.from_numpy(np.concatenate(values)),
-            lengths=torch.from_numpy(np.concatenate(lengths)),
+            values=torch.from_numpy(flat),
+            lengths=torch.from_numpy(lengths_flat),
         )
         return Batch(
             sparse=sparse,
-            labels_B=torch.from_numpy(columns["label"].astype(np.float32)),
+            labels_B=torch.from_numpy(columns.get("label", zeros).astype(np.float32)),
             weights_B=torch.from_numpy((np.arange(size) < num_real).astype(np.float32)),
             row_id_B=torch.from_numpy(row_ids),
             user_row_B=torch.from_numpy(users.astype(np.int64)),
@@ -235,7 +287,7 @@ class Loader:
     def _gather(
         self,
         feature: FeatureSpec,
-        rows: pa.Table,
+        parts: "list[_Part]",
         columns: dict[str, np.ndarray],
         users: np.ndarray,
         items: np.ndarray,
@@ -246,10 +298,15 @@ class Loader:
         if feature.source == "interaction":
             if not feature.is_list:
                 return columns[feature.name], ones
-            lists = rows.column(feature.name).combine_chunks()
             lengths = np.zeros(len(users), dtype=np.int32)
-            lengths[: rows.num_rows] = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-            return pc.list_flatten(lists).to_numpy(zero_copy_only=False), lengths
+            found, at = [np.zeros(0, dtype=np.int64)], 0
+            for block, start, stop in parts:
+                lists = block.lists[feature.name].slice(start, stop - start)
+                upto = at + stop - start
+                lengths[at:upto] = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+                found.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+                at = upto
+            return np.concatenate(found), lengths
         if feature.source == "history":
             spec = dataset.manifest.history
             assert spec is not None, "a history feature comes with a history"
@@ -271,21 +328,61 @@ class Loader:
         return jagged(values, np.asarray(offsets[keys]), np.asarray(offsets[keys + 1]))
 
 
+class _Block:
+    """Rows in memory, as a batch takes them: slices of arrays, no work for each column and row."""
+
+    def __init__(self, rows: pa.Table, scalar_features: Sequence[str], order: np.ndarray | None):
+        """Args: order: the rows' new order; None: as they are."""
+
+        def as_array(name: str) -> np.ndarray:
+            values = rows.column(name).to_numpy()
+            return values if order is None else values.take(order)
+
+        ids = [as_array(name) for name in scalar_features]
+        self.ids_FN = np.stack(ids) if ids else np.zeros((0, rows.num_rows), dtype=np.int64)
+        """Features with one id a row, in the order of `scalar_features`."""
+        self.columns: dict[str, np.ndarray] = {}
+        """The other columns with one value a row."""
+        self.lists: dict[str, pa.Array] = {}
+        for name in rows.column_names:
+            if pa.types.is_list(rows.schema.field(name).type):
+                lists = rows.column(name).combine_chunks()
+                self.lists[name] = lists if order is None else lists.take(pa.array(order))
+            elif name not in scalar_features:
+                self.columns[name] = as_array(name)
+
+
+_Part = tuple[_Block, int, int]
+"""Rows [start, stop) of a block."""
+
+
 class _Lane:
     """A contiguous range of rows, handed out in blocks and, with `rng`, in shuffled order."""
 
-    def __init__(self, dataset: Dataset, start: int, stop: int, rng: np.random.Generator | None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        start: int,
+        stop: int,
+        rng: np.random.Generator | None,
+        *,
+        scalar_features: Sequence[str],
+        readers: ThreadPoolExecutor | None,
+    ):
         self.dataset = dataset
+        self.scalar_features = scalar_features
+        self.readers = readers
         blocks = [(b, min(b + BLOCK_ROWS, stop)) for b in range(start, stop, BLOCK_ROWS)]
         order = np.arange(len(blocks)) if rng is None else rng.permutation(len(blocks))
         self.blocks = [blocks[i] for i in order]
         # A seed per block, so that skipping a block does not change the order of the next.
         self.seeds = [None if rng is None else int(rng.integers(1 << 62)) for _ in blocks]
         self.positions = np.concatenate([[0], np.cumsum([b - a for a, b in self.blocks])])
-        self.held: tuple[int, pa.Table] | None = None
+        self.held: tuple[int, _Block] | None = None
+        self.ahead: tuple[int, Future[_Block]] | None = None
 
-    def take(self, low: int, high: int) -> list[pa.Table]:
-        """Return rows [low, high) of the lane's order as one table or more; fewer at its end."""
+    def take(self, low: int, high: int) -> list[_Part]:
+        """Return rows [low, high) of the lane's order as parts of blocks; fewer at its end."""
         parts = []
         first = max(0, int(np.searchsorted(self.positions, low, side="right")) - 1)
         for index in range(first, len(self.blocks)):
@@ -293,22 +390,32 @@ class _Lane:
             if begin >= high:
                 break
             if end > low:
-                block = self._block(index)
-                start = max(low, begin) - begin
-                parts.append(block.slice(start, min(high, end) - begin - start))
-        return parts or [self._empty()]
+                parts.append((self._block(index), max(low, begin) - begin, min(high, end) - begin))
+        return parts
 
-    def _block(self, index: int) -> pa.Table:
+    def read_ahead(self, low: int) -> None:
+        """Begin to read the block that holds row `low` of the lane's order."""
+        self._begin(max(0, int(np.searchsorted(self.positions, low, side="right")) - 1))
+
+    def _block(self, index: int) -> _Block:
         if self.held is None or self.held[0] != index:
-            table = self.dataset.read(*self.blocks[index]).combine_chunks()
-            seed = self.seeds[index]
-            if seed is not None:
-                table = table.take(np.random.default_rng(seed).permutation(table.num_rows))
-            self.held = (index, table.combine_chunks())
+            if self.ahead is not None and self.ahead[0] == index:
+                block = self.ahead[1].result()
+            else:
+                block = self._read(index)
+            self.held = (index, block)
+            self._begin(index + 1)
         return self.held[1]
 
-    def _empty(self) -> pa.Table:
-        return self.dataset.read(0, 1).slice(0, 0)
+    def _begin(self, index: int) -> None:
+        if self.readers is not None and index < len(self.blocks):
+            self.ahead = (index, self.readers.submit(self._read, index))
+
+    def _read(self, index: int) -> _Block:
+        rows = self.dataset.read(*self.blocks[index])
+        seed = self.seeds[index]
+        order = None if seed is None else np.random.default_rng(seed).permutation(rows.num_rows)
+        return _Block(rows, self.scalar_features, order)
 
 
 def jagged(
@@ -322,13 +429,6 @@ def jagged(
     firsts_B = np.cumsum(lengths_B) - lengths_B
     index = np.repeat(starts_B - firsts_B, lengths_B) + np.arange(int(lengths_B.sum()))
     return np.asarray(values[index]), lengths_B
-
-
-def _padded(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """Return a column as numpy, zeros after its end."""
-    padded = np.zeros(size, dtype=column.type.to_pandas_dtype())
-    padded[: len(column)] = column.to_numpy()
-    return padded
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

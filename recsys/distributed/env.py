@@ -134,6 +134,16 @@ def _be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def spare_threads(env: Env) -> int:
+    """Return how many threads this rank may use beside the one that steps: its share of the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // env.local_world_size - 1)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let matrix products of fp32 tensors run in TF32 on an NVIDIA GPU, or not; process-wide."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def silence_libraries() -> None:
     """Drop library messages that nobody who runs a job can act on; errors still come through."""
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):

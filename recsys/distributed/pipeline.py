@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch.profiler import record_function
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recsys.batch import Batch
@@ -30,6 +31,10 @@ class Pipeline(Protocol):
         """Hand the model back for a forward outside the pipeline."""
         ...
 
+    def close(self) -> None:
+        """Training is over."""
+        ...
+
 
 class PlainPipeline:
     """The step spelled out; the reference for the overlapped one."""
@@ -42,15 +47,24 @@ class PlainPipeline:
 
     def progress(self, batches: Iterator[Batch]) -> Scores:
         """Take one step; StopIteration at the end of `batches`."""
-        batch = next(batches).to(self.device, non_blocking=True)
-        self.optimizer.zero_grad()
-        loss, scores = self.model(batch)
-        loss.backward()
-        self.optimizer.step()
+        # Named as TorchRec names the same parts, for recsys/train/profile.py.
+        with record_function("## copy_batch_to_gpu ##"):
+            batch = next(batches).to(self.device, non_blocking=True)
+        with record_function("## zero_grad ##"):
+            self.optimizer.zero_grad()
+        with record_function("## forward ##"):
+            loss, scores = self.model(batch)
+        with record_function("## backward ##"):
+            loss.backward()
+        with record_function("## optimizer ##"):
+            self.optimizer.step()
         return scores
 
     def pause(self) -> None:
         """Nothing to undo."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class SparseDistPipeline:
@@ -72,6 +86,9 @@ class SparseDistPipeline:
     def pause(self) -> None:
         """Restore the model's own forward; the next `progress` rewrites it again."""
         self.pipeline.detach()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def build_pipeline(name: str, sharded: ShardedRanker, env: Env) -> Pipeline:

@@ -189,6 +189,10 @@ def constrain(
                 and (kind not in COLUMN_TYPES or _column_width(config, table_config) >= _NARROW)
                 and (kind != "data_parallel" or (adam and not half))
             ]
+            if cluster.num_ranks == 1:
+                # One rank holds whole tables in any case; the other kinds sort ids into one bucket and
+                # exchange them with nobody.
+                kinds = [kind for kind in kinds if kind in ("table_wise", "data_parallel")]
         kernel = config.kernels.get(table, "fused")
         kernels = {DENSE_KERNEL if kind == "data_parallel" else kernel for kind in kinds}
         cache = None

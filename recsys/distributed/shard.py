@@ -339,7 +339,9 @@ def _fill(shard: TableShard, vectors: Vectors) -> None:
 def _dense_optimizer_for(chosen: TableOptimizer, parameter: nn.Parameter) -> torch.optim.Optimizer:
     """The optimizer of a replicated table: same rule as the fused one."""
     if chosen.name == "adam":
-        return torch.optim.Adam([parameter], lr=chosen.learning_rate, weight_decay=chosen.l2)
+        return torch.optim.Adam(
+            [parameter], lr=chosen.learning_rate, weight_decay=chosen.l2, fused=True
+        )
     if chosen.name == "rowwise_adagrad":
         return RowWiseAdagrad(
             [parameter], lr=chosen.learning_rate, weight_decay=chosen.l2, eps=ADAGRAD_EPS
@@ -370,6 +372,7 @@ def _with_optimizers(
         list(dense_parameters.values()),
         lr=optim.dense_learning_rate,
         weight_decay=optim.dense_weight_decay,
+        fused=True,
     )
     parts: list[Any] = [
         ("dense", KeyedOptimizerWrapper(dense_parameters, lambda _: dense_optimizer))
@@ -394,7 +397,7 @@ def _materialise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter
     """Give Adam its state now, not at the first step, so that a checkpoint can fill it."""
     if isinstance(optimizer, torch.optim.Adam):
         optimizer.state[parameter] = {
-            "step": torch.tensor(0.0),
+            "step": torch.tensor(0.0, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }

@@ -7,7 +7,21 @@ import torch
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
 
+from recsys.model.products import full_cross
+
 CROSS_FORMS = ("low_rank_mixture", "low_rank", "full", "none")
+
+
+class FullCrossNet(CrossNet):
+    """TorchRec's CrossNet with one matrix product and one multiply-add a layer.
+
+    Same parameters, same state-dict names, same output. TorchRec multiplies [N, N] by [B, N, 1],
+    for which the batch is transposed and copied before and after each product.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map [B, N] to [B, N]."""
+        return full_cross(input, list(self.kernels), list(self.bias))  # type: ignore[arg-type]
 
 
 class BatchedMixtureCrossNet(LowRankMixtureCrossNet):
@@ -55,7 +69,7 @@ def build_cross(
     if form == "low_rank":
         return LowRankCrossNet(in_dim, num_layers, low_rank=rank)
     if form == "full":
-        return CrossNet(in_dim, num_layers)
+        return FullCrossNet(in_dim, num_layers)
     if form == "none":
         return nn.Identity()
     raise ValueError(f"model.cross={form!r}: expected one of {', '.join(CROSS_FORMS)}")

@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from recsys.batch import Batch
 from recsys.model.interaction import build_cross
 from recsys.model.loss import bce_loss
 from recsys.model.modality import ModalityTables
+from recsys.model.products import joined
 from recsys.model.sparse import FeatureColumns, build_tables
 from recsys.model.streams import TwoStreams
 from recsys.model.towers import Tower
 from recsys.model.umcm import UMCM_FORMS
 from recsys.schema import FeatureSpec, Manifest, TableSpec
 
+DENSE_PRECISIONS = ("fp32", "tf32", "bf16")
 SPARSE_MODALITY = "ids"
 """Name of the modality made of the item's sparse features, beside semantic, style and text."""
 
@@ -92,7 +95,8 @@ class RankerConfig:
     batch_norm: bool = False
     """Batch norm in towers and final MLP."""
     dense_precision: str = "fp32"
-    """`fp32`, or `bf16`: autocast of the dense part (GPU)."""
+    """Of the dense part's matrix products: `fp32`; `tf32` (NVIDIA GPU: fp32 with a short mantissa);
+    `bf16` (autocast; GPU, or a CPU with avx512_bf16 or AMX). Weights and tables stay fp32."""
 
 
 class RankerInputs(nn.Module):
@@ -179,8 +183,8 @@ class RankerInputs(nn.Module):
     def forward(self, batch: Batch) -> "DenseInputs":
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
-        user_BD, user_sum_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
-        item_BD, item_sum_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
+        user_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
+        item_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         history = None
@@ -199,8 +203,6 @@ class RankerInputs(nn.Module):
             item_BY=item_BD,
             modalities=items,
             interests=interests,
-            user_sum_BD=user_sum_BD,
-            item_sum_BD=item_sum_BD,
             first_order_B=user_first_order_B + item_first_order_B,
             history=history,
         )
@@ -218,10 +220,6 @@ class DenseInputs:
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
     interests: list[tuple[str, torch.Tensor, torch.Tensor]]
     """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
-    user_sum_BD: torch.Tensor
-    """Sum of the user's feature vectors; empty where their widths differ."""
-    item_sum_BD: torch.Tensor
-    """Sum of the item's feature vectors; empty where their widths differ."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
     history: tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor] | None = None
@@ -266,7 +264,7 @@ class Projections(nn.Module):
             if self.shared_projection:
                 vector_BE = self.linear[name](vector_BE) * present_B[:, None]
             parts.append(vector_BE)
-        return torch.cat(parts, dim=1)
+        return joined(parts)
 
 
 class SecondOrder(nn.Module):
@@ -281,6 +279,7 @@ class SecondOrder(nn.Module):
     def __init__(self, *, dim: int, modality_dims: Mapping[str, int]):
         """Args: dim: width D of the feature vectors."""
         super().__init__()
+        self.dim = dim
         self.items = nn.ModuleDict({
             name: nn.Linear(width, dim, bias=False) for name, width in modality_dims.items()
         })
@@ -289,11 +288,13 @@ class SecondOrder(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return the term [B]; a masked modality adds nothing to the item's side."""
-        item_BD = inputs.item_sum_BD
+        # Every feature vector is D wide: [B, F * D] is [B, F, D].
+        user_BD = inputs.user_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+        item_BD = inputs.item_BY.unflatten(1, (-1, self.dim)).sum(dim=1)
         for name, linear in self.items.items():
             vector_BE, present_B = inputs.modalities[name]
             item_BD = item_BD + linear(vector_BE) * present_B[:, None]
-        return (inputs.user_sum_BD * item_BD).sum(dim=1)
+        return (user_BD * item_BD).sum(dim=1)
 
 
 class UmairFps(nn.Module):
@@ -462,8 +463,11 @@ class Ranker(nn.Module):
             ValueError: unknown dense_precision.
         """
         super().__init__()
-        if dense_precision not in ("fp32", "bf16"):
-            raise ValueError(f"model.dense_precision={dense_precision!r}: expected fp32 or bf16")
+        if dense_precision not in DENSE_PRECISIONS:
+            raise ValueError(
+                f"model.dense_precision={dense_precision!r}: expected one of "
+                f"{', '.join(DENSE_PRECISIONS)}"
+            )
         self.inputs = inputs
         self.dense = dense
         self.modality_names: list[str] = list(dense.modality_names)  # type: ignore[arg-type]
@@ -471,10 +475,14 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Scores]:
         """Return (loss [], Scores with logits [B] and weights [B, M])."""
-        inputs = self.inputs(batch)
+        with record_function("## lookup ##"):
+            inputs = self.inputs(batch)
         # Asked of a parameter: the pipeline traces this method with a symbolic batch.
         device_type = next(self.dense.parameters()).device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16):
+        with (
+            record_function("## dense ##"),
+            torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
+        ):
             logits_B, weights_BM = self.dense(inputs)
         logits_B = logits_B.float() + inputs.first_order_B
         loss = bce_loss(logits_B, batch.labels_B, batch.weights_B, batch.mean_rows)

@@ -112,30 +112,37 @@ class FeatureColumns(nn.Module):
 
     def forward(
         self, embeddings: KeyedTensor, sparse: KeyedJaggedTensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (vectors [B, sum of widths], their sum over features [B, D], first-order sum [B]).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (vectors [B, sum of widths], first-order sum [B]).
 
-        A list is the mean of its ids; an empty one is zero. The sum over features is empty [B, 0]
-        where widths differ or there is no feature; the first-order sum is zeros [B] where the term is
-        off or there is no feature.
+        A list is the mean of its ids; an empty one is zero. The first-order sum is zeros [B] where the
+        term is off or there is no feature.
         """
         values_BD = embeddings.values()
         nothing_B = values_BD.new_zeros(values_BD.shape[0])
         if not self.feature_names:
-            nothing_B0 = nothing_B[:, None][:, :0]
-            return nothing_B0, nothing_B0, nothing_B
-        lengths_FB = sparse.lengths().reshape(len(sparse.keys()), -1)
-        parts = []
-        for name, is_list in zip(self.feature_names, self.is_list, strict=True):
-            part_BD = embeddings[name]
-            if is_list:
-                lengths_B = lengths_FB[sparse.keys().index(name)]
-                part_BD = part_BD / lengths_B.clamp_min(1)[:, None]
-            parts.append(part_BD)
-        first_order_B = nothing_B
-        if self.first_order:
-            first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
-            parts = [part[:, :-1] for part in parts]
-        same_width = len(set(self.feature_dims)) == 1
-        sum_BD = torch.stack(parts).sum(dim=0) if same_width else nothing_B[:, None][:, :0]
-        return torch.cat(parts, dim=1), sum_BD, first_order_B
+            return nothing_B[:, None][:, :0], nothing_B
+        keys = embeddings.keys()
+        if keys == self.feature_names and not any(self.is_list):
+            joined_BD = values_BD
+        else:
+            # Split, not sliced by key: the gradients of slices are full-width tensors of zeros, one for
+            # each feature, that of a split is one concatenation.
+            parts_BD = values_BD.split(embeddings.length_per_key(), dim=1)
+            by_key = dict(zip(keys, parts_BD, strict=True))
+            if any(self.is_list):
+                lengths_FB = sparse.lengths().reshape(len(sparse.keys()), -1)
+                for name, is_list in zip(self.feature_names, self.is_list, strict=True):
+                    if is_list:
+                        lengths_B = lengths_FB[sparse.keys().index(name)]
+                        by_key[name] = by_key[name] / lengths_B.clamp_min(1)[:, None]
+            joined_BD = torch.cat([by_key[name] for name in self.feature_names], dim=1)
+        if not self.first_order:
+            return joined_BD, nothing_B
+        if len(set(self.feature_dims)) == 1:
+            stored_BFD = joined_BD.unflatten(1, (len(self.feature_dims), -1))
+            return stored_BFD[:, :, :-1].flatten(start_dim=1), stored_BFD[:, :, -1].sum(dim=1)
+        stored_dims = [dim + 1 for dim in self.feature_dims]
+        parts = joined_BD.split(stored_dims, dim=1)
+        first_order_B = torch.stack([part[:, -1] for part in parts], dim=1).sum(dim=1)
+        return torch.cat([part[:, :-1] for part in parts], dim=1), first_order_B

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from recsys.model.products import linear_relu
+
 
 class Tower(nn.Module):
     """Linear layers with ReLU, optional batch norm before and dropout after each activation."""
@@ -35,4 +37,12 @@ class Tower(nn.Module):
 
     def forward(self, x_BI: torch.Tensor) -> torch.Tensor:
         """Map [B, I] to [B, H]."""
-        return self.layers(x_BI)
+        layers = list(self.layers)
+        while layers:
+            layer = layers.pop(0)
+            if layers and isinstance(layer, nn.Linear) and isinstance(layers[0], nn.ReLU):
+                layers.pop(0)
+                x_BI = linear_relu(x_BI, layer.weight, layer.bias)
+            else:
+                x_BI = layer(x_BI)
+        return x_BI

@@ -105,9 +105,8 @@ def tune(
         params = {} if number == 0 else {key: _ask(asked, key, s) for key, s in space.items()}
         value = measure(asked.number, _overrides(params))
         study.tell(asked, value)
-        say(
-            f"{folder.name} trial {asked.number}: {value:.4f} ({', '.join(_overrides(params)) or 'as it is'})"
-        )
+        settings = ", ".join(_overrides(params)) or "as it is"
+        say(f"{folder.name} trial {asked.number}: {value:.4f} ({settings})")
     best = study.best_trial
     chosen = _overrides(best.params)
     write_json(

@@ -16,7 +16,7 @@ import yaml
 from recsys.config import from_config
 from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
-from recsys.distributed.env import Env
+from recsys.distributed.env import Env, allow_tf32, spare_threads
 from recsys.distributed.forecast import REPLICATED
 from recsys.distributed.pipeline import PIPELINES
 from recsys.distributed.plan import (
@@ -41,6 +41,7 @@ from recsys.train.optim import (
     check_optim,
     resolve_table_optimizers,
 )
+from recsys.train.profile import ProfileConfig, check_profile
 
 LIST_LENGTH = 4.0
 """Ids that a list is planned with where plan.feature_lengths does not say."""
@@ -78,6 +79,8 @@ class RunConfig:
     """Length and rhythm."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """Sharding constraints."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Recording of some steps."""
 
 
 SECTIONS = {
@@ -86,6 +89,7 @@ SECTIONS = {
     "optim": OptimConfig,
     "train": TrainConfig,
     "plan": PlanConfig,
+    "profile": ProfileConfig,
 }
 
 
@@ -102,12 +106,18 @@ def read_run_config(sections: Mapping[str, Any]) -> RunConfig:
     built: dict[str, Any] = {}
     if isinstance(sections.get("plan"), str):  # plan=auto, plan=path/to/plan.json
         sections = {**sections, "plan": {"file": sections["plan"]}}
+    if isinstance(sections.get("profile"), bool):  # profile=true
+        sections = {**sections, "profile": {"enabled": sections["profile"]}}
     for name, schema in SECTIONS.items():
         try:
             built[name] = from_config(schema, sections.get(name), name)
         except ValueError as error:
             problems.append(str(error).removeprefix("configuration: "))
-    for name, check in (("optim", check_optim), ("plan", check_plan)):
+    for name, check in (
+        ("optim", check_optim),
+        ("plan", check_plan),
+        ("profile", check_profile),
+    ):
         if name in built:
             try:
                 check(built[name])
@@ -356,6 +366,7 @@ def plan_and_shard(
             cluster=local_cluster(env),
         )
 
+    allow_tf32(config.model.dense_precision == "tf32")
     content = share_plan(
         env=env, make=make, model=ranker, optimizers=optimizers, source=config.plan.file
     )
@@ -411,4 +422,6 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         shuffle=shuffle,
         seed=config.run.seed,
         num_prefetch=config.train.num_prefetch,
+        pin_memory=env.device.type == "cuda",
+        num_readers=spare_threads(env) if env.device.type == "cuda" else 0,
     )

@@ -1,5 +1,7 @@
 """Validation during training: metrics over all rows of all ranks, the same value on every rank."""
 
+import time
+
 import torch.distributed as dist
 
 from recsys.data.dataset import Loader
@@ -42,6 +44,7 @@ class Validation:
         Raises:
             Interrupted: a stop is due.
         """
+        started = time.perf_counter()
         batches = self.signals.watched(self.loader.batches(epoch=0))
         predictions = predict(self.sharded, batches, self.env)
         value = [0.0]
@@ -54,6 +57,8 @@ class Validation:
                     probabilities_N=predictions.score,
                     user_rows_N=predictions.user_row if has_users else None,
                 )
+                seconds = time.perf_counter() - started
+                metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
                 self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
                 say(
                     f"epoch {state.epoch} step {state.step:,}: "

@@ -369,6 +369,19 @@ def test_prefetched_batches_are_the_same(world):
     assert_same(plain, list(loader(world, num_prefetch=3).batches(0, 2)))
 
 
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_batches_are_the_same_when_blocks_are_read_ahead_by_threads(world, start_step):
+    plain = list(loader(world).batches(1, start_step))
+    assert_same(plain, list(loader(world, num_readers=3).batches(1, start_step)))
+
+
+def test_abandoned_pass_ends_the_reading_threads(world):
+    batches = loader(world, num_readers=3, num_prefetch=2).batches(0)
+    next(batches)
+    batches.close()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("reader")]
+
+
 def test_an_error_in_the_prefetch_thread_reaches_the_consumer():
     def failing():
         yield "first"

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torchrec.modules.crossnet import LowRankMixtureCrossNet
+from torchrec.modules.crossnet import CrossNet, LowRankMixtureCrossNet
 
-from recsys.model.interaction import BatchedMixtureCrossNet, build_cross
+from recsys.model.interaction import BatchedMixtureCrossNet, FullCrossNet, build_cross
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])
@@ -22,6 +22,22 @@ def test_batched_mixture_equals_torchrecs_loop_in_value_and_gradient(num_experts
     torch.testing.assert_close(y_BN.grad, x_BN.grad)
     for mine, theirs in zip(batched.parameters(), loop.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_full_cross_equals_torchrecs_in_value_and_gradient():
+    torch.manual_seed(0)
+    theirs, mine = CrossNet(10, num_layers=3).double(), FullCrossNet(10, num_layers=3).double()
+    for bias in theirs.bias:
+        torch.nn.init.normal_(bias)
+    mine.load_state_dict(theirs.state_dict())
+    x_BN = torch.randn(7, 10, dtype=torch.float64, requires_grad=True)
+    y_BN = x_BN.detach().clone().requires_grad_()
+    torch.testing.assert_close(mine(y_BN), theirs(x_BN))
+    theirs(x_BN).square().sum().backward()
+    mine(y_BN).square().sum().backward()
+    torch.testing.assert_close(y_BN.grad, x_BN.grad)
+    for first, second in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(first.grad, second.grad)
 
 
 @pytest.mark.parametrize("form", ["low_rank_mixture", "low_rank", "full", "none"])

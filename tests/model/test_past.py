@@ -20,8 +20,6 @@ def inputs(item, past, rows, present=None, item_present=None):
         item_BY=nothing,
         modalities={"style": (item, item_ones)},
         interests=[],
-        user_sum_BD=nothing,
-        item_sum_BD=nothing,
         first_order_B=torch.zeros(len(item)),
         history=({"style": (past, ones)}, torch.tensor(rows, dtype=torch.int64)),
     )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.products import linear_of_joined
 from recsys.model.ranker import DenseInputs
 from recsys.model.towers import Tower
 
@@ -30,7 +31,5 @@ class DcnV2(nn.Module):
         x0_BN = self.x0(inputs)
         crossed_BN = self.cross(x0_BN)
         if self.stacked:
-            last_BC = self.deep(crossed_BN)
-        else:
-            last_BC = torch.cat([crossed_BN, self.deep(x0_BN)], dim=1)
-        return unmeasured(self.logit(last_BC)[:, 0])
+            return unmeasured(self.logit(self.deep(crossed_BN))[:, 0])
+        return unmeasured(linear_of_joined([crossed_BN, self.deep(x0_BN)], self.logit)[:, 0])

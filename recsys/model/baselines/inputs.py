@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from recsys.model.products import joined
 from recsys.model.ranker import DenseInputs, Projections
 
 
@@ -47,11 +48,11 @@ class Concatenation(nn.Module):
         parts = [inputs.item_BY]
         for vector_BH, present_B in self.projections.items(inputs):
             parts.append(vector_BH * present_B[:, None])
-        return self.projections(inputs), torch.cat(parts, dim=1)
+        return self.projections(inputs), joined(parts)
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return x0 [B, N]."""
-        return torch.cat(self.sides(inputs), dim=1)
+        return joined(self.sides(inputs))
 
 
 class Fields(nn.Module):

@@ -84,8 +84,6 @@ def dense_inputs():
         item_BY=torch.randn(B, D),
         modalities={"text": (torch.randn(B, 7), present)},
         interests=[("text", torch.randn(B, 7), present.flip(0))],
-        user_sum_BD=torch.randn(B, D),
-        item_sum_BD=torch.randn(B, D),
         first_order_B=torch.zeros(B),
     )
 

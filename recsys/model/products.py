@@ -1,0 +1,136 @@
+"""The matrix products of the dense part, with backward passes that do no more than they must.
+
+Called by the towers and the full cross network. On a CPU in fp32 the products are oneDNN's: MKL, which
+torch takes otherwise, leaves a tenth of an AMD processor's rate unused (LOG.md, 2026-11-26).
+Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+def linear_relu(x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
+    """Return relu(x W^T + b) [B, O], in the autocast precision where one is on."""
+    if torch.compiler.is_compiling():
+        return torch.relu(F.linear(x_BI, weight_OI, bias_O))
+    x_BI, weight_OI, bias_O = _autocast(x_BI, weight_OI, bias_O)
+    with torch.autocast(x_BI.device.type, enabled=False):
+        return _LinearRelu.apply(x_BI, weight_OI, bias_O)
+
+
+def full_cross(
+    x_BN: torch.Tensor, kernels_LNN: list[torch.Tensor], biases_LN1: list[torch.Tensor]
+) -> torch.Tensor:
+    """Return x_L [B, N] of x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, in the autocast precision."""
+    if torch.compiler.is_compiling():
+        xl_BN = x_BN
+        for kernel_NN, bias_N1 in zip(kernels_LNN, biases_LN1, strict=True):
+            xl_BN = torch.addcmul(xl_BN, x_BN, F.linear(xl_BN, kernel_NN, bias_N1[:, 0]))
+        return xl_BN
+    x_BN, *parameters = _autocast(x_BN, *kernels_LNN, *biases_LN1)
+    with torch.autocast(x_BN.device.type, enabled=False):
+        return _FullCross.apply(x_BN, *parameters)
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return [B, .] tensors side by side; a single one that is not empty is itself, uncopied."""
+    filled = [part for part in parts if part.shape[1]] or list(parts[:1])
+    return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
+
+
+def linear_of_joined(parts: Sequence[torch.Tensor], linear: nn.Linear) -> torch.Tensor:
+    """Return linear(parts side by side) [B, O] without putting them side by side."""
+    weights_OI = linear.weight.split([part.shape[1] for part in parts], dim=1)
+    out_BO = F.linear(parts[0], weights_OI[0], linear.bias)
+    for part_BI, weight_OI in zip(parts[1:], weights_OI[1:], strict=True):
+        out_BO = out_BO + F.linear(part_BI, weight_OI)
+    return out_BO
+
+
+def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _onednn(tensor: torch.Tensor) -> bool:
+    return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _linear(
+    x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b; W may be a transposed view."""
+    if _onednn(x_BI):
+        return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, bias_O, "none", [], "")
+    return F.linear(x_BI, weight_OI, bias_O)
+
+
+class _LinearRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        """Return relu(x W^T + b) [B, O]."""
+        x_BI, weight_OI, bias_O = inputs
+        if _onednn(x_BI):
+            y_BO = torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, bias_O, "relu", [], "")
+        else:
+            y_BO = F.linear(x_BI, weight_OI, bias_O).relu_()
+        ctx.save_for_backward(x_BI, weight_OI, y_BO)
+        return y_BO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x_BI, weight_OI, y_BO = ctx.saved_tensors
+        grad_BO = torch.ops.aten.threshold_backward(gradients[0], y_BO, 0)
+        grad_x_BI = _linear(grad_BO, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        # Of two transposed matrices oneDNN makes copies first; here MKL's product is the faster one.
+        return grad_x_BI, grad_BO.t() @ x_BI, grad_BO.sum(dim=0)
+
+
+class _FullCross(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        """Return x_L [B, N] of x_0 [B, N], L kernels [N, N] and L biases [N, 1]."""
+        x0_BN, *parameters = inputs
+        num_layers = len(parameters) // 2
+        xl_BN, saved = x0_BN, []
+        for kernel_NN, bias_N1 in zip(
+            parameters[:num_layers], parameters[num_layers:], strict=True
+        ):
+            gate_BN = _linear(xl_BN, kernel_NN, bias_N1[:, 0])
+            saved += [xl_BN, gate_BN]
+            xl_BN = torch.addcmul(xl_BN, x0_BN, gate_BN)
+        ctx.save_for_backward(x0_BN, *parameters[:num_layers], *saved)
+        ctx.num_layers = num_layers
+        return xl_BN
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        num_layers = ctx.num_layers
+        x0_BN, *rest = ctx.saved_tensors
+        kernels, saved = rest[:num_layers], rest[num_layers:]
+        grad_BN = gradients[0]
+        grad_x0_BN = None
+        grad_kernels, grad_biases = [], []
+        for layer in reversed(range(num_layers)):
+            xl_BN, gate_BN = saved[2 * layer], saved[2 * layer + 1]
+            grad_gate_BN = grad_BN * x0_BN
+            if grad_x0_BN is None:
+                grad_x0_BN = grad_BN * gate_BN
+            else:
+                grad_x0_BN = grad_x0_BN.addcmul_(grad_BN, gate_BN)
+            grad_kernels.append(grad_gate_BN.t() @ xl_BN)
+            grad_biases.append(grad_gate_BN.sum(dim=0)[:, None])
+            grad_BN = _linear(grad_gate_BN, kernels[layer].t()).add_(grad_BN)
+        assert grad_x0_BN is not None, "a cross network has a layer"
+        return grad_BN.add_(grad_x0_BN), *reversed(grad_kernels), *reversed(grad_biases)
