@@ -313,7 +313,8 @@ class Loader:
             longest = spec.max_length if feature.name == "history" else spec.recent_length
             num_offsets = dataset.manifest.num_user_rows + 1
             starts = np.asarray(dataset.array("history/offsets", num_offsets)[users])
-            ends = starts + columns["history_end"]
+            # A batch of padding alone has no column, and sees no past.
+            ends = starts + columns.get("history_end", 0)
             return jagged(dataset.array("history/values"), np.maximum(starts, ends - longest), ends)
         keys = users if feature.source == "user" else items
         if feature.name == f"{feature.source}_id":

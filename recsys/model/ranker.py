@@ -376,6 +376,11 @@ class UmairFps(nn.Module):
         num_modalities = len(self.modality_names)
         self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim)
         self.match = nn.Linear(num_modalities, 1, bias=False) if match and num_modalities else None
+        if self.match is not None:
+            # From the start a larger u . m_k says that the user likes it, for every modality: with
+            # random signs the softmax would point to what a user cares for from some seeds, and away
+            # from it from others.
+            nn.init.constant_(self.match.weight, num_modalities**-0.5)
         fused_dim = num_modalities * dim if umcm == "concat" else dim
         fused_dim = fused_dim if num_modalities else 0
         self.past = nn.ModuleList(past)

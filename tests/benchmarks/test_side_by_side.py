@@ -1,0 +1,50 @@
+"""Tessera beside its peers, five rounds (tests/benchmarks/side_by_side.py). `make peers bench`."""
+
+import os
+import statistics
+
+import pytest
+
+from tests.benchmarks.click_log import SHAPES
+from tests.benchmarks.side_by_side import ROOT, as_markdown, compare
+
+pytestmark = pytest.mark.bench
+PEERS = ROOT / ".peers" / "bin" / "python"
+FUXICTR = "FuxiCTR, batches from memory"
+
+
+def best(results, name, key="train_samples_per_second"):
+    return max(result[key] for result in results[name])
+
+
+def rows_held(results, name):
+    return statistics.median(result["peak_gib"] for result in results[name])
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("letter", list("abcd"))
+def test_same_model_on_the_same_data_is_faster_here(letter):
+    if not PEERS.is_file():
+        pytest.skip("the peers' environment is missing: make peers")
+    found = compare(
+        peers_python=PEERS,
+        shapes=[SHAPES[letter]],
+        names=[],
+        rounds=5,
+        threads=len(os.sched_getaffinity(0)),
+    )
+    print("\n" + as_markdown(found))
+    results = found[letter]
+    ours = best(results, "Tessera fp32")
+    if letter in "ab":
+        assert ours >= {"a": 1.25, "b": 1.3}[letter] * best(results, FUXICTR)
+        assert ours >= best(results, "DeepCTR-Torch")
+        assert best(results, "Tessera bf16") >= 2 * best(results, FUXICTR)
+        evaluation = "eval_samples_per_second"
+        assert best(results, "Tessera fp32", evaluation) >= 1.5 * best(results, FUXICTR, evaluation)
+    if letter == "c" and "problem" not in results[FUXICTR][0]:
+        assert ours >= 8 * best(results, FUXICTR)
+    if letter == "d":
+        in_rows = "FuxiCTR, vectors in rows, memory"
+        assert ours >= 3 * best(results, in_rows)
+        assert rows_held(results, "Tessera fp32") < rows_held(results, in_rows)
