@@ -1,8 +1,10 @@
 # Tessera. `make help` lists the targets; the first one that needs packages creates .venv.
-# Variables: W (workspace of `make train`), RANKS (processes), DEVICE (cpu or gpu), PYTHON, VENV,
-# TORCH_INDEX (package index with CPU builds of torch, asked where yours has none).
+# Variables: W (workspace of `make train`), RANKS (processes), WORKERS (test files side by side),
+# DEVICE (cpu or gpu), PYTHON, VENV, TORCH_INDEX (package index with CPU builds of torch, asked where
+# yours has none).
 
 VENV ?= .venv
+WORKERS ?= 2
 W ?= workspaces/demo
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 DEVICE ?= $(if $(filter-out 0,$(GPUS)),gpu,cpu)
@@ -69,7 +71,7 @@ train: $(STAMP) ## the whole story on the drawn world: data, encoders, two model
 	$(RUN) launch/neighbours.py data=demo workspace=$(W) exclude_same=content
 
 test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(RUN) -m pytest -q -m slow

@@ -52,6 +52,14 @@ def minilm() -> str:
     return str(Path(found.origin).with_name("model"))
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Jobs flush subnormal numbers for speed, process-wide; the tests after one start without."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed, fresh for every test."""
