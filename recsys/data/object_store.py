@@ -1,4 +1,4 @@
-"""Object stores, by fsspec: a data set's raw files fetched for prepare, folders copied to and fro.
+"""Object stores, by fsspec: a data set's raw files fetched for prepare, folders copied there and back.
 
 What enters: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... What leaves: local
 files. Workspaces themselves are folders: tables are memory-mapped and files renamed into place, which

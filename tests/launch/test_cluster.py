@@ -84,7 +84,7 @@ def test_machine_that_is_not_known_by_its_name_says_its_address():
 
 
 def test_job_that_is_none_is_named():
-    for arguments, sentence in (([], "usage"), (["trian"], "launch/trian.py: no such job")):
+    for arguments, sentence in (([], "usage"), (["trane"], "launch/trane.py: no such job")):
         done = subprocess.run(
             ["bash", str(CLUSTER / "torchrun.sh"), *arguments],
             capture_output=True,
