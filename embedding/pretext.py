@@ -226,6 +226,10 @@ def train_on_tags(
                 f"tag pretext: the loss of epoch {state.epoch + 1} is {loss_mean}; lower "
                 f"encoder.image.pretext_learning_rate"
             )
+        if world > 1:
+            # Every rank counted its own batches' statistics since the last step: one network from here.
+            for buffer in classifier.buffers():
+                dist.broadcast(buffer, src=0)
         score = mean_average_precision(classifier, data, valid, device, rank, world)
         state.note(score, classifier.weights())
         if rank == 0:

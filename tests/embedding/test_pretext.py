@@ -1,5 +1,10 @@
 """Tag pretext: learns, stops, and goes on after it was cut off as if nothing had happened."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +25,10 @@ from embedding.pretext import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def two_colours():
+WORKER = Path(__file__).with_name("pretext_worker.py")
+
+
+def coloured_pictures():
     """Reddish pictures tagged left, bluish ones right."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 60, (160, 32, 32, 3), dtype=np.uint8)
@@ -32,6 +39,11 @@ def two_colours():
     return TagData(
         pixels=pixels, rows=np.arange(160), targets=targets, tags=names, groups=np.arange(160)
     )
+
+
+@pytest.fixture(scope="module")
+def two_colours():
+    return coloured_pictures()
 
 
 def train(data, folder, *, epochs, patience=0, learning_rate=3e-3, said=None):
@@ -77,6 +89,23 @@ def test_cut_off_training_ends_with_the_same_weights(two_colours, tmp_path, monk
     assert "goes on after epoch 2" in said[0]
     for name, value in whole.body.state_dict().items():
         assert torch.equal(value, resumed.body.state_dict()[name]), name
+
+
+def test_two_ranks_end_with_one_network(tmp_path):
+    """Statistics of the batches, too: a resumed rank takes rank 0's."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *start, str(WORKER), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, other = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2))
+    assert any("running_mean" in name for name in one)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
 
 
 def test_checkpoint_of_other_settings_is_not_continued(two_colours, tmp_path, monkeypatch):
