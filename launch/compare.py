@@ -86,6 +86,7 @@ def run_suite(
     commands = Commands(
         recipe=cfg.data.name, num_parallel=cfg.parallel, num_ranks=cfg.ranks, logs=folder / "logs"
     )
+    commands.end_with_this_process()
     shared = [*cfg.overrides, *suite.overrides]
 
     # 2. Feature tables of variants that have their own.

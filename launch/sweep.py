@@ -33,6 +33,7 @@ def job(cfg: DictConfig) -> None:
     commands = Commands(
         recipe=cfg.data.name, num_parallel=1, num_ranks=cfg.ranks, logs=folder / "logs"
     )
+    commands.end_with_this_process()
     overrides = list(cfg.overrides)
     chosen = choose_settings(
         commands,

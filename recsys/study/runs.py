@@ -7,6 +7,7 @@ measured is what users get, and a killed study goes on where its runs stopped.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -166,6 +168,20 @@ class Commands:
         for index in range(num_parallel):
             self.shares.put(set(cores[index * share : (index + 1) * share]))
         self.pool = ThreadPoolExecutor(num_parallel)
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.is_stopped = False
+
+    def end_with_this_process(self) -> None:
+        """Have SIGTERM and SIGINT end the jobs, too: trainings save, and the same command goes on."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.is_stopped = True
+            for process in list(self.running):
+                process.terminate()
+            sys.exit(128 + number)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
 
     def train(self, runs: Sequence[StudyRun], *, overwrite: bool) -> None:
         """Train the runs that are not finished; an interrupted one goes on from its checkpoint."""
@@ -204,7 +220,7 @@ class Commands:
         """Run launch/<name>.py and wait for it; its output goes to a log.
 
         Raises:
-            ValueError: it failed; carries the last lines it wrote.
+            ValueError: it failed, and the last lines it wrote; or this process is being stopped.
         """
         command = [sys.executable]
         if self.num_ranks > 1:
@@ -219,15 +235,21 @@ class Commands:
         try:
             with open(log, "w", encoding="utf-8") as stream:
                 threads = str(max(1, len(cores) // self.num_ranks))
+                if self.is_stopped:
+                    raise ValueError(f"{name} {run_name or workspace}: not started, stopped before")
                 process = subprocess.Popen(
                     command,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, "OMP_NUM_THREADS": threads},
                 )
+                self.running.add(process)
+                if self.is_stopped:  # by a signal between these two lines
+                    process.terminate()
                 # The job counts its cores when it starts its threads, long after this.
                 os.sched_setaffinity(process.pid, cores)
                 code = process.wait()
+                self.running.discard(process)
         finally:
             self.shares.put(cores)
         if code:

@@ -74,6 +74,12 @@ CONTENDERS = [
         script="fuxictr_dcn",
         variant="memory rows",
     ),
+    Contender(
+        name="FuxiCTR, vectors in rows, npz loader",
+        shapes="d",
+        script="fuxictr_dcn",
+        variant="npz rows",
+    ),
 ]
 
 

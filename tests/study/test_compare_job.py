@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from launch.compare import own_features
 from recsys.schema import read_manifest, write_manifest
 from recsys.study.suite import VariantConfig
 from tests.feature_tables import write_table
+from tests.processes import Running, family_of
+from tests.small_runs import make_workspace, steps_saved
 from tests.tiny_world import manifest
 
 SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","train.epochs=1"'
@@ -53,6 +56,31 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     best = json.loads((tmp_path / "sweeps" / "small" / "best.json").read_text())
     assert best["num_trials"] == 2
     assert not list((tmp_path / "runs").glob("small-trial*/eval"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_study_takes_its_trainings_along_and_goes_on(tmp_path, job):
+    workspace = make_workspace(tmp_path / "w", job)
+    arguments = ["data=demo", f"workspace={workspace}", "suite=baselines", "variants=[umair_fps]"]
+    longer = SMALL.replace("epochs=1", "epochs=200") + ',"train.patience=0"'
+    arguments += ["seeds=1", f"overrides=[{longer}]"]
+    running = Running("compare", *arguments, log=tmp_path / "log")
+    lines = workspace / "runs" / "baselines-umair_fps-seed0" / "metrics.jsonl"
+    assert running.wait_until(lines.is_file), running.said()
+    family = family_of(running.process.pid)
+    assert len(family) > 1
+    running.process.terminate()
+    assert running.finish(seconds=60) == 143
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    saved = steps_saved(workspace, "baselines-umair_fps-seed0")
+    assert saved, "the training saved before it went"
+
+    again = Running("compare", *arguments, log=tmp_path / "log")
+    log = workspace / "comparisons" / "baselines" / "logs" / "baselines-umair_fps-seed0-train.log"
+    assert again.wait_until(lambda: f"resumed from step-{saved[-1]:08d}" in log.read_text())
+    again.process.terminate()
+    assert again.finish(seconds=60) == 143
 
 
 def test_variant_with_an_encoder_of_its_own_gets_features_of_its_own_once(tmp_path):

@@ -2,7 +2,8 @@
 
 Variants: `npz` (its loader for arrays in memory), `parquet` (its loader on Ray), `memory` (whole batches
 cut from arrays in memory by us: what FuxiCTR would reach with a loader that costs nothing). With
-vectors: a frozen `pretrained_emb` of FuxiCTR, or with `rows` in the variant each row's own vectors.
+vectors: a frozen `pretrained_emb` of FuxiCTR, or with `rows` in the variant each row's own vectors
+(`npz rows`: in the files, as its loader wants them; `memory rows`: joined to a batch by us).
 """
 
 import json
@@ -167,7 +168,9 @@ def main():
         loaders = [MemoryBatches(arrays["train"], True), MemoryBatches(arrays["valid"], False)]
     elif "npz" in options.variant:
         for split, columns in arrays.items():
-            np.savez(folder / f"{split}.npz", **columns)
+            items = columns["item_id"].astype(np.int64) if in_rows else None
+            joined = {name: values[items] for name, values in vectors.items()} if in_rows else {}
+            np.savez(folder / f"{split}.npz", **columns, **joined)
         loaders = RankDataLoader(
             feature_map,
             stage="train",
@@ -187,7 +190,9 @@ def main():
             batch_size=BATCH,
             data_format="parquet",
         )
-    train_gen, valid_gen = (RowVectors(b, vectors) if in_rows else b for b in loaders)
+    if options.variant == "memory rows":
+        loaders = [RowVectors(batches, vectors) for batches in loaders]
+    train_gen, valid_gen = loaders
     model.begun, model.cpu_begun = time.perf_counter(), time.process_time()
     model.fit(train_gen, epochs=1, validation_data=valid_gen)
     write_result(
