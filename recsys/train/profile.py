@@ -312,7 +312,8 @@ def profile_page(measured: Profile, *, rank: int, world_size: int, trace: str) -
         f"{measured.matrix_flops / measured.step / 1e6:,.1f} GFLOP/s over the whole step.",
         "",
         "Milliseconds a step. Operators: inside torch's operators. Between: Python, and waiting for "
-        "other threads, ranks or the accelerator.",
+        "other threads, ranks or the accelerator. Threads work at the same time: shares may add up to "
+        "more than 100 %.",
         "",
         "| stage | share of the step | operators | between |" + " device |" * on_device,
         "|---|---:|---:|---:|" + "---:|" * on_device,
