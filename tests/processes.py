@@ -1,5 +1,6 @@
 """Real commands that are watched, signalled and killed while they run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,35 @@ def family_of(pid: int) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue  # that thread has just ended
     return pids
+
+
+def run_worker(script: Path, *arguments: object, ranks: int, seconds: float = 280) -> str:
+    """Run a script of the tests and return what it printed; where it fails, the test does.
+
+    Args:
+        ranks: processes of torchrun; 0: one of plain Python.
+    """
+    start = [sys.executable]
+    if ranks:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*start, str(script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def worker_result(script: Path, *arguments: object, ranks: int, seconds: float = 280) -> Any:
+    """Run a script of the tests and return what it printed as JSON after "RESULT "."""
+    printed = run_worker(script, *arguments, ranks=ranks, seconds=seconds)
+    lines = [line for line in printed.splitlines() if line.startswith("RESULT ")]
+    assert lines, printed[-3000:]
+    return json.loads(lines[0].removeprefix("RESULT "))
 
 
 class Running:

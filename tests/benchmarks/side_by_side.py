@@ -101,23 +101,21 @@ def tessera_command(workspace: Path, contender: Contender, name: str, threads: i
 
 
 def run_tessera(workspace: Path, shape: Shape, contender: Contender, threads: int) -> dict:
-    """Train once; rates over the whole pass, its first steps included, and over all but five."""
+    """Train once; rates over the whole pass, its first steps included."""
     name = f"{contender.variant}_{contender.ranks}"
     shutil.rmtree(workspace / "runs", ignore_errors=True)
     peak = run_watched(tessera_command(workspace, contender, name, threads), threads)
     lines = (workspace / "runs" / name / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
-    seconds, rows, later = 0.0, 0, []
+    seconds, rows = 0.0, 0
     for line in metrics:
         if "train/examples_per_second" in line:
             upto = min(line["step"] * BATCH, shape.train_rows)
             seconds += (upto - rows) / line["train/examples_per_second"]
-            later += [line["train/examples_per_second"]] if rows else []
             rows = upto
     valid = next(line for line in metrics if "valid/auc" in line)
     return {
         "train_samples_per_second": rows / seconds,
-        "later_samples_per_second": statistics.harmonic_mean(later),
         "eval_samples_per_second": valid["valid/examples_per_second"],
         "auc": valid["valid/auc"],
         "peak_gib": peak / 2**30,

@@ -1,13 +1,12 @@
 """Every sharding type scores alike, and ranks hold what their plan says."""
 
-import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import worker_result
 
 WORKER = Path(__file__).with_name("plans_worker.py")
 SHARDINGS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise")
@@ -17,12 +16,7 @@ SHARDINGS += ("table_column_wise", "grid_shard")
 @cache
 def run(num_ranks, num_hosts=1):
     """What the worker printed; it goes through all cases in one process a rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), str(WORKER), "--hosts", str(num_hosts)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert done.returncode == 0 and lines, done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT "))
+    return worker_result(WORKER, "--hosts", num_hosts, ranks=num_ranks)
 
 
 def assert_alike(result, case, tolerance):

@@ -1,13 +1,12 @@
 """The same training on one rank and two, under every plan, through both pipelines."""
 
-import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import worker_result
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -15,12 +14,7 @@ WORKER = Path(__file__).with_name("worker.py")
 @cache
 def run(num_ranks, *options):
     """Losses and scores of one worker run; equal runs are made once."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), str(WORKER), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert done.returncode == 0 and lines, done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT "))
+    return worker_result(WORKER, *options, ranks=num_ranks, seconds=200)
 
 
 def agree(one, other, tolerance):

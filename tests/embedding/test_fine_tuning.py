@@ -1,7 +1,6 @@
 """Fine-tuning: learns, resumes where it was killed, and does not depend on the number of ranks."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from embedding.text import (
     word_pieces,
 )
 from tests.embedding.fine_tuning_worker import pairs_of_words, scratch
+from tests.processes import run_worker
 
 CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("fine_tuning_worker.py")
@@ -97,20 +97,9 @@ def test_a_checkpoint_counts_once_every_rank_has_finished_it(tmp_path):
 
 
 def test_two_ranks_end_with_the_weights_of_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, start in (("one", []), ("two", torchrun)):
+    for name, ranks in (("one", 0), ("two", 2)):
         (tmp_path / name).mkdir()
-        done = subprocess.run(
-            [sys.executable, *start, str(WORKER), str(tmp_path / name)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_worker(WORKER, tmp_path / name, ranks=ranks, seconds=240)
     one, first, second = (
         torch.load(tmp_path / file)
         for file in ("one/weights0.pt", "two/weights0.pt", "two/weights1.pt")

@@ -1,8 +1,5 @@
 """Tag pretext: learns, stops, and goes on after it was cut off as if nothing had happened."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +18,9 @@ from embedding.pretext import (
     tag_targets,
     train_on_tags,
 )
+from tests.processes import run_worker
 
 CPU = torch.device("cpu")
-
-
 WORKER = Path(__file__).with_name("pretext_worker.py")
 
 
@@ -93,15 +89,7 @@ def test_cut_off_training_ends_with_the_same_weights(two_colours, tmp_path, monk
 
 def test_two_ranks_end_with_one_network(tmp_path):
     """Statistics of the batches, too: a resumed rank takes rank 0's."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *start, str(WORKER), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_worker(WORKER, tmp_path, ranks=2, seconds=120)
     one, other = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2))
     assert any("running_mean" in name for name in one)
     for name, value in one.items():

@@ -3,15 +3,13 @@
 One worker run per number of ranks examines all of them, with ids only and with all modalities.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recsys.model.build import RANKERS
+from tests.processes import worker_result
 
 WORKER = Path(__file__).with_name("contract_worker.py")
 STEPS = 30
@@ -24,12 +22,7 @@ CASES += [
 
 
 def examine(num_ranks, folder, steps):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), str(WORKER), str(folder), str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert done.returncode == 0 and lines, done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT "))
+    return worker_result(WORKER, folder, steps, ranks=num_ranks)
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,12 @@ def feature_map_of(log, folder, in_rows):
     return feature_map
 
 
+def write_arrays(file, columns, vectors):
+    """Write a split, with the item's vectors in every row; they are gone when the loader reads."""
+    items = columns["item_id"].astype(np.int64) if vectors else None
+    np.savez(file, **columns, **{name: values[items] for name, values in vectors.items()})
+
+
 def main():
     options = read_options()
     logging.basicConfig(level=logging.WARNING)
@@ -168,9 +174,7 @@ def main():
         loaders = [MemoryBatches(arrays["train"], True), MemoryBatches(arrays["valid"], False)]
     elif "npz" in options.variant:
         for split, columns in arrays.items():
-            items = columns["item_id"].astype(np.int64) if in_rows else None
-            joined = {name: values[items] for name, values in vectors.items()} if in_rows else {}
-            np.savez(folder / f"{split}.npz", **columns, **joined)
+            write_arrays(folder / f"{split}.npz", columns, vectors if in_rows else {})
         loaders = RankDataLoader(
             feature_map,
             stage="train",
