@@ -6,8 +6,10 @@ Shapes: B rows, E modality width, M modalities.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -80,38 +82,78 @@ class ModalityTables(nn.Module):
             looked_up: KeyedTensor = self.tables(sparse)
             return {
                 name: {
-                    feature: self._split(looked_up[self._key(feature, name)], dim)
+                    feature: _split(looked_up[self._key(feature, name)], dim)
                     for feature in [self.item_feature, *self.history_features]
                 }
                 for name, dim in self.dims.items()
             }
 
-    def sequence(
-        self, sparse: KeyedJaggedTensor
-    ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """Return ({modality: (vector [T, E], present [T])}, row of the batch [T]) without gradient.
+    def sequence(self, sparse: KeyedJaggedTensor) -> "History":
+        """Return the items of all histories of the batch, to be read one by one.
 
-        T counts the items of all histories of the batch, one after the other. A sharded collection
-        only answers pooled, so the tables must be held whole (recsys/train/run.py sees to it).
+        A sharded collection only answers pooled, so the tables must be held whole
+        (recsys/train/run.py sees to it).
         """
         assert self.sequence_feature is not None, "built with a sequence_feature"
-        with torch.no_grad():
-            # values [7, 3, 9, ...] of lengths [2, 0, 1, ...]: the items of row 0, row 1, row 2, ...
-            history = sparse[self.sequence_feature]
-            stored = {
-                name: self.tables.embedding_bags[TABLE_PREFIX + name].weight[history.values()]
-                for name in self.dims
-            }
-            vectors = {name: self._split(stored[name], dim) for name, dim in self.dims.items()}
-            return vectors, torch.repeat_interleave(history.lengths())
+        # values [7, 3, 9, ...] of lengths [2, 0, 1, ...]: the items of row 0, row 1, row 2, ...
+        history = sparse[self.sequence_feature]
+        return History(
+            tables={
+                name: self.tables.embedding_bags[TABLE_PREFIX + name].weight for name in self.dims
+            },
+            dims=self.dims,
+            item_T=history.values(),
+            row_T=torch.repeat_interleave(history.lengths()),
+        )
 
     def _key(self, feature: str, modality: str) -> str:
         # TorchRec names an output feature@table as soon as several tables read the feature.
         return feature if len(self.dims) == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
 
-    @staticmethod
-    def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        stored_BD = stored_BD.float()
-        count_B = stored_BD[:, dim]
-        vector_BE = stored_BD[:, :dim] / count_B.clamp_min(1.0)[:, None]
-        return vector_BE, (count_B > 0).float()
+
+@dataclass
+class History:
+    """Every item of every history of a batch; T counts them all. Vectors are read when asked for."""
+
+    tables: dict[str, torch.Tensor]
+    """Stored rows of all items by modality, in the layout of `ModalityTables`."""
+    dims: dict[str, int]
+    """Vector width E by modality."""
+    item_T: torch.Tensor
+    """Item rows."""
+    row_T: torch.Tensor
+    """The row of the batch that each item belongs to."""
+
+    def vectors(self, modality: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (vector [T, E], present [T]) without gradient."""
+        with torch.no_grad():
+            return _split(self.tables[modality][self.item_T], self.dims[modality])
+
+    def cosines(self, modality: str, item_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (cosine with the row's item [T], present [T]) without gradient.
+
+        A zero vector has the cosine 0 with everything.
+        """
+        table_ND, dim = self.tables[modality], self.dims[modality]
+        # [T, E] is gigabytes for long histories: a piece of it at a time stays in a CPU's cache.
+        piece = 4096 if table_ND.device.type == "cpu" else 262144
+        cosines, presents = [], []
+        with torch.no_grad():
+            unit_BE = F.normalize(item_BE.float(), dim=1)
+            for item_P, row_P in zip(
+                self.item_T.split(piece), self.row_T.split(piece), strict=True
+            ):
+                stored_PD = table_ND[item_P].float()
+                past_PE = stored_PD[:, :dim]
+                norm_P = torch.linalg.vector_norm(past_PE, dim=1)
+                dot_P = (past_PE * unit_BE[row_P]).sum(dim=1)
+                cosines.append(dot_P / norm_P.clamp_min(1e-12))
+                presents.append((stored_PD[:, dim] > 0).float())
+        return torch.cat(cosines), torch.cat(presents)
+
+
+def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    stored_BD = stored_BD.float()
+    count_B = stored_BD[:, dim]
+    vector_BE = stored_BD[:, :dim] / count_B.clamp_min(1.0)[:, None]
+    return vector_BE, (count_B > 0).float()

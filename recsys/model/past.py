@@ -7,7 +7,6 @@ Shapes: B rows, T items of all histories of the batch, E modality width, H proje
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from recsys.model.ranker import DenseInputs
@@ -31,13 +30,11 @@ class SimilarityTiers(nn.Module):
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return the histograms side by side [B, M * K]; an empty history gives zeros."""
         assert inputs.history is not None, "the inputs are built with a sequence"
-        vectors, row_T = inputs.history
+        row_T = inputs.history.row_T
         histograms = []
         for name in self.names:
             item_BE, item_present_B = inputs.modalities[name]
-            past_TE, present_T = vectors[name]
-            item_TE = F.normalize(item_BE, dim=1)[row_T]
-            cosine_T = (item_TE * F.normalize(past_TE, dim=1)).sum(dim=1)
+            cosine_T, present_T = inputs.history.cosines(name, item_BE)
             tier_T = ((cosine_T + 1) / 2 * self.num_tiers).long().clamp(0, self.num_tiers - 1)
             counts_BK = torch.zeros_like(item_BE[:, :1]).repeat(1, self.num_tiers)
             counted_T = present_T * item_present_B[row_T]
@@ -68,11 +65,11 @@ class HistoryAttention(nn.Module):
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return the attended vectors side by side [B, M * H]; an empty history gives zeros."""
         assert inputs.history is not None, "the inputs are built with a sequence"
-        vectors, row_T = inputs.history
+        row_T = inputs.history.row_T
         attended = []
         for name, linear in self.linear.items():
             item_BE, item_present_B = inputs.modalities[name]
-            past_TE, present_T = vectors[name]
+            past_TE, present_T = inputs.history.vectors(name)
             key_TH = linear(past_TE)
             query_BH = linear(item_BE)
             query_TH = query_BH[row_T]

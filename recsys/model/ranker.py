@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from recsys.batch import Batch
 from recsys.model.interaction import build_cross
 from recsys.model.loss import bce_loss
-from recsys.model.modality import ModalityTables
+from recsys.model.modality import History, ModalityTables
 from recsys.model.products import joined
 from recsys.model.sparse import FeatureColumns, build_tables
 from recsys.model.streams import TwoStreams
@@ -222,9 +222,8 @@ class DenseInputs:
     """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
-    history: tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], torch.Tensor] | None = None
-    """Per modality: vector [T, E] and presence [T] of every item of every history; and the row of
-    the batch that each belongs to [T]. None unless asked for."""
+    history: History | None = None
+    """The items of the histories one by one. None unless asked for."""
 
 
 class Projections(nn.Module):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from recsys.distributed.env import start
+from recsys.model.modality import History
 from recsys.model.past import HistoryAttention, SimilarityTiers
 from recsys.model.ranker import DenseInputs
 from recsys.train.run import plan_and_shard, read_run_config
@@ -21,7 +22,12 @@ def inputs(item, past, rows, present=None, item_present=None):
         modalities={"style": (item, item_ones)},
         interests=[],
         first_order_B=torch.zeros(len(item)),
-        history=({"style": (past, ones)}, torch.tensor(rows, dtype=torch.int64)),
+        history=History(
+            tables={"style": torch.cat([past * ones[:, None], ones[:, None]], dim=1)},
+            dims={"style": 2},
+            item_T=torch.arange(len(past)),
+            row_T=torch.tensor(rows, dtype=torch.int64),
+        ),
     )
 
 
@@ -58,6 +64,23 @@ def test_attention_matches_a_loop_over_rows():
                 weight = module.score["style"](torch.cat([key, query, key * query])[None])[0, 0]
                 total, count = total + weight * key, count + 1
         torch.testing.assert_close(out[row], total / max(count, 1))
+
+
+def test_cosines_are_the_same_piece_by_piece():
+    """More items than one piece holds; the last row of the table is a zero vector."""
+    torch.manual_seed(0)
+    table = torch.cat([torch.randn(50, 2), torch.ones(50, 1)], dim=1)
+    table[49] = 0
+    history = History(
+        tables={"style": table},
+        dims={"style": 2},
+        item_T=torch.randint(0, 50, (9_000,)),
+        row_T=torch.arange(9_000) // 3_000,
+    )
+    cosine, present = history.cosines("style", torch.tensor(ITEM))
+    past, item = table[history.item_T][:, :2], torch.tensor(ITEM)[history.row_T]
+    torch.testing.assert_close(cosine, torch.cosine_similarity(past, item, dim=1))
+    assert torch.equal(present, (history.item_T != 49).float())
 
 
 @pytest.mark.parametrize("module", [SimilarityTiers, HistoryAttention])
