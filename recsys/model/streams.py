@@ -4,6 +4,7 @@ Called by the FinalMLP baseline and, as its last layers, by UMAIR-FPS.
 Shapes: B rows, N input width, G width of what a gate reads, A heads.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -72,7 +73,9 @@ class TwoStreams(nn.Module):
         self.linear = nn.Linear(first_dims[-1] + second_dims[-1], 1)
         heads = (num_heads, first_dims[-1] // num_heads, second_dims[-1] // num_heads)
         self.bilinear = nn.Parameter(torch.empty(heads))
-        nn.init.xavier_normal_(self.bilinear)
+        # The authors' Xavier initialisation of one matrix [A H K, 1]; by heads it would be twice as
+        # wide, and the product, not the streams, would make the first logits.
+        nn.init.normal_(self.bilinear, std=math.sqrt(2 / (1 + self.bilinear.numel())))
 
     def forward(
         self, x_BN: torch.Tensor, first_BG: torch.Tensor, second_BG: torch.Tensor
