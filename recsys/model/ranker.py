@@ -78,13 +78,14 @@ class RankerConfig:
     second_deep_dims: list[int] = field(default_factory=list)
     """Hidden widths of the second stream; empty: those of the first."""
     two_streams: bool = False
-    """UMAIR-FPS ends in two gated streams joined bilinearly, as FinalMLP does, not in one MLP."""
+    """UMAIR-FPS ends in two gated streams joined bilinearly, as FinalMLP does, not in one MLP. No
+    gain on either real log (LOG.md)."""
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities between the item and the history, per modality
     (SimTier); 0: none. Needs frozen tables held whole (plan.replicate_modality_bytes)."""
     history_attention: bool = False
     """Attention of the item over the history's modality vectors (DIN). Needs frozen tables held
-    whole (plan.replicate_modality_bytes)."""
+    whole (plan.replicate_modality_bytes). No gain on either real log (LOG.md)."""
     first_order: bool = True
     """Add a first-order weight of every sparse feature to the logit."""
     second_order: bool = False
