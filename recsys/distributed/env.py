@@ -4,6 +4,7 @@ Every job calls `start()` once; afterwards the same code runs as `python x.py` (
 under `torchrun` (many), on CPU with gloo and on GPU with nccl.
 """
 
+import ctypes
 import logging
 import os
 import socket
@@ -22,6 +23,21 @@ from recsys.distributed.rendezvous import fresh_store
 GROUP_TIMEOUT = timedelta(hours=6)
 """Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
 is noticed at once, by its closed connection."""
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed; another C library is left as it is.
+
+    The activations of every step are otherwise given back and faulted in again, page by page: a fifth
+    of the step (LOG.md, 2026-11-26). Tables and other blocks above 32 MiB still go back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of malloc.h
+    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(trim_threshold, -1)
+    mallopt(top_pad, 64 * 2**20)
 
 
 def rank_from_environment() -> int:
@@ -88,6 +104,7 @@ def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds:
     # Adam's averages of rows without a gradient decay into denormal numbers, with which a step over a
     # replicated table of 200,000 rows takes 840 ms instead of 48 (LOG.md, 2026-11-24).
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)
