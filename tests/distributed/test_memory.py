@@ -1,9 +1,10 @@
 """Freed memory stays with the process: a step does not fault its activations in again."""
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.processes import run_worker
 
 STEPS = """
 import resource
@@ -25,7 +26,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults of glibc's malloc")
-def test_steps_do_not_fault_their_memory_in_again():
+def test_steps_do_not_fault_their_memory_in_again(tmp_path):
     """64 MiB a step are 16,384 pages; ten steps have fewer faults than one would."""
-    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 16_384
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    assert int(run_worker(script, ranks=0).split()[-1]) < 16_384
