@@ -1,5 +1,8 @@
 """The step: batch to device, forward, loss, backward, optimizer. Two pipelines, one contract.
 
+`plain` takes a batch after the other; `sparse_dist` works on the next ones meanwhile, and pays where
+there is a copy to a GPU or an exchange between ranks to hide: `auto` takes it there.
+
 `progress(batches)` takes one training step and returns the Scores of its batch, or raises
 StopIteration when the iterator is exhausted and every batch taken from it has been trained on.
 `pause()` makes the model callable as usual (for evaluation) until the next `progress`.
@@ -17,7 +20,7 @@ from recsys.distributed.env import Env
 from recsys.distributed.shard import ShardedRanker
 from recsys.model.ranker import Scores
 
-PIPELINES = ("sparse_dist", "plain")
+PIPELINES = ("auto", "sparse_dist", "plain")
 
 
 class Pipeline(Protocol):
@@ -97,6 +100,9 @@ def build_pipeline(name: str, sharded: ShardedRanker, env: Env) -> Pipeline:
     Raises:
         ValueError: unknown name.
     """
+    if name == "auto":
+        overlaps = env.world_size > 1 or env.device.type == "cuda"
+        name = "sparse_dist" if overlaps else "plain"
     if name == "plain":
         return PlainPipeline(sharded, env.device)
     if name == "sparse_dist":

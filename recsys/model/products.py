@@ -1,7 +1,8 @@
 """The matrix products of the dense part, with backward passes that do no more than they must.
 
-Called by the towers and the full cross network. On a CPU in fp32 the products are oneDNN's: MKL, which
-torch takes otherwise, leaves a tenth of an AMD processor's rate unused (LOG.md, 2026-11-26).
+Called by the towers and the full cross network. On a CPU the products are oneDNN's. In fp32 torch takes
+MKL's, which leave a tenth of an AMD processor's rate unused; in bf16 it takes oneDNN's, but copies the
+bias into every row first and leaves relu to a second pass (LOG.md, 2026-11-26).
 Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
 """
 
@@ -15,6 +16,9 @@ from torch import nn
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
+_ONEDNN_DTYPES = {torch.float32}
+if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _ONEDNN_DTYPES.add(torch.bfloat16)
 
 
 def linear_relu(x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
@@ -64,7 +68,7 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _onednn(tensor: torch.Tensor) -> bool:
-    return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype in _ONEDNN_DTYPES
 
 
 def _linear(

@@ -26,8 +26,9 @@ class TrainConfig:
     """Most passes over the training split."""
     global_batch_size: int = 1024
     """Rows of one step over all ranks."""
-    pipeline: str = "sparse_dist"
-    """`sparse_dist` (TorchRec's overlapped pipeline) or `plain`."""
+    pipeline: str = "auto"
+    """`sparse_dist` (TorchRec's overlapped pipeline), `plain`, or `auto`: the first where there is a
+    GPU or more than one rank, where alone it is the faster one."""
     evaluate_every_steps: int = 0
     """Steps between validations; 0: once at the end of each epoch."""
     save_every_steps: int = 0
