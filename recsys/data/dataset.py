@@ -303,8 +303,8 @@ class Loader:
             for block, start, stop in parts:
                 lists = block.lists[feature.name].slice(start, stop - start)
                 upto = at + stop - start
-                lengths[at:upto] = as_array(pc.list_value_length(lists))
-                found.append(as_array(pc.list_flatten(lists)))
+                lengths[at:upto] = _as_array(pc.list_value_length(lists))
+                found.append(_as_array(pc.list_flatten(lists)))
                 at = upto
             return np.concatenate(found), lengths
         if feature.source == "history":
@@ -336,7 +336,7 @@ class _Block:
         """Args: order: the rows' new order; None: as they are."""
 
         def ordered(name: str) -> np.ndarray:
-            values = as_array(rows.column(name).combine_chunks())
+            values = _as_array(rows.column(name).combine_chunks())
             return values if order is None else values.take(order)
 
         ids = [ordered(name) for name in scalar_features]
@@ -348,7 +348,7 @@ class _Block:
         for name in rows.column_names:
             if pa.types.is_list(rows.schema.field(name).type):
                 lists = rows.column(name).combine_chunks()
-                self.lists[name] = lists if order is None else lists.take(pa.array(order))
+                self.lists[name] = lists if order is None else lists.take(_as_arrow(order))
             elif name not in scalar_features:
                 self.columns[name] = ordered(name)
 
@@ -419,12 +419,17 @@ class _Lane:
         return _Block(rows, self.scalar_features, order)
 
 
-def as_array(numbers: pa.Array) -> np.ndarray:
+def _as_array(numbers: pa.Array) -> np.ndarray:
     """Return numbers without nulls as an array, uncopied.
 
     pyarrow's own `to_numpy` imports pandas first: 0.3 s before the first batch of every process.
     """
     return np.from_dlpack(numbers)
+
+
+def _as_arrow(order: np.ndarray) -> pa.Array:
+    """Return int64 numbers as an Arrow array; `pa.array` would import pandas, see `_as_array`."""
+    return pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order)])
 
 
 def jagged(

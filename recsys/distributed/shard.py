@@ -23,6 +23,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.distributed.env import Env
 from recsys.distributed.plan import MODALITY_PATH, TABLES_PATH
@@ -223,6 +224,25 @@ class ReplicatedTables(FusedEmbeddingBagCollection):
     def fused_optimizer(self) -> KeyedOptimizer:  # type: ignore[override]
         """The (idle) optimizer of the tables."""
         return self._optim
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return the pooled vectors, as TorchRec's own forward does.
+
+        That one ends with a concatenation of what its kernels return, which for a single kernel is a
+        copy of all vectors of the batch.
+        """
+        (kernel,) = self._emb_modules
+        # Looked up by name, never run through: the pipeline traces this method with symbols.
+        by_feature = features.to_dict()
+        names = [name for table in self._embedding_bag_configs for name in table.feature_names]
+        values = torch.cat([by_feature[name].values() for name in names])
+        lengths = torch.cat([by_feature[name].lengths() for name in names])
+        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
+        return KeyedTensor(
+            keys=self._embedding_names,
+            length_per_key=self._length_per_key,
+            values=kernel(values.int(), offsets.int(), None),
+        )
 
 
 def _replicate(tables: EmbeddingBagCollection, env: Env) -> ReplicatedTables:

@@ -80,13 +80,14 @@ class ModalityTables(nn.Module):
         """
         with torch.no_grad():
             looked_up: KeyedTensor = self.tables(sparse)
-            return {
-                name: {
-                    feature: _split(looked_up[self._key(feature, name)], dim)
-                    for feature in [self.item_feature, *self.history_features]
-                }
-                for name, dim in self.dims.items()
-            }
+            vectors = {}
+            for name, dim in self.dims.items():
+                # One item, no mean: its row is read where it lies.
+                item_BD = looked_up[self._key(self.item_feature, name)].float()
+                vectors[name] = {self.item_feature: (item_BD[:, :dim], item_BD[:, dim])}
+                for feature in self.history_features:
+                    vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
+            return vectors
 
     def sequence(self, sparse: KeyedJaggedTensor) -> "History":
         """Return the items of all histories of the batch, to be read one by one.

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import torch.distributed as dist
 
 from recsys.data.dataset import Loader
@@ -52,10 +53,12 @@ class Validation:
             if is_first:
                 assert predictions is not None, "rank 0 gathers the predictions"
                 has_users = bool((predictions.user_row > 0).any())
+                # Once, not in each metric.
+                by_score = np.argsort(predictions.score, kind="stable")
                 metrics = evaluate_predictions(
-                    labels_N=predictions.label,
-                    probabilities_N=predictions.score,
-                    user_rows_N=predictions.user_row if has_users else None,
+                    labels_N=predictions.label[by_score],
+                    probabilities_N=predictions.score[by_score],
+                    user_rows_N=predictions.user_row[by_score] if has_users else None,
                 )
                 seconds = time.perf_counter() - started
                 metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)

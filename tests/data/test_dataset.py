@@ -22,6 +22,7 @@ from recsys.data.dataset import Dataset, Loader, jagged, prefetched
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
 from recsys.schema import FeatureSpec, Manifest, SplitSpec
+from tests.processes import run_worker
 from tests.reference.rows import expected_examples
 
 FEATURES = [
@@ -472,3 +473,29 @@ def test_any_layout_gives_every_row_once_in_equal_steps(
         assert {b.global_rows for b in step} == {len(real_rows(step))}
         rows += real_rows(step)
     assert sorted(rows) == list(range(num_rows))
+
+
+FIRST_BATCH = """
+import sys
+from pathlib import Path
+from recsys.data.dataset import Dataset, Loader
+from recsys.schema import read_manifest
+
+workspace = Path(sys.argv[1])
+features = sys.argv[2].split(",")
+data = Dataset(
+    workspace / "prepared", read_manifest(workspace), split="train", features=features
+)
+made = Loader(
+    data, global_batch_size=64, rank=0, world_size=1, num_lanes=8, shuffle=True, seed=3
+)
+print(next(made.batches(0)).global_rows, "pandas" in sys.modules)
+"""
+
+
+def test_first_batch_does_not_wait_for_pandas(world, tmp_path):
+    """pyarrow's `to_numpy` would import it: 0.3 s at every start, before the first step."""
+    script = tmp_path / "first_batch.py"
+    script.write_text(FIRST_BATCH)
+    arguments = [str(world[0].parent), ",".join(FEATURES)]
+    assert run_worker(script, *arguments, ranks=0).split()[-2:] == ["64", "False"]

@@ -1,5 +1,6 @@
 """Gradients of the dense part: one norm whatever the pipeline, clipping by hand, names of what broke."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from recsys.distributed.env import start, stop
-from recsys.distributed.pipeline import PIPELINES, build_pipeline
+from recsys.distributed.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.model.build import batch_features
 from recsys.train.gradients import Gradients, check_finite, total_norm
 from recsys.train.optim import OptimConfig, check_optim
@@ -48,9 +49,16 @@ def trained(env, pipeline="plain", max_norm=None, steps=4, sharding="table_wise"
 
 
 def test_both_pipelines_measure_every_step_and_the_same_norms(env):
-    norms = [np.array(trained(env, pipeline)[0].take()) for pipeline in PIPELINES]
+    norms = [np.array(trained(env, pipeline)[0].take()) for pipeline in ("plain", "sparse_dist")]
     assert norms[0].shape[0] == 4 and (norms[0] > 0).any(axis=1).all()
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+def test_pipeline_overlaps_by_itself_where_there_is_another_rank(env):
+    _, sharded = trained(env, steps=1)
+    assert isinstance(build_pipeline("auto", sharded, env), PlainPipeline)
+    of_two = dataclasses.replace(env, world_size=2)
+    assert isinstance(build_pipeline("auto", sharded, of_two), SparseDistPipeline)
 
 
 def test_norm_is_that_of_the_gradients_left_by_backward(env):
