@@ -28,7 +28,7 @@ class TrainConfig:
     """Rows of one step over all ranks."""
     pipeline: str = "auto"
     """`sparse_dist` (TorchRec's overlapped pipeline), `plain`, or `auto`: the first where there is a
-    GPU or more than one rank, where alone it is the faster one."""
+    GPU or more than one rank, else the second."""
     evaluate_every_steps: int = 0
     """Steps between validations; 0: once at the end of each epoch."""
     save_every_steps: int = 0

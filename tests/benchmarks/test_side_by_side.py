@@ -1,4 +1,10 @@
-"""Tessera beside its peers, five rounds (tests/benchmarks/side_by_side.py). `make peers bench`."""
+"""Tessera beside its peers, five rounds (tests/benchmarks/side_by_side.py). `make peers bench`.
+
+FuxiCTR takes part as it comes, with its npz loader, and with batches that we cut from memory for it.
+Training in fp32 is held against the faster of the two in (a) and (b). Evaluation, and (d), whose memory
+a row is the loader's, against FuxiCTR as it comes: of (a), 1.5 times its forward without a loader would
+be 97 % of the matrix rate of two cores, all else free (LOG.md, 2026-11-26).
+"""
 
 import dataclasses
 import os
@@ -12,6 +18,7 @@ from tests.benchmarks.side_by_side import ROOT, as_markdown, compare
 pytestmark = pytest.mark.bench
 PEERS = ROOT / ".peers" / "bin" / "python"
 FUXICTR = "FuxiCTR, batches from memory"
+AS_IT_COMES = "FuxiCTR, npz loader"
 IN_FILES = "FuxiCTR, vectors in rows, npz loader"
 
 
@@ -37,19 +44,28 @@ def test_same_model_on_the_same_data_is_faster_here(letter):
     )
     print("\n" + as_markdown(found))
     results = found[letter]
+    aucs = {
+        name: statistics.median(result["auc"] for result in rounds)
+        for name, rounds in results.items()
+        if not any("problem" in result for result in rounds)
+    }
+    assert aucs["Tessera fp32"] >= max(aucs.values()) - 0.002
+    assert abs(aucs["Tessera bf16"] - aucs["Tessera fp32"]) <= 0.002
     ours = best(results, "Tessera fp32")
     if letter in "ab":
-        assert ours >= {"a": 1.25, "b": 1.3}[letter] * best(results, FUXICTR)
+        fuxictr = max(best(results, FUXICTR), best(results, AS_IT_COMES))
+        assert ours >= {"a": 1.25, "b": 1.3}[letter] * fuxictr
         assert ours >= best(results, "DeepCTR-Torch")
-        assert best(results, "Tessera bf16") >= 2 * best(results, FUXICTR)
+        assert best(results, "Tessera bf16") >= 2 * fuxictr
         evaluation = "eval_samples_per_second"
-        assert best(results, "Tessera fp32", evaluation) >= 1.5 * best(results, FUXICTR, evaluation)
+        theirs = best(results, AS_IT_COMES, evaluation)
+        assert best(results, "Tessera fp32", evaluation) >= 1.5 * theirs
+        assert best(results, "Tessera bf16", evaluation) >= 1.5 * best(results, FUXICTR, evaluation)
     if letter == "c" and "problem" not in results[FUXICTR][0]:
         assert ours >= 8 * best(results, FUXICTR)
     if letter == "d":
-        in_rows = "FuxiCTR, vectors in rows, memory"
-        assert ours >= 3 * best(results, in_rows)
-        assert rows_held(results, "Tessera fp32") < rows_held(results, in_rows)
+        assert ours >= 3 * best(results, IN_FILES)
+        assert rows_held(results, "Tessera fp32") < rows_held(results, IN_FILES)
 
 
 @pytest.mark.timeout(1800)
