@@ -1,7 +1,7 @@
 """The step: batch to device, forward, loss, backward, optimizer. Two pipelines, one contract.
 
-`plain` takes one batch after the other. `sparse_dist` moves the next ones meanwhile; `auto` takes it where
-there is something to move, to a GPU or between ranks, and elsewhere saves its share of a step.
+`plain` takes one batch after the other. `sparse_dist` moves the next ones meanwhile; `auto` takes it
+where there is something to move, to a GPU or between ranks.
 
 `progress(batches)` takes one training step and returns the Scores of its batch, or raises
 StopIteration when the iterator is exhausted and every batch taken from it has been trained on.
