@@ -42,7 +42,7 @@ class Chain:
     def __init__(self, workspace: Path, name: str, rng: np.random.Generator, log: Path, *more: str):
         self.workspace, self.name, self.rng, self.log = workspace, name, rng, log
         self.more = more
-        self.kills = self.last_kill = 0
+        self.kills = 0
         self.landed: Counter[str] = Counter()
         self.checkpoints = workspace / "runs" / name / "checkpoints"
 
@@ -81,7 +81,6 @@ class Chain:
         else:
             running.kill()
         self.kills += 1
-        self.last_kill = step
         hit = self.hit(moment, step)
         self.landed[moment] += hit
         print(
@@ -170,14 +169,14 @@ def test_training_that_changes_its_number_of_ranks_at_every_kill_stays_continuou
     # Sums over ranks round differently. Once in some hundred steps that moves a unit across the corner
     # of its ReLU: gradients part at a step whose loss is still the same, and losses follow slowly. A
     # state that was not resumed as it was would show in a loss first.
-    apart = np.flatnonzero(np.abs(norms / steady_norms - 1) > 1e-5)
+    apart = np.flatnonzero(np.abs(norms / steady_norms - 1) > 1e-6)
     same = int(apart[0]) + 1 if len(apart) else len(values)
     difference = np.abs(values / steady - 1)
     print(
         f"largest relative difference to two steady ranks: {difference[:same].max():.1e} in "
-        f"{same} steps, {difference.max():.1e} in all; last kill at step {chain.last_kill}"
+        f"{same} steps, {difference.max():.1e} in all"
     )
-    assert difference[:same].max() < 1e-4
+    assert difference[:same].max() < 1e-6
     assert difference.max() < 0.1
 
 

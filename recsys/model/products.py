@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
-)
-_ONEDNN_DTYPES = {torch.float32}
-if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    _ONEDNN_DTYPES.add(torch.bfloat16)
+_ONEDNN_DTYPES: set[torch.dtype] = set()
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _ONEDNN_DTYPES.add(torch.float32)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _ONEDNN_DTYPES.add(torch.bfloat16)
 
 
 def linear_relu(x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
@@ -68,7 +67,7 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _onednn(tensor: torch.Tensor) -> bool:
-    return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype in _ONEDNN_DTYPES
+    return tensor.device.type == "cpu" and tensor.dtype in _ONEDNN_DTYPES
 
 
 def _linear(

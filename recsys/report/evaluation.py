@@ -5,7 +5,6 @@ predictions.parquet, tables in the terminal. Called by launch/evaluate.py; the p
 recsys/report/evaluation_page.py.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ from recsys.metrics.summary import (
 )
 from recsys.metrics.weights import correlation, mean_by_user, summarise_weights
 from recsys.report.terminal import console
-from recsys.train.predict import Predictions
+from recsys.train.predict import Predictions, users_of
 
 HEADLINE = {
     "auc": "AUC",
@@ -115,28 +114,6 @@ def check_evaluation(config: EvaluateConfig, splits: Iterable[str]) -> None:
             problems.append(str(error).removeprefix("configuration: "))
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
-
-
-def by_score(predictions: Predictions) -> Predictions:
-    """Return the rows in the order of their score: metrics then need not sort, segments neither.
-
-    Raises:
-        ValueError: NaN scores, with their count.
-    """
-    num_nan = np.count_nonzero(np.isnan(predictions.score))
-    if num_nan:
-        raise ValueError(
-            f"{num_nan:,} of {len(predictions.score):,} scores are NaN: the model diverged, or its "
-            f"inputs hold NaN"
-        )
-    order = np.argsort(predictions.score, kind="stable")
-    fields = {f.name: getattr(predictions, f.name)[order] for f in dataclasses.fields(Predictions)}
-    return Predictions(**fields)
-
-
-def users_of(predictions: Predictions) -> NDArray[np.int64] | None:
-    """Return the user rows; None where the data has no users."""
-    return predictions.user_row if (predictions.user_row > 0).any() else None
 
 
 def evaluate_rows(
@@ -386,9 +363,7 @@ def evaluate_importance(
 
 def by_row_id(predictions: Predictions) -> Predictions:
     """Return the rows in input order."""
-    order = np.argsort(predictions.row_id, kind="stable")
-    fields = {f.name: getattr(predictions, f.name)[order] for f in dataclasses.fields(Predictions)}
-    return Predictions(**fields)
+    return predictions.take(np.argsort(predictions.row_id, kind="stable"))
 
 
 def write_predictions(

@@ -23,7 +23,6 @@ from recsys.data.segments import segments
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.report.evaluation import (
     EvaluateConfig,
-    by_score,
     evaluate_candidates,
     evaluate_importance,
     evaluate_rows,
@@ -33,7 +32,7 @@ from recsys.report.evaluation import (
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import read_items
 from recsys.schema import Manifest, SplitSpec, write_json
-from recsys.train.predict import Predictions
+from recsys.train.predict import Predictions, by_score
 
 SHOWN_ITEMS = 8
 """Liked and recommended items of a sample user."""

@@ -4,6 +4,7 @@ Called by the training loop (validation) and by launch/evaluate.py. Shapes: N ro
 B rows of a batch, M modalities.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,6 +34,32 @@ class Predictions:
     """float64 [N], predicted probability."""
     weights: np.ndarray
     """float32 [N, M] modality weights."""
+
+    def take(self, order: np.ndarray) -> "Predictions":
+        """Return the rows in another order [N]."""
+        return Predictions(**{
+            f.name: getattr(self, f.name)[order] for f in dataclasses.fields(self)
+        })
+
+
+def by_score(predictions: Predictions) -> Predictions:
+    """Return the rows in the order of their score: metrics then need not sort, segments neither.
+
+    Raises:
+        ValueError: NaN scores, with their count.
+    """
+    num_nan = np.count_nonzero(np.isnan(predictions.score))
+    if num_nan:
+        raise ValueError(
+            f"{num_nan:,} of {len(predictions.score):,} scores are NaN: the model diverged, or its "
+            f"inputs hold NaN"
+        )
+    return predictions.take(np.argsort(predictions.score, kind="stable"))
+
+
+def users_of(predictions: Predictions) -> np.ndarray | None:
+    """Return the user rows; None where the data has no users."""
+    return predictions.user_row if (predictions.user_row > 0).any() else None
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import torch.distributed as dist
 
 from recsys.data.dataset import Loader
@@ -12,7 +11,7 @@ from recsys.distributed.signals import StopSignals
 from recsys.job import say
 from recsys.metrics.summary import evaluate_predictions
 from recsys.train.log import RunLog
-from recsys.train.predict import predict
+from recsys.train.predict import by_score, predict, users_of
 from recsys.train.state import TrainState
 
 _STUCK_MARGIN = 0.005
@@ -52,13 +51,11 @@ class Validation:
         with first_rank_work(self.env) as is_first:
             if is_first:
                 assert predictions is not None, "rank 0 gathers the predictions"
-                has_users = bool((predictions.user_row > 0).any())
-                # Once, not in each metric.
-                by_score = np.argsort(predictions.score, kind="stable")
+                predictions = by_score(predictions)
                 metrics = evaluate_predictions(
-                    labels_N=predictions.label[by_score],
-                    probabilities_N=predictions.score[by_score],
-                    user_rows_N=predictions.user_row[by_score] if has_users else None,
+                    labels_N=predictions.label,
+                    probabilities_N=predictions.score,
+                    user_rows_N=users_of(predictions),
                 )
                 seconds = time.perf_counter() - started
                 metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)

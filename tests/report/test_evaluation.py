@@ -21,7 +21,6 @@ from recsys.report.evaluation import (
     HEADLINE,
     BootstrapConfig,
     EvaluateConfig,
-    by_score,
     check_evaluation,
     evaluate_candidates,
     evaluate_importance,
@@ -32,7 +31,7 @@ from recsys.report.evaluation import (
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import Item
 from recsys.schema import Manifest, SplitSpec, write_manifest
-from recsys.train.predict import Predictions
+from recsys.train.predict import Predictions, by_score
 from tests.feature_tables import write_table
 
 CONFIG = EvaluateConfig(
