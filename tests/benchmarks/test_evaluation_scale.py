@@ -10,8 +10,7 @@ import pytest
 
 from recsys.metrics.bootstrap import bootstrap_metrics, bootstrap_units, draw_units, interval
 from recsys.metrics.summary import evaluate_predictions
-from recsys.report.evaluation import by_score
-from recsys.train.predict import Predictions
+from recsys.train.predict import Predictions, by_score
 
 pytestmark = pytest.mark.bench
 ROWS, USERS, ITEMS = 10_000_000, 500_000, 200_000
