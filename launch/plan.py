@@ -7,7 +7,6 @@ terminal; exit code 1 where the tables do not fit.
     python launch/plan.py data=demo workspace=W cluster=cpu_2
     python launch/plan.py cluster=h100_8x8 catalogue=billions
     python launch/plan.py cluster=h100_1x8 catalogue=billions search=min_cluster
-    python launch/plan.py 'diff=[A.json,B.json]'
 """
 
 from pathlib import Path
@@ -22,13 +21,10 @@ from recsys.data.outline import outline, with_rows
 from recsys.data.recipe import Recipe
 from recsys.distributed.cluster import ClusterConfig, check_cluster
 from recsys.distributed.env import silence_libraries
-from recsys.distributed.movement import movement
-from recsys.distributed.plan import read_plan
 from recsys.distributed.planner import DoesNotFitError
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.plan import (
     print_clusters,
-    print_movement,
     print_plan,
     print_suggestions,
     size,
@@ -44,12 +40,7 @@ CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "cluster"
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a plan."""
     silence_libraries()
-    # 1. Two plans side by side: nothing is planned.
-    if cfg.diff is not None:
-        compare_plans([str(path) for path in cfg.diff])
-        return
-
-    # 2. Configuration, tables and cluster, all of it checked before anything is planned.
+    # 1. Configuration, tables and cluster, all of it checked before anything is planned.
     cluster = from_config(ClusterConfig, plain(cfg.cluster), "cluster")
     check_cluster(cluster)
     manifest, modality_dims = read_tables(cfg)
@@ -63,7 +54,7 @@ def job(cfg: DictConfig) -> None:
         search_clusters(planned, cfg.search, list(cfg.clusters))
         return
 
-    # 3. The plan, verdict first; where there is none, what would help, each tried.
+    # 2. The plan, verdict first; where there is none, what would help, each tried.
     try:
         with stage("plan") as planning:
             content = planned.plan()
@@ -73,7 +64,7 @@ def job(cfg: DictConfig) -> None:
         raise
     print_plan(content)
 
-    # 4. For programs and for the browser.
+    # 3. For programs and for the browser.
     folder = Path(cfg.out or Path(cfg.workspace) / "plans" / cluster.name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", content)
@@ -165,24 +156,6 @@ def read_cluster(name: str) -> ClusterConfig:
     cluster = from_config(ClusterConfig, given, f"cluster {name}")
     check_cluster(cluster)
     return cluster
-
-
-def compare_plans(paths: list[str]) -> None:
-    """Print what moves from the first plan to the second.
-
-    Raises:
-        ValueError: not two paths, or one is no plan.
-    """
-    if len(paths) != 2:
-        raise ValueError(f"diff={paths}: expected two plan.json files, [A.json,B.json]")
-    before, after = (read_plan(path) for path in paths)
-    lines = movement(before, after)
-    print_movement(lines)
-    say(
-        f"{size(sum(line['bytes_to_move'] for line in lines))} to move of "
-        f"{size(sum(line['bytes_in_all'] for line in lines))}, from {before['num_ranks']} to "
-        f"{after['num_ranks']} rank(s)"
-    )
 
 
 @hydra_job("plan")

@@ -122,18 +122,3 @@ def print_clusters(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
-
-
-def print_movement(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Print what moves between two plans."""
-    table = Table(title="what moves", title_justify="left")
-    for name in ("table", "before", "after"):
-        table.add_column(name)
-    for name in ("to move", "of"):
-        table.add_column(name, justify="right")
-    for line in lines:
-        table.add_row(
-            *(line[key] for key in ("table", "before", "after")),
-            *(size(line[key]) for key in ("bytes_to_move", "bytes_in_all")),
-        )
-    console().print(table)

@@ -12,7 +12,6 @@ from recsys.data.outline import outline, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
 from recsys.distributed.cluster import GIB, ClusterConfig, check_cluster
 from recsys.distributed.env import Env
-from recsys.distributed.movement import movement
 from recsys.distributed.plan import check_matches, read_plan, sharding_plan
 from recsys.distributed.planner import DoesNotFitError
 from recsys.schema import write_json
@@ -272,18 +271,6 @@ def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tm
     assert "table 'user_id' has optimizer adam and the plan says sgd" in sentence
     with pytest.raises(ValueError, match="no plan here"):
         read_plan(tmp_path / "absent.json")
-
-
-def test_movement_counts_what_a_rank_did_not_hold_before():
-    """Two ranks: table_wise on rank 0 to row_wise: rank 1 receives half, rank 0 nothing."""
-    sgd = {"table": {"name": "sgd"}}
-    whole = planned(optim=sgd, plan={"ranks": {"user_id": [0]}}).plan()
-    cut = planned(optim=sgd, plan={"sharding": {"user_id": "row_wise"}}).plan()
-    (line,) = [line for line in movement(whole, cut) if line["table"] == "user_id"]
-    assert line["before"] == "table_wise on 1 rank" and line["after"] == "row_wise on 2 ranks"
-    assert line["bytes_in_all"] == 40_000 * 16 * 4
-    assert line["bytes_to_move"] == 20_000 * 16 * 4
-    assert all(line["bytes_to_move"] == 0 for line in movement(cut, cut))
 
 
 def test_fast_search_finds_the_plan_of_the_full_one():
