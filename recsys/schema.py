@@ -1,7 +1,7 @@
 """The data manifest: what `prepare` writes and every later job reads first.
 
 One JSON file, `prepared/manifest.json`, says which tables, features and splits exist. It is the
-only part of `recsys/` that `embedding/` imports.
+only part of `recsys/` that `embedding/` imports. Shapes: N rows of a data set.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 MANIFEST_VERSION = 1
 UNKNOWN_ROW = 0
@@ -99,7 +102,7 @@ class Manifest:
     rows_dropped: dict[str, int] = field(default_factory=dict)
     """Interactions left out, by reason; rows_in = rows of splits - rows_drawn + rows dropped."""
     rows_drawn: int = 0
-    """Negatives drawn (they are no input rows)."""
+    """Negatives drawn (they are no input rows). Their row ids begin at rows_in: is_interaction."""
     rows_unknown: dict[str, int] = field(default_factory=dict)
     """Rows kept whose `user_id` or `item_id` has the unknown row 0."""
     pairs_in: int = 0
@@ -114,6 +117,15 @@ class Manifest:
     """sha256 of every file below `prepared/`, by relative path."""
     recipe: dict[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
+
+    def is_interaction(self, row_id_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which rows are interactions of the log [N]; the others are drawn negatives.
+
+        The one place that says so: rows of the files are numbered below `rows_in`, drawn rows from
+        there on. Where nothing was drawn every row is an interaction.
+        """
+        rows = np.asarray(row_id_N)
+        return rows < self.rows_in if self.rows_drawn else np.ones(rows.shape, dtype=bool)
 
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: texts, or pictures."""

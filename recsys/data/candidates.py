@@ -1,18 +1,18 @@
 """Candidates: what users are ranked on, as rows the loader reads like any split.
 
 What enters: a split of prepared data. What leaves: pairs of a user and a candidate item, each in the
-circumstances (history, context features) of the user's last row of the split. Called by
-launch/evaluate.py. Shapes: N pairs, U users, I item rows.
+circumstances (history, context features) of the user's first relevant row of the split. Called by
+launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys.data.dataset import Dataset
+from recsys.data.dataset import Dataset, read_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class RankingConfig:
     """Who is ranked what, and how far down a list is read."""
 
     num_users: int = 200
-    """Users drawn of those with a positive in the split; 0: no ranking, no recommendations."""
+    """Users drawn of those with a relevant item in the split; 0: no ranking, no recommendations."""
     ks: list[int] = field(default_factory=lambda: [10, 50])
     """Lengths of the lists."""
     num_negatives: int = 100
@@ -32,7 +32,7 @@ class RankingConfig:
 
 _FEWEST_USERS = 20
 EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
-"""Splits whose items a user has seen already: they are no candidates."""
+"""Splits whose items a user has seen already: they are neither candidates nor relevant."""
 
 
 def check_ranking(config: RankingConfig) -> None:
@@ -56,7 +56,7 @@ class Candidates:
     user_row_N: NDArray[np.int64]
     item_row_N: NDArray[np.int64]
     relevant_N: NDArray[np.bool_]
-    """The user's positives of the split."""
+    """Whether the user has a positive of the item in the split."""
     template_N: NDArray[np.int64]
     """Row of the split, by number, whose circumstances the pair takes."""
     is_full: bool
@@ -66,10 +66,14 @@ class Candidates:
 def draw_candidates(
     dataset: Dataset, *, config: RankingConfig, rng: np.random.Generator
 ) -> Candidates | None:
-    """Return the pairs; None where there are no users or items, or no user has a positive.
+    """Return the pairs; None where there are no users or items, or no user has a relevant item.
 
-    Candidates are the items that the user has no row of in an earlier split, and the user's positives
-    of this one; of the unknown item row 0 nothing is known, it is none.
+    Candidates are the items of which the user has no interaction in an earlier split; those of them
+    with a positive in this split are relevant. An item that the user knows is neither: it stands in
+    the history that the model reads, or was shown, and as a candidate only where it is liked again
+    it would give the answer away. Users stand at the moment before their first relevant item, so
+    that no relevant item stands in the history either. Of the unknown item row 0 nothing is known, it
+    is none.
     """
     manifest = dataset.manifest
     num_items = manifest.num_item_rows - 1
@@ -78,15 +82,17 @@ def draw_candidates(
     rows = dataset.read(0, dataset.num_rows)
     users, items = (rows.column(c).to_numpy() for c in ("user_row", "item_row"))
     positive = (rows.column("label").to_numpy() == 1) & (users > 0) & (items > 0)
-    eligible = np.unique(users[positive])
+    is_relevant = positive & ~_are_known(dataset, users, items, positive)
+    eligible = np.unique(users[is_relevant])
     if not eligible.size:
         return None
     is_full = config.max_rows // num_items >= min(_FEWEST_USERS, eligible.size)
     per_user = num_items if is_full else config.num_negatives
     num_users = min(config.num_users, eligible.size, max(config.max_rows // per_user, 1))
     chosen = np.sort(rng.choice(eligible, size=num_users, replace=False))
-    relevant = _items_by_user(users[positive], items[positive], chosen)
+    relevant = _items_by_user(users[is_relevant], items[is_relevant], chosen)
     seen = _seen_before(dataset, chosen)
+    first_rows = _first_rows(dataset, rows, is_relevant, chosen)
     user_parts, item_parts, relevant_parts = [], [], []
     for user in chosen.tolist():
         candidates = _candidates_of(
@@ -104,7 +110,7 @@ def draw_candidates(
         user_row_N=user_row_N,
         item_row_N=np.concatenate(item_parts),
         relevant_N=np.concatenate(relevant_parts),
-        template_N=_last_rows(rows, chosen)[np.searchsorted(chosen, user_row_N)],
+        template_N=first_rows[np.searchsorted(chosen, user_row_N)],
         is_full=is_full,
     )
 
@@ -119,11 +125,7 @@ def _candidates_of(
     """Return a user's candidates, ascending: all that were not seen, or so many of them drawn."""
     out = relevant if seen is None else np.union1d(relevant, seen)
     if num_negatives is None or num_negatives >= num_items - out.size:
-        allowed = np.ones(num_items + 1, dtype=bool)
-        allowed[0] = False
-        allowed[out] = False
-        allowed[relevant] = True
-        return np.flatnonzero(allowed)
+        return np.setdiff1d(np.arange(1, num_items + 1), [] if seen is None else seen)
     drawn = np.zeros(0, dtype=np.int64)
     while drawn.size < num_negatives:
         more = rng.integers(1, num_items + 1, size=2 * num_negatives)
@@ -141,31 +143,61 @@ def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int,
     return {int(user): np.unique(part) for user, part in zip(found, parts, strict=True)}
 
 
-def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
-    """Return the items of the users' rows in earlier splits, read one row group at a time."""
-    users, items = [], []
+def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yield (users, items) of the interactions of earlier splits, one row group at a time."""
     for name in EARLIER[dataset.split]:
-        for file in dataset.manifest.splits[name].files:
-            part = pq.ParquetFile(dataset.prepared / file, memory_map=True)
-            for group in range(part.num_row_groups):
-                table = part.read_row_group(group, columns=["user_row", "item_row"])
-                of_group = table.column("user_row").to_numpy()
-                keep = np.isin(of_group, chosen)
-                users.append(of_group[keep])
-                items.append(table.column("item_row").to_numpy()[keep])
-    if not users:
-        return {}
-    known = np.concatenate(items) > 0
-    return _items_by_user(np.concatenate(users)[known], np.concatenate(items)[known], chosen)
+        columns = ["row_id", "user_row", "item_row"]
+        for group in read_columns(dataset.prepared, dataset.manifest, name, columns):
+            users, items = (group.column(c).to_numpy() for c in columns[1:])
+            # A drawn negative is no interaction: nobody was shown it.
+            keep = dataset.manifest.is_interaction(group.column("row_id").to_numpy())
+            keep &= (users > 0) & (items > 0)
+            yield users[keep], items[keep]
 
 
-def _last_rows(rows: pa.Table, chosen: NDArray) -> NDArray[np.int64]:
-    """Return the number of each user's last row: the longest past, then the largest row id."""
-    users, row_ids = rows.column("user_row").to_numpy(), rows.column("row_id").to_numpy()
-    has_history = "history_end" in rows.column_names
-    past = rows.column("history_end").to_numpy() if has_history else np.zeros_like(row_ids)
-    order = np.lexsort((row_ids, past, users))
-    return order[np.searchsorted(users[order], chosen, side="right") - 1]
+def _are_known(
+    dataset: Dataset, users: NDArray, items: NDArray, asked_N: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return which of the rows asked for are of an item that the user knows by earlier splits [N]."""
+
+    def pair(users: NDArray, items: NDArray) -> NDArray[np.int64]:
+        return users.astype(np.int64) * dataset.manifest.num_item_rows + items
+
+    pairs, place_N = np.unique(pair(users[asked_N], items[asked_N]), return_inverse=True)
+    known = np.zeros(pairs.size, dtype=bool)
+    if pairs.size:
+        for earlier_users, earlier_items in _earlier_interactions(dataset):
+            earlier = pair(earlier_users, earlier_items)
+            at = np.minimum(np.searchsorted(pairs, earlier), pairs.size - 1)
+            known[at[pairs[at] == earlier]] = True
+    are_known_N = np.zeros(users.size, dtype=bool)
+    are_known_N[asked_N] = known[place_N]
+    return are_known_N
+
+
+def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
+    """Return the items of the users' interactions in earlier splits."""
+    users, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for earlier_users, earlier_items in _earlier_interactions(dataset):
+        keep = np.isin(earlier_users, chosen)
+        users.append(earlier_users[keep])
+        items.append(earlier_items[keep])
+    return _items_by_user(np.concatenate(users), np.concatenate(items), chosen)
+
+
+def _first_rows(
+    dataset: Dataset, rows: pa.Table, is_relevant: NDArray[np.bool_], chosen: NDArray
+) -> NDArray[np.int64]:
+    """Return the number of each user's first relevant row by time, then past, then row id [U]."""
+    users, row_ids = (rows.column(c).to_numpy()[is_relevant] for c in ("user_row", "row_id"))
+    keys = [row_ids]
+    if "history_end" in rows.column_names:
+        keys.append(rows.column("history_end").to_numpy()[is_relevant])
+    if dataset.spec.timestamp_min is not None:
+        times = read_columns(dataset.prepared, dataset.manifest, dataset.split, ["timestamp"])
+        keys.append(pa.concat_tables(times).column(0).to_numpy()[is_relevant])
+    order = np.lexsort((*keys, users))
+    return np.flatnonzero(is_relevant)[order[np.searchsorted(users[order], chosen)]]
 
 
 class CandidateDataset(Dataset):

@@ -129,9 +129,40 @@ class Dataset:
         return self._arrays[name]
 
     def train_count(self) -> np.ndarray | None:
-        """Return training rows by item row [num_item_rows]; None where there are no items."""
+        """Return training interactions by item row [num_item_rows]; None where there are no items.
+
+        Drawn negatives are none (`Manifest.is_interaction`).
+        """
         num_rows = self.manifest.num_item_rows
         return self.array("items/train_count", num_rows) if num_rows else None
+
+    def drawn_count(self) -> np.ndarray | None:
+        """Return drawn training negatives by item row [num_item_rows]; None without items."""
+        num_rows = self.manifest.num_item_rows
+        if not num_rows:
+            return None
+        if (self.prepared / "items" / "drawn_count.npy").is_file():
+            return self.array("items/drawn_count", num_rows)
+        # Data prepared before the array existed.
+        counts = np.zeros(num_rows, dtype=np.int64)
+        if self.manifest.rows_drawn:
+            for group in read_columns(
+                self.prepared, self.manifest, "train", ["row_id", "item_row"]
+            ):
+                is_drawn = ~self.manifest.is_interaction(group.column("row_id").to_numpy())
+                items = group.column("item_row").to_numpy()
+                counts += np.bincount(items[is_drawn], minlength=num_rows)
+        return counts
+
+
+def read_columns(
+    prepared: Path, manifest: Manifest, split: str, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Yield columns of a split, one row group at a time: a log need not fit into memory."""
+    for name in manifest.splits[split].files:
+        part = pq.ParquetFile(prepared / name, memory_map=True)
+        for group in range(part.num_row_groups):
+            yield part.read_row_group(group, columns=columns)
 
 
 class Loader:

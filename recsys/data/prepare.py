@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from recsys.data.checks import (
     Problems,
@@ -540,13 +541,11 @@ class Preparation:
         self.write_vocabulary(f"{side}_vocab", f"{side}_id")
         arrays = self.folder / f"{side}s"
         arrays.mkdir()
-        train_count = np.zeros(count + 1, dtype=np.int64)
-        counted = self.connection.execute(
-            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE split = 0 "
-            f"AND row_id < {self.rows_in} GROUP BY row"  # without drawn negatives
-        ).fetchnumpy()
-        train_count[counted["row"]] = counted["n"]
-        np.save(arrays / "train_count.npy", train_count)
+        trained = self.count_rows(side, count, f"split = 0 AND row_id < {self.rows_in}")
+        np.save(arrays / "train_count.npy", trained)
+        if side == "item":
+            drawn = self.count_rows(side, count, f"split = 0 AND row_id >= {self.rows_in}")
+            np.save(arrays / "drawn_count.npy", drawn)
         catalogue = self.recipe.users if side == "user" else self.recipe.items
         key = f"{side}_id" if catalogue is None else getattr(catalogue, f"{side}_id")
         if catalogue is not None:
@@ -560,6 +559,15 @@ class Preparation:
                 "(SELECT row, id FROM user_vocab ORDER BY row)",
                 self.folder / "users.parquet",
             )
+
+    def count_rows(self, side: str, count: int, condition: str) -> NDArray[np.int64]:
+        """Return the placed rows that meet a condition, by row of users or items [count + 1]."""
+        counts = np.zeros(count + 1, dtype=np.int64)
+        found = self.connection.execute(
+            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE {condition} GROUP BY row"
+        ).fetchnumpy()
+        counts[found["row"]] = found["n"]
+        return counts
 
     def write_side_feature(
         self, side: str, key: str, name: str, feature: FeatureRecipe, count: int

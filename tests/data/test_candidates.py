@@ -11,10 +11,11 @@ from recsys.data.candidates import (
     draw_candidates,
 )
 from recsys.data.dataset import Dataset, Loader
+from recsys.metrics.ranking import ranking_by_user
 from tests.data.small_log import prepared, recipe, write_source
 
 FEATURES = ["user_id", "item_id", "genres", "history", "history_recent"]
-# dan has no positive in the test split; eve's candidates are what she has not seen.
+# dan has no positive in the test split; eve's is of an item that she knew: nothing is relevant.
 LOG = """user_id,item_id,time,rating
 ann,10,100,5
 ann,20,200,5
@@ -22,12 +23,16 @@ ann,30,300,1
 ann,40,400,5
 bob,20,50,4
 bob,30,60,2
-bob,40,70,5
-bob,20,80,4
+bob,20,70,5
+bob,40,80,4
 dan,10,10,4
 dan,20,20,4
 dan,30,30,4
 dan,40,40,1
+eve,10,10,5
+eve,20,20,4
+eve,30,30,1
+eve,10,40,5
 """
 
 
@@ -69,14 +74,14 @@ def draw(world, seed=0, **settings):
 def test_candidates_are_what_the_user_has_not_seen_and_the_positives_of_the_split(world):
     candidates = draw(world)
     assert candidates.is_full
-    # ann saw 10, 20, 30; her test row is 40, liked. bob liked 20 again, which he had seen.
+    # ann saw 10, 20, 30; her test row is 40, liked. bob saw 20 twice, and 30.
     assert as_sets(world, candidates) == {
         "ann": {("40", True), ("50", False)},
-        "bob": {("10", False), ("20", True), ("50", False)},
+        "bob": {("10", False), ("40", True), ("50", False)},
     }
 
 
-def test_pairs_stand_in_the_circumstances_of_the_users_last_row(world):
+def test_pairs_stand_in_the_circumstances_of_the_users_first_relevant_row(world):
     dataset = the_split(world)
     candidates = draw(world)
     pairs = CandidateDataset(dataset, candidates)
@@ -91,6 +96,50 @@ def test_pairs_stand_in_the_circumstances_of_the_users_last_row(world):
         assert rows.column("user_row")[index].as_py() == user
         assert rows.column("history_end")[index].as_py() == expected
     assert pairs.read(3, 9).num_rows == 2
+
+
+def drawn_world(folder):
+    """Users with 10 of 60 items each at random, other items drawn as negatives of every split."""
+    rng = np.random.default_rng(3)
+    lines = ["user_id,item_id,time"]
+    for user in range(40):
+        liked = rng.choice(60, size=10, replace=False).tolist()
+        lines += [f"u{user},i{item},{second}" for second, item in enumerate(liked)]
+    items = "item_id\n" + "".join(f"i{item}\n" for item in range(60))
+    source = write_source(folder / "raw", interactions="\n".join(lines) + "\n", items=items)
+    return prepared(
+        folder,
+        recipe(
+            source,
+            interactions__label=None,
+            interactions__negatives={"per_positive": 4},
+            items={"file": "items.csv"},
+            split={"strategy": "per_user_time", "fractions": [0.6, 0.2, 0.2]},
+        ),
+    )
+
+
+def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
+    """A user knows 8 of 60 items before the test split, whatever was drawn: 52 candidates."""
+    manifest, workspace = drawn_world(tmp_path)
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    config = RankingConfig(ks=[10])
+    candidates = draw_candidates(dataset, config=config, rng=np.random.default_rng(0))
+    assert np.bincount(candidates.user_row_N)[1:].tolist() == [52] * 40
+    scores = np.zeros(candidates.user_row_N.size)
+    _, values = ranking_by_user(candidates.relevant_N, scores, candidates.user_row_N, ks=config.ks)
+    assert values["recall@10"] == pytest.approx(np.full(40, 10 / 52))
+
+
+def test_drawn_training_negatives_are_counted_apart(tmp_path):
+    manifest, workspace = drawn_world(tmp_path)
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    assert dataset.train_count().sum() == 40 * 6
+    assert dataset.drawn_count().sum() == 4 * 40 * 6
+    stored = dataset.drawn_count().tolist()
+    (workspace / "prepared" / "items" / "drawn_count.npy").unlink()
+    fresh = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    assert fresh.drawn_count().tolist() == stored, "data prepared before the array was written"
 
 
 def test_a_loader_batches_pairs_like_any_rows(world):
@@ -134,7 +183,7 @@ def test_where_users_times_items_are_too_many_candidates_are_drawn(world):
         frozenset(as_sets(world, draw(world, seed, max_rows=5, num_negatives=1))["bob"])
         for seed in range(20)
     }
-    assert len(drawn) == 2, "10 or 50 beside 20"
+    assert len(drawn) == 2, "10 or 50 beside 40"
 
 
 def test_num_users_bounds_the_users_and_zero_asks_for_none(world):
@@ -143,7 +192,7 @@ def test_num_users_bounds_the_users_and_zero_asks_for_none(world):
 
 
 def test_a_split_without_positives_has_no_candidates(tmp_path):
-    log = LOG.replace("ann,40,400,5", "ann,40,400,1").replace("bob,20,80,4", "bob,20,80,1")
+    log = LOG.replace("ann,40,400,5", "ann,40,400,1").replace("bob,40,80,4", "bob,40,80,1")
     manifest, workspace = prepared(
         tmp_path, recipe(write_source(tmp_path / "raw", interactions=log))
     )
