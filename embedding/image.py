@@ -23,6 +23,7 @@ from torchvision.models.resnet import BasicBlock
 
 from embedding.projection import Projection, Sample, build_projection
 from embedding.style import STYLE_HEADS
+from recsys.schema import local_path
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -142,7 +143,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
                     body.add_module(child, module)
             blocks = [f"layer1.{index}" for index in range(len(full.layer1))]
     if weights not in ("torchvision", "none"):
-        path = Path(weights).expanduser()
+        path = local_path(weights, "encoder.image.weights")
         if not path.is_file():
             raise ValueError(
                 f"encoder.image.weights={weights}: no such file; expected one, torchvision or none "

@@ -41,6 +41,8 @@ from tokenizers import (  # noqa: E402
 )
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
+from recsys.schema import local_path
+
 transformers.logging.disable_progress_bar()
 for _library in ("sentence_transformers", "accelerate", "datasets"):
     logging.getLogger(_library).setLevel(logging.ERROR)
@@ -99,7 +101,8 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
         ValueError: neither a folder nor a hub name that can be reached.
     """
     try:
-        model = SentenceTransformer(str(Path(path).expanduser()), device=str(device))
+        folder = local_path(path, "encoder.text.path")
+        model = SentenceTransformer(str(folder) if folder.is_dir() else path, device=str(device))
     except Exception as error:  # the hub client raises many kinds; all mean: not there
         raise ValueError(
             f"encoder.text.path={path!r}: no Sentence-Transformers folder and no hub name that can be "

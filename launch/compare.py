@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from recsys.config import from_config, plain
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.schema import read_manifest, write_json
+from recsys.schema import local_path, read_manifest, write_json
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
@@ -33,7 +33,7 @@ NUM_REPLICATES = 400
 
 def job(cfg: DictConfig) -> None:
     """Read down once: from names to a table."""
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     if cfg.get("suite") is not None:
         suite = from_config(SuiteConfig, plain(cfg.suite), "suite")
         check_suite(suite)

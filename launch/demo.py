@@ -8,19 +8,19 @@ probabilities, the users' sensitivities, and contact_sheet.png to look at).
 """
 
 import os
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
 from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
 from recsys.job import hydra_job, run_job, say, stage
+from recsys.schema import local_path
 
 
 def job(cfg: DictConfig) -> None:
     """Draw the world unless it is there already."""
     config = from_config(WorldConfig, plain(cfg.world), "world")
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     if not cfg.overwrite and drawn_already(config, workspace):
         say(f"the world is drawn already: {workspace / 'raw'}")
     else:

@@ -60,7 +60,7 @@ from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
-from recsys.schema import Manifest, read_manifest, write_json
+from recsys.schema import Manifest, local_path, read_manifest, write_json
 
 _MEASURED_PICTURES = 4096
 """Most unseen pictures the image encoder is measured on."""
@@ -71,7 +71,7 @@ def job(cfg: DictConfig) -> None:
     # 1. Settings and data.
     image = from_config(ImageConfig, plain(cfg.encoder.image), "encoder.image")
     text = from_config(TextConfig, plain(cfg.encoder.text), "encoder.text")
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
     env = start(cfg.device, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
@@ -190,7 +190,7 @@ def image_encoder(
 ) -> tuple[ImageEncoder, str]:
     """Return the encoder and its fingerprint: an unchanged one is loaded, else it is made here."""
     folder = workspace / "encoders" / "image"
-    weights = Path(config.weights).expanduser()
+    weights = local_path(config.weights, "encoder.image.weights")
     wanted = {
         "settings": dataclasses.asdict(config),
         "weights": fingerprint(weights) if weights.is_file() else config.weights,

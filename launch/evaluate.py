@@ -32,7 +32,7 @@ from recsys.report.evaluation import (
     print_metrics,
 )
 from recsys.report.evaluation_folder import Evaluation
-from recsys.schema import read_manifest, write_json
+from recsys.schema import local_path, read_manifest, write_json
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
@@ -43,7 +43,7 @@ from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_f
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a split."""
     # 1. Settings; two runs that were scored already are compared and nothing else.
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     settings = {k: plain(cfg[k]) for k in cfg if k not in ("data", "workspace", "run", "plan")}
     config = from_config(EvaluateConfig, settings, "evaluate")
     manifest = read_manifest(workspace)

@@ -38,7 +38,7 @@ from recsys.report.neighbours import (
     write_neighbours,
 )
 from recsys.report.sheet import draw_sheet, tile_pixels
-from recsys.schema import Manifest, forget_killed, read_manifest
+from recsys.schema import Manifest, forget_killed, local_path, read_manifest
 
 POOL_ROWS = 4096
 """Items a sample is chosen from."""
@@ -49,7 +49,7 @@ def job(cfg: DictConfig) -> None:
     # 1. Settings, catalogue and vectors.
     settings = {key: plain(cfg[key]) for key in cfg if key not in ("data", "workspace")}
     config = from_config(NeighboursConfig, settings, "neighbours")
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     manifest = read_manifest(workspace)
     check_config(config, manifest)
     catalogue = Catalogue(workspace / "prepared")

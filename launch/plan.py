@@ -30,7 +30,7 @@ from recsys.report.plan import (
     size,
 )
 from recsys.report.plan_page import write_plan_page
-from recsys.schema import Manifest, read_manifest, write_json
+from recsys.schema import Manifest, local_path, read_manifest, write_json
 from recsys.train.advice import Planned, examples_per_second, rate_clusters, suggest
 from recsys.train.run import SECTIONS, read_run_config
 
@@ -65,7 +65,8 @@ def job(cfg: DictConfig) -> None:
     print_plan(content)
 
     # 3. For programs and for the browser.
-    folder = Path(cfg.out or Path(cfg.workspace) / "plans" / cluster.name).resolve()
+    folder = local_path(cfg.workspace, "workspace") / "plans" / cluster.name
+    folder = local_path(cfg.out, "out") if cfg.out else folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", content)
     write_plan_page(folder / "plan.html", content, title=f"{manifest.name} on {cluster.name}")
@@ -79,7 +80,7 @@ def read_tables(cfg: DictConfig) -> tuple[Manifest, dict[str, int]]:
     Raises:
         ValueError: rows or widths are neither given nor in the workspace.
     """
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     rows = {name: int(count) for name, count in (plain(cfg.rows) or {}).items()}
     prepared = (workspace / "prepared" / "manifest.json").is_file()
     if prepared and read_manifest(workspace).name == cfg.data.name:

@@ -8,7 +8,6 @@ In: the files below data.source, as the recipe configs/data/<R>.yaml maps them. 
 
 import dataclasses
 import os
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -17,14 +16,16 @@ from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
 from recsys.job import hydra_job, run_job, say
+from recsys.schema import local_path
 
 
 def job(cfg: DictConfig) -> None:
     """Read the recipe, prepare, say where the result lies."""
     recipe = from_config(Recipe, plain(cfg.data), "data")
     if not is_url(recipe.source):
-        recipe = dataclasses.replace(recipe, source=str(Path(recipe.source).expanduser().resolve()))
-    workspace = Path(cfg.workspace).resolve()
+        source = local_path(recipe.source, "data.source")
+        recipe = dataclasses.replace(recipe, source=str(source))
+    workspace = local_path(cfg.workspace, "workspace")
     manifest = prepare(
         recipe,
         workspace,

@@ -7,12 +7,11 @@ W/runs/<sweep.name>-trial<n>/. A killed sweep goes on, and one with more trials 
         'overrides=["experiment=umair_fps","model=fm"]'
 """
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
 from recsys.job import hydra_job, run_job, say
+from recsys.schema import local_path
 from recsys.study.runs import Commands
 from recsys.study.suite import SweepConfig, space_problems
 from recsys.study.tuning import choose_settings
@@ -28,7 +27,7 @@ def job(cfg: DictConfig) -> None:
         problems.append(f"sweep.trials={sweep.trials}: expected 1 or more")
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
     folder = workspace / "sweeps" / sweep.name
     commands = Commands(
         recipe=cfg.data.name, num_parallel=1, num_ranks=cfg.ranks, logs=folder / "logs"

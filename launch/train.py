@@ -32,7 +32,7 @@ from recsys.distributed.signals import FAILED, StopSignals
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
-from recsys.schema import read_manifest, write_json
+from recsys.schema import local_path, read_manifest, write_json
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.gradients import Gradients
 from recsys.train.integrity import newest_whole, restore_best
@@ -57,7 +57,7 @@ def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a run."""
     # 1. Configuration, all of it checked before anything is built.
     config = read_run_config({name: plain(cfg[name]) for name in SECTIONS})
-    workspace = Path(cfg.workspace).resolve()
+    workspace = local_path(cfg.workspace, "workspace")
 
     # 2. Who we are, and which data there is.
     env = start(config.run.device, deterministic=config.run.deterministic)

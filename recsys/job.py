@@ -85,12 +85,6 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
     known, others = parser.parse_known_args(arguments)
     if known.config_path or any(a.lstrip("+").startswith("hydra.searchpath") for a in others):
         raise ValueError("recipes and presets of your own: name their folder with --config-dir")
-    for argument in others:
-        if argument.startswith("workspace=") and "://" in argument:
-            raise ValueError(
-                f"{argument}: a workspace is a folder, since tables are memory-mapped and files renamed "
-                f"into place; mount the store, or copy with launch/sync.py"
-            )
     check_config_folder(_CONFIGS)
     if known.config_dir:
         check_config_folder(Path(known.config_dir))

@@ -258,6 +258,29 @@ def misfits(record: Any) -> list[str]:
     ]
 
 
+def local_path(given: object, key: str) -> Path:
+    """Return a path of this machine that a config names: absolute, `~` expanded; the rule for every key.
+
+    Args:
+        key: config key, for messages.
+
+    Raises:
+        ValueError: nothing is given, a URL, or the home of a user whom this machine does not know.
+    """
+    text = str(given)
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{key}={text!r}: expected a path")
+    if "://" in text:
+        raise ValueError(
+            f"{key}={text}: expected a path of this machine, since tables are memory-mapped and files "
+            f"renamed into place; mount the store, or copy with launch/sync.py"
+        )
+    try:
+        return Path(text).expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{key}={text}: {error}; write the path in full") from error
+
+
 def check_inside(name: str) -> None:
     """Raise ValueError where a relative path that a manifest names would leave its folder.
 

@@ -18,7 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from recsys.data.recipe import Recipe, named_files
-from recsys.schema import check_inside
+from recsys.schema import check_inside, local_path
 
 _LAST = ("manifest.json", "index.json", "best.json")
 """What says that the files beside it are whole is copied after them."""
@@ -47,7 +47,7 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
                 f"since configurations are logged and stored"
             )
     try:
-        return fsspec.core.url_to_fs(url if is_url(url) else str(Path(url).resolve()))
+        return fsspec.core.url_to_fs(url if is_url(url) else str(local_path(url, key)))
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"{key}={url}: no file system for it ({error}); expected s3://, gs://, file:// or another "

@@ -40,11 +40,12 @@ from recsys.data.recipe import (
     SPLITS,
     FeatureRecipe,
     Recipe,
+    Section,
     check_recipe,
     parse_label,
     source_file,
 )
-from recsys.data.sources import Source, literal, quoted, short
+from recsys.data.sources import Source, TextFormat, literal, quoted, short
 from recsys.data.split import order_hash, split_sql
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
 from recsys.job import say, stage
@@ -117,6 +118,11 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
 
 @contextmanager
 def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    if "?" in str(folder):  # it takes what follows for parameters of a URL
+        raise ValueError(
+            f"workspace={folder.parent.parent}: a question mark in a workspace's path, which the "
+            f"database cannot open; rename the folder"
+        )
     folder.mkdir()
     connection = duckdb.connect(str(folder / "work.duckdb"))
     try:
@@ -230,31 +236,53 @@ class Preparation:
         )
         self.logs: list[tuple[Source, int]] = []
         for index, (name, given) in enumerate(names):
-            source = self.open(
-                f"log_{index}", name, delimiter=log.delimiter, header=log.header or None
-            )
+            source = self.open(f"log_{index}", name, "interactions", log)
             if source:
                 self.logs.append((source, given))
         items, users = self.recipe.items, self.recipe.users
-        self.items = self.open("items_source", items.file) if items else None
-        self.users = self.open("users_source", users.file) if users else None
+        self.items = self.open("items_source", items.file, "items", items) if items else None
+        self.users = self.open("users_source", users.file, "users", users) if users else None
         self.pairs = [
             (pairs, source)
             for index, pairs in enumerate(self.recipe.pairs)
-            if (source := self.open(f"pairs_{index}", pairs.file))
+            if (source := self.open(f"pairs_{index}", pairs.file, f"pairs[{index}]", pairs))
         ]
         self.check_columns()
         self.problems.raise_if_any()
         return self.logs
 
-    def open(self, view: str, name: str, **options: object) -> Source | None:
-        """Open one file, or note why it cannot be."""
+    def open(self, view: str, name: str, key: str, section: Section) -> Source | None:
+        """Open one file of a section of the recipe, or note why it cannot be."""
         try:
-            path = source_file(self.recipe, name)
-            return Source(self.connection, view, path, **options)  # type: ignore[arg-type]
+            return Source(
+                self.connection,
+                view,
+                source_file(self.recipe, name),
+                key=key,
+                written=TextFormat(
+                    header=section.header,
+                    delimiter=section.delimiter,
+                    quote=section.quote,
+                    encoding=section.encoding,
+                ),
+                copies=self.folder / "work" / "copies",
+            )
         except ValueError as error:
             self.problems.found.append(str(error))
             return None
+
+    def look_at(
+        self, source: Source, wanted: dict[str, str | None], single: dict[str, str | None]
+    ) -> None:
+        """Note columns that a file lacks or that hold what cannot be read as text.
+
+        Args:
+            wanted: config key -> column.
+            single: those of them that must hold one value a row.
+        """
+        self.problems.found += source.missing_columns(wanted)
+        self.problems.found += source.nested_columns(single)
+        self.problems.found += source.undecodable_columns(self.connection, wanted)
 
     def check_columns(self) -> None:
         """Note every column the recipe names and a file lacks."""
@@ -267,29 +295,26 @@ class Preparation:
                 "interactions.timestamp": log.timestamp,
                 "interactions.label": label,
             }
-            self.problems.found += source.nested_columns(wanted)
-            wanted |= _feature_columns("interactions.features", log.features)
-            self.problems.found += source.missing_columns(wanted)
+            features = _feature_columns("interactions.features", log.features)
+            self.look_at(source, wanted | features, single=wanted)
         if self.items and items:
-            wanted = {
+            single = {
                 "items.item_id": items.item_id,
                 "items.title": items.title,
                 "items.artist": items.artist,
                 "items.content": items.content,
                 **{f"items.image {{{c}}}": c for c in _pattern_columns(items.image)},
             }
-            self.problems.found += self.items.nested_columns(wanted)
-            wanted |= {f"items.text[{i}]": column for i, column in enumerate(items.text)}
+            wanted = single | {f"items.text[{i}]": column for i, column in enumerate(items.text)}
             wanted |= _feature_columns("items.features", items.features)
             wanted |= _feature_columns("items.tags", items.tags)
-            self.problems.found += self.items.missing_columns(wanted)
+            self.look_at(self.items, wanted, single=single)
         if self.users and users:
-            wanted = {"users.user_id": users.user_id}
-            self.problems.found += self.users.nested_columns(wanted)
-            wanted |= _feature_columns("users.features", users.features)
-            self.problems.found += self.users.missing_columns(wanted)
+            single = {"users.user_id": users.user_id}
+            wanted = single | _feature_columns("users.features", users.features)
+            self.look_at(self.users, wanted, single=single)
         for index, (pairs, source) in enumerate(self.pairs):
-            self.problems.found += source.missing_columns(pair_columns(pairs, f"pairs[{index}]"))
+            self.look_at(source, pair_columns(pairs, f"pairs[{index}]"), single={})
 
     def check(self) -> None:
         """Scan every file once and report everything wrong with it."""

@@ -76,8 +76,12 @@ class InteractionsRecipe:
     """With split.strategy=given: one file each for train, valid and test."""
     header: list[str] = field(default_factory=list)
     """Column names of CSV files without a header line."""
-    delimiter: str = ","
-    """Field separator of CSV files."""
+    delimiter: str | None = None
+    """Between the fields of CSV files; null: a tab for .tsv, else a comma."""
+    quote: str = '"'
+    """Around fields of CSV files that hold a delimiter or a line end; empty: no field is quoted."""
+    encoding: str = "utf-8"
+    """Of CSV files, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     user_id: str | None = None
     """Column of the user's id; null: no users."""
     item_id: str | None = None
@@ -104,6 +108,14 @@ class ItemsRecipe:
 
     file: str = ""
     """CSV or Parquet file below `source`."""
+    header: list[str] = field(default_factory=list)
+    """Column names of a CSV file without a header line."""
+    delimiter: str | None = None
+    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
+    quote: str = '"'
+    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
+    encoding: str = "utf-8"
+    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     item_id: str = "item_id"
     """Column of the id, unique."""
     image: str | None = None
@@ -130,6 +142,14 @@ class UsersRecipe:
 
     file: str = ""
     """CSV or Parquet file below `source`."""
+    header: list[str] = field(default_factory=list)
+    """Column names of a CSV file without a header line."""
+    delimiter: str | None = None
+    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
+    quote: str = '"'
+    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
+    encoding: str = "utf-8"
+    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     user_id: str = "user_id"
     """Column of the id, unique."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
@@ -142,6 +162,14 @@ class PairsRecipe:
 
     file: str = ""
     """CSV or Parquet file below `source`."""
+    header: list[str] = field(default_factory=list)
+    """Column names of a CSV file without a header line."""
+    delimiter: str | None = None
+    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
+    quote: str = '"'
+    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
+    encoding: str = "utf-8"
+    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     anchor: str = "anchor"
     """Column of the first text; in a relation, the text of the entity itself."""
     positive: str = "positive"
@@ -157,6 +185,10 @@ class PairsRecipe:
     out. null: the item's id where `file` is the items file, else the anchor."""
     language: str | None = None
     """The anchor's language: a code (two or three letters: ja, zh-Hans), or a column; null: unknown."""
+
+
+Section = InteractionsRecipe | ItemsRecipe | UsersRecipe | PairsRecipe
+"""A section of a recipe that names raw files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,13 +307,8 @@ def check_recipe(recipe: Recipe) -> None:
                 f"more"
             )
     problems += _path_problems(recipe)
-    if len(log.delimiter) != 1 or log.delimiter in '"\r\n\0':
-        problems.append(
-            f"interactions.delimiter={log.delimiter!r}: expected one character, no quote or line end"
-        )
-    lower_header = [name.lower() for name in log.header]
-    if len(set(lower_header)) < len(lower_header):
-        problems.append(f"interactions.header={log.header}: a name is given twice")
+    for key, section in _sections_with_files(recipe).items():
+        problems += _format_problems(key, section)
     for key in ("user_min_count", "item_min_count"):
         if getattr(log, key) < 1:
             problems.append(f"interactions.{key}={getattr(log, key)}: expected 1 or more")
@@ -334,16 +361,49 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
 
 
+def _sections_with_files(recipe: Recipe) -> dict[str, Section]:
+    """Sections that name raw files, by config key."""
+    named: dict[str, Section] = {"interactions": recipe.interactions}
+    named |= {"items": recipe.items} if recipe.items else {}
+    named |= {"users": recipe.users} if recipe.users else {}
+    return named | {f"pairs[{index}]": pairs for index, pairs in enumerate(recipe.pairs)}
+
+
+def _format_problems(key: str, section: Section) -> list[str]:
+    """What cannot be right of how a section's text files are written."""
+    problems = []
+    if key != "interactions" and not section.file:
+        problems.append(f"{key}.file: missing, a file below data.source is required")
+    delimiter, quote = section.delimiter, section.quote
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+        problems.append(
+            f"{key}.delimiter={delimiter!r}: expected one character, no quote or line end"
+        )
+    if quote and (len(quote) != 1 or quote in "\r\n\0" or quote == (delimiter or ",")):
+        problems.append(f"{key}.quote={quote!r}: expected one character, or '' for no quoting")
+    try:
+        "".encode(section.encoding)
+    except (LookupError, ValueError):
+        problems.append(
+            f"{key}.encoding={section.encoding!r}: expected a text encoding, for example utf-8, "
+            f"utf-16, latin-1, cp932"
+        )
+    lower_header = [name.lower() for name in section.header]
+    if len(set(lower_header)) < len(lower_header):
+        problems.append(f"{key}.header={section.header}: a name is given twice")
+    return problems
+
+
 def _files_by_key(recipe: Recipe) -> dict[str, str]:
     """Files below `source` that the recipe names, by config key."""
     log = recipe.interactions
     named = {"interactions.file": log.file or ""}
     named |= {f"interactions.files.{split}": file for split, file in log.files.items()}
-    if recipe.items:
-        named["items.file"] = recipe.items.file
-    if recipe.users:
-        named["users.file"] = recipe.users.file
-    named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
+    named |= {
+        f"{key}.file": section.file or ""
+        for key, section in _sections_with_files(recipe).items()
+        if key != "interactions"
+    }
     return {key: name for key, name in named.items() if name}
 
 

@@ -3,9 +3,15 @@
 Every column is read as text, so that `checks` can name the row that does not fit. Called by prepare.
 """
 
+import codecs
 import csv
 import gzip
+import io
+import re
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +34,20 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How a text file is written; of a Parquet file nothing here is read."""
+
+    header: list[str] = field(default_factory=list)
+    """Column names of a file without a header line."""
+    delimiter: str | None = None
+    """Between fields; None: a tab where the name ends in .tsv or .tsv.gz, else a comma."""
+    quote: str = '"'
+    """Around a field that holds delimiters or line ends; empty: no field is quoted."""
+    encoding: str = "utf-8"
+    """Of the characters, by Python's names."""
+
+
 class Source:
     """One raw file as a view of text columns and `source_row` (0-based, file order)."""
 
@@ -37,47 +57,42 @@ class Source:
         view: str,
         path: Path,
         *,
-        delimiter: str = ",",
-        header: list[str] | None = None,
+        key: str,
+        written: TextFormat,
+        copies: Path,
     ):
         """Open the file and create the view.
 
         Args:
-            header: column names of a CSV file without a header line.
+            path: taken literally: no pattern, and no column from a folder called a=b.
+            key: config key of the file's section, for messages.
+            copies: folder of a rewritten copy, where the database cannot read the file as it is.
 
         Raises:
             ValueError: the file is missing, of another format, truncated or unreadable.
         """
         self.path = path
         self.view = view
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; check data.source and the recipe's file names")
-        if path.suffix == ".parquet":
-            reader = f"read_parquet({literal(str(path))})"
-        elif path.suffix in (".csv", ".tsv", ".txt", ".gz"):
-            # Nothing is guessed: a guess from the first rows may skip the header or split lines.
-            names = header or _header(path, delimiter)
-            _check_names(path, names)
-            columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-            reader = (
-                f"read_csv({literal(str(path))}, auto_detect=false, columns={{{columns}}}, "
-                f"delim={literal(delimiter)}, header={'false' if header else 'true'}, "
-                f"quote='\"', escape='\"')"
-            )
-        else:
-            raise ValueError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
+        _check_file(path, key)
+        suffix = path.suffix.lower()
+        self.is_parquet = suffix == ".parquet"
         try:
-            described = connection.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
+            if self.is_parquet:
+                # As they stand in the file: the database renames twins.
+                _check_names(path, pq.read_schema(path).names)
+                self.reader = f"read_parquet({_literal_path(path)}, hive_partitioning=false)"
+            elif suffix in (".csv", ".tsv", ".txt", ".gz"):
+                self.reader = _text_reader(path, view, key, written, copies)
+            else:
+                raise ValueError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
+            described = connection.execute(f"DESCRIBE SELECT * FROM {self.reader}").fetchall()
             self.columns = [row[0] for row in described]
             self.kinds = {name: kind for name, kind, *_ in described}
             self.lists = {name for name, kind in self.kinds.items() if kind.endswith("[]")}
-            if path.suffix == ".parquet":
-                # As they stand in the file: the database renames twins.
-                _check_names(path, pq.read_schema(path).names)
             texts = ", ".join(f"{self._text(c)} AS {quoted(c)}" for c in self.columns)
             connection.execute(
                 f"CREATE VIEW {view} AS SELECT *, row_number() OVER () - 1 AS {ROW_NUMBER} "
-                f"FROM (SELECT {texts} FROM {reader})"
+                f"FROM (SELECT {texts} FROM {self.reader})"
             )
         except (duckdb.Error, pa.ArrowException) as error:
             raise ValueError(f"{path}: cannot be read ({short(error)})") from error
@@ -85,7 +100,13 @@ class Source:
     def _text(self, column: str) -> str:
         if column in self.lists:
             elements = f"CAST({quoted(column)} AS VARCHAR[])"
+            if self.kinds[column] == "BLOB[]":
+                elements = f"list_transform({quoted(column)}, lambda x: decode(x))"
             return f"array_to_string({elements}, {literal(LIST_SEPARATOR)})"
+        if self.kinds[column] == "BLOB":
+            # Text that its writer did not call text. What is no UTF-8 is refused where a recipe names
+            # the column (see `undecodable_columns`); elsewhere nobody reads it.
+            return f"decode({quoted(column)})"
         if self.kinds[column] in ("FLOAT", "DOUBLE"):
             # What pandas writes where there is no value. As text: of numbers the database believes
             # a Parquet file's bounds, which leave nan out.
@@ -111,19 +132,158 @@ class Source:
             and (column in self.lists or self.kinds[column].startswith(("STRUCT", "MAP", "UNION")))
         ]
 
+    def undecodable_columns(
+        self, connection: duckdb.DuckDBPyConnection, wanted: dict[str, str | None]
+    ) -> list[str]:
+        """Return a sentence for every wanted binary column in which a value is not UTF-8 text."""
+        problems = []
+        for key, column in wanted.items():
+            if column is None or self.kinds.get(column) not in ("BLOB", "BLOB[]"):
+                continue
+            is_bad = f"{quoted(column)} IS NOT NULL AND try({self._text(column)}) IS NULL"
+            query = (
+                f"SELECT count(*), min(row) FROM (SELECT row_number() OVER () - 1 AS row, {is_bad} "
+                f"AS is_bad FROM {self.reader}) WHERE is_bad"
+            )
+            try:
+                count, first = connection.execute(query).fetchall()[0]
+            except duckdb.Error as error:
+                return [f"{self.path}: cannot be read ({short(error)})"]
+            if count:
+                problems.append(
+                    f"{self.path}: column {column!r} ({key}): bytes that are not UTF-8 text: "
+                    f"{count:,} row{'s' if count > 1 else ''}, first at data row {first:,}"
+                )
+        return problems
 
-def _header(path: Path, delimiter: str) -> list[str]:
+
+def _check_file(path: Path, key: str) -> None:
+    """Refuse what is no file, and say what it is.
+
+    Raises:
+        ValueError: nothing is there, or a folder.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        kinds = [p.suffix.lower() for p in path.iterdir() if p.is_file() and p.suffix]
+        held = ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds))) or "no"
+        raise ValueError(
+            f"{path}: a folder ({held} files); {key} expects one file: name it, or join the files of "
+            f"the folder into one first"
+        )
+    pattern = " (names are taken literally, * ? [ ] too)" if re.search(r"[*?\[]", path.name) else ""
+    raise ValueError(
+        f"{path}: no such file{pattern}; check data.source and the recipe's file names ({key})"
+    )
+
+
+def _literal_path(path: Path) -> str:
+    """SQL of a path in which the database finds no pattern.
+
+    Raises:
+        ValueError: it has both a backslash and a sign of patterns, for which there is no escape.
+    """
+    text = str(path)
+    if "\\" in text and re.search(r"[*?\[]", text):
+        raise ValueError(f"{path}: a path with a backslash and one of * ? [ ]; rename it")
+    return literal(re.sub(r"([*?\[])", r"[\1]", text))
+
+
+def _text_reader(path: Path, view: str, key: str, written: TextFormat, copies: Path) -> str:
+    """SQL that reads a text file; nothing is guessed: a guess may skip the header or split lines."""
+    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    delimiter = written.delimiter or ("\t" if tabs else ",")
+    names = written.header or _header(path, key, delimiter, written)
+    _check_names(path, names)
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    read = path
+    is_utf8 = codecs.lookup(written.encoding).name == "utf-8"
+    if not is_utf8 or _has_mixed_line_ends(path):
+        read = copies / f"{view}.csv"
+        _rewrite(path, read, key, written)
+    compression = "gzip" if read.suffix.lower() == ".gz" else "none"
+    return (
+        f"read_csv({_literal_path(read)}, auto_detect=false, columns={{{columns}}}, "
+        f"delim={literal(delimiter)}, header={'false' if written.header else 'true'}, "
+        f"quote={literal(written.quote)}, escape={literal(written.quote)}, "
+        f"compression={literal(compression)}, hive_partitioning=false)"
+    )
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a text file's bytes, unpacked."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+def _has_mixed_line_ends(path: Path) -> bool:
+    """Return whether both CRLF and LF stand in a file: the database takes one of them as line end."""
+    num_crlf = num_lf = 0
+    last = b""
+    try:
+        with _opened(path) as stream:
+            while piece := stream.read(1 << 20):
+                num_crlf += piece.count(b"\r\n") + (last == b"\r" and piece[:1] == b"\n")
+                num_lf += piece.count(b"\n")
+                last = piece[-1:]
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+    return 0 < num_crlf < num_lf
+
+
+def _rewrite(path: Path, copy: Path, key: str, written: TextFormat) -> None:
+    """Write a text file anew, as UTF-8 and with LF at the end of every line; fields stay as they are."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    num_quotes = 0
+    try:
+        with (
+            io.TextIOWrapper(_opened(path), _with_mark(written.encoding), newline="") as reader,
+            open(copy, "w", encoding="utf-8", newline="") as writer,
+        ):
+            held = ""  # CR and LF may lie in two pieces
+            while piece := reader.read(1 << 20):
+                piece = held + piece
+                held = "\r" if piece.endswith("\r") else ""
+                piece = piece.removesuffix(held)
+                parts = piece.split(written.quote) if written.quote else [piece]
+                # Behind an odd number of quotes a field goes on.
+                for index in range(num_quotes % 2, len(parts), 2):
+                    parts[index] = parts[index].replace("\r\n", "\n")
+                num_quotes += len(parts) - 1
+                writer.write(written.quote.join(parts))
+            writer.write(held)
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise _unreadable(path, key, error) from error
+
+
+def _with_mark(encoding: str) -> str:
+    """Return the encoding that leaves a byte order mark out."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _unreadable(path: Path, key: str, error: Exception) -> ValueError:
+    other = ""
+    if isinstance(error, UnicodeError):
+        other = f"; {key}.encoding names another encoding, for example latin-1, cp932 or utf-16"
+    return ValueError(f"{path}: cannot be read ({short(error)}){other}")
+
+
+def _header(path: Path, key: str, delimiter: str, written: TextFormat) -> list[str]:
     """Return the names in the first line of a CSV file.
 
     Raises:
-        ValueError: there is no line, or it is not UTF-8 text.
+        ValueError: there is no line, or it is not text of that encoding.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    quoting: dict[str, Any] = (
+        {"quotechar": written.quote} if written.quote else {"quoting": csv.QUOTE_NONE}
+    )
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            names = next(csv.reader(stream, delimiter=delimiter), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+        with io.TextIOWrapper(
+            _opened(path), encoding=_with_mark(written.encoding), newline=""
+        ) as stream:
+            names = next(csv.reader(stream, delimiter=delimiter, **quoting), [])
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        raise _unreadable(path, key, error) from error
     if not any(names):
         raise ValueError(f"{path}: empty; expected a header line with column names")
     return [name or f"column{index}" for index, name in enumerate(names)]

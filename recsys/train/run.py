@@ -33,7 +33,7 @@ from recsys.job import say
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
-from recsys.schema import Manifest
+from recsys.schema import Manifest, local_path
 from recsys.train.loop import TrainConfig
 from recsys.train.optim import (
     OptimConfig,
@@ -357,7 +357,7 @@ def plan_and_shard(
 
     def make() -> dict[str, Any]:
         if config.plan.file != "auto":
-            return read_plan(config.plan.file)
+            return read_plan(local_path(config.plan.file, "plan.file"))
         return plan_model(
             config=config,
             manifest=manifest,

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from recsys.data.object_store import open_store, sync
-from recsys.job import check_config_arguments
+from recsys.schema import local_path
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
 ITEMS_ONLY = {"items": {"file": "items.csv", "features": {"genres": {"kind": "id_list"}}}}
@@ -116,8 +116,8 @@ def test_store_without_its_package_or_of_no_kind_is_one_sentence():
 
 
 def test_workspace_in_a_store_is_refused_before_anything_is_written():
-    with pytest.raises(ValueError, match="workspace=s3://b/w: a workspace is a folder"):
-        check_config_arguments(["data=demo", "workspace=s3://b/w"])
+    with pytest.raises(ValueError, match="workspace=s3://b/w: expected a path of this machine"):
+        local_path("s3://b/w", "workspace")
 
 
 def test_sync_runs_as_documented(tmp_path, job):
