@@ -32,7 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import Retrieval, RetrievalTask, retrieve
 from embedding.text import extend_vocabulary
-from recsys.schema import write_json
+from recsys.files import write_json
 
 KEPT_CHECKPOINTS = 2
 

@@ -36,12 +36,12 @@ from embedding.store import (
     entry_file,
     finished_shard,
     read_feature_manifest,
-    remove_leftovers,
     spec_of,
     write_feature_manifest,
     write_shard,
 )
-from recsys.schema import Manifest, sha256_of, write_json
+from recsys.files import remove_leftovers, sha256_of, write_json
+from recsys.schema import Manifest
 
 _CODES = {reason: 1 + place for place, reason in enumerate(REASONS)}
 assert _CODES["none"] == 1, "every larger code is a picture that is named"
@@ -248,6 +248,7 @@ def extract_features(
                     revision=revision,
                     count=catalogue.num_rows,
                     items_checksum=manifest.items_checksum,
+                    made_of=manifest.column_checksums.get(extractor.column, ""),
                     scaling=scaling,
                     row_hash=extractor.row_hash,
                 )

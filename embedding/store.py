@@ -11,8 +11,8 @@ masked: all zero, and counted.
 
 import bisect
 import dataclasses
+import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from embedding.pictures import REASONS
-from recsys.schema import check_inside, misfits, sha256_of, write_json
+from recsys.files import sha256_of, write_array, write_json
+from recsys.schema import Manifest, check_inside, misfits
 
 STORE_VERSION = 2
 
@@ -72,6 +73,8 @@ class FeatureManifest:
     """Rows, unknown row 0 included."""
     items_checksum: str
     """Of the item ids in row order (Manifest.items_checksum)."""
+    made_of: str = ""
+    """Of the texts or picture names in row order (Manifest.column_checksums); "": not known."""
     num_masked: int = 0
     """Rows without a vector, row 0 included."""
     masked: dict[str, int] = field(default_factory=dict)
@@ -84,6 +87,12 @@ class FeatureManifest:
     """In row order."""
     dtype: str = "float16"
     version: int = STORE_VERSION
+
+    @property
+    def identity(self) -> str:
+        """Hash of all vectors, in row order: equal, a run reads what it was trained on."""
+        digests = "\n".join(shard.sha256 for shard in self.shards)
+        return hashlib.sha256(f"{self.dim}\n{digests}".encode()).hexdigest()[:16]
 
 
 def write_feature_manifest(folder: Path, manifest: FeatureManifest) -> None:
@@ -152,8 +161,8 @@ def write_shard(
             f"{folder}: the encoder made a vector of inf or nan for item row {bad:,}, too large for "
             f"float16 or from broken weights; train it anew (retrain=true)"
         )
-    _save(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
-    digest = _save(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
+    write_array(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
+    digest = write_array(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
     stat = (folder / f"{name}.npy").stat()
     entry = ShardEntry(
         file=f"{name}.npy",
@@ -168,19 +177,6 @@ def write_shard(
     )
     write_json(entry_file(folder, index), dataclasses.asdict(entry))
     return entry
-
-
-def _save(path: Path, values: np.ndarray) -> str:
-    """Write an array beside and rename it when it is on the disk; return its sha256."""
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "wb") as stream:
-        np.save(stream, values)
-        stream.flush()
-        # After a power cut a file may carry its name and not its content, unless it is synced.
-        os.fsync(stream.fileno())
-    digest = sha256_of(beside)
-    os.replace(beside, path)
-    return digest
 
 
 def entry_file(folder: Path, index: int) -> Path:
@@ -215,13 +211,6 @@ def finished_shard(folder: Path, index: int) -> ShardEntry | None:
     entry = dataclasses.replace(entry, mtime_ns=stat.st_mtime_ns)
     write_json(entry_file(folder, index), dataclasses.asdict(entry))
     return entry
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed writer left half-written in `folder`; nobody writes there now."""
-    for pattern in (".*.npy.part", ".*.json.*"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def spec_of(entry: ShardEntry) -> ShardSpec:
@@ -304,27 +293,33 @@ VERIFY_BYTES = 1 << 30
 """Tables up to this size are checked against their sha256 when they are opened for training."""
 
 
-def open_features(
-    workspace: Path, names: list[str], items_checksum: str, num_rows: int
-) -> dict[str, FeatureTable]:
+def open_features(workspace: Path, names: list[str], manifest: Manifest) -> dict[str, FeatureTable]:
     """Open feature tables by name.
 
     Args:
-        items_checksum: of the prepared items that the vectors must belong to.
-        num_rows: item rows of the prepared data.
+        manifest: of the prepared data whose items, texts and pictures the vectors must be of.
 
     Raises:
-        ValueError: a table is missing, broken, or was made for other items.
+        ValueError: a table is missing, broken, or was made for other items, texts or pictures.
     """
     tables = {}
     for name in names:
         folder = workspace / "features" / name
         table = FeatureTable(folder)
-        if table.manifest.items_checksum != items_checksum or table.num_rows != num_rows:
+        made = table.manifest
+        if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
             raise ValueError(
-                f"{folder}: made for other items ({table.num_rows:,} rows, checksum "
-                f"{table.manifest.items_checksum[:12]}); the prepared data has {num_rows:,} rows, "
-                f"checksum {items_checksum[:12]}. Run launch/embed.py again"
+                f"{folder}: made for other items ({made.count:,} rows, checksum "
+                f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
+                f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
+            )
+        column = "text" if name == "text" else "image"
+        now = manifest.column_checksums.get(column, "")
+        if made.made_of and now and made.made_of != now:
+            raise ValueError(
+                f"{folder}: made of other {'texts' if column == 'text' else 'pictures'} than the "
+                f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
+                f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"
             )
         if 2 * table.num_rows * table.dim <= VERIFY_BYTES:
             table.verify()

@@ -19,9 +19,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from recsys.config import from_config, plain
+from recsys.files import write_json
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.schema import local_path, read_manifest, write_json
+from recsys.schema import local_path, read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite

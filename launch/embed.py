@@ -57,10 +57,11 @@ from embedding.text import (
 )
 from recsys.config import from_config, plain
 from recsys.distributed.env import Env, first_rank_work, start, stop
+from recsys.files import write_json
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
-from recsys.schema import Manifest, local_path, read_manifest, write_json
+from recsys.schema import Manifest, local_path, read_manifest
 
 _MEASURED_PICTURES = 4096
 """Most unseen pictures the image encoder is measured on."""

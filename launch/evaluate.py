@@ -22,6 +22,7 @@ from embedding.store import open_features
 from recsys.config import from_config, plain
 from recsys.data.candidates import CandidateDataset, draw_candidates
 from recsys.distributed.env import first_rank_work, rank_from_environment, start, stop
+from recsys.files import write_json
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.evaluation import (
@@ -32,7 +33,7 @@ from recsys.report.evaluation import (
     print_metrics,
 )
 from recsys.report.evaluation_folder import Evaluation
-from recsys.schema import local_path, read_manifest, write_json
+from recsys.schema import local_path, read_manifest
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
@@ -64,8 +65,7 @@ def job(cfg: DictConfig) -> None:
     vectors = open_features(
         workspace,
         [name for name in run.model.modalities if manifest.has_modality(name)],
-        manifest.items_checksum,
-        manifest.num_item_rows,
+        manifest,
     )
     ranker, _, sharded = plan_and_shard(config=run, manifest=manifest, vectors=vectors, env=env)
     path = best_checkpoint(folder / "checkpoints")

@@ -155,7 +155,7 @@ def open_tables(workspace: Path, manifest: Manifest) -> tuple[dict[str, FeatureT
             f"{workspace / 'features'}: no features here; run launch/embed.py with the same data= "
             f"and workspace= first"
         )
-    tables = open_features(workspace, here, manifest.items_checksum, manifest.num_item_rows)
+    tables = open_features(workspace, here, manifest)
     missing: dict[str, list[str]] = {}
     for name in MODALITIES:
         if name not in here:

@@ -22,6 +22,7 @@ from recsys.data.recipe import Recipe
 from recsys.distributed.cluster import ClusterConfig, check_cluster
 from recsys.distributed.env import silence_libraries
 from recsys.distributed.planner import DoesNotFitError
+from recsys.files import write_json
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.report.plan import (
     print_clusters,
@@ -30,7 +31,7 @@ from recsys.report.plan import (
     size,
 )
 from recsys.report.plan_page import write_plan_page
-from recsys.schema import Manifest, local_path, read_manifest, write_json
+from recsys.schema import Manifest, local_path, read_manifest
 from recsys.train.advice import Planned, examples_per_second, rate_clusters, suggest
 from recsys.train.run import SECTIONS, read_run_config
 
@@ -101,7 +102,7 @@ def read_tables(cfg: DictConfig) -> tuple[Manifest, dict[str, int]]:
             )
         return manifest, {}
     stored = read_manifest(workspace)
-    vectors = open_features(workspace, names, stored.items_checksum, stored.num_item_rows)
+    vectors = open_features(workspace, names, stored)
     return manifest, {name: table.dim for name, table in vectors.items()}
 
 

@@ -29,10 +29,11 @@ from recsys.distributed.env import (
 from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
 from recsys.distributed.signals import FAILED, StopSignals
+from recsys.files import write_json
 from recsys.job import hydra_job, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.report.plan import print_plan
-from recsys.schema import local_path, read_manifest, write_json
+from recsys.schema import local_path, read_manifest
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.gradients import Gradients
 from recsys.train.integrity import newest_whole, restore_best
@@ -71,8 +72,7 @@ def job(cfg: DictConfig) -> None:
     vectors = open_features(
         workspace,
         [name for name in config.model.modalities if manifest.has_modality(name)],
-        manifest.items_checksum,
-        manifest.num_item_rows,
+        manifest,
     )
     with stage("model") as model_stage:
         ranker, plan, sharded = plan_and_shard(

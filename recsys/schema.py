@@ -1,13 +1,12 @@
 """The data manifest: what `prepare` writes and every later job reads first.
 
-One JSON file, `prepared/manifest.json`, says which tables, features and splits exist. It is the
-only part of `recsys/` that `embedding/` imports. Shapes: N rows of a data set.
+One JSON file, `prepared/manifest.json`, says which tables, features and splits exist. With files.py
+it is the only part of `recsys/` that `embedding/` imports. Shapes: N rows of a data set.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import typing
 from collections.abc import Mapping
@@ -18,9 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.files import PREPARE_AGAIN, put_back, reading, write_json
+
 MANIFEST_VERSION = 1
 UNKNOWN_ROW = 0
 """Row 0 of every table stands for an id that is not in the vocabulary."""
+NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
+"""Files of prepared/ that only encoders and reports read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,9 @@ class Manifest:
     """Items without a picture file when `prepare` ran (not an error: they are masked)."""
     items_checksum: str = ""
     """sha256 over the item ids in row order: features made for other items do not match it."""
+    column_checksums: dict[str, str] = field(default_factory=dict)
+    """sha256 over the columns `image` and `text` of items.parquet in row order: vectors made of other
+    pictures or texts do not match it."""
     rows_in: int = 0
     rows_dropped: dict[str, int] = field(default_factory=dict)
     """Interactions left out, by reason; rows_in = rows of splits - rows_drawn + rows dropped."""
@@ -127,6 +133,19 @@ class Manifest:
         rows = np.asarray(row_id_N)
         return rows < self.rows_in if self.rows_drawn else np.ones(rows.shape, dtype=bool)
 
+    @property
+    def identity(self) -> str:
+        """Hash of every file that a ranker reads: equal, a run's tables mean the same ids and rows.
+
+        Texts and pictures are not among them; feature tables say what they were made of.
+        """
+        read = sorted(
+            f"{name} {checksum}\n"
+            for name, checksum in self.checksums.items()
+            if name not in NOT_READ_BY_RANKERS
+        )
+        return hashlib.sha256("".join(read).encode()).hexdigest()[:16]
+
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: texts, or pictures."""
         return self.has_texts if name == "text" else self.has_images
@@ -142,23 +161,6 @@ class Manifest:
                 return table
         names = ", ".join(t.name for t in self.tables)
         raise ValueError(f"table {name!r} is not in the manifest of {self.name!r}; it has {names}")
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the hex sha256 of a file, read in 1 MiB pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside `path` and rename it into place: readers see all of it or nothing."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 def forget_killed(folder: Path, name: str) -> None:
@@ -181,36 +183,22 @@ def read_manifest(workspace: str | Path) -> Manifest:
         ValueError: the file is missing (says to run prepare), is not JSON, or has another version.
     """
     path = Path(workspace) / "prepared" / "manifest.json"
+    put_back(path.parent)
     if not path.is_file():
         raise ValueError(
             f"{path}: no prepared data here; expected the manifest written by launch/prepare.py "
             f"(run it with the same data= and workspace=)"
         )
-    try:
+    with reading(path, PREPARE_AGAIN):
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); run launch/prepare.py again"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: not a manifest; run launch/prepare.py again")
-    if raw.get("version") != MANIFEST_VERSION:
-        raise ValueError(
-            f"{path}: manifest version {raw.get('version')!r}, expected {MANIFEST_VERSION}; "
-            f"run launch/prepare.py again"
-        )
-    try:
+        if raw["version"] != MANIFEST_VERSION:
+            raise ValueError(f"manifest version {raw['version']!r}, expected {MANIFEST_VERSION}")
         manifest = _manifest_of(raw)
         if problems := misfits(manifest):
             raise ValueError("; ".join(problems)[:400])
         for spec in manifest.splits.values():
             for file in spec.files:
                 check_inside(file)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a whole manifest ({type(error).__name__}: {error}); run "
-            f"launch/prepare.py again"
-        ) from error
     return manifest
 
 

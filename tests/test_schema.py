@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from recsys.schema import forget_killed, write_json
+from recsys.schema import forget_killed
 
 
 def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
@@ -26,9 +26,3 @@ def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path
         "prepared",
         ".prepared.x",
     ])
-
-
-def test_half_a_json_of_a_killed_process_is_overwritten(tmp_path):
-    (tmp_path / ".plan.json.part").write_text("{")
-    write_json(tmp_path / "plan.json", {"a": 1})
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]

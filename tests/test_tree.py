@@ -25,6 +25,7 @@ NON_ASCII = ("recsys/data/demo/", "tests/data/", "tests/embedding/")
 """Where names in Japanese and Chinese are data."""
 
 LAYERS = {
+    "recsys.files": -2,
     "recsys.schema": -1,
     "recsys.batch": 0,
     "recsys.config": 0,
@@ -100,12 +101,18 @@ def test_files_are_named_by_what_they_hold():
     assert not found, "name the file by its subject"
 
 
-def test_embedding_knows_only_the_manifest_of_recsys():
+def test_files_import_the_standard_library_and_numpy_only():
+    (path,) = [path for path in SOURCES if name_of(path) == "recsys/files.py"]
+    found = [n for _, n in imports_of(path) if not below(n, "numpy", *sys.stdlib_module_names)]
+    assert not found
+
+
+def test_embedding_knows_only_files_and_the_manifest_of_recsys():
     found = [
         f"{name_of(path)}:{line} {name}"
         for path in files_below("embedding")
         for line, name in imports_of(path)
-        if below(name, "recsys") and not below(name, "recsys.schema")
+        if below(name, "recsys") and not below(name, "recsys.schema", "recsys.files")
     ]
     assert not found
 
@@ -115,6 +122,7 @@ def test_the_model_imports_torch_torchrec_modules_and_its_own_files_only():
         "torch",
         "torchrec.modules",
         "torchrec.sparse",
+        "recsys.files",
         "recsys.schema",
         "recsys.batch",
         "recsys.model",

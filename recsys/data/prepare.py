@@ -48,6 +48,7 @@ from recsys.data.recipe import (
 from recsys.data.sources import Source, TextFormat, literal, quoted, short
 from recsys.data.split import order_hash, split_sql
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
+from recsys.files import sha256_of
 from recsys.job import say, stage
 from recsys.schema import (
     FeatureSpec,
@@ -56,7 +57,6 @@ from recsys.schema import (
     SplitSpec,
     TableSpec,
     forget_killed,
-    sha256_of,
     write_manifest,
 )
 
@@ -96,7 +96,9 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             for path in sorted(beside.rglob("*"))
             if path.is_file()
         }
-        manifest = dataclasses.replace(manifest, checksums=checksums)
+        manifest = dataclasses.replace(
+            manifest, checksums=checksums, column_checksums=column_checksums(beside, manifest)
+        )
         write_manifest(beside, manifest)
         # What was there goes away only when the new is in its place.
         old = workspace / f".prepared.{os.getpid()}.old"
@@ -114,6 +116,19 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
+
+
+def column_checksums(prepared: Path, manifest: Manifest) -> dict[str, str]:
+    """Return sha256 over what vectors are made of: columns of items.parquet in row order."""
+    has = {"image": manifest.has_images, "text": manifest.has_texts}
+    digests = {name: hashlib.sha256() for name, is_there in has.items() if is_there}
+    if digests:
+        with pq.ParquetFile(prepared / "items.parquet") as file:
+            for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(digests)):
+                for name, digest in digests.items():
+                    values = batch.column(name).to_pylist()
+                    digest.update("".join(f"{value or ''}\0" for value in values).encode())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from embedding.store import FeatureTable
 from recsys.data.candidates import Candidates
 from recsys.data.dataset import Dataset
 from recsys.data.segments import segments
+from recsys.files import write_json
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.report.evaluation import (
     EvaluateConfig,
@@ -31,7 +32,7 @@ from recsys.report.evaluation import (
 )
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import read_items
-from recsys.schema import Manifest, SplitSpec, write_json
+from recsys.schema import Manifest, SplitSpec
 from recsys.train.predict import Predictions, by_score
 
 SHOWN_ITEMS = 8

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recsys.files import write_json
 from recsys.report.items import Item, picture_html, short
 from recsys.report.page import COLOURS, html_table, page
-from recsys.schema import write_json
 
 MODALITIES = {
     "semantic": "what is shown",

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from recsys.files import write_json
 from recsys.report.terminal import console
-from recsys.schema import write_json
 
 METRICS = {"recall_at_1": "recall@1", "recall_at_10": "recall@10", "mrr": "MRR"}
 PROTOCOL = (

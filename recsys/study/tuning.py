@@ -12,8 +12,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from recsys.files import write_json
 from recsys.job import say
-from recsys.schema import write_json
 from recsys.study.runs import Commands, study_run
 from recsys.study.suite import SearchConfig
 

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save, save_file
 
 from recsys.distributed.env import Env, first_rank_work
 from recsys.distributed.shard import ShardedRanker, TableShard
-from recsys.schema import write_json
+from recsys.files import write_json
 from recsys.train.integrity import (
     describe_file,
     point_to_best,

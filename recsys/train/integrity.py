@@ -17,8 +17,8 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.distributed.env import Env, first_rank_work
+from recsys.files import sha256_of, write_json
 from recsys.job import say
-from recsys.schema import sha256_of, write_json
 from recsys.train.state import TrainState
 
 MANIFEST = "manifest.json"

@@ -22,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 from recsys.batch import Batch
 from recsys.distributed.env import Env
 from recsys.distributed.pipeline import Pipeline
+from recsys.files import write_json
 from recsys.job import say
 from recsys.model.ranker import Scores
-from recsys.schema import write_json
 
 WAIT = "wait for a batch"
 OTHER = "other"

@@ -19,7 +19,8 @@ from embedding.image import ImageEncoder
 from embedding.job import Extractor, ImageExtractor, TextExtractor, extract_features
 from embedding.pictures import load_picture
 from embedding.text import TextEncoder, load_text_encoder
-from recsys.schema import Manifest, sha256_of, write_manifest
+from recsys.files import sha256_of
+from recsys.schema import Manifest, write_manifest
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 ROUNDS = 5

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.schema import read_manifest, sha256_of
+from recsys.files import sha256_of
+from recsys.schema import read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
 
@@ -58,6 +59,33 @@ def test_items_cover_the_catalogue_and_row_zero_is_unknown(tmp_path):
     assert counts[by_id["50"]["item_row"]] == 0 and counts.sum() == 6
     digest = hashlib.sha256(b"".join(i["item_id"].encode() + b"\0" for i in items[1:]))
     assert manifest.items_checksum == digest.hexdigest()
+
+
+def test_column_checksums_are_those_of_texts_and_pictures_alone(tmp_path):
+    source = write_source(tmp_path / "raw")
+    manifest, workspace = prepared(tmp_path, recipe(source))
+    items = pq.read_table(workspace / "prepared" / "items.parquet").to_pylist()
+    texts = hashlib.sha256("".join(f"{i['text'] or ''}\0" for i in items).encode()).hexdigest()
+    assert manifest.column_checksums["text"] == texts
+    file = next(source.glob("items*"))
+    file.write_text(file.read_text().replace("Thirty", "Three tens"))
+    changed, _ = prepared(tmp_path, recipe(source))
+    assert changed.column_checksums["text"] != texts
+    assert changed.column_checksums.get("image") == manifest.column_checksums.get("image")
+    assert changed.items_checksum == manifest.items_checksum
+    # What a model reads beside its feature tables is the same.
+    assert changed.identity == manifest.identity != ""
+
+
+def test_a_longer_log_has_another_identity(tmp_path):
+    source = write_source(tmp_path / "raw")
+    before, _ = prepared(tmp_path, recipe(source))
+    file = next(source.glob("log*"))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    after, _ = prepared(tmp_path, recipe(source))
+    assert after.items_checksum == before.items_checksum
+    assert after.identity != before.identity
 
 
 def test_item_features_are_arrays_by_row(tmp_path):

@@ -14,7 +14,7 @@ from recsys.distributed.cluster import GIB, ClusterConfig, check_cluster
 from recsys.distributed.env import Env
 from recsys.distributed.plan import check_matches, read_plan, sharding_plan
 from recsys.distributed.planner import DoesNotFitError
-from recsys.schema import write_json
+from recsys.files import write_json
 from recsys.train.advice import Planned, rate_clusters, suggest
 from recsys.train.run import build_plannable, read_run_config
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ from embedding.catalogue import Catalogue
 from embedding.job import ImageExtractor, _Threads, extract_features, lookahead, sample_rows
 from embedding.reuse import EarlierTables, row_hashes
 from embedding.store import ROW, FeatureTable, read_feature_manifest, write_shard
-from recsys.schema import Manifest, sha256_of
+from recsys.files import new_file, sha256_of
+from recsys.schema import Manifest
 
 NAMES = ("one", "two")
 
@@ -188,8 +190,11 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, fails_at):
     with pytest.raises(RuntimeError, match="killed"):
         extract(cut, manifest, Network(fails_at=fails_at))
     finished = len(list((cut / "features" / "one").glob(".shard-*.json")))
-    for half_written in (".shard-00004.npy.part", ".shard-00004.rows.npy.part", "..stamp.json.123"):
-        (cut / "features" / "one" / half_written).write_bytes(b"half")
+    with suppress(RuntimeError), new_file(cut / "features" / "one" / "shard-00004.npy") as half:
+        half.write_bytes(b"half")
+        shutil.copy(half, tmp_path)
+        raise RuntimeError("killed")
+    shutil.copy(tmp_path / half.name, half)
     network = Network()
     done = extract(cut, manifest, network)
     assert files_of(whole) == files_of(cut)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys.distributed.env import Env
-from recsys.schema import sha256_of
+from recsys.files import sha256_of
 from recsys.train.integrity import (
     best_checkpoint,
     check_whole,

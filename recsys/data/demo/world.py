@@ -27,7 +27,8 @@ from recsys.data.demo.content import SCENES, SUBJECTS, compose
 from recsys.data.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
 from recsys.data.demo.style import HANDS, Painter
 from recsys.data.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
-from recsys.schema import forget_killed, write_json
+from recsys.files import write_json
+from recsys.schema import forget_killed
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
 

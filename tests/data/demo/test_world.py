@@ -11,7 +11,7 @@ from recsys.data.demo.exposure import circle, draw_audience, draw_exposures, log
 from recsys.data.demo.style import HANDS
 from recsys.data.demo.words import LANGUAGES, TERMS, text_pairs
 from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
-from recsys.schema import sha256_of
+from recsys.files import sha256_of
 
 SMALL = WorldConfig(num_items=60, num_users=40, num_exposures=500, num_captions=50)
 
