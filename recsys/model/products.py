@@ -2,7 +2,7 @@
 
 Called by the towers and the full cross network. On a CPU the products are oneDNN's. In fp32 torch takes
 MKL's, which leave a tenth of an AMD processor's rate unused; in bf16 it takes oneDNN's, but copies the
-bias into every row first and leaves relu to a second pass (LOG.md, 2026-11-26).
+bias into every row first (LOG.md, 2026-11-26).
 Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
 """
 
@@ -84,10 +84,8 @@ class _LinearRelu(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Any:
         """Return relu(x W^T + b) [B, O]."""
         x_BI, weight_OI, bias_O = inputs
-        if _onednn(x_BI):
-            y_BO = torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, bias_O, "relu", [], "")
-        else:
-            y_BO = F.linear(x_BI, weight_OI, bias_O).relu_()
+        # Not oneDNN's own relu behind the product: it makes 0 of NaN, and a broken model would score.
+        y_BO = _linear(x_BI, weight_OI, bias_O).relu_()
         ctx.save_for_backward(x_BI, weight_OI, y_BO)
         return y_BO
 

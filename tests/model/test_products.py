@@ -78,6 +78,27 @@ def test_autocast_computes_in_bf16_and_gives_fp32_gradients():
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_stays_nan(dtype):
+    """oneDNN's own relu makes 0 of it, and a broken input or gradient would not be seen behind it."""
+    x, kernel, bias = tensors((B, IN), (IN, IN), (IN, 1), dtype=dtype)
+    broken = x.detach().clone()
+    broken[3] = torch.nan
+    others = torch.arange(B) != 3
+    for run in (
+        lambda x: linear_relu(x, kernel, bias[:, 0]),
+        lambda x: full_cross(x, [kernel], [bias]),
+    ):
+        out = run(broken)
+        assert out[3].isnan().all() and not out[others].isnan().any()
+        (grad,) = torch.autograd.grad(out.sum(), kernel)
+        assert grad.isnan().all()
+        out = run(x)
+        reached = (out != 0).any(dim=1)
+        (grad,) = torch.autograd.grad(out, x, torch.full_like(out, torch.nan))
+        assert reached.any() and grad[reached].isnan().all()
+
+
 def test_linear_of_joined_parts_equals_that_of_their_concatenation():
     first, second = inputs = tensors((B, 3), (B, 4))
     linear = torch.nn.Linear(7, 2)
