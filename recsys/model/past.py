@@ -75,7 +75,8 @@ class HistoryAttention(nn.Module):
             query_TH = query_BH[row_T]
             both_TH = torch.cat([key_TH, query_TH, key_TH * query_TH], dim=1)
             weight_T = self.score[name](both_TH)[:, 0] * present_T * item_present_B[row_T]
-            zeros_BH = torch.zeros_like(query_BH)
+            # Summed in fp32, in whichever precision autocast multiplied.
+            zeros_BH = torch.zeros_like(query_BH, dtype=torch.float32)
             sum_BH = zeros_BH.index_add(0, row_T, key_TH * weight_T[:, None])
             count_B = torch.zeros_like(item_present_B).index_add(0, row_T, present_T)
             attended.append(sum_BH / count_B.clamp_min(1.0)[:, None])
