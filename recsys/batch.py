@@ -40,6 +40,14 @@ class Batch(Pipelineable):
     """Real rows of this step over all ranks."""
     num_ranks: int = 1
     """Ranks that share the global batch."""
+    num_real: int = -1
+    """Real rows of this rank, which come first; counted where it is not given."""
+
+    def __post_init__(self) -> None:
+        """Count the real rows while the weights are on the host."""
+        if self.num_real < 0:
+            self.num_real = int(self.weights_B.count_nonzero())
+            assert bool(self.weights_B[: self.num_real].all()), "padding is at the end of a batch"
 
     @property
     def mean_rows(self) -> float:
@@ -57,6 +65,7 @@ class Batch(Pipelineable):
             item_row_B=self.item_row_B.to(device, non_blocking=non_blocking),
             global_rows=self.global_rows,
             num_ranks=self.num_ranks,
+            num_real=self.num_real,
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -68,7 +77,9 @@ class Batch(Pipelineable):
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked host memory."""
         pinned = [tensor.pin_memory() for tensor in self._tensors()]
-        return Batch(self.sparse.pin_memory(), *pinned, self.global_rows, self.num_ranks)
+        return Batch(
+            self.sparse.pin_memory(), *pinned, self.global_rows, self.num_ranks, self.num_real
+        )
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return (

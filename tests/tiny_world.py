@@ -85,13 +85,37 @@ def batch(
     size = len(labels)
     return Batch(
         sparse=KeyedJaggedTensor(
-            keys=features, values=torch.tensor(values), lengths=torch.tensor(lengths)
+            keys=features,
+            values=torch.tensor(values, dtype=torch.int64),
+            lengths=torch.tensor(lengths, dtype=torch.int64),
         ),
         labels_B=torch.tensor(labels),
         weights_B=torch.ones(size),
-        row_id_B=torch.tensor(list(rows)),
-        user_row_B=torch.tensor(users),
-        item_row_B=torch.tensor(items),
+        row_id_B=torch.tensor(list(rows), dtype=torch.int64),
+        user_row_B=torch.tensor(users, dtype=torch.int64),
+        item_row_B=torch.tensor(items, dtype=torch.int64),
         global_rows=global_rows or size,
         num_ranks=num_ranks,
+    )
+
+
+def padded(batch: Batch, num_padding: int) -> Batch:
+    """The batch with rows of weight 0 and empty lists behind it, as the loader pads one."""
+    keys = batch.sparse.keys()
+    lengths_FB = batch.sparse.lengths().reshape(len(keys), -1)
+    more = torch.zeros(len(keys), num_padding, dtype=lengths_FB.dtype)
+    zeros = torch.zeros(num_padding)
+    return Batch(
+        sparse=KeyedJaggedTensor(
+            keys=keys,
+            values=batch.sparse.values(),
+            lengths=torch.cat([lengths_FB, more], dim=1).flatten(),
+        ),
+        labels_B=torch.cat([batch.labels_B, zeros]),
+        weights_B=torch.cat([batch.weights_B, zeros]),
+        row_id_B=torch.cat([batch.row_id_B, zeros.long() - 1]),
+        user_row_B=torch.cat([batch.user_row_B, zeros.long()]),
+        item_row_B=torch.cat([batch.item_row_B, zeros.long()]),
+        global_rows=batch.global_rows,
+        num_ranks=batch.num_ranks,
     )

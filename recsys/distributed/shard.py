@@ -25,6 +25,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys.distributed.batch_norm import synchronise
 from recsys.distributed.env import Env
 from recsys.distributed.plan import MODALITY_PATH, TABLES_PATH
 from recsys.distributed.planner import TableSharder
@@ -167,6 +168,7 @@ def shard_ranker(
     sharding = _sharding_types(plan)
     _attach_fused_optimizers(ranker, sharding, table_optimizers)
     ranker.dense.to(env.device)
+    synchronise(ranker.dense)
     if replicate_modality and ranker.inputs.modality is not None:
         ranker.inputs.modality.tables = _replicate(ranker.inputs.modality.tables, env)
     model = DistributedModelParallel(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.profiler import record_function
 
@@ -225,6 +226,23 @@ class DenseInputs:
     """Sum of the first-order weights."""
     history: History | None = None
     """The items of the histories one by one. None unless asked for."""
+
+    def first(self, num_rows: int) -> "DenseInputs":
+        """Return the first rows alone; those behind them have no history."""
+        return DenseInputs(
+            user_BX=self.user_BX[:num_rows],
+            item_BY=self.item_BY[:num_rows],
+            modalities={
+                name: (vector_BE[:num_rows], present_B[:num_rows])
+                for name, (vector_BE, present_B) in self.modalities.items()
+            },
+            interests=[
+                (name, vector_BE[:num_rows], present_B[:num_rows])
+                for name, vector_BE, present_B in self.interests
+            ],
+            first_order_B=self.first_order_B[:num_rows],
+            history=self.history,
+        )
 
 
 class Projections(nn.Module):
@@ -477,18 +495,27 @@ class Ranker(nn.Module):
         self.dense = dense
         self.modality_names: list[str] = list(dense.modality_names)  # type: ignore[arg-type]
         self.use_bf16 = dense_precision == "bf16"
+        self.mixes_rows = any(isinstance(module, nn.BatchNorm1d) for module in dense.modules())
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Scores]:
         """Return (loss [], Scores with logits [B] and weights [B, M])."""
         with record_function("## lookup ##"):
             inputs = self.inputs(batch)
+        # Padding must not count in the statistics of a batch. Without any, rows do not meet, and are
+        # scored as they are: the shapes of all steps stay equal.
+        without_padding = self.mixes_rows and self.training
+        seen = inputs.first(batch.num_real) if without_padding else inputs
         # Asked of a parameter: the pipeline traces this method with a symbolic batch.
         device_type = next(self.dense.parameters()).device.type
         with (
             record_function("## dense ##"),
             torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
         ):
-            logits_B, weights_BM = self.dense(inputs)
+            logits_B, weights_BM = self.dense(seen)
+        if without_padding:
+            num_padding = batch.labels_B.shape[0] - batch.num_real
+            logits_B = F.pad(logits_B, (0, num_padding))
+            weights_BM = F.pad(weights_BM, (0, 0, 0, num_padding))
         logits_B = logits_B.float() + inputs.first_order_B
         loss = bce_loss(logits_B, batch.labels_B, batch.weights_B, batch.mean_rows)
         scores = Scores(
