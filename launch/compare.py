@@ -243,7 +243,7 @@ def metric_of(metrics: dict[str, Any], key: str) -> float:
     return math.nan if value is None else float(value)
 
 
-@hydra_job("compare")
+@hydra_job("compare", sections=("suite",))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

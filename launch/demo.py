@@ -37,7 +37,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: launch/prepare.py data=demo workspace={cfg.workspace}")
 
 
-@hydra_job("demo")
+@hydra_job("demo", sections=("world",))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -529,7 +529,7 @@ def untrained_text_model(
     model.save(str(folder / "untrained"), create_model_card=False)
 
 
-@hydra_job("embed")
+@hydra_job("embed", sections=("encoder",))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

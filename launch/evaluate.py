@@ -149,7 +149,7 @@ def compare_runs(workspace: Path, config: EvaluateConfig) -> None:
     say(f"results: {path}")
 
 
-@hydra_job("evaluate")
+@hydra_job("evaluate", sections=("bootstrap", "segments", "ranking"))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -12,11 +12,10 @@ terminal; exit code 1 where the tables do not fit.
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from embedding.store import open_features
-from recsys.config import from_config, plain
+from recsys.config import from_config, plain, read_yaml
 from recsys.data.outline import outline, with_rows
 from recsys.data.recipe import Recipe
 from recsys.distributed.cluster import ClusterConfig, check_cluster
@@ -153,14 +152,14 @@ def read_cluster(name: str) -> ClusterConfig:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in CLUSTERS.glob("*.yaml")))
         raise ValueError(f"clusters: {name!r} is no file of {CLUSTERS}; there are {known}")
-    given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    given = read_yaml(file)
     given.pop("defaults", None)
     cluster = from_config(ClusterConfig, given, f"cluster {name}")
     check_cluster(cluster)
     return cluster
 
 
-@hydra_job("plan")
+@hydra_job("plan", sections=(*SECTIONS, "cluster", "rows"))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -41,7 +41,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: launch/{step}.py data={cfg.data.name} workspace={cfg.workspace}")
 
 
-@hydra_job("prepare")
+@hydra_job("prepare", sections=("data",))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -50,7 +50,7 @@ def job(cfg: DictConfig) -> None:
     say(f"next: {' '.join([*command, f'run.name={sweep.name}', *overrides, *chosen])}")
 
 
-@hydra_job("sweep")
+@hydra_job("sweep", sections=("sweep",))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -195,7 +195,7 @@ def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -
     return state
 
 
-@hydra_job("train")
+@hydra_job("train", sections=tuple(SECTIONS))
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -5,8 +5,10 @@ hand flat arguments on. Nothing below `launch/` sees a DictConfig.
 """
 
 import dataclasses
+import os
 import re
 import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,11 @@ from recsys.schema import fits
 
 T = TypeVar("T")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MAX_DEPTH = 50
+"""Of lists and mappings in each other, in a YAML file."""
+_REFERENCE = re.compile(r"\$\{(workspace|data\.name)\}")
+_MAX_REFERENCES = 3
+"""In one text; what two names can make of it stays short."""
 
 
 def from_config(schema: type[T], node: Any, key: str) -> T:
@@ -76,7 +83,9 @@ def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
     if typing.get_origin(inner) is dict and dataclasses.is_dataclass(of[1]):
         given = {} if given is None else given
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-            problems.append(f"{key}: {given!r} given; expected names and, below each, its keys")
+            problems.append(
+                f"{key}: {given!r} given; expected names and, below each, its keys{_quote_hint(given)}"
+            )
             return None
         return {k: _build(of[1], v, f"{key}.{k}", problems) for k, v in given.items()}
     if typing.get_origin(inner) is list and dataclasses.is_dataclass(of[0]):
@@ -85,10 +94,15 @@ def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
             problems.append(f"{key}: {given!r} given; expected a list")
             return None
         return [_build(of[0], v, f"{key}[{i}]", problems) for i, v in enumerate(given)]
-    # OmegaConf checks and converts everything else; it wants a field to hang the type on.
+    if misread := _misread(inner, given):
+        problems.append(f"{key}: {given!r} does not fit; expected text{_quote_hint(misread)}")
+        return None
+    # OmegaConf checks and converts everything else; it wants a field to hang the type on. What looks
+    # like an interpolation is text by now, and stays text.
     holder = dataclasses.make_dataclass("holder", [("value", hint)])
     try:
-        checked = plain(OmegaConf.merge(OmegaConf.structured(holder), {"value": given}))["value"]
+        merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": given})
+        checked = OmegaConf.to_container(merged, resolve=False, throw_on_missing=True)["value"]  # type: ignore[call-overload,index]
     except (OmegaConfBaseException, ValueError) as error:
         problems.append(f"{key}: {given!r} does not fit ({str(error).splitlines()[0]})")
         return None
@@ -104,32 +118,79 @@ def _shown(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def check_config_folder(folder: Path) -> None:
+def _misread(hint: Any, given: Any) -> list[Any]:
+    """Return what YAML took for something else where text is expected: no as false, 1e3 as 1000.0."""
+    of, origin = typing.get_args(hint), typing.get_origin(hint)
+    if hint is str:
+        return [given] if isinstance(given, bool | float) else []
+    if origin is list and isinstance(given, list):
+        return [wrong for element in given for wrong in _misread(of[0], element)]
+    if origin is dict and isinstance(given, dict):
+        pairs = [(of[0], name) for name in given] + [(of[1], value) for value in given.values()]
+        return [wrong for inner, value in pairs for wrong in _misread(inner, value)]
+    return []
+
+
+def _quote_hint(given: Any) -> str:
+    """Return advice for a value or name that is text only between quotes; "" for any other."""
+    values = list(given) if isinstance(given, dict | list) else [given]
+    if any(isinstance(value, bool) for value in values):
+        return "; unquoted, YAML takes yes, no, on, off, true and false for booleans: write 'no'"
+    if any(isinstance(value, float) for value in values):
+        return "; unquoted, YAML takes it for a number: write it between quotes"
+    return ""
+
+
+def optional_plus(overrides: Sequence[str], sections: Sequence[str]) -> list[str]:
+    """Return overrides of a command line in which keys below `sections` need not be there already.
+
+    Hydra wants a plus before keys that a YAML file leaves at their default. Sections are checked
+    against their dataclasses afterwards, so that a misspelt key is still an error.
+    """
+    roots = "|".join(map(re.escape, sections))
+    known = re.compile(rf"({roots})\.[^=@/]+=") if sections else None
+    return [f"++{given}" if known and known.match(given) else given for given in overrides]
+
+
+def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
     """Refuse YAML files that reach beyond their group: they may come from a stranger.
 
     Hydra makes objects of any class where its own section says so (callbacks, launchers, log
-    handlers), and interpolations read the environment. Recipes and presets need neither.
+    handlers), and interpolations read the environment. Recipes and presets need neither: they may
+    refer to ${workspace} and ${data.name} and to nothing else.
 
     Args:
-        folder: its files are looked at; those at the top are the jobs' own and may have a hydra section.
+        folder: its files are looked at, also behind symbolic links.
+        is_ours: files at the top are the jobs' own and may have a hydra section.
 
     Raises:
         ValueError: names every file and key.
     """
     problems = []
-    for path in sorted(folder.rglob("*.yaml")):
-        if path.parent != folder:
+    for path in _yaml_files(folder):
+        if not (is_ours and path.parent == folder):
             problems += [f"{path}: {problem}" for problem in _reaching_beyond(path)]
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
 
 
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    """Yield the YAML files below a folder, behind links too; every real folder once."""
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(
+            f for f in folders if os.path.realpath(os.path.join(place, f)) not in seen
+        )
+        seen |= {os.path.realpath(os.path.join(place, f)) for f in folders}
+        yield from (Path(place) / name for name in sorted(files) if name.endswith(".yaml"))
+
+
 def _reaching_beyond(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        nodes = [yaml.load(text, Loader=_Loader)]  # noqa: S506 -- it is the safe one
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        return [f"not plain YAML ({str(error).splitlines()[0]})"]
+        nodes = [read_yaml(path)]
+    except ValueError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    text = path.read_text(encoding="utf-8")
     package = re.search(r"^\s*#\s*@package\s+(\S*hydra\S*)", text, flags=re.MULTILINE)
     problems = [f"package {package[1]} is Hydra's own"] if package else []
     while nodes:
@@ -150,9 +211,59 @@ def _reaching_beyond(path: Path) -> list[str]:
                 ]
         elif isinstance(node, list):
             nodes += node
-        elif isinstance(node, str) and "${oc.env" in node.replace(" ", ""):
-            problems.append(f"{node!r}: reads the environment; give the value on the command line")
+        elif isinstance(node, str):
+            rest, num_references = _REFERENCE.subn("", node)
+            if "${" in rest or num_references > _MAX_REFERENCES:
+                problems.append(
+                    f"{node[:200]!r}: may refer to ${{workspace}} and ${{data.name}} only, and at "
+                    f"most {_MAX_REFERENCES} times; give other values on the command line"
+                )
     return problems
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a file of plain YAML, whoever wrote it.
+
+    Raises:
+        ValueError: no YAML, no UTF-8, nested too deep, or aliases (*x) that repeat far more than
+            stands in the file; nothing is expanded before.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if problem := _unbounded(text):
+            raise ValueError(f"{path}: {problem}")
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 -- it is the safe one
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not plain YAML ({str(error).splitlines()[0]})") from error
+
+
+def _unbounded(text: str) -> str | None:
+    """Return what makes a YAML text too large to read; None where it is not."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and the total before
+    total = num_events = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        num_events += 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                return f"alias *{event.anchor}: stands inside of itself or before its anchor"
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if len(open_nodes) > _MAX_DEPTH:
+            return f"more than {_MAX_DEPTH} lists and mappings in each other"
+        if total > 1_000 + 2 * num_events:
+            return "aliases (*name) that repeat far more than stands in the file; write values out"
+    return None
 
 
 def plain(node: Any) -> Any:

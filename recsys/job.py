@@ -16,7 +16,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recsys.config import check_config_folder
+from recsys.config import check_config_folder, optional_plus
 from recsys.distributed.env import rank_from_environment
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -50,13 +50,16 @@ def stage(name: str) -> Iterator[Stage]:
     say(f"{name}{counts} ({time.perf_counter() - started:.1f} s)")
 
 
-def hydra_job(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def hydra_job(
+    name: str, *, sections: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a launch file's `main` from a function of the composed configuration.
 
     Every configuration file within reach is looked at first (recsys.config.check_config_folder).
 
     Args:
         name: of the root file in configs/.
+        sections: that the job checks against dataclasses: any of their keys can be given.
     """
 
     def decorate(job: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -65,6 +68,7 @@ def hydra_job(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[]
         @functools.wraps(job)
         def main() -> None:
             run_job(lambda: check_config_arguments(sys.argv[1:]))
+            sys.argv[1:] = optional_plus(sys.argv[1:], sections)
             composed()
 
         return main
@@ -85,7 +89,7 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
     known, others = parser.parse_known_args(arguments)
     if known.config_path or any(a.lstrip("+").startswith("hydra.searchpath") for a in others):
         raise ValueError("recipes and presets of your own: name their folder with --config-dir")
-    check_config_folder(_CONFIGS)
+    check_config_folder(_CONFIGS, is_ours=True)
     if known.config_dir:
         check_config_folder(Path(known.config_dir))
 

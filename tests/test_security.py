@@ -10,7 +10,9 @@ import io
 import json
 import os
 import pickle
+import time
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from embedding.image import build_backbone
 from embedding.store import FeatureTable, finished_shard
 from embedding.text import load_text_encoder
 from recsys.config import check_config_folder, from_config
+from recsys.data.recipe import Recipe
 from recsys.distributed.cluster import ClusterConfig
 from recsys.distributed.plan import read_plan
 from recsys.job import check_config_arguments
@@ -131,12 +134,29 @@ EVIL = {
     "callback": "# @package _global_\nhydra: {callbacks: {x: {_target_: os.system}}}\n",
     "package": "# @package hydra.callbacks\nx: {y: 1}\n",
     "target": "name: x\nitems: {_target_: os.system}\n",
-    "escaped": 'name: x\n"_tar\\x67et_": os.system\n',
+    "target escaped": 'name: x\n"_tar\\x67et_": os.system\n',
     "group": "defaults:\n  - override /hydra/launcher: x\nname: x\n",
     "group as text": "defaults:\n  - /hydra/launcher/x\nname: x\n",
     "object": "name: !!python/object/apply:os.system [ls]\n",
     "environment": "name: ${oc.env:HOME}\n",
     "in a list": "pairs:\n  - {file: '${oc.env:TOKEN}'}\n",
+    "behind a tab": 'name: "${\\toc.env:HOME}"\n',
+    "behind a line end": 'name: "${\\noc.env:HOME}"\n',
+    "name put together": "name: ${${a}.${b}:HOME}\na: oc\nb: env\n",
+    "name put together of pieces": "name: ${o${workspace}.env:HOME}\n",
+    "left over": "name: ${${workspace}oc.env:HOME}\n",
+    "escaped": "name: \\${oc.env:HOME}\n",
+    "as a key": "features: {'${oc.env:HOME}': {}}\n",
+    "as an argument": "name: ${oc.decode:${oc.env:HOME}}\n",
+    "other resolver": "name: ${hydra:runtime.cwd}\n",
+    "doubling": "a: ${b}${b}\nb: ${c}${c}\nc: ${workspace}${workspace}\n",
+    "many": "name: " + "${workspace}" * 9 + "\n",
+    "bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(
+        f"{n}: &{n} [{','.join(f'*{p}' for _ in range(9))}]\n" for p, n in pairwise("abcdefgh")
+    ),
+    "alias of itself": "a: &a [*a]\n",
+    "deep": "a: " + "[" * 200 + "]" * 200 + "\n",
 }
 
 
@@ -144,8 +164,48 @@ EVIL = {
 def test_recipe_that_reaches_for_hydra_or_the_environment_is_refused(tmp_path, case):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "evil.yaml").write_text(EVIL[case])
+    started = time.perf_counter()
     with pytest.raises(ValueError, match=r"configuration: .*evil.yaml: "):
         check_config_arguments(["data=evil", f"--config-dir={tmp_path}"])
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("way", ["at the top", "through a link to the top", "through a link"])
+def test_file_that_groups_can_reach_is_looked_at_wherever_it_lies(tmp_path, way):
+    evil = "name: ${oc.env:HOME}\n"
+    folder = tmp_path / "strange"
+    (folder / "data").mkdir(parents=True)
+    if way == "through a link":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "evil.yaml").write_text(evil)
+        (folder / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / "evil.yaml").write_text(evil)
+    if way == "through a link to the top":
+        (folder / "data" / "top").symlink_to(folder)
+    with pytest.raises(ValueError, match=r"configuration: .*evil.yaml: .*may refer to"):
+        check_config_arguments([f"--config-dir={folder}"])
+
+
+def test_recipe_may_refer_to_its_workspace_and_repeat_itself_a_little(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "kind.yaml").write_text(
+        "name: kind\nsource: ${workspace}/raw/${data.name}\nx: &x {kind: id_list}\n"
+        "items: {features: {a: *x, b: *x, c: {<<: *x, min_count: 2}}}\n"
+    )
+    check_config_arguments([f"--config-dir={tmp_path}"])
+
+
+def test_text_that_looks_like_an_interpolation_is_text_in_what_is_read_from_files(monkeypatch):
+    monkeypatch.setenv("TOKEN", "secret")
+    for text in ("${oc.env:TOKEN}", "a${oc.env:TOKEN}b"):
+        cluster = from_config(ClusterConfig, {"name": text}, "cluster")
+        assert cluster.name == text
+        recipe = from_config(Recipe, {"items": {"text": [text]}, "name": text}, "data")
+        assert recipe.items.text == [text] and recipe.name == text
+    with pytest.raises(ValueError, match="cluster.hosts"):
+        from_config(ClusterConfig, {"hosts": "${oc.env:TOKEN}"}, "cluster")
+    assert "secret" not in str(read_run_config({"run": {"name": "${oc.env:TOKEN}"}}))
 
 
 def test_folders_that_cannot_be_looked_through_are_refused():
@@ -167,7 +227,7 @@ def test_recipe_that_names_what_hydra_may_start_ends_before_hydra_begins(tmp_pat
 
 
 def test_the_configurations_that_come_along_reach_for_neither(repository):
-    check_config_folder(repository / "configs")
+    check_config_folder(repository / "configs", is_ours=True)
 
 
 # Manifests and plans

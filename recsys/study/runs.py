@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from hydra import compose
 
-from recsys.config import plain
+from recsys.config import optional_plus, plain
 from recsys.job import say
 from recsys.schema import read_manifest
 from recsys.train.integrity import best_checkpoint, latest_checkpoint
@@ -140,7 +140,8 @@ def study_run(recipe: str, workspace: Path, name: str, overrides: Sequence[str])
     Called inside a Hydra job, whose configs/ the settings are composed from.
     """
     with _composing:
-        cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *overrides])
+        settings = optional_plus(overrides, tuple(SECTIONS))
+        cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *settings])
     config = read_run_config({section: plain(cfg[section]) for section in SECTIONS})
     return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
 

@@ -122,7 +122,7 @@ def _other_optimizer(planned: Planned, reason: DoesNotFitError) -> Iterator[Chan
         tables = optim.tables | {table: TableOptimConfig(name="rowwise_adagrad", l2=asked.l2)}
         yield (
             f"train {table} with row-wise Adagrad, whose state is one value a row",
-            f"+optim.tables.{table}.name=rowwise_adagrad",
+            f"optim.tables.{table}.name=rowwise_adagrad",
             _with(planned, "optim", tables=tables),
         )
 
@@ -174,7 +174,7 @@ def _fewer_rows(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
         yield (
             f"keep {fewer:,} rows of {table} instead of {rows:,} (min_count or hash_rows in the "
             f"recipe)",
-            f"+rows.{table}={fewer}",
+            f"rows.{table}={fewer}",
             dataclasses.replace(planned, manifest=with_rows(planned.manifest, {table: fewer})),
         )
 
@@ -193,7 +193,7 @@ def _cached(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
             f"keep {', '.join(tables[:count])} in main memory, {_CACHED_SHARE:.0%} cached on the "
             f"accelerators (slower)",
             " ".join(
-                f"+plan.kernels.{t}=fused_uvm_caching +plan.cache_load_factor.{t}={_CACHED_SHARE}"
+                f"plan.kernels.{t}=fused_uvm_caching plan.cache_load_factor.{t}={_CACHED_SHARE}"
                 for t in tables[:count]
             ),
             _with(planned, "plan", kernels=kernels, cache_load_factor=shares),

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from recsys.config import from_config
+from recsys.config import from_config, read_yaml
 from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
 from recsys.distributed.env import Env, allow_tf32, spare_threads
@@ -203,7 +203,7 @@ def open_run_folder(
 
 
 def _launch_of(stored_file: Path) -> str | None:
-    return yaml.safe_load(stored_file.read_text(encoding="utf-8")).get("launch")
+    return read_yaml(stored_file).get("launch")
 
 
 def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:
@@ -211,7 +211,7 @@ def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list
 
     Only keys that decide the result count; how a run is carried out may change on a resume.
     """
-    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    stored = read_yaml(folder / "config.yaml")
     return _changed_keys(stored, _as_stored(config, manifest))
 
 
@@ -234,7 +234,7 @@ def read_run_folder(folder: Path) -> RunConfig:
             f"{file}: no run here; expected one trained with this run.name and workspace= "
             f"(launch/train.py)"
         )
-    stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    stored = read_yaml(file)
     return read_run_config({name: stored.get(name) for name in SECTIONS})
 
 

@@ -94,8 +94,8 @@ def test_every_suggestion_is_a_plan_that_fits():
     assert set(found) == {
         "model.half_tables=[user_id]",
         "model.embedding_dim=32",
-        "+rows.user_id=42000000",
-        "+plan.kernels.user_id=fused_uvm_caching +plan.cache_load_factor.user_id=0.1",
+        "rows.user_id=42000000",
+        "plan.kernels.user_id=fused_uvm_caching plan.cache_load_factor.user_id=0.1",
         "cluster.hosts=2",
     }
     assert all("fits custom" in suggestion.verdict for suggestion in found.values())
