@@ -67,14 +67,20 @@ class SplitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySpec:
-    """The users' earlier positives, stored once per user in history/{values,offsets}.npy."""
+    """The users' earlier positives, stored once per user in {values,offsets}.npy of a folder."""
 
     max_length: int
     """Most recent positives a row may see (feature `history`)."""
     recent_length: int
     """Most recent positives of the short-term interest (feature `history_recent`)."""
     scope: str
-    """`train`: training positives only; `past`: every positive, in time order."""
+    """`train`: training positives only; `past`: those of the row's split and earlier ones too."""
+    is_by_split: bool = False
+    """Whether each split reads sequences of its own: `past` where splits do not follow in time."""
+
+    def folder(self, split: str) -> str:
+        """Return the folder below `prepared/` of the sequences that rows of a split read."""
+        return f"history/{split}" if self.is_by_split else "history"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,8 @@ def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int,
     users, items = users[keep], items[keep].astype(np.int64)
     order = np.argsort(users, kind="stable")
     users, items = users[order], items[order]
+    if not users.size:
+        return {}
     found, starts = np.unique(users, return_index=True)
     parts = np.split(items, starts[1:])
     return {int(user): np.unique(part) for user, part in zip(found, parts, strict=True)}

@@ -128,6 +128,13 @@ class Dataset:
             self._arrays[name] = array
         return self._arrays[name]
 
+    def histories(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sequences that the split's rows read end to end, and where each user's begins."""
+        history = self.manifest.history
+        assert history is not None, "asked for only where there is a history"
+        folder, num_offsets = history.folder(self.split), self.manifest.num_user_rows + 1
+        return self.array(f"{folder}/values"), self.array(f"{folder}/offsets", num_offsets)
+
     def train_count(self) -> np.ndarray | None:
         """Return training interactions by item row [num_item_rows]; None where there are no items.
 
@@ -342,11 +349,11 @@ class Loader:
             spec = dataset.manifest.history
             assert spec is not None, "a history feature comes with a history"
             longest = spec.max_length if feature.name == "history" else spec.recent_length
-            num_offsets = dataset.manifest.num_user_rows + 1
-            starts = np.asarray(dataset.array("history/offsets", num_offsets)[users])
+            sequences, offsets = dataset.histories()
+            starts = np.asarray(offsets[users])
             # A batch of padding alone has no column, and sees no past.
             ends = starts + columns.get("history_end", 0)
-            return jagged(dataset.array("history/values"), np.maximum(starts, ends - longest), ends)
+            return jagged(sequences, np.maximum(starts, ends - longest), ends)
         keys = users if feature.source == "user" else items
         if feature.name == f"{feature.source}_id":
             return keys, ones

@@ -5,7 +5,7 @@ Drawn in SQL, so that a log of any length fits; called by prepare after the spli
 
 import duckdb
 
-from recsys.data.recipe import NegativesRecipe
+from recsys.data.recipe import SPLITS, NegativesRecipe
 
 _ROUNDS = 30
 
@@ -15,41 +15,74 @@ def draw_negatives(
 ) -> int:
     """Append drawn rows (label 0, row ids from `rows_in` on) to `placed`; return how many.
 
-    For every positive, `per_positive` different items, uniform over the catalogue or in proportion to
-    an item's training positives, redrawn while the user interacted with the item in any split. A user
-    who knows nearly every item may get fewer. Everything else of a drawn row is its positive's, the
-    context too: a context that only positives have would give the label away.
+    For every positive, `per_positive` different items that the user has no positive of in the
+    positive's split or an earlier one. What is made for a split knows that split and earlier ones,
+    never a later one: if training negatives avoided the positives of the test split, never to have
+    been a training negative would give these away. So a training negative may turn out to be a
+    positive later.
+
+    - `uniform`: every item of the catalogue, and of the log up to this split, is drawn equally often.
+    - `popularity`: in proportion to an item's positives in this split, so that the popularity of
+      training does not tell a split's positives from its negatives.
+
+    Items are told apart by id: those that share the unknown row 0 are drawn too, else row 0 would be
+    positive always. A user who knows nearly every item may get fewer. Everything else of a drawn row
+    is its positive's, the time and the context too: a context that only positives have would give the
+    label away. A positive that repeats one of an earlier split has no negatives of its kind: there the
+    user's history tells the label, and rightly.
     """
+    connection.execute(
+        "CREATE TEMP TABLE drawn (row_id BIGINT, user_id VARCHAR, k BIGINT, item_id VARCHAR, "
+        "item_row INTEGER)"
+    )
+    for split in range(len(SPLITS)):
+        _draw_for(connection, recipe, split)
+    connection.execute(
+        f"INSERT INTO placed SELECT p.* REPLACE ("
+        f"{rows_in} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS row_id, "
+        f"CAST(0 AS UTINYINT) AS label, d.item_id AS item_id, d.item_row AS item_row) "
+        f"FROM drawn d JOIN placed p ON p.row_id = d.row_id"
+    )
+    (count,) = connection.execute("SELECT count(*) FROM drawn").fetchall()[0]
+    connection.execute("DROP TABLE drawn")
+    return count
+
+
+def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, split: int) -> None:
+    """Add to `drawn` the negatives of one split; `placed` holds positives alone."""
     if recipe.strategy == "uniform":
-        pool = "SELECT row - 1 AS place, row AS item_row FROM item_vocab"
+        pool = (
+            "SELECT row_number() OVER (ORDER BY item_row, item_id) - 1 AS place, item_id, item_row "
+            "FROM (SELECT id AS item_id, row AS item_row FROM item_vocab "
+            f"UNION SELECT item_id, item_row FROM placed WHERE split <= {split})"
+        )
     else:
         pool = (
-            "SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_row FROM placed "
-            "WHERE split = 0 AND item_row > 0"
+            "SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
+            f"FROM placed WHERE split = {split}"
         )
     connection.execute(f"CREATE TEMP TABLE pool AS {pool}")
     (size,) = connection.execute("SELECT count(*) FROM pool").fetchall()[0]
     connection.execute(
-        "CREATE TEMP TABLE known AS SELECT DISTINCT user_row, user_id, item_row FROM placed"
+        f"CREATE TEMP TABLE known AS SELECT DISTINCT user_id, item_id FROM placed "
+        f"WHERE split <= {split}"
     )
     connection.execute(
-        f"CREATE TEMP TABLE wanted AS SELECT row_id, user_row, user_id, k FROM placed, "
-        f"range({recipe.per_positive}) AS r(k) WHERE label = 1"
-    )
-    connection.execute(
-        "CREATE TEMP TABLE drawn (row_id BIGINT, user_id VARCHAR, k BIGINT, item_row INTEGER)"
+        f"CREATE TEMP TABLE wanted AS SELECT row_id, user_id, k FROM placed, "
+        f"range({recipe.per_positive}) AS r(k) WHERE split = {split}"
     )
     for attempt in range(_ROUNDS):
         key = f"concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k)"
         # One item once per positive; what collides with a known or drawn item waits for the next
         # round.
         connection.execute(
-            f"INSERT INTO drawn SELECT row_id, user_id, min(k), item_row FROM (SELECT w.row_id, "
-            f"w.user_id, w.k, p.item_row FROM wanted w "
+            f"INSERT INTO drawn SELECT row_id, user_id, min(k), item_id, item_row FROM ("
+            f"SELECT w.row_id, w.user_id, w.k, p.item_id, p.item_row FROM wanted w "
             f"JOIN pool p ON p.place = md5_number_lower({key}) % {size}) c "
             f"WHERE NOT EXISTS (SELECT 1 FROM known n WHERE n.user_id = c.user_id AND "
-            f"n.item_row = c.item_row) AND NOT EXISTS (SELECT 1 FROM drawn d WHERE "
-            f"d.row_id = c.row_id AND d.item_row = c.item_row) GROUP BY row_id, user_id, item_row"
+            f"n.item_id = c.item_id) AND NOT EXISTS (SELECT 1 FROM drawn d WHERE "
+            f"d.row_id = c.row_id AND d.item_id = c.item_id) GROUP BY row_id, user_id, item_id, "
+            f"item_row"
         )
         connection.execute(
             "DELETE FROM wanted w WHERE EXISTS "
@@ -58,13 +91,5 @@ def draw_negatives(
         (left,) = connection.execute("SELECT count(*) FROM wanted").fetchall()[0]
         if not left:
             break
-    connection.execute(
-        f"INSERT INTO placed SELECT p.* REPLACE ("
-        f"{rows_in} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS row_id, "
-        f"CAST(0 AS UTINYINT) AS label, d.item_row AS item_row) "
-        f"FROM drawn d JOIN placed p ON p.row_id = d.row_id"
-    )
-    (count,) = connection.execute("SELECT count(*) FROM drawn").fetchall()[0]
-    for table in ("pool", "known", "wanted", "drawn"):
+    for table in ("pool", "known", "wanted"):
         connection.execute(f"DROP TABLE {table}")
-    return count

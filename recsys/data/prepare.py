@@ -31,7 +31,12 @@ from recsys.data.checks import (
     look_for_pictures,
     note_ids_written_two_ways,
 )
-from recsys.data.history import history_end_sql, stored_sql
+from recsys.data.history import (
+    are_stored_by_split,
+    history_end_sql,
+    stand_in_time_sql,
+    stored_sql,
+)
 from recsys.data.negatives import draw_negatives
 from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
@@ -533,9 +538,11 @@ class Preparation:
                 ids = f"SELECT {side}_id AS id {train}"
                 build_vocabulary(self.connection, f"{side}_vocab", ids, minimum)
         features = "".join(f", log.{quoted(name)}" for name in log.features)
+        ids = "log.user_id, log.item_id" if log.negatives else "log.user_id"
+        ts = "ts" if log.timestamp else stand_in_time_sql(self.recipe.split.seed)
         self.connection.execute(
-            f"CREATE TABLE placed AS SELECT log.row_id, label, log.user_id, "
-            f"coalesce(u.row, 0) AS user_row, coalesce(i.row, 0) AS item_row, ts, split{features} "
+            f"CREATE TABLE placed AS SELECT log.row_id, label, {ids}, coalesce(u.row, 0) AS "
+            f"user_row, coalesce(i.row, 0) AS item_row, {ts} AS ts, split{features} "
             f"FROM log JOIN splits USING (row_id) "
             f"LEFT JOIN user_vocab u ON log.user_id = u.id "
             f"LEFT JOIN item_vocab i ON log.item_id = i.id"
@@ -721,6 +728,7 @@ class Preparation:
             max_length=history.max_length,
             recent_length=history.recent_length,
             scope=history.scope,
+            is_by_split=are_stored_by_split(history.scope, self.recipe.split.strategy),
         )
 
     def write_history(self, num_users: int) -> int:
@@ -733,17 +741,23 @@ class Preparation:
             FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
             for name in names
         ]
-        has_time = self.recipe.interactions.timestamp is not None
-        seed = self.recipe.split.seed
-        ends = history_end_sql(history.scope, has_time, seed)
-        self.connection.execute(f"CREATE TABLE ends AS {ends}")
-        stored = stored_sql(history.scope, has_time, seed)
-        folder = self.folder / "history"
-        folder.mkdir()
+        strategy = self.recipe.split.strategy
+        self.connection.execute(f"CREATE TABLE ends AS {history_end_sql(history.scope, strategy)}")
+        sequences = {
+            history.folder(name): stored_sql(history.scope, strategy, name) for name in SPLITS
+        }
+        return max(
+            self.write_sequences(stored, folder, num_users) for folder, stored in sequences.items()
+        )
+
+    def write_sequences(self, stored: str, folder: str, num_users: int) -> int:
+        """Write SQL of (user_row, item_row) as values and offsets by user; return the values."""
+        path = self.folder / folder
+        path.mkdir(parents=True)
         lengths = np.zeros(num_users + 1, dtype=np.int64)
         (total,) = self.one(f"SELECT count(*) FROM ({stored})")
         values = np.lib.format.open_memmap(
-            folder / "values.npy", mode="w+", dtype=np.int32, shape=(total,)
+            path / "values.npy", mode="w+", dtype=np.int32, shape=(total,)
         )
         start = 0
         for batch in arrow_batches(self.connection, stored):
@@ -754,7 +768,7 @@ class Preparation:
         values.flush()
         offsets = np.zeros(num_users + 2, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        np.save(folder / "offsets.npy", offsets)
+        np.save(path / "offsets.npy", offsets)
         return total
 
     def write_interactions(self) -> dict[str, SplitSpec]:

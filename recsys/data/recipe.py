@@ -59,9 +59,10 @@ class NegativesRecipe:
     """Negatives drawn for a log of positives only."""
 
     strategy: str = "uniform"
-    """`uniform` over items, or `popularity`: in proportion to an item's positives."""
+    """`uniform` over items, or `popularity`: in proportion to an item's positives of the split."""
     per_positive: int = 4
-    """Negatives drawn for each positive; never an item the user interacted with."""
+    """Negatives drawn for each positive; never an item the user interacted with in the positive's
+    split or an earlier one."""
     seed: int = 0
     """Of the draw."""
 

@@ -6,7 +6,7 @@ from recsys.data.recipe import SplitRecipe
 
 
 def order_hash(seed: int, key: str = "row_id") -> str:
-    """SQL of a seeded 64-bit number per row: the random order of rows and the random split."""
+    """SQL of a seeded 64-bit number per key: the order of rows, the random split, ties."""
     return f"md5_number_lower(concat('{seed}:', {key}))"
 
 
@@ -15,8 +15,9 @@ def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str
 
     - `time`: rows up to the 80 % quantile of time train, up to 90 % validate, later test; rows of one
       second stay together.
-    - `per_user_time`: each user's first 80 % by time (ties by item id, numbers before texts) train,
-      and so on, rounded down.
+    - `per_user_time`: each user's first 80 % by time train, and so on, rounded down. A bound that
+      falls into rows of one second cuts these by a seeded hash of user and item: by item id, a low
+      id would mean train and a high one test.
     - `random`: by a seeded hash of the row number.
     """
     first, second = recipe.fractions[0], recipe.fractions[0] + recipe.fractions[1]
@@ -33,10 +34,9 @@ def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str
             f"AS split FROM log"
         )
     if recipe.strategy == "per_user_time":
-        place = (
-            "row_number() OVER (PARTITION BY user_id ORDER BY ts, try_cast(item_id AS BIGINT) "
-            "NULLS LAST, item_id, row_id)"
-        )
+        # A newline keeps apart what two ids together would spell.
+        luck = order_hash(recipe.seed, "user_id, chr(10), item_id")
+        place = f"row_number() OVER (PARTITION BY user_id ORDER BY ts, {luck}, row_id)"
         return (
             f"SELECT row_id, CASE WHEN place <= floor({first} * n + 1e-9) THEN 0 "
             f"WHEN place <= floor({second} * n + 1e-9) THEN 1 ELSE 2 END AS split FROM "

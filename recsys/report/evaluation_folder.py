@@ -119,9 +119,9 @@ class Evaluation:
 
     def history(self, user: int, end: int) -> NDArray[np.int64]:
         """Return the items a user liked, latest last, as far as `end` reaches."""
-        offsets = self.dataset.array("history/offsets", self.manifest.num_user_rows + 1)
+        values, offsets = self.dataset.histories()
         start = int(offsets[user])
-        return np.asarray(self.dataset.array("history/values")[start : start + end], np.int64)
+        return np.asarray(values[start : start + end], np.int64)
 
     def take_shuffled(
         self, whole: Predictions | None, shuffled: Mapping[tuple[str, str], Predictions]

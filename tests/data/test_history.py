@@ -1,12 +1,27 @@
-"""Histories: nothing of a row's own time or later, nothing of valid or test in scope train."""
+"""Histories: positives strictly before a row, and none of a later split, under every split strategy."""
+
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from recsys.data.candidates import RankingConfig, draw_candidates
+from recsys.data.dataset import Dataset
 from tests.data.small_log import prepared, recipe, write_source
-from tests.reference.history import visible_positives
+from tests.reference.history import SPLITS, visible_positives
+
+TIMED = [(s, True) for s in ("time", "per_user_time", "random", "given")]
+RULES = [
+    *((strategy, has_time, scope) for strategy, has_time in TIMED for scope in ("train", "past")),
+    *((strategy, False, "train") for strategy in ("random", "given")),
+]
+"""(split.strategy, whether the log has times, history.scope) of every rule there is."""
+HEADER = "user_id,item_id,time,rating\n"
 
 
 def all_rows(workspace, manifest):
@@ -26,47 +41,113 @@ def all_rows(workspace, manifest):
     return rows
 
 
-def seen(workspace, row):
-    folder = workspace / "prepared" / "history"
+def seen(workspace, manifest, row):
+    folder = workspace / "prepared" / manifest.history.folder(row["split"])
     offsets, values = np.load(folder / "offsets.npy"), np.load(folder / "values.npy")
     start = offsets[row["user"]]
+    assert start + row["end"] <= offsets[row["user"] + 1]
     return values[start : start + row["end"]].tolist()
 
 
-def random_log(rng, num_rows):
-    lines = ["user_id,item_id,time,rating"]
-    for _ in range(num_rows):
-        user, item = rng.integers(6), 10 * rng.integers(1, 5)
-        lines.append(f"u{user},{item},{rng.integers(40)},{rng.integers(1, 6)}")
-    return "\n".join(lines) + "\n"
-
-
-@pytest.mark.parametrize("scope", ["train", "past"])
-@pytest.mark.parametrize("strategy", ["per_user_time", "time", "random"])
-def test_history_equals_the_slow_reference(tmp_path, rng, scope, strategy):
+def prepared_log(folder, log, strategy, has_time, scope, **changes):
+    """Prepare (user, item, second, rating) lines; `given` deals them to the files in turn."""
+    lines = [f"u{user},{10 * item},{second},{rating}\n" for user, item, second, rating in log]
+    source = write_source(folder / "raw", interactions=HEADER + "".join(lines))
+    if strategy == "given":
+        for index, name in enumerate(SPLITS):
+            own = [line for at, line in enumerate(lines) if (0, 0, 0, 1, 2)[at % 5] == index]
+            (source / f"{name}.csv").write_text(HEADER + "".join(own))
+        changes["interactions__files"] = {name: f"{name}.csv" for name in SPLITS}
+    if not has_time:
+        changes["interactions__timestamp"] = None
     made = recipe(
-        write_source(tmp_path / "raw", interactions=random_log(rng, 300)),
+        source,
         split={"strategy": strategy, "fractions": [0.6, 0.2, 0.2]},
         history={"max_length": 50, "recent_length": 5, "scope": scope},
+        **changes,
     )
-    manifest, workspace = prepared(tmp_path, made)
+    return prepared(folder, made)
+
+
+def check_histories(manifest, workspace, scope):
+    """Hold every row to the slow reference, and every ranked user to a history without answers."""
     rows = all_rows(workspace, manifest)
-    assert len(rows) == 300
     for row in rows:
-        assert seen(workspace, row) == visible_positives(rows, row, scope), row
+        assert seen(workspace, manifest, row) == visible_positives(rows, row, scope), row
+    for split in SPLITS:
+        features = ["user_id", "item_id", "history"]
+        dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
+        drawn = draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0))
+        if drawn is None:
+            continue
+        table = dataset.read(0, dataset.num_rows)
+        values, offsets = dataset.histories()
+        for user in np.unique(drawn.user_row_N):
+            pairs = drawn.user_row_N == user
+            (template,) = np.unique(drawn.template_N[pairs])
+            start, end = offsets[user], table.column("history_end")[int(template)].as_py()
+            assert not set(drawn.item_row_N[pairs]) & set(values[start : start + end])
 
 
-def test_without_time_a_training_row_never_sees_itself(tmp_path, rng):
-    made = recipe(
-        write_source(tmp_path / "raw", interactions=random_log(rng, 200)),
-        interactions__timestamp=None,
-        split={"strategy": "random", "fractions": [0.6, 0.2, 0.2]},
+@pytest.mark.parametrize(("strategy", "has_time", "scope"), RULES)
+def test_history_equals_the_slow_reference(tmp_path, rng, strategy, has_time, scope):
+    log = [
+        (rng.integers(6), rng.integers(1, 5), rng.integers(40), rng.integers(1, 6))
+        for _ in range(200)
+    ]
+    manifest, workspace = prepared_log(tmp_path, log, strategy, has_time, scope)
+    assert sum(spec.num_rows for spec in manifest.splits.values()) == 200
+    check_histories(manifest, workspace, scope)
+
+
+LINES = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(0, 6), st.sampled_from([1, 5, 5])),
+    min_size=10,
+    max_size=40,
+)
+
+
+def check_any_log(log, rule):
+    """Ties of many rows, users with one row, items liked again."""
+    strategy, has_time, scope = rule
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            manifest, workspace = prepared_log(Path(folder), log, strategy, has_time, scope)
+        except ValueError as error:
+            assume("is empty with split.strategy" not in str(error))
+            raise
+        check_histories(manifest, workspace, scope)
+
+
+@settings(max_examples=8)
+@given(LINES, st.sampled_from(RULES))
+def test_any_log_under_any_rule_has_the_histories_of_the_slow_reference(log, rule):
+    check_any_log(log, rule)
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(LINES, st.sampled_from(RULES))
+def test_many_logs_under_any_rule_have_the_histories_of_the_slow_reference(log, rule):
+    check_any_log(log, rule)
+
+
+@pytest.mark.parametrize("has_time", [True, False])
+def test_drawn_negative_sees_what_its_positive_sees(tmp_path, has_time):
+    pairs = [(user, item) for user in range(6) for item in range(1 + user, 5 + user)]
+    log = [(user, item, (7 * user + 3 * item) % 11, 5) for user, item in pairs]
+    manifest, workspace = prepared_log(
+        tmp_path,
+        log,
+        "random",
+        has_time,
+        "train",
+        items=None,
+        interactions__label=None,
+        interactions__negatives={"per_positive": 1},
     )
-    manifest, workspace = prepared(tmp_path, made)
-    rows = all_rows(workspace, manifest)
-    for user in {r["user"] for r in rows if r["user"]}:
-        positives = [r for r in rows if r["user"] == user and r["label"] and r["split"] == "train"]
-        # The k-th positive in the seeded order sees exactly the k - 1 before it.
-        assert sorted(r["end"] for r in positives) == list(range(len(positives)))
-        held_out = [r for r in rows if r["user"] == user and r["split"] != "train"]
-        assert all(r["end"] == len(positives) for r in held_out)
+    ends = {0: [], 1: []}
+    for row in all_rows(workspace, manifest):
+        if row["split"] != "test":
+            ends[row["label"]].append((row["split"], row["user"], row["end"]))
+    assert sorted(ends[0]) == sorted(ends[1])

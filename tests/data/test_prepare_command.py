@@ -129,8 +129,7 @@ def test_real_histories_hold_training_positives_strictly_before_the_row(movielen
     times = {user: np.sort(part["timestamp"]) for user, part in stored.groupby("user_row")}
     for user, part in rows.groupby("user_row"):
         seen = times.get(user, np.zeros(0))
-        past = np.searchsorted(seen, part["timestamp"], side="left")
-        expected = np.where(part["split"] == "train", past, len(seen))
+        expected = np.searchsorted(seen, part["timestamp"], side="left")
         assert (part["history_end"].to_numpy() == expected).all(), user
 
 

@@ -1,5 +1,6 @@
 """Splits against slow versions, and the promises each strategy makes."""
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +42,22 @@ def test_per_user_time_equals_the_slow_reference(tmp_path, rng):
     found, _ = split_of_rows(tmp_path, log, strategy="per_user_time", fractions=list(FRACTIONS))
     # Rows of one user, time and item are interchangeable up to file order, which both keep.
     assert found.equals(split_by_each_users_time(log, FRACTIONS))
+
+
+def test_ties_that_a_bound_cuts_tell_nothing_of_the_item(tmp_path, rng):
+    """Users with all rows in one second: an item is as often in train as any other."""
+    users, items = np.meshgrid(np.arange(200), np.arange(10), indexing="ij")
+    log = pd.DataFrame({
+        "user_id": [f"u{user}" for user in users.ravel()],
+        "item_id": 10 * (1 + items.ravel() % 5),
+        "time": 7,
+        "rating": 5,
+    })
+    found, _ = split_of_rows(tmp_path, log, strategy="per_user_time", fractions=list(FRACTIONS))
+    assert found.value_counts().to_dict() == {"train": 1200, "valid": 400, "test": 400}
+    shares = (found == "train").groupby(log["item_id"]).mean()
+    # 400 rows an item: two standard deviations are 0.05.
+    assert shares.between(0.6 - 0.1, 0.6 + 0.1).all(), shares
 
 
 def test_time_equals_the_slow_reference_and_keeps_a_second_together(tmp_path, rng):

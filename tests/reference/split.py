@@ -1,15 +1,27 @@
 """Splits the slow way: users one by one, rows sorted by hand."""
 
+import hashlib
 import math
 
 import pandas as pd
 
 
-def split_by_each_users_time(log: pd.DataFrame, fractions: tuple[float, float, float]) -> pd.Series:
-    """Name the split of every row; `log` has user_id, item_id (int), time, in file order."""
+def split_by_each_users_time(
+    log: pd.DataFrame, fractions: tuple[float, float, float], seed: int = 0
+) -> pd.Series:
+    """Name the split of every row; `log` has user_id, item_id, time, in file order.
+
+    Rows of one user and second are in the order of the md5 of seed, user and item.
+    """
+
+    def luck(user: object, item: object) -> int:
+        digest = hashlib.md5(f"{seed}:{user}\n{item}".encode()).digest()
+        return int.from_bytes(digest[8:], "little")
+
+    log = log.assign(luck=[luck(*ids) for ids in zip(log["user_id"], log["item_id"], strict=True)])
     split = pd.Series("", index=log.index)
     for _, rows in log.groupby("user_id"):
-        ordered = rows.sort_values(["time", "item_id"], kind="stable").index
+        ordered = rows.sort_values(["time", "luck"], kind="stable").index
         num_train = math.floor(round(fractions[0] * len(ordered), 9))
         num_seen = math.floor(round((fractions[0] + fractions[1]) * len(ordered), 9))
         split[ordered[:num_train]] = "train"
