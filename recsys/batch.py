@@ -21,8 +21,9 @@ class Batch(Pipelineable):
         user_id    [7]       [7]       [12]
         tags       [1, 4]    []        [2, 4, 9]
 
-    The last batch of a pass is padded to full size with rows of weight 0 and all-empty lists, so
-    that every rank takes the same number of equally shaped steps.
+    Where a global batch is not divided by the ranks, and at the end of a pass, a batch is padded at
+    its end to full size with rows of weight 0 and no ids, so that every rank takes the same number of
+    equally shaped steps.
     """
 
     sparse: KeyedJaggedTensor

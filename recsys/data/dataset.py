@@ -7,11 +7,11 @@ from memory-mapped arrays by index arithmetic. Shapes: B rows of this rank's bat
 
 import functools
 import itertools
-import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -173,13 +173,18 @@ def read_columns(
 
 
 class Loader:
-    """This rank's share of the global batches of a split.
+    """This rank's part of the global batches of a split.
 
-    The split's N rows are cut into L lanes, lane l holding rows [l N / L, (l+1) N / L); the parquet
-    is in random order, so a lane is a random sample. L is the least common multiple of `num_lanes`
-    and the number of ranks; each rank reads the lanes it owns and nothing else. Global batch k is the
-    k-th slice of global_batch_size / L rows of every lane, whatever the number of ranks. A pass takes
-    as many steps as the longest lane needs; lanes that run out are padded with rows of weight 0.
+    The split's N rows are cut into `num_lanes` lanes; the parquet is in random order, so a lane is a
+    random sample. Global batch k is the k-th slice of every lane, one after the other, and rank r of W
+    takes positions [r G / W, (r+1) G / W) of its G: its rows depend on the data, the seed, the epoch, G
+    and the lanes, never on the ranks. A rank reads the lanes that its positions touch.
+
+        G = 10 in 3 lanes, rank          0         1         2        3
+        lane, place in its slice     0.0 0.1 | 0.2 1.0 1.1 | 1.2 2.0 | 2.1 2.2 2.3
+
+    Every rank's batch has ceil(G / W) rows: what its positions do not fill, or a lane that has run out
+    leaves open, is padding of weight 0 at its end. A pass takes as many steps as the longest lane needs.
     """
 
     def __init__(
@@ -205,12 +210,9 @@ class Loader:
                 it computes.
             num_readers: threads that read the lanes' next blocks while these are handed out; twice
                 the memory. 0: a block is read when its first row is due.
-
-        Raises:
-            ValueError: global_batch_size is not a multiple of the number of lanes.
         """
         self.dataset = dataset
-        self.rank = rank
+        self.global_batch_size = global_batch_size
         self.world_size = world_size
         self.shuffle = shuffle
         self.seed = seed
@@ -221,19 +223,31 @@ class Loader:
             f.name for f in dataset.features if f.source == "interaction" and not f.is_list
         ]
         """Features whose id, exactly one, stands in the row itself."""
-        lanes = math.lcm(num_lanes, world_size)
-        if global_batch_size % lanes:
-            raise ValueError(
-                f"train.global_batch_size={global_batch_size}: expected a multiple of {lanes} "
-                f"(least common multiple of train.num_lanes={num_lanes} and {world_size} ranks)"
+        self.batch_size = -(-global_batch_size // world_size)
+        """Rows of every batch of every rank, padding included."""
+        positions = [lane * global_batch_size // num_lanes for lane in range(num_lanes + 1)]
+        self.lanes = [
+            _LaneRange(
+                lane=lane,
+                # As long as its slice is wide, so that all lanes end together.
+                start=low * dataset.num_rows // global_batch_size,
+                stop=high * dataset.num_rows // global_batch_size,
+                width=high - low,
             )
-        self.lane_rows = global_batch_size // lanes
-        bounds = [lane * dataset.num_rows // lanes for lane in range(lanes + 1)]
-        self.lane_ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
-        longest = max(stop - start for start, stop in self.lane_ranges)
-        self.steps_per_epoch = -(-longest // self.lane_rows)
-        share = lanes // world_size
-        self.own_lanes = range(rank * share, (rank + 1) * share)
+            for lane, (low, high) in enumerate(itertools.pairwise(positions))
+            if high > low
+        ]
+        self.steps_per_epoch = max(-(-(r.stop - r.start) // r.width) for r in self.lanes)
+        first = rank * global_batch_size // world_size
+        last = (rank + 1) * global_batch_size // world_size
+        self.own: list[tuple[_LaneRange, int, int]] = []
+        """Lanes this rank reads, each with the part of its slice that is this rank's."""
+        for lane_range in self.lanes:
+            position = positions[lane_range.lane]
+            low = max(0, first - position)
+            high = min(lane_range.width, last - position)
+            if low < high:
+                self.own.append((lane_range, low, high))
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of a pass from `start_step` on; earlier blocks are not read."""
@@ -253,21 +267,22 @@ class Loader:
         lanes = [
             _Lane(
                 self.dataset,
-                *self.lane_ranges[lane],
-                self._rng(epoch, lane),
+                lane_range,
+                self._rng(epoch, lane_range.lane),
+                low=low,
+                high=high,
                 scalar_features=self.scalar_features,
                 readers=readers,
             )
-            for lane in self.own_lanes
+            for lane_range, low, high in self.own
         ]
         if readers is not None:
             for lane in lanes:
-                lane.read_ahead(start_step * self.lane_rows)
+                lane.read_ahead(start_step)
         for step in range(start_step, self.steps_per_epoch):
-            low, high = step * self.lane_rows, (step + 1) * self.lane_rows
-            parts = [part for lane in lanes for part in lane.take(low, high)]
+            parts = [part for lane in lanes for part in lane.take(step)]
             global_rows = sum(
-                max(0, min(high, stop - start) - low) for start, stop in self.lane_ranges
+                max(0, min(r.width, r.stop - r.start - step * r.width)) for r in self.lanes
             )
             batch = self._batch(parts, global_rows)
             yield batch.pin_memory() if self.pin_memory else batch
@@ -276,51 +291,56 @@ class Loader:
         return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None
 
     def _batch(self, parts: "list[_Part]", global_rows: int) -> Batch:
-        size = self.lane_rows * len(self.own_lanes)
         num_real = sum(stop - start for _, start, stop in parts)
-        ids_FB = np.zeros((len(self.scalar_features), size), dtype=np.int64)
+        ids_FN = np.zeros((len(self.scalar_features), num_real), dtype=np.int64)
         columns: dict[str, np.ndarray] = {}
         at = 0
         for block, start, stop in parts:
             upto = at + stop - start
-            ids_FB[:, at:upto] = block.ids_FN[:, start:stop]
+            ids_FN[:, at:upto] = block.ids_FN[:, start:stop]
             for name, column in block.columns.items():
                 if name not in columns:
-                    columns[name] = np.zeros(size, dtype=column.dtype)
+                    columns[name] = np.zeros(num_real, dtype=column.dtype)
                 columns[name][at:upto] = column[start:stop]
             at = upto
-        zeros = np.zeros(size, dtype=np.int64)
+        zeros = np.zeros(num_real, dtype=np.int64)
         users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
-        row_ids = columns.get("row_id", zeros).astype(np.int64)
-        row_ids[num_real:] = -1
-        if len(ids_FB) == len(self.dataset.features):
-            flat, lengths_flat = ids_FB.reshape(-1), np.ones(ids_FB.size, dtype=np.int32)
+        features = self.dataset.features
+        # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
+        lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
+        if len(ids_FN) == len(features):
+            lengths_FB[:, :num_real] = 1
+            flat = ids_FN.reshape(-1)
         else:
-            columns |= dict(zip(self.scalar_features, ids_FB, strict=True))
-            values, lengths = [], []
-            for feature in self.dataset.features:
-                feature_values, feature_lengths = self._gather(
-                    feature, parts, columns, users, items
-                )
+            columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
+            values = []
+            for number, feature in enumerate(features):
+                feature_values, lengths_N = self._gather(feature, parts, columns, users, items)
                 values.append(feature_values.astype(np.int64, copy=False))
-                lengths.append(feature_lengths.astype(np.int32, copy=False))
-            flat, lengths_flat = np.concatenate(values), np.concatenate(lengths)
+                lengths_FB[number, :num_real] = lengths_N
+            flat = np.concatenate(values)
         # Key-major: all rows of the first feature, then all rows of the second.
         sparse = KeyedJaggedTensor(
-            keys=[f.name for f in self.dataset.features],
+            keys=[f.name for f in features],
             values=torch.from_numpy(flat),
-            lengths=torch.from_numpy(lengths_flat),
+            lengths=torch.from_numpy(lengths_FB.reshape(-1)),
         )
         return Batch(
             sparse=sparse,
-            labels_B=torch.from_numpy(columns.get("label", zeros).astype(np.float32)),
-            weights_B=torch.from_numpy((np.arange(size) < num_real).astype(np.float32)),
-            row_id_B=torch.from_numpy(row_ids),
-            user_row_B=torch.from_numpy(users.astype(np.int64)),
-            item_row_B=torch.from_numpy(items.astype(np.int64)),
+            labels_B=self._padded(columns.get("label", zeros), np.float32),
+            weights_B=self._padded(np.ones(num_real), np.float32),
+            row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),
+            user_row_B=self._padded(users, np.int64),
+            item_row_B=self._padded(items, np.int64),
             global_rows=global_rows,
             num_ranks=self.world_size,
+            num_real=num_real,
         )
+
+    def _padded(self, values_N: np.ndarray, dtype: type[np.generic], fill: int = 0) -> torch.Tensor:
+        padded_B = np.full(self.batch_size, fill, dtype=dtype)
+        padded_B[: len(values_N)] = values_N
+        return torch.from_numpy(padded_B)
 
     def _gather(
         self,
@@ -351,7 +371,7 @@ class Loader:
             longest = spec.max_length if feature.name == "history" else spec.recent_length
             sequences, offsets = dataset.histories()
             starts = np.asarray(offsets[users])
-            # A batch of padding alone has no column, and sees no past.
+            # A batch of padding alone has no column.
             ends = starts + columns.get("history_end", 0)
             return jagged(sequences, np.maximum(starts, ends - longest), ends)
         keys = users if feature.source == "user" else items
@@ -371,14 +391,15 @@ class _Block:
     """Rows in memory, as a batch takes them: slices of arrays, no work for each column and row."""
 
     def __init__(self, rows: pa.Table, scalar_features: Sequence[str], order: np.ndarray | None):
-        """Args: order: the rows' new order; None: as they are."""
+        """Args: order: rows to keep, in this order; None: all as they are."""
 
         def ordered(name: str) -> np.ndarray:
             values = _as_array(rows.column(name).combine_chunks())
             return values if order is None else values.take(order)
 
         ids = [ordered(name) for name in scalar_features]
-        self.ids_FN = np.stack(ids) if ids else np.zeros((0, rows.num_rows), dtype=np.int64)
+        num_rows = rows.num_rows if order is None else len(order)
+        self.ids_FN = np.stack(ids) if ids else np.zeros((0, num_rows), dtype=np.int64)
         """Features with one id a row, in the order of `scalar_features`."""
         self.columns: dict[str, np.ndarray] = {}
         """The other columns with one value a row."""
@@ -395,36 +416,59 @@ _Part = tuple[_Block, int, int]
 """Rows [start, stop) of a block."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LaneRange:
+    """A lane: rows [start, stop) of the split, of which every global batch takes the next `width`."""
+
+    lane: int
+    start: int
+    stop: int
+    width: int
+
+
 class _Lane:
-    """A contiguous range of rows, handed out in blocks and, with `rng`, in shuffled order."""
+    """A lane's rows in blocks and, with `rng`, in shuffled order; of every slice the places [low, high).
+
+    Of a block only these places are kept: several ranks that share a lane each read it whole, and
+    together hold it once.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
-        start: int,
-        stop: int,
+        lane_range: _LaneRange,
         rng: np.random.Generator | None,
         *,
+        low: int,
+        high: int,
         scalar_features: Sequence[str],
         readers: ThreadPoolExecutor | None,
     ):
         self.dataset = dataset
+        self.width = lane_range.width
+        self.low = low
+        self.high = high
         self.scalar_features = scalar_features
         self.readers = readers
-        blocks = [(b, min(b + BLOCK_ROWS, stop)) for b in range(start, stop, BLOCK_ROWS)]
+        stop = lane_range.stop
+        blocks = [(b, min(b + BLOCK_ROWS, stop)) for b in range(lane_range.start, stop, BLOCK_ROWS)]
         order = np.arange(len(blocks)) if rng is None else rng.permutation(len(blocks))
         self.blocks = [blocks[i] for i in order]
         # A seed per block, so that skipping a block does not change the order of the next.
         self.seeds = [None if rng is None else int(rng.integers(1 << 62)) for _ in blocks]
-        self.positions = np.concatenate([[0], np.cumsum([b - a for a, b in self.blocks])])
+        self.begins = np.cumsum([0, *(b - a for a, b in self.blocks)])
+        """Where each block begins in the lane's order, and where the last one ends."""
+        # The same, counting kept rows alone.
+        slices, places = np.divmod(self.begins, self.width)
+        self.positions = slices * (high - low) + np.clip(places - low, 0, high - low)
         self.held: tuple[int, _Block] | None = None
         self.ahead: tuple[int, Future[_Block]] | None = None
 
-    def take(self, low: int, high: int) -> list[_Part]:
-        """Return rows [low, high) of the lane's order as parts of blocks; fewer at its end."""
+    def take(self, step: int) -> list[_Part]:
+        """Return the kept rows of a step's slice as parts of blocks; fewer at the lane's end."""
+        low, high = step * (self.high - self.low), (step + 1) * (self.high - self.low)
         parts = []
-        first = max(0, int(np.searchsorted(self.positions, low, side="right")) - 1)
-        for index in range(first, len(self.blocks)):
+        for index in range(self._holding(low), len(self.blocks)):
             begin, end = int(self.positions[index]), int(self.positions[index + 1])
             if begin >= high:
                 break
@@ -432,9 +476,12 @@ class _Lane:
                 parts.append((self._block(index), max(low, begin) - begin, min(high, end) - begin))
         return parts
 
-    def read_ahead(self, low: int) -> None:
-        """Begin to read the block that holds row `low` of the lane's order."""
-        self._begin(max(0, int(np.searchsorted(self.positions, low, side="right")) - 1))
+    def read_ahead(self, step: int) -> None:
+        """Begin to read the block that holds the first row of a step's slice."""
+        self._begin(self._holding(step * (self.high - self.low)))
+
+    def _holding(self, position: int) -> int:
+        return max(0, int(np.searchsorted(self.positions, position, side="right")) - 1)
 
     def _block(self, index: int) -> _Block:
         if self.held is None or self.held[0] != index:
@@ -454,6 +501,10 @@ class _Lane:
         rows = self.dataset.read(*self.blocks[index])
         seed = self.seeds[index]
         order = None if seed is None else np.random.default_rng(seed).permutation(rows.num_rows)
+        if self.high - self.low < self.width:
+            order = np.arange(rows.num_rows) if order is None else order
+            places = (self.begins[index] + np.arange(rows.num_rows)) % self.width
+            order = order[(places >= self.low) & (places < self.high)]
         return _Block(rows, self.scalar_features, order)
 
 

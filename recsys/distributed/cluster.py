@@ -86,22 +86,8 @@ class ClusterConfig:
         )
 
     def batch_size(self, global_batch_size: int) -> int:
-        """Return the rows of a step on one rank.
-
-        Raises:
-            ValueError: the ranks do not divide the global batch.
-        """
-        if self.batch_size_per_rank is not None:
-            return self.batch_size_per_rank
-        ranks = self.num_ranks
-        if global_batch_size % ranks:
-            below = max(1, global_batch_size // ranks) * ranks
-            raise ValueError(
-                f"train.global_batch_size={global_batch_size} is not divisible by the {ranks} ranks "
-                f"of cluster {self.name!r} ({self.hosts} hosts x {self.accelerators_per_host}); use "
-                f"{below} or {below + ranks}, or cluster.batch_size_per_rank"
-            )
-        return global_batch_size // ranks
+        """Return the rows of a step on one rank, padding included."""
+        return self.batch_size_per_rank or -(-global_batch_size // self.num_ranks)
 
 
 def check_cluster(cluster: ClusterConfig) -> None:

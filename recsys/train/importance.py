@@ -115,8 +115,7 @@ def score_shuffled(
     Whole steps of about `num_rows` rows; the rows of a split lie in random order. None, and nothing,
     on ranks other than 0 and where no rows are asked for.
     """
-    per_step = loader.lane_rows * len(loader.lane_ranges)
-    num_steps = -(-num_rows // per_step)
+    num_steps = -(-num_rows // loader.global_batch_size)
 
     def first() -> Iterator[Batch]:
         return itertools.islice(loader.batches(epoch=0), num_steps)

@@ -25,7 +25,7 @@ class TrainConfig:
     epochs: int = 10
     """Most passes over the training split."""
     global_batch_size: int = 1024
-    """Rows of one step over all ranks."""
+    """Rows of one step over all ranks: the same rows whatever their number."""
     pipeline: str = "auto"
     """`sparse_dist` (TorchRec's overlapped pipeline), `plain`, or `auto`: the first where there is a
     GPU or more than one rank, else the second."""
@@ -47,8 +47,8 @@ class TrainConfig:
     """Seconds from SIGTERM or SIGINT to the end of the process, saved or not; torchrun kills after
     its own --shutdown-timeout, 30."""
     num_lanes: int = 8
-    """Ranges the training split is cut into; the batches are the same for any number of ranks
-    that divides it."""
+    """Ranges the training split is cut into, of which every batch takes a slice. Ranks beyond this
+    number read a range together."""
     num_prefetch: int = 2
     """Batches prepared ahead by a background thread; 0: none."""
 

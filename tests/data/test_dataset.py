@@ -196,23 +196,40 @@ def test_every_example_equals_the_slow_reference(world, split, shuffle):
     assert found == expected
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 3, 4, 5, 24])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_comes_once_a_pass_over_all_ranks(world, world_size, shuffle):
-    ranks = rank_batches(world, world_size, shuffle=shuffle, global_batch_size=96)
+    ranks = rank_batches(world, world_size, shuffle=shuffle, global_batch_size=100)
     assert len({len(steps) for steps in ranks}) == 1, "ranks differ in their number of steps"
-    assert {len(b.labels_B) for steps in ranks for b in steps} == {96 // world_size}
+    size = {1: 100, 3: 34, 4: 25, 5: 20, 24: 5}[world_size]
+    assert {len(b.labels_B) for steps in ranks for b in steps} == {size}
     rows = [row for step in zip(*ranks, strict=True) for row in real_rows(step)]
     assert sorted(rows) == sorted(expected_examples(*world, "train", []))
 
 
-def test_the_global_batch_is_the_same_for_one_two_and_four_ranks(world):
-    by_world = [rank_batches(world, world_size) for world_size in (1, 2, 4)]
-    for one, two, four in zip(*(zip(*ranks, strict=True) for ranks in by_world), strict=True):
-        assert real_rows(one) == real_rows(two) == real_rows(four)
-        counts = {b.global_rows for b in (*one, *two, *four)}
-        assert counts == {len(real_rows(one))}
-        assert sum(b.mean_rows for b in four) == pytest.approx(len(real_rows(one)))
+@pytest.mark.parametrize("world_size", [2, 3, 4, 7, 8, 12, 70])
+def test_a_step_holds_the_same_examples_on_any_number_of_ranks(world, world_size):
+    """Several ranks a lane, lanes cut in the middle, and with 70 ranks some without any row."""
+    alone, ranks = rank_batches(world, 1), rank_batches(world, world_size)
+    for (one,), several in zip(zip(*alone, strict=True), zip(*ranks, strict=True), strict=True):
+        assert real_rows(several) == real_rows([one])
+        examples = {row: example for b in several for row, example in examples_of(b).items()}
+        assert examples == examples_of(one)
+        assert {b.global_rows for b in several} == {len(real_rows([one]))}
+        assert sum(b.mean_rows for b in several) == pytest.approx(len(real_rows([one])))
+
+
+def test_ranks_that_share_a_lane_hold_each_row_of_it_once(world, monkeypatch):
+    held = []
+    block = dataset_file._Block
+
+    def watched(rows, scalar_features, order):
+        held.append(rows.num_rows if order is None else len(order))
+        return block(rows, scalar_features, order)
+
+    monkeypatch.setattr(dataset_file, "_Block", watched)
+    rank_batches(world, 24)
+    assert sum(held) == world[1].splits["train"].num_rows
 
 
 def test_a_pass_is_the_same_again_and_another_for_each_epoch_and_seed(world):
@@ -254,20 +271,24 @@ def test_resuming_reads_only_the_blocks_it_needs(world, monkeypatch):
     assert sum(reads) <= 64 + 2 * 32
 
 
-def test_padding_has_weight_zero_and_empty_lists(world):
+def test_padding_has_weight_zero_and_no_ids(world):
     steps = list(loader(world).batches(0))
     (padded,) = [b for b in steps if (b.weights_B == 0).any()][-1:]
     pad = padded.weights_B == 0
     assert pad.any() and not pad.all()
+    assert not pad[: int((~pad).sum())].any(), "padding comes last"
     assert set(padded.row_id_B[pad].tolist()) == {-1}
     for tensor in (padded.labels_B, padded.user_row_B, padded.item_row_B):
         assert not tensor[pad].any()
-    specs = {f.name: f for f in world[1].features}
     for key in padded.sparse.keys():
-        part = padded.sparse[key]
-        assert set(part.lengths()[pad].tolist()) == {0 if specs[key].is_list else 1}
-        if not specs[key].is_list:
-            assert not part.values()[pad].any()
+        assert not padded.sparse[key].lengths()[pad].any()
+
+
+def test_padding_has_no_ids_where_every_feature_stands_in_the_row():
+    one = rows_loader(3, global_batch_size=4, num_lanes=1, shuffle=False)
+    (batch,) = one.batches(0)
+    assert batch.sparse["place"].lengths().tolist() == [1, 1, 1, 0]
+    assert batch.sparse["place"].values().tolist() == [1, 2, 3]
 
 
 def test_more_lanes_than_rows_still_gives_every_row_once(world):
@@ -307,13 +328,6 @@ def test_training_counts_are_those_of_the_train_split(world):
     data = Dataset(*world, split="test", features=["item_id"])
     items = [e["item"] for e in expected_examples(*world, "train", []).values()]
     assert data.train_count().tolist() == np.bincount(items, minlength=51).tolist()
-
-
-def test_batch_size_that_the_lanes_do_not_divide_is_refused(world):
-    with pytest.raises(
-        ValueError, match=r"global_batch_size=60: expected a multiple of 24 .* 3 ranks"
-    ):
-        loader(world, global_batch_size=60, world_size=3)
 
 
 def test_unknown_feature_is_refused_with_those_there_are(world):
@@ -441,38 +455,88 @@ class RowsInMemory:
         return pa.table({"row_id": rows, "label": rows % 2, "place": rows + 1})
 
 
-@given(
-    num_rows=st.integers(1, 400),
-    num_lanes=st.sampled_from([1, 2, 3, 8]),
-    world_size=st.integers(1, 6),
-    lane_rows=st.integers(1, 40),
-    shuffle=st.booleans(),
-)
-def test_any_layout_gives_every_row_once_in_equal_steps(
-    num_rows, num_lanes, world_size, lane_rows, shuffle
-):
-    lanes = int(np.lcm(num_lanes, world_size))
+def rows_loader(num_rows, **changes):
+    options = {
+        "global_batch_size": 1024,
+        "rank": 0,
+        "world_size": 1,
+        "num_lanes": 8,
+        "shuffle": True,
+        "seed": 1,
+        "num_prefetch": 0,
+    }
+    return Loader(RowsInMemory(num_rows), **{**options, **changes})
+
+
+def steps_of(num_rows, world_size, start_step=0, **changes):
+    """Real rows of every step from `start_step` on, and the rows of a batch, padding included."""
     loaders = [
-        Loader(
-            RowsInMemory(num_rows),
-            global_batch_size=lanes * lane_rows,
-            rank=rank,
-            world_size=world_size,
-            num_lanes=num_lanes,
-            shuffle=shuffle,
-            seed=1,
-            num_prefetch=0,
-        )
+        rows_loader(num_rows, rank=rank, world_size=world_size, **changes)
         for rank in range(world_size)
     ]
-    steps = list(zip(*(one.batches(0) for one in loaders), strict=True))
-    assert len(steps) == loaders[0].steps_per_epoch
-    rows = []
+    steps = list(zip(*(one.batches(0, start_step) for one in loaders), strict=True))
+    assert len(steps) == loaders[0].steps_per_epoch - start_step
     for step in steps:
-        assert {len(b.labels_B) for b in step} == {lanes * lane_rows // world_size}
         assert {b.global_rows for b in step} == {len(real_rows(step))}
-        rows += real_rows(step)
-    assert sorted(rows) == list(range(num_rows))
+    return [real_rows(step) for step in steps], {len(b.labels_B) for step in steps for b in step}
+
+
+def test_positions_of_a_step_are_dealt_to_the_ranks_in_order():
+    """20 rows in lanes of 6, 6 and 8; batches of 10 take 3, 3 and 4 of them."""
+    dealt = [
+        [
+            batch.row_id_B.tolist()
+            for batch in rows_loader(
+                20, global_batch_size=10, num_lanes=3, shuffle=False, rank=rank, world_size=4
+            ).batches(0)
+        ]
+        for rank in range(4)
+    ]
+    assert dealt == [
+        [[0, 1, -1], [3, 4, -1]],
+        [[2, 6, 7], [5, 9, 10]],
+        [[8, 12, -1], [11, 16, -1]],
+        [[13, 14, 15], [17, 18, 19]],
+    ]
+
+
+def test_any_number_of_ranks_and_any_resume_take_the_same_steps(monkeypatch):
+    """The default batch and lanes on 1 to 72 ranks; each goes on where another number stopped."""
+    monkeypatch.setattr(dataset_file, "BLOCK_ROWS", 128)
+    alone, _ = steps_of(2500, 1)
+    assert sorted(row for step in alone for row in step) == list(range(2500))
+    assert [len(step) for step in alone] == [1024, 1024, 452]
+    for world_size in range(1, 73):
+        found, sizes = steps_of(2500, world_size)
+        assert found == alone
+        assert sizes == {int(np.ceil(1024 / world_size))}
+        resumed, _ = steps_of(2500, 73 - world_size, start_step=1)
+        assert found[:1] + resumed == alone
+
+
+@given(
+    num_rows=st.integers(1, 400),
+    num_lanes=st.integers(1, 9),
+    world_size=st.integers(1, 20),
+    global_batch_size=st.integers(1, 90),
+    shuffle=st.booleans(),
+)
+def test_any_layout_gives_every_row_once_in_the_steps_of_one_rank(
+    num_rows, num_lanes, world_size, global_batch_size, shuffle
+):
+    options = {
+        "num_lanes": num_lanes,
+        "global_batch_size": global_batch_size,
+        "shuffle": shuffle,
+    }
+    alone, _ = steps_of(num_rows, 1, **options)
+    found, sizes = steps_of(num_rows, world_size, **options)
+    assert found == alone
+    assert sorted(row for step in found for row in step) == list(range(num_rows))
+    assert all(len(step) == global_batch_size for step in found[:-2])
+    assert sizes == {int(np.ceil(global_batch_size / world_size))}
+    last = len(alone) - 1
+    assert steps_of(num_rows, world_size, start_step=last, **options)[0] == alone[last:]
 
 
 FIRST_BATCH = """

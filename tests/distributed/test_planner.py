@@ -206,7 +206,6 @@ def test_bad_constraint_names_table_and_key(case):
 
 BAD_VALUES = {
     "width": ({"model": {"embedding_dim": 10}}, "model.embedding_dim=10 for table"),
-    "batch": ({"train": {"global_batch_size": 1023}}, "is not divisible by the 2 ranks"),
     "precision": ({"plan": {"forward_communication": "int4"}}, "plan.forward_communication='int4'"),
     "search": ({"plan": {"search": "deep"}}, "plan.search='deep': expected one of auto"),
     "partition": ({"plan": {"min_partition": 6}}, "plan.min_partition=6: expected a multiple of 4"),
@@ -226,6 +225,14 @@ def test_bad_value_is_a_clear_sentence(case):
     sections, sentence = BAD_VALUES[case]
     with pytest.raises(ValueError, match=sentence):
         planned(**sections).plan()
+
+
+def test_the_default_batch_is_planned_on_any_number_of_ranks():
+    """1,024 rows on 24 ranks are 42 or 43 a rank: all plan for 43, the last places left open."""
+    for num_ranks, rows in ((1, 1024), (3, 342), (24, 43), (72, 15)):
+        content = planned(ClusterConfig(hosts=1, accelerators_per_host=num_ranks)).plan()
+        assert content["batch_size_per_rank"] == rows
+        assert content["num_ranks"] == num_ranks
 
 
 def test_rows_are_checked_all_at_once():

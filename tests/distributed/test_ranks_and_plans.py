@@ -27,6 +27,20 @@ def test_one_and_two_ranks_agree_for_twenty_steps(optimizer):
     agree(run(1, "--optimizer", optimizer), run(2, "--optimizer", optimizer), 1e-5)
 
 
+def test_three_ranks_and_one_agree_on_a_batch_that_three_does_not_divide():
+    """10, 11 and 11 of 32 rows: the place that rank 0 leaves open must change nothing."""
+    options = ("--optimizer", "rowwise_adagrad", "--pipeline", "sparse_dist")
+    agree(run(1, "--optimizer", "rowwise_adagrad"), run(3, *options), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+def test_a_rank_without_any_row_trains_along(optimizer):
+    """Two rows on three ranks: one rank has none of them, and looks nothing up."""
+    options = ("--optimizer", optimizer, "--global-batch", "2")
+    agree(run(1, *options), run(3, *options), 1e-5)
+
+
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "data_parallel"])
 def test_every_plan_trains_alike(sharding):
     """Column-wise shards keep their own row-wise Adagrad state and train otherwise by design."""

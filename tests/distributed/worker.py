@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--replicate-bytes", type=int, default=0)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--load", type=Path)
+    parser.add_argument("--global-batch", type=int, default=GLOBAL_BATCH)
     args = parser.parse_args()
     env = start("cpu")
     tables = args.tables.split(",")
@@ -55,7 +56,7 @@ def main():
             "sharding": dict.fromkeys(tables, args.sharding) if args.sharding else {},
             "replicate_modality_bytes": args.replicate_bytes,
         },
-        "train": {"global_batch_size": GLOBAL_BATCH},
+        "train": {"global_batch_size": args.global_batch},
     })
     torch.manual_seed(env.rank)
     ranker, _, sharded = plan_and_shard(
@@ -65,11 +66,15 @@ def main():
     if args.load:
         state = load_checkpoint(args.load, sharded=sharded, env=env)
     features = batch_features(ranker)
-    share = GLOBAL_BATCH // env.world_size
-    rows = range(env.rank * share, (env.rank + 1) * share)
+    size = args.global_batch
+    rows = range(
+        env.rank * size // env.world_size,
+        (env.rank + 1) * size // env.world_size,
+    )
 
     def batch(step):
-        return tiny_world.batch(rows, features, step % 6, env.world_size, GLOBAL_BATCH)
+        real = tiny_world.batch(rows, features, step % 6, env.world_size, size)
+        return tiny_world.padded(real, -(-size // env.world_size) - len(rows))
 
     pipeline = build_pipeline(args.pipeline, sharded, env)
     sharded.model.train()
@@ -82,10 +87,11 @@ def main():
         state.step += 1
     pipeline.pause()
     sharded.model.eval()
+    last = batch(99)
     with torch.no_grad():
-        _, scores = sharded.model(batch(99))
-    gathered = [torch.empty_like(scores.logits_B) for _ in range(env.world_size)]
-    dist.all_gather(gathered, scores.logits_B)
+        _, scores = sharded.model(last)
+    gathered = [None] * env.world_size
+    dist.all_gather_object(gathered, scores.logits_B[last.weights_B > 0])
     if args.save:
         save_checkpoint(args.save, sharded=sharded, state=state, env=env, keep_last=2, best=True)
     if env.is_first:

@@ -136,7 +136,7 @@ def test_scoring_shuffled_inputs_takes_whole_steps_and_leaves_no_hook(world):
     ranker, sharded, env = world
 
     class Batches:
-        lane_rows, lane_ranges = SIZE, [(0, 64)]
+        global_batch_size = SIZE
 
         def batches(self, epoch):
             return (batch_of(ranker, step=step) for step in range(4))

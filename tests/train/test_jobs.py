@@ -168,7 +168,6 @@ BAD_SETTINGS = {
     ),
     "unknown table": (["+plan.sharding.shop=row_wise"], "plan.sharding.shop: no such table"),
     "feature": (["model.features=[user_id,shoe]"], "name shoe; the data set"),
-    "batch": (["train.global_batch_size=100"], "expected a multiple of 8"),
     "umcm": (["model.umcm=magic"], "model.umcm='magic': expected one of attention"),
 }
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -225,6 +226,33 @@ def test_a_lost_machine_leaves_a_smaller_group_that_goes_on(workspace, whole, tm
     assert [step for step, _ in seen] == [step for step, _ in whole]
     values = np.array([loss for _, loss in seen])
     assert np.isfinite(values).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_ranks_then_three_train_every_row_once_a_pass_as_one_does(workspace, job, tmp_path):
+    """Lost in mid-pass on four ranks, gone on with on three, which 256 rows are not divided by."""
+    more = ["train.epochs=2", "model.dropout=0", "train.keep_last=20"]
+    for name, ranks in (("alone", 0), ("several", 4)):
+        done = job("train", *options(workspace, name, *LONG, *more), ranks=ranks)
+        assert done.returncode == 0, done.stderr[-2000:]
+    lost = [step for step in steps_saved(workspace, "several") if step > 2]
+    assert lost and len(losses(workspace, "several")) > 6
+    for step in lost:
+        shutil.rmtree(workspace / "runs" / "several" / "checkpoints" / f"step-{step:08d}")
+    resumed = job("train", *options(workspace, "several", *LONG, *more), ranks=3)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "resumed from step-00000002: epoch 0" in resumed.stdout
+    expected, found = (np.array(losses(workspace, name)) for name in ("alone", "several"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    scored = {}
+    for ranks in (0, 3):
+        done = job("evaluate", *options(workspace, "several")[:3], "split=valid", ranks=ranks)
+        assert done.returncode == 0, done.stderr[-2000:]
+        file = workspace / "runs" / "several" / "eval" / "valid" / "metrics.json"
+        scored[ranks] = json.loads(file.read_text())["all"]
+    for name in ("auc", "log_loss", "num_rows"):
+        assert scored[3][name] == pytest.approx(scored[0][name], rel=1e-6)
 
 
 def listens(pid: int, port: int) -> bool:
