@@ -26,6 +26,11 @@ NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
 """Files of prepared/ that only encoders and reports read."""
 
 
+def is_known(rows: NDArray) -> NDArray[np.bool_]:
+    """Return which rows of a table stand for one id; those of the unknown row are nobody's."""
+    return rows != UNKNOWN_ROW
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
     """One embedding table: a numbering of ids."""

@@ -69,6 +69,10 @@ ROW_GROUP_ROWS = 65_536
 PART_ROWS = 64 * ROW_GROUP_ROWS
 LAST_SECOND = 253_402_300_799
 """Of the year 9999: what lies behind it are milliseconds, or no times at all."""
+UNKNOWN_USER_SQL = (
+    "CASE WHEN p.user_row = 0 THEN md5_number_lower(p.user_id) ELSE 0::UBIGINT END AS unknown_user"
+)
+"""Tells the users of the unknown row apart, for evaluation: a hash of the id, 0 for known users."""
 
 
 def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int) -> Manifest:
@@ -776,6 +780,7 @@ class Preparation:
         log = self.recipe.interactions
         columns = ["p.row_id", "p.label"]
         columns += ["p.user_row"] * bool(log.user_id) + ["p.item_row"] * bool(log.item_id)
+        columns += [UNKNOWN_USER_SQL] * bool(log.user_id)
         columns += ["p.ts AS timestamp"] * bool(log.timestamp)
         joins = ""
         if self.history_spec():

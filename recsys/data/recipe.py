@@ -22,6 +22,7 @@ RESERVED_NAMES = {
         "item_row",
         "timestamp",
         "history_end",
+        "unknown_user",
         "ts",
         "split",
         "given",

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys.schema import FeatureSpec, Manifest
+from recsys.data.codes import codes_of
+from recsys.schema import FeatureSpec, Manifest, is_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,32 @@ class Segment(NamedTuple):
     mask_N: NDArray[np.bool_]
 
 
+UNKNOWN = "unknown to the vocabulary"
+"""Segment of the rows whose user or item is the unknown row 0: many ids, of which nothing is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemCounts:
+    """What training holds of every item."""
+
+    train_count_I: NDArray[np.int64]
+    """Interactions."""
+    drawn_count_I: NDArray[np.int64]
+    """Drawn negatives, which are no interactions but train the item's embedding."""
+
+    def kinds(self, item_row_N: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+        """Return the rows by what training holds of their item; every row has one kind."""
+        known_N = is_known(item_row_N)
+        trained_N = known_N & (self.train_count_I[item_row_N] > 0)
+        drawn_N = known_N & ~trained_N & (self.drawn_count_I[item_row_N] > 0)
+        return {
+            "seen_in_training": trained_N,
+            "unseen_in_training": known_N & ~trained_N & ~drawn_N,
+            "only_drawn_as_negatives": drawn_N,
+            "unknown_to_the_vocabulary": ~known_N,
+        }
+
+
 def check_segments(config: SegmentsConfig) -> None:
     """Raise ValueError for settings that cut nothing, all at once."""
     problems = [
@@ -77,22 +104,26 @@ def segments(
     row_id_N: NDArray[np.int64],
     user_row_N: NDArray[np.int64],
     item_row_N: NDArray[np.int64],
+    item_counts: ItemCounts | None,
     has_vector: Mapping[str, NDArray[np.bool_]],
     config: SegmentsConfig,
 ) -> Iterator[Segment]:
     """Yield the segments that the data can tell, family by family; some may be empty.
 
     Args:
+        item_counts: None where there are no items.
         has_vector: by modality, whether each item row has a vector [I].
     """
-    if manifest.num_item_rows:
-        yield from _by_popularity(prepared, item_row_N, config)
+    if item_counts is not None:
+        yield from _by_popularity(item_counts, item_row_N, config)
     row_values = read_by_row_id(prepared, manifest, split, row_id_N, ["history_end", "timestamp"])
+    known_N = is_known(user_row_N)
     if "history_end" in row_values:
-        yield from _by_history(row_values["history_end"], config)
+        yield from _by_history(row_values["history_end"], known_N, config)
     elif manifest.num_user_rows:
         counts_U = np.load(prepared / "users" / "train_count.npy", mmap_mode="r")
-        yield from _by_history(counts_U[user_row_N], config, of="training rows of the user")
+        of = "training rows of the user"
+        yield from _by_history(counts_U[user_row_N], known_N, config, of=of)
     yield from _by_missing(has_vector, item_row_N)
     if manifest.num_item_rows:
         yield from _by_item_attributes(prepared / "items.parquet", item_row_N, config.num_values)
@@ -134,31 +165,48 @@ def read_by_row_id(
 
 
 def _by_popularity(
-    prepared: Path, item_row_N: NDArray[np.int64], config: SegmentsConfig
+    item_counts: ItemCounts, item_row_N: NDArray[np.int64], config: SegmentsConfig
 ) -> Iterator[Segment]:
-    counts_I = np.load(prepared / "items" / "train_count.npy", mmap_mode="r")
+    counts_I = item_counts.train_count_I
     num_popular = max(1, round(config.popular_share * (len(counts_I) - 1)))
     bound = np.partition(counts_I[1:], -num_popular)[-num_popular] if len(counts_I) > 1 else 0
     bound = max(int(bound), config.rare_rows + 1)
     counts_N = counts_I[item_row_N]
-    kinds = {
-        "unseen (0)": (0, 0),
+    kinds_N = item_counts.kinds(item_row_N)
+    family = "training rows of the item"
+    yield from _unknown(family, ~kinds_N["unknown_to_the_vocabulary"])
+    yield Segment(family, "unseen (0)", kinds_N["unseen_in_training"])
+    if item_counts.drawn_count_I.any():
+        yield Segment(family, "only drawn as negatives (0)", kinds_N["only_drawn_as_negatives"])
+    bounds = {
         f"rare (1 to {config.rare_rows})": (1, config.rare_rows),
         f"common ({config.rare_rows + 1} to {bound - 1})": (config.rare_rows + 1, bound - 1),
         f"popular ({bound} or more)": (bound, np.inf),
     }
-    for name, (low, high) in kinds.items():
+    for name, (low, high) in bounds.items():
         if low <= high:
-            yield Segment("training rows of the item", name, (counts_N >= low) & (counts_N <= high))
+            within_N = (counts_N >= low) & (counts_N <= high)
+            yield Segment(family, name, kinds_N["seen_in_training"] & within_N)
+
+
+def _unknown(family: str, known_N: NDArray[np.bool_]) -> Iterator[Segment]:
+    """The rows of ids that the vocabulary lacks, where there are any."""
+    if not known_N.all():
+        yield Segment(family, UNKNOWN, ~known_N)
 
 
 def _by_history(
-    lengths_N: NDArray, config: SegmentsConfig, of: str = "earlier positives of the user"
+    lengths_N: NDArray,
+    known_N: NDArray[np.bool_],
+    config: SegmentsConfig,
+    of: str = "earlier positives of the user",
 ) -> Iterator[Segment]:
     short = config.short_history
-    yield Segment(of, "none", lengths_N == 0)
-    yield Segment(of, f"short (1 to {short})", (lengths_N > 0) & (lengths_N <= short))
-    yield Segment(of, f"long ({short + 1} or more)", lengths_N > short)
+    yield from _unknown(of, known_N)
+    yield Segment(of, "none", known_N & (lengths_N == 0))
+    is_short_N = (lengths_N > 0) & (lengths_N <= short)
+    yield Segment(of, f"short (1 to {short})", known_N & is_short_N)
+    yield Segment(of, f"long ({short + 1} or more)", known_N & (lengths_N > short))
 
 
 def _by_missing(
@@ -166,10 +214,13 @@ def _by_missing(
 ) -> Iterator[Segment]:
     if not has_vector:
         return
+    family = "modalities of the item"
+    known_N = is_known(item_row_N)
     has_all_I = np.logical_and.reduce(list(has_vector.values()))
-    yield Segment("modalities of the item", "all there", has_all_I[item_row_N])
+    yield from _unknown(family, known_N)
+    yield Segment(family, "all there", known_N & has_all_I[item_row_N])
     for name, has_I in has_vector.items():
-        yield Segment("modalities of the item", f"no {name}", ~has_I[item_row_N])
+        yield Segment(family, f"no {name}", known_N & ~has_I[item_row_N])
 
 
 def _by_item_attributes(
@@ -177,18 +228,17 @@ def _by_item_attributes(
 ) -> Iterator[Segment]:
     """Tags, artist, and the script of the item's words."""
     file = pq.ParquetFile(path)
-    tags = file.read(columns=["tags"]).column(0).combine_chunks()
+    tags = file.read(columns=["tags"]).column(0)
     if tags.null_count < len(tags):
-        values = pc.list_flatten(tags).dictionary_encode()
-        codes = values.indices.to_numpy(zero_copy_only=False)
-        lengths_I = pc.fill_null(pc.list_value_length(tags), 0).to_numpy(zero_copy_only=False)
+        codes, values = codes_of(pc.list_flatten(tags))
+        lengths_I = pc.fill_null(pc.list_value_length(tags), 0).to_numpy()
         items = np.repeat(np.arange(len(tags)), lengths_I)
-        names = dict(enumerate(values.dictionary.to_pylist()))
+        names = dict(enumerate(values))
         yield from _by_list("tag of the item", codes, items, names, item_row_N, num_values)
-    artist = file.read(columns=["artist"]).column(0).combine_chunks().dictionary_encode()
+    artist = file.read(columns=["artist"]).column(0)
     if artist.null_count < len(artist):
-        codes_I = pc.fill_null(artist.indices, -1).to_numpy(zero_copy_only=False)
-        names = dict(enumerate(artist.dictionary.to_pylist()))
+        codes_I, values = codes_of(artist)
+        names = dict(enumerate(values))
         yield from _by_code("artist of the item", codes_I[item_row_N], names, num_values)
     text = file.read(columns=["text"]).column(0)
     if text.null_count < len(text):

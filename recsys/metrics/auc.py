@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.predictions import checked_predictions, checked_probabilities
+from recsys.schema import is_known
 
 
 def auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
@@ -42,9 +43,11 @@ def gauc(labels_N: ArrayLike, scores_N: ArrayLike, user_rows_N: ArrayLike) -> fl
     each user's rows are ordered among themselves; a score that depends on the user alone gets 0.5.
     One sort, no loop over users.
 
-    Edge cases: users with one class only are left out; nan where no user has both.
+    Edge cases: users with one class only are left out, and so are the rows of unknown users (row 0),
+    who are many users and not one; nan where no user has both classes.
     """
-    _, auc_U, rows_U = auc_by_user(labels_N, scores_N, user_rows_N)
+    users_U, auc_U, rows_U = auc_by_user(labels_N, scores_N, user_rows_N)
+    auc_U, rows_U = auc_U[is_known(users_U)], rows_U[is_known(users_U)]
     both_U = ~np.isnan(auc_U)
     if not both_U.any():
         return float("nan")

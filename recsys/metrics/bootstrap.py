@@ -1,7 +1,7 @@
 """How far metrics would move with other users: the bootstrap over users, of one model or of two.
 
-In: labels, probabilities, user rows. Out: the metrics of resampled user sets, intervals, verdicts.
-Called by launch/evaluate.py and comparisons.
+In: labels, probabilities, user rows, the unit of every row. Out: the metrics of resampled user sets,
+intervals, verdicts. Called by launch/evaluate.py and comparisons.
 
 Rows of one user are not independent, so users are drawn, not rows (Efron and Tibshirani, An
 Introduction to the Bootstrap, 1993, with users as the units). A user drawn k times counts each of its
@@ -13,7 +13,7 @@ their rows are sorted once and read once for all replicates, in pieces, exactly 
 draws + O(rows).
 
 Accumulation over ranks: gather the rows on one rank, as for AUC.
-Shapes: N rows, T groups of tied scores, U users, R replicates, C rows of a piece.
+Shapes: N rows, T groups of tied scores, U units, K known users, R replicates, C rows of a piece.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from recsys.metrics.auc import auc_by_user, group_starts
 from recsys.metrics.calibration import bin_of_rows
 from recsys.metrics.entropy import row_losses
 from recsys.metrics.predictions import checked_predictions, checked_probabilities
+from recsys.schema import is_known
 
 BETTER = {
     "auc": 1,
@@ -39,22 +40,44 @@ BETTER = {
 """Metrics with replicates. 1: larger is better; -1: smaller; 0: nearer to 1."""
 
 _MOST_UNITS = 20_000
+_HASHED = np.uint64(1 << 63)
+"""Marks units that are hashes, apart from those that are rows."""
 _PIECE_ROWS = 1024
 _PIECE_UNITS = 4096
 
 
 def bootstrap_units(
-    user_rows_N: ArrayLike | None, num_rows: int, rng: np.random.Generator
+    user_rows_N: ArrayLike | None,
+    num_rows: int,
+    rng: np.random.Generator,
+    *,
+    unknown_users_N: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """Return the unit of every row [N], numbered from 0: its user.
+    """Return the unit of every row [N], numbered from 0: its user, known to the vocabulary or not.
 
-    Without users (None) rows are independent as far as anybody knows; they are dealt at random to at
-    most 20,000 equal groups, which are then what is drawn (with fewer rows, every row is a group).
-    Users with the unknown row 0 count as one user.
+    Rows of which nobody says whose they are (no users at all; unknown users without a hash) are
+    independent as far as anybody knows; they are dealt at random to at most 20,000 equal groups,
+    which are then what is drawn (with fewer rows, every row is a group).
+
+    Args:
+        unknown_users_N: a hash of the user's id where the user row is the unknown 0; 0 elsewhere.
     """
-    if user_rows_N is None:
-        return rng.permutation(num_rows) % min(max(num_rows, 1), _MOST_UNITS)
-    return np.unique(np.asarray(user_rows_N), return_inverse=True)[1].reshape(-1)
+    keys_N = np.zeros(num_rows, dtype=np.uint64)
+    if user_rows_N is not None:
+        keys_N = np.asarray(user_rows_N).astype(np.uint64)
+        if unknown_users_N is not None:
+            hashes_N = np.asarray(unknown_users_N, dtype=np.uint64)
+            is_hashed_N = ~is_known(keys_N) & (hashes_N != 0)
+            keys_N = np.where(is_hashed_N, hashes_N | _HASHED, keys_N)
+    is_told_N = keys_N != 0
+    users, codes = np.unique(keys_N[is_told_N], return_inverse=True)
+    num_left = num_rows - codes.size
+    units_N = np.empty(num_rows, dtype=np.int64)
+    units_N[is_told_N] = codes
+    units_N[~is_told_N] = users.size + rng.permutation(num_left) % min(
+        max(num_left, 1), _MOST_UNITS
+    )
+    return units_N
 
 
 def draw_units(num_units: int, num_replicates: int, rng: np.random.Generator) -> NDArray[np.uint16]:
@@ -77,7 +100,7 @@ def bootstrap_metrics(
     """Return the replicates [R] of every metric in `names` (of BETTER).
 
     Each equals the metric of recsys/metrics on the rows of the drawn users; for ece the bins stay
-    those of all rows. Gauc needs users, and is nan without.
+    those of all rows. Gauc needs users, and is nan without; it leaves unknown users out.
 
     Edge cases: nan for a replicate in which the metric has no value; no rows give all nan.
 
@@ -123,26 +146,29 @@ def bootstrap_metrics(
 def bootstrap_auc(
     labels_N: ArrayLike,
     scores_N: ArrayLike,
-    user_rows_N: ArrayLike,
+    units_N: ArrayLike,
     *,
     num_replicates: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Return the AUC of each replicate [R], of any scores; equal seeds draw equal users.
+    """Return the AUC of each replicate [R], of any scores; equal seeds draw equal units.
+
+    Args:
+        units_N: as `bootstrap_units` returns them, or some of them.
 
     Edge cases: nan for a replicate that lacks one of the classes; no rows give all nan.
     """
     positive, scores = checked_predictions(labels_N, scores_N)
-    units_N = bootstrap_units(user_rows_N, scores.size, rng)
-    if units_N.shape != scores.shape:
+    if np.shape(units_N) != scores.shape:
         raise ValueError(
-            f"user rows {units_N.shape}: expected the shape of the scores, {scores.shape}"
+            f"units {np.shape(units_N)}: expected the shape of the scores, {scores.shape}"
         )
     if not scores.size:
         return np.full(num_replicates, np.nan)
-    draws_UR = draw_units(int(units_N.max()) + 1, num_replicates, rng)
+    found, codes_N = np.unique(np.asarray(units_N), return_inverse=True)
+    draws_UR = draw_units(found.size, num_replicates, rng)
     with np.errstate(invalid="ignore"):
-        return _ranked(positive, scores, units_N, draws_UR, False)["auc"]
+        return _ranked(positive, scores, codes_N, draws_UR, False)["auc"]
 
 
 def _ranked(
@@ -235,11 +261,13 @@ def _gauc(
     """Return the replicates of GAUC: users' own AUCs do not change with who else is drawn."""
     if user_rows_N is None:
         return np.full(draws_UR.shape[1], np.nan)
-    # Units are numbered in the order of the users (np.unique), as auc_by_user returns them.
-    _, auc_U, rows_U = auc_by_user(positive, probabilities, units_N)
-    both_U = ~np.isnan(auc_U)
-    weights_U = rows_U * both_U
-    won_U = weights_U * np.where(both_U, auc_U, 0)
+    known_N = is_known(np.asarray(user_rows_N))
+    units, auc_K, rows_K = auc_by_user(positive[known_N], probabilities[known_N], units_N[known_N])
+    both_K = ~np.isnan(auc_K)
+    weights_U = np.zeros(len(draws_UR))
+    won_U = np.zeros(len(draws_UR))
+    weights_U[units[both_K]] = rows_K[both_K]
+    won_U[units[both_K]] = rows_K[both_K] * auc_K[both_K]
     return _drawn(won_U, draws_UR) / _drawn(weights_U, draws_UR)
 
 

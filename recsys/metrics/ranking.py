@@ -25,6 +25,7 @@ from scipy.special import gammaln
 
 from recsys.metrics.auc import group_starts
 from recsys.metrics.predictions import checked_predictions
+from recsys.schema import is_known
 
 
 def ranking_by_user(
@@ -38,8 +39,9 @@ def ranking_by_user(
         hit_rate@K = 1 where any rel_i, i <= K       DCG@K = sum_{i <= K} rel_i / log2(i + 1)
         mrr = 1 / (position of the first relevant)
 
-    Edge cases: users without a relevant candidate have no value and are left out; K larger than a
-    user's candidates counts all of them; no rows give no users.
+    Edge cases: users without a relevant candidate have no value and are left out, and so is the
+    unknown user 0, who is many; K larger than a user's candidates counts all of them; no rows give no
+    users.
 
     Raises:
         ValueError: a K below 1; NaN scores; arrays of different shapes.
@@ -52,7 +54,7 @@ def ranking_by_user(
         raise ValueError(
             f"user rows {users.shape}: expected the shape of the scores, {scores.shape}"
         )
-    keep = np.isin(users, np.unique(users[relevant]))
+    keep = is_known(users) & np.isin(users, np.unique(users[relevant]))
     relevant, scores, users = relevant[keep], scores[keep], users[keep]
     order = np.lexsort((-scores, users))
     relevant, scores, users = relevant[order], scores[order], users[order]

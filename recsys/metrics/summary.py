@@ -15,7 +15,6 @@ from recsys.metrics.bootstrap import (
     BETTER,
     Difference,
     bootstrap_metrics,
-    bootstrap_units,
     draw_units,
     interval,
     paired_difference,
@@ -28,6 +27,7 @@ from recsys.metrics.calibration import (
 from recsys.metrics.entropy import log_loss, normalised_entropy
 from recsys.metrics.precision import pr_auc
 from recsys.metrics.predictions import checked_probabilities
+from recsys.schema import is_known
 
 
 def evaluate_predictions(
@@ -39,7 +39,8 @@ def evaluate_predictions(
 ) -> dict[str, float]:
     """Return the metrics over all rows, or over the rows where `segment_N` is true.
 
-    Keys: num_rows, num_positives, auc, pr_auc, log_loss, gauc, normalised_entropy, calibration (mean
+    Keys: num_rows, num_positives, num_unknown_user_rows (rows of users that are not in the vocabulary:
+    gauc leaves them out), auc, pr_auc, log_loss, gauc, normalised_entropy, calibration (mean
     prediction / positive rate), brier, ece. Rows that come sorted by probability are not sorted again.
 
     Edge cases: a metric that has no value (one class only, no rows, no users for gauc) is nan; the
@@ -65,6 +66,7 @@ def evaluate_predictions(
     return {
         "num_rows": labels.size,
         "num_positives": int(np.count_nonzero(labels)),
+        "num_unknown_user_rows": 0 if users is None else int(np.count_nonzero(~is_known(users))),
         "auc": auc(labels, probabilities),
         "pr_auc": pr_auc(labels, probabilities),
         "log_loss": log_loss(labels, probabilities),
@@ -93,12 +95,13 @@ def intervals(
     labels_N: ArrayLike,
     probabilities_N: ArrayLike,
     user_rows_N: ArrayLike | None,
+    units_N: NDArray[np.int64],
     num_replicates: int,
     level: float,
     rng: np.random.Generator,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval of every headline metric over resampled users, by name."""
-    units_N, draws_UR = _drawn_users(user_rows_N, np.size(labels_N), num_replicates, rng)
+    """Return the interval of every headline metric over resampled units, by name."""
+    draws_UR = _draws(units_N, num_replicates, rng)
     replicates = bootstrap_metrics(
         labels_N, probabilities_N, user_rows_N, units_N=units_N, draws_UR=draws_UR
     )
@@ -111,6 +114,7 @@ def compare_predictions(
     first_N: ArrayLike,
     second_N: ArrayLike,
     user_rows_N: ArrayLike | None,
+    units_N: NDArray[np.int64],
     num_replicates: int,
     level: float,
     rng: np.random.Generator,
@@ -118,9 +122,9 @@ def compare_predictions(
 ) -> dict[str, Difference]:
     """Return how the metrics `names` differ between two runs' probabilities of the same rows.
 
-    Both are judged on the same drawn users, so the luck they share cancels.
+    Both are judged on the same drawn units, so the luck they share cancels.
     """
-    units_N, draws_UR = _drawn_users(user_rows_N, np.size(labels_N), num_replicates, rng)
+    draws_UR = _draws(units_N, num_replicates, rng)
     values, replicates = [], []
     for probabilities_N in (first_N, second_N):
         values.append(
@@ -149,9 +153,7 @@ def compare_predictions(
     }
 
 
-def _drawn_users(
-    user_rows_N: ArrayLike | None, num_rows: int, num_replicates: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-    units_N = bootstrap_units(user_rows_N, num_rows, rng)
-    num_units = int(units_N.max()) + 1 if num_rows else 0
-    return units_N, draw_units(num_units, num_replicates, rng)
+def _draws(
+    units_N: NDArray[np.int64], num_replicates: int, rng: np.random.Generator
+) -> NDArray[np.uint16]:
+    return draw_units(int(units_N.max()) + 1 if units_N.size else 0, num_replicates, rng)

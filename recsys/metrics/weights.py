@@ -9,6 +9,8 @@ Shapes: N rows, M modalities, U users.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.schema import is_known
+
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9}
 
 
@@ -38,7 +40,7 @@ def mean_by_user(
     The unknown user (row 0) is nobody in particular and left out.
     """
     weights, users = np.asarray(weights_NM, dtype=np.float64), np.asarray(user_rows_N)
-    known = users > 0
+    known = is_known(users)
     found, code = np.unique(users[known], return_inverse=True)
     sums = np.zeros((found.size, weights.shape[1]))
     np.add.at(sums, code, weights[known])

@@ -1,7 +1,7 @@
-"""What an evaluation leaves for programs and the terminal: metrics and predictions.
+"""What an evaluation leaves for programs and the terminal: the metrics.
 
-In: Predictions of a split, of candidates, of shuffled inputs. Out: the content of metrics.json,
-predictions.parquet, tables in the terminal. Called by launch/evaluate.py; the page is
+In: Predictions of a split, of candidates, of shuffled inputs. Out: the content of metrics.json, tables
+in the terminal. Called by launch/evaluate.py; the page is
 recsys/report/evaluation_page.py.
 """
 
@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.table import Table
 
 from embedding.store import FeatureTable
 from recsys.data.candidates import Candidates, RankingConfig, check_ranking
-from recsys.data.segments import Segment, SegmentsConfig, check_segments
+from recsys.data.segments import ItemCounts, Segment, SegmentsConfig, check_segments
 from recsys.metrics.beyond_accuracy import (
     coverage,
     intra_list_diversity,
     novelty,
     popularity_lift,
 )
-from recsys.metrics.bootstrap import Difference, bootstrap_auc, interval
+from recsys.metrics.bootstrap import Difference, bootstrap_auc, bootstrap_units, interval
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
 from recsys.metrics.summary import (
     compare_predictions,
@@ -36,7 +34,9 @@ from recsys.metrics.summary import (
 )
 from recsys.metrics.weights import correlation, mean_by_user, summarise_weights
 from recsys.report.terminal import console
-from recsys.train.predict import Predictions, users_of
+from recsys.schema import is_known
+from recsys.train.predict import Predictions
+from recsys.train.scored_rows import scored_rows
 
 HEADLINE = {
     "auc": "AUC",
@@ -49,6 +49,14 @@ HEADLINE = {
     "ece": "ECE",
 }
 """Metrics with intervals, in the order they are shown."""
+
+ITEM_KINDS = (
+    "items_seen_in_training",
+    "items_unseen_in_training",
+    "items_only_drawn_as_negatives",
+    "items_unknown_to_the_vocabulary",
+)
+"""Rows by what training holds of their item, in the order they are shown."""
 
 _INTERVAL_ROWS = 500_000
 """Segments of more rows get no interval of their own: it would be narrower than a mark."""
@@ -120,7 +128,9 @@ def evaluate_rows(
     predictions: Predictions,
     *,
     segments: Iterable[Segment],
-    train_count: NDArray | None,
+    item_counts: ItemCounts | None,
+    user_rows_N: NDArray[np.int64] | None,
+    unknown_users_N: NDArray[np.uint64] | None,
     modality_names: list[str],
     config: EvaluateConfig,
 ) -> dict[str, Any]:
@@ -128,32 +138,48 @@ def evaluate_rows(
 
     Args:
         predictions: sorted by score (`by_score`), else it takes longer.
-        train_count: training rows by item row; None where there are no items.
+        item_counts: None where there are no items.
+        user_rows_N: None where there are no users.
+        unknown_users_N: a hash of the user's id where the user row is 0; None: not known, such rows
+            are units of their own.
     """
-    users = users_of(predictions)
     shared: dict[str, Any] = {
         "labels_N": predictions.label,
         "probabilities_N": predictions.score,
-        "user_rows_N": users,
+        "user_rows_N": user_rows_N,
     }
+    rng = np.random.default_rng(config.seed)
+    units_N = bootstrap_units(
+        user_rows_N, len(predictions.label), rng, unknown_users_N=unknown_users_N
+    )
     metrics: dict[str, Any] = {"all": evaluate_predictions(**shared)}
     metrics["intervals"] = {
         name: list(bounds)
         for name, bounds in intervals(
             **shared,
+            units_N=units_N,
             num_replicates=config.bootstrap.num_replicates,
             level=config.bootstrap.level,
-            rng=np.random.default_rng(config.seed),
+            rng=rng,
         ).items()
     }
-    if train_count is not None:
-        unseen = train_count[predictions.item_row] == 0
-        metrics["items_seen_in_training"] = evaluate_predictions(**shared, segment_N=~unseen)
-        metrics["items_unseen_in_training"] = evaluate_predictions(**shared, segment_N=unseen)
+    if user_rows_N is not None:
+        is_unknown_N = ~is_known(user_rows_N)
+        metrics["unknown_users"] = {
+            "num_rows": int(np.count_nonzero(is_unknown_N)),
+            "num_users": (
+                None
+                if unknown_users_N is None and is_unknown_N.any()
+                else int(np.unique(units_N[is_unknown_N]).size)
+            ),
+        }
+    if item_counts is not None:
+        for name, mask_N in item_counts.kinds(predictions.item_row).items():
+            metrics[f"items_{name}"] = evaluate_predictions(**shared, segment_N=mask_N)
     families: dict[str, dict[str, Any]] = {}
     has_weights = bool(predictions.weights.shape[1])
     for segment in segments:
-        found = _evaluate_segment(predictions, users, segment.mask_N, config)
+        found = _evaluate_segment(predictions, user_rows_N, units_N, segment.mask_N, config)
         if has_weights and segment.mask_N.any():
             means = predictions.weights[segment.mask_N].mean(axis=0, dtype=np.float64)
             found["weights"] = dict(zip(modality_names, means.tolist(), strict=True))
@@ -167,6 +193,7 @@ def evaluate_rows(
 def _evaluate_segment(
     predictions: Predictions,
     users: NDArray[np.int64] | None,
+    units_N: NDArray[np.int64],
     mask_N: NDArray[np.bool_],
     config: EvaluateConfig,
 ) -> dict[str, Any]:
@@ -188,7 +215,7 @@ def _evaluate_segment(
         replicates = bootstrap_auc(
             labels,
             scores,
-            own_users,
+            units_N[mask_N],
             num_replicates=config.bootstrap.num_replicates,
             rng=np.random.default_rng(config.seed),
         )
@@ -333,10 +360,21 @@ def planted_shares(
 def evaluate_importance(
     whole: Predictions,
     shuffled: Mapping[tuple[str, str], Predictions],
+    *,
+    user_rows_N: NDArray[np.int64] | None,
+    unknown_users_N: NDArray[np.uint64] | None,
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
-    """Return what AUC and log-loss lose with each input shuffled, the largest loss first."""
-    base = by_row_id(whole)
+    """Return what AUC and log-loss lose with each input shuffled, the largest loss first.
+
+    Args: user_rows_N, unknown_users_N: as of `evaluate_rows`, in the order of `whole`.
+    """
+    order_N = np.argsort(whole.row_id, kind="stable")
+    base = whole.take(order_N)
+    rng = np.random.default_rng(config.seed)
+    users_N = None if user_rows_N is None else user_rows_N[order_N]
+    unknown_N = None if unknown_users_N is None else unknown_users_N[order_N]
+    units_N = bootstrap_units(users_N, order_N.size, rng, unknown_users_N=unknown_N)
     lines = []
     for (kind, name), predictions in shuffled.items():
         other = by_row_id(predictions)
@@ -344,7 +382,8 @@ def evaluate_importance(
             labels_N=base.label,
             first_N=other.score,
             second_N=base.score,
-            user_rows_N=users_of(base),
+            user_rows_N=users_N,
+            units_N=units_N,
             num_replicates=config.bootstrap.num_replicates,
             level=config.bootstrap.level,
             rng=np.random.default_rng(config.seed),
@@ -364,25 +403,6 @@ def evaluate_importance(
 def by_row_id(predictions: Predictions) -> Predictions:
     """Return the rows in input order."""
     return predictions.take(np.argsort(predictions.row_id, kind="stable"))
-
-
-def write_predictions(
-    path: Path, predictions: Predictions, modality_names: list[str], workspace: Path
-) -> None:
-    """Write one line per row, in input order: row_id, user_id, item_id, label, score, weights."""
-    predictions = by_row_id(predictions)
-    columns: dict[str, Any] = {"row_id": predictions.row_id}
-    for side, rows in (("user", predictions.user_row), ("item", predictions.item_row)):
-        names = workspace / "prepared" / f"{side}s.parquet"
-        if names.is_file():
-            ids = pq.read_table(names, columns=[f"{side}_id"]).column(0)
-            columns[f"{side}_id"] = pc.take(ids, pa.array(rows))
-    columns["label"] = predictions.label.astype(np.uint8)
-    columns["score"] = predictions.score
-    if predictions.weights.shape[1]:
-        for index, name in enumerate(modality_names):
-            columns[f"weight_{name}"] = predictions.weights[:, index]
-    pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 def compare_files(paths: tuple[Path, Path], config: EvaluateConfig) -> dict[str, Difference]:
@@ -408,15 +428,15 @@ def compare_files(paths: tuple[Path, Path], config: EvaluateConfig) -> dict[str,
                 f"differ in {name}: these are predictions of different data; evaluate both runs on "
                 f"the data as it is now"
             )
-    users = None
-    if "user_id" in first.column_names:
-        codes = first.column("user_id").combine_chunks().dictionary_encode().indices
-        users = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
+    # Either file may be older than the column that tells unknown users apart.
+    told = second if "unknown_user" in second.column_names else first
+    rows, others, units = (scored_rows(table) for table in (first, second, told))
     return compare_predictions(
-        labels_N=first.column("label").to_numpy(),
-        first_N=first.column("score").to_numpy(),
-        second_N=second.column("score").to_numpy(),
-        user_rows_N=users,
+        labels_N=rows.label_N,
+        first_N=rows.score_N,
+        second_N=others.score_N,
+        user_rows_N=rows.user_row_N,
+        units_N=units.unit_N,
         num_replicates=config.bootstrap.num_replicates,
         level=config.bootstrap.level,
         rng=np.random.default_rng(config.seed),
@@ -448,8 +468,8 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     table.add_column("rows of")
     for name in (*HEADLINE.values(), "rows"):
         table.add_column(name, justify="right")
-    for segment in ("all", "items_seen_in_training", "items_unseen_in_training"):
-        if segment in metrics:
+    for segment in ("all", *ITEM_KINDS):
+        if segment in metrics and (segment == "all" or metrics[segment]["num_rows"]):
             values = metrics[segment]
             cells = [shown(values[key]) for key in (*HEADLINE, "num_rows")]
             table.add_row(segment.replace("_", " "), *cells)
@@ -458,6 +478,8 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
                 table.add_row("  interval, low", *(shown(low) for low, _ in bounds), "")
                 table.add_row("  interval, high", *(shown(high) for _, high in bounds), "")
     console().print(table)
+    if sentence := about_unknown_users(metrics):
+        console().print(sentence, highlight=False)
     if "oracle" in metrics:
         oracle = metrics["oracle"]
         console().print(
@@ -480,6 +502,24 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
             f"{name} {r:+.2f}" for name, r in metrics["planted"].items() if name != "num_users"
         )
         console().print(f"weights against planted sensitivities, r: {line}", highlight=False)
+
+
+def about_unknown_users(metrics: Mapping[str, Any]) -> str:
+    """Return the sentence about users whom the vocabulary does not know; empty without any."""
+    unknown = metrics.get("unknown_users", {"num_rows": 0})
+    if not unknown["num_rows"]:
+        return ""
+    users = unknown["num_users"]
+    whose = (
+        "of users unknown to the vocabulary, whom this prepared data does not tell apart (run "
+        "launch/prepare.py again)"
+        if users is None
+        else f"of {users:,} users unknown to the vocabulary"
+    )
+    return (
+        f"{unknown['num_rows']:,} of {metrics['all']['num_rows']:,} rows are {whose}: GAUC and other "
+        f"metrics by user leave them out"
+    )
 
 
 def name_of_input(entry: Mapping[str, Any]) -> str:

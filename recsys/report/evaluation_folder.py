@@ -19,7 +19,7 @@ from embedding.nearest import PIECE_ROWS
 from embedding.store import FeatureTable
 from recsys.data.candidates import Candidates
 from recsys.data.dataset import Dataset
-from recsys.data.segments import segments
+from recsys.data.segments import ItemCounts, read_by_row_id, segments
 from recsys.files import write_json
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.report.evaluation import (
@@ -28,12 +28,12 @@ from recsys.report.evaluation import (
     evaluate_importance,
     evaluate_rows,
     planted_shares,
-    write_predictions,
 )
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import read_items
 from recsys.schema import Manifest, SplitSpec
-from recsys.train.predict import Predictions, by_score
+from recsys.train.predict import Predictions, by_score, users_of
+from recsys.train.scored_rows import write_predictions
 
 SHOWN_ITEMS = 8
 """Liked and recommended items of a sample user."""
@@ -58,6 +58,12 @@ class Evaluation:
         self.tables = tables
         self.has_vector = {name: _has_vector(table) for name, table in tables.items()}
         self.train_count = dataset.train_count()
+        drawn_count = dataset.drawn_count()
+        self.item_counts = (
+            None
+            if self.train_count is None or drawn_count is None
+            else ItemCounts(train_count_I=self.train_count, drawn_count_I=drawn_count)
+        )
         self.metrics: dict[str, Any] = {}
         self.names: list[str] = []
         self.users: list[SampleUser] = []
@@ -82,6 +88,7 @@ class Evaluation:
                 )
             )
         self.predictions, self.names = by_score(predictions), names
+        self.unknown_users_N = self.unknown_users(self.predictions)
         self.metrics = evaluate_rows(
             self.predictions,
             segments=segments(
@@ -91,10 +98,13 @@ class Evaluation:
                 row_id_N=self.predictions.row_id,
                 user_row_N=self.predictions.user_row,
                 item_row_N=self.predictions.item_row,
+                item_counts=self.item_counts,
                 has_vector=self.has_vector,
                 config=self.config.segments,
             ),
-            train_count=self.train_count,
+            item_counts=self.item_counts,
+            user_rows_N=users_of(self.predictions, self.manifest),
+            unknown_users_N=self.unknown_users_N,
             modality_names=names,
             config=self.config,
         )
@@ -112,6 +122,16 @@ class Evaluation:
         if self.planted:
             self.metrics["planted"] = {name: r for name, (_, _, r) in self.planted.items()}
 
+    def unknown_users(self, predictions: Predictions) -> NDArray[np.uint64] | None:
+        """Return what tells unknown users apart, by row; None where the data does not say."""
+        return read_by_row_id(
+            self.dataset.prepared,
+            self.manifest,
+            self.config.split,
+            predictions.row_id,
+            ["unknown_user"],
+        ).get("unknown_user")
+
     def user_ids(self) -> NDArray:
         """Return the users' ids by row."""
         table = pq.read_table(self.dataset.prepared / "users.parquet", columns=["user_id"])
@@ -128,7 +148,13 @@ class Evaluation:
     ) -> None:
         """Evaluate what each shuffled input costs; nothing where none was asked for."""
         if whole is not None:
-            self.metrics["importance"] = evaluate_importance(whole, shuffled, self.config)
+            self.metrics["importance"] = evaluate_importance(
+                whole,
+                shuffled,
+                user_rows_N=users_of(whole, self.manifest),
+                unknown_users_N=self.unknown_users(whole),
+                config=self.config,
+            )
 
     def take_candidates(self, candidates: Candidates | None, scored: Predictions | None) -> None:
         """Evaluate rankings and lists, and choose the users that the page shows."""
@@ -252,7 +278,13 @@ class Evaluation:
         try:
             write_json(beside / "metrics.json", self.metrics)
             predictions = beside / "predictions.parquet"
-            write_predictions(predictions, self.predictions, self.names, self.workspace)
+            write_predictions(
+                predictions,
+                self.predictions,
+                modality_names=self.names,
+                prepared=self.dataset.prepared,
+                unknown_users_N=self.unknown_users_N,
+            )
             write_report(
                 beside / "report.html",
                 title=title,

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from recsys.metrics.calibration import calibration_bins
 from recsys.report import figures
-from recsys.report.evaluation import HEADLINE, name_of_input, shown
+from recsys.report.evaluation import (
+    HEADLINE,
+    ITEM_KINDS,
+    about_unknown_users,
+    name_of_input,
+    shown,
+)
 from recsys.report.items import Item, picture_html
 from recsys.report.page import COLOURS, html_table, page
 from recsys.train.predict import Predictions
@@ -168,6 +174,8 @@ def _head(metrics: Mapping[str, Any], level: float) -> str:
     ]
     share = values["num_positives"] / values["num_rows"] if values["num_rows"] else 0
     notes = [f"{values['num_rows']:,} rows, {share:.1%} positive."]
+    if sentence := about_unknown_users(metrics):
+        notes.append(f"{sentence}.")
     if oracle := metrics.get("oracle"):
         notes.append(
             f"The best possible AUC on these rows is {oracle['auc']:.4f}; the model recovers "
@@ -194,8 +202,8 @@ def _quality(
     bins = calibration_bins(predictions.label, predictions.score)
     seen = [
         [name.replace("_", " "), *(shown(metrics[name][key]) for key in ("num_rows", *_FEW))]
-        for name in ("items_seen_in_training", "items_unseen_in_training")
-        if name in metrics
+        for name in ITEM_KINDS
+        if name in metrics and metrics[name]["num_rows"]
     ]
     cards = [
         _card("ROC curve", "Positives found against negatives let through.", figures.roc(curves)),
@@ -217,7 +225,10 @@ def _quality(
     ]
     if seen:
         header = ["rows of", "rows", *(HEADLINE[key] for key in _FEW)]
-        text = "Items without a training row can only be known by what they show and say."
+        text = (
+            "Items without a training row can only be known by what they show and say; of an item "
+            "unknown to the vocabulary the model knows nothing at all."
+        )
         cards.append(
             _card("New items", text, f'<div class="wide">{html_table(header, seen)}</div>')
         )

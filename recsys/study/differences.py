@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import bootstrap_auc, interval
-from recsys.study.runs import ScoredRows
+from recsys.train.scored_rows import ScoredRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from recsys.job import say
 from recsys.schema import read_manifest
 from recsys.train.integrity import best_checkpoint, latest_checkpoint
 from recsys.train.run import SECTIONS, RunConfig, read_run_config, setting_changes
+from recsys.train.scored_rows import ScoredRows, scored_rows
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Hydra keeps the state of a composition in globals; searches run in threads.
@@ -106,32 +107,9 @@ class StudyRun:
         return float(np.median(known)) if known else float("nan")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredRows:
-    """A run's predictions in the order of the split's rows."""
-
-    row_id_N: np.ndarray
-    label_N: np.ndarray
-    score_N: np.ndarray
-    unit_N: np.ndarray
-    """What the bootstrap draws: a number per user, or per row where there are no users."""
-
-
 def read_predictions(run: StudyRun, split: str) -> ScoredRows:
     """Return the predictions that launch/evaluate.py wrote."""
-    table = pq.read_table(run.folder / "eval" / split / "predictions.parquet")
-    rows = table.column("row_id").to_numpy()
-    order = np.argsort(rows, kind="stable")
-    units = rows
-    if "user_id" in table.column_names:
-        ids = table.column("user_id").combine_chunks().dictionary_encode()
-        units = ids.indices.to_numpy(zero_copy_only=False)
-    return ScoredRows(
-        row_id_N=rows[order],
-        label_N=table.column("label").to_numpy()[order].astype(np.float64),
-        score_N=table.column("score").to_numpy()[order],
-        unit_N=units[order],
-    )
+    return scored_rows(pq.read_table(run.folder / "eval" / split / "predictions.parquet"))
 
 
 def study_run(recipe: str, workspace: Path, name: str, overrides: Sequence[str]) -> StudyRun:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from recsys.batch import Batch
 from recsys.distributed.env import Env
 from recsys.distributed.shard import ShardedRanker
+from recsys.schema import Manifest
 
 
 @dataclass
@@ -25,9 +26,9 @@ class Predictions:
     row_id: np.ndarray
     """int64 [N]."""
     user_row: np.ndarray
-    """int64 [N], 0 where there are no users."""
+    """int64 [N], 0 for unknown users and where there are no users."""
     item_row: np.ndarray
-    """int64 [N], 0 where there are no items."""
+    """int64 [N], 0 for unknown items and where there are no items."""
     label: np.ndarray
     """float64 [N], 0 or 1."""
     score: np.ndarray
@@ -57,9 +58,9 @@ def by_score(predictions: Predictions) -> Predictions:
     return predictions.take(np.argsort(predictions.score, kind="stable"))
 
 
-def users_of(predictions: Predictions) -> np.ndarray | None:
-    """Return the user rows; None where the data has no users."""
-    return predictions.user_row if (predictions.user_row > 0).any() else None
+def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
+    """Return the user rows, 0 for users whom the vocabulary does not know; None without users."""
+    return predictions.user_row if manifest.num_user_rows else None
 
 
 @torch.no_grad()

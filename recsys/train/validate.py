@@ -55,7 +55,7 @@ class Validation:
                 metrics = evaluate_predictions(
                     labels_N=predictions.label,
                     probabilities_N=predictions.score,
-                    user_rows_N=users_of(predictions),
+                    user_rows_N=users_of(predictions, self.loader.dataset.manifest),
                 )
                 seconds = time.perf_counter() - started
                 metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)

@@ -5,6 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.data.segments import (
+    UNKNOWN,
+    ItemCounts,
     SegmentsConfig,
     check_segments,
     read_by_row_id,
@@ -56,6 +58,10 @@ def found(world, split="train", has_vector=None, **settings):
         row_id_N=columns["row_id"],
         user_row_N=columns["user_row"],
         item_row_N=columns["item_row"],
+        item_counts=ItemCounts(
+            train_count_I=np.load(folder / "items" / "train_count.npy"),
+            drawn_count_I=np.load(folder / "items" / "drawn_count.npy"),
+        ),
         has_vector=has_vector or {},
         config=SegmentsConfig(**settings),
     ):
@@ -107,6 +113,57 @@ def test_items_are_unseen_rare_common_or_popular_by_their_training_rows(world):
     assert bounds["rare (1 to 1)"].tolist() == (counts == 1).tolist()
     popular = next(mask for name, mask in bounds.items() if name.startswith("popular"))
     assert popular.tolist() == (counts >= max(2, counts.max())).tolist() or not popular.any()
+
+
+def test_drawn_negatives_and_unknown_items_are_neither_seen_nor_unseen():
+    counts = ItemCounts(
+        train_count_I=np.array([357, 4, 0, 0]), drawn_count_I=np.array([0, 50, 50, 0])
+    )
+    kinds = counts.kinds(np.array([0, 1, 2, 3, 0]))
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in kinds.items()} == {
+        "seen_in_training": [1],
+        "unseen_in_training": [3],
+        "only_drawn_as_negatives": [2],
+        "unknown_to_the_vocabulary": [0, 4],
+    }
+
+
+def test_what_is_unknown_is_a_segment_of_its_own_in_every_family(world):
+    manifest, folder = world
+    row_id = rows_of(world, "test").column("row_id").to_numpy()
+    item_row = np.arange(len(row_id))
+    user_row = 1 - np.minimum(item_row, 1)
+    has = np.ones(manifest.num_item_rows, bool)
+    has[[0, 1]] = False
+    train_count = np.load(folder / "items" / "train_count.npy")
+    train_count[0] = 357
+    found = {
+        (segment.family, segment.name): np.flatnonzero(segment.mask_N).tolist()
+        for segment in segments(
+            prepared=folder,
+            manifest=manifest,
+            split="test",
+            row_id_N=row_id,
+            user_row_N=user_row,
+            item_row_N=item_row,
+            item_counts=ItemCounts(
+                train_count_I=train_count, drawn_count_I=np.array([0, 0, 0, 0, 0, 9])
+            ),
+            has_vector={"style": has},
+            config=SegmentsConfig(),
+        )
+    }
+    items = "training rows of the item"
+    assert found[items, UNKNOWN] == found["modalities of the item", UNKNOWN] == [0]
+    assert not any(
+        0 in rows
+        for (family, name), rows in found.items()
+        if family in (items, "modalities of the item") and name != UNKNOWN
+    )
+    assert found["modalities of the item", "no style"] == [1]
+    assert found["earlier positives of the user", UNKNOWN] == item_row[1:].tolist()
+    assert found["earlier positives of the user", "none"] == []
+    assert (items, "only drawn as negatives (0)") in found
 
 
 def test_history_is_what_the_row_may_see(world):

@@ -79,6 +79,13 @@ def test_gauc_of_a_score_that_depends_on_the_user_alone_is_one_half():
     assert gauc([1, 0, 0, 1, 1, 0], users * 0.3, users) == 0.5
 
 
+def test_gauc_leaves_unknown_users_out():
+    """They share row 0 and are many: among them a score that says who somebody is wins pairs."""
+    # user 1: AUC 0; the rows of row 0 alone would have AUC 1.
+    assert gauc([1, 0, 1, 0, 0], [0.2, 0.3, 0.9, 0.1, 0.2], [1, 1, 0, 0, 0]) == 0
+    assert math.isnan(gauc([1, 0], [0.9, 0.1], [0, 0]))
+
+
 def test_gauc_without_a_user_with_both_classes_is_nan():
     assert math.isnan(gauc([1, 0], [0.5, 0.6], [1, 2]))
 
@@ -87,7 +94,7 @@ def test_infinite_scores_rank():
     assert auc([0, 1, 1], [-np.inf, 0.0, np.inf]) == 1.0
 
 
-@pytest.mark.parametrize("metric", [auc, lambda y, s: gauc(y, s, [0, 0, 0])])
+@pytest.mark.parametrize("metric", [auc, lambda y, s: gauc(y, s, [1, 1, 1])])
 def test_nan_scores_are_refused_with_their_count(metric):
     with pytest.raises(ValueError, match="2 of 3 scores are NaN"):
         metric([0, 1, 1], [np.nan, 0.5, np.nan])

@@ -19,7 +19,7 @@ from recsys.metrics.summary import evaluate_predictions
 
 
 def world(rng, num_users=60):
-    users = np.repeat(np.arange(num_users), 20)
+    users = np.repeat(np.arange(num_users) + 1, 20)
     labels = rng.integers(0, 2, users.size)
     return labels, labels + rng.normal(0, 1.5, users.size), users
 
@@ -27,7 +27,7 @@ def world(rng, num_users=60):
 def test_a_replicate_equals_auc_on_the_rows_of_the_drawn_users(rng):
     labels, scores, users = world(rng, num_users=7)
     drawn = np.random.default_rng(3).integers(7, size=7)
-    rows = np.concatenate([np.flatnonzero(users == user) for user in drawn])
+    rows = np.concatenate([np.flatnonzero(users == user + 1) for user in drawn])
     replicates = bootstrap_auc(
         labels, scores, users, num_replicates=1, rng=np.random.default_rng(3)
     )
@@ -75,8 +75,8 @@ def test_a_level_outside_zero_and_one_is_refused():
         interval([0.5], level=95)
 
 
-def test_user_rows_of_another_length_are_refused(rng):
-    with pytest.raises(ValueError, match=r"user rows \(1,\)"):
+def test_units_of_another_length_are_refused(rng):
+    with pytest.raises(ValueError, match=r"units \(1,\)"):
         bootstrap_auc([0, 1], [0.1, 0.2], [3], num_replicates=1, rng=rng)
 
 
@@ -85,7 +85,7 @@ def test_user_rows_of_another_length_are_refused(rng):
         st.tuples(
             st.integers(0, 1),
             st.one_of(st.sampled_from([0.2, 0.5]), st.floats(0, 1)),
-            st.integers(0, 4),
+            st.integers(1, 5),
         ),
         min_size=1,
         max_size=40,
@@ -120,7 +120,7 @@ def test_gauc_of_a_replicate_weighs_each_user_as_often_as_drawn(rng):
     whole = evaluate_predictions(labels_N=labels, probabilities_N=scores, user_rows_N=users)
     assert found["gauc"][0] == pytest.approx(whole["gauc"], abs=1e-12)
     assert found["ece"][0] == pytest.approx(whole["ece"], abs=1e-12)
-    own = [auc(labels[users == u], scores[users == u]) for u in range(5)]
+    own = [auc(labels[users == u], scores[users == u]) for u in range(1, 6)]
     assert found["gauc"][1] == pytest.approx((2 * own[0] + own[2] + 2 * own[3]) / 5, abs=1e-12)
 
 
@@ -140,6 +140,54 @@ def test_without_users_rows_are_dealt_to_equal_groups(rng):
     assert sorted(few) == list(range(7))
     many = bootstrap_units(None, 50_001, rng)
     assert set(np.bincount(many)) == {2, 3} and many.max() + 1 == 20_000
+
+
+def test_unknown_users_are_units_of_their_own(rng):
+    users = np.array([7, 0, 0, 7, 0, 0, 3])
+    hashes = np.array([0, 5, 9, 0, 5, 0, 0], dtype=np.uint64)
+    units = bootstrap_units(users, 7, rng, unknown_users_N=hashes)
+    # ann's, x's, y's, ann's, x's, of nobody knows whom, bob's; a hash of 3 is not row 3.
+    assert units.tolist() == [1, 2, 3, 1, 2, 4, 0]
+    same = bootstrap_units([3, 0], 2, rng, unknown_users_N=np.array([0, 3], dtype=np.uint64))
+    assert same.tolist() == [0, 1]
+    untold = bootstrap_units(users, 7, rng)
+    assert untold[[0, 3, 6]].tolist() == [1, 1, 0] and sorted(untold[[1, 2, 4, 5]]) == [2, 3, 4, 5]
+
+
+def test_gauc_of_a_replicate_leaves_unknown_users_out(rng):
+    labels, scores, users = world(rng, num_users=9)
+    scores = np.clip(0.3 + 0.1 * scores, 0, 1)
+    hashes = np.where(users > 5, users, 0).astype(np.uint64)
+    rows = np.where(users > 5, 0, users)
+    units = bootstrap_units(rows, rows.size, rng, unknown_users_N=hashes)
+    assert units.max() + 1 == 9
+    found = bootstrap_metrics(
+        labels,
+        scores,
+        rows,
+        units_N=units,
+        draws_UR=np.ones((9, 1), dtype=np.uint16),
+        names=("gauc",),
+    )
+    known = users <= 5
+    whole = evaluate_predictions(
+        labels_N=labels[known], probabilities_N=scores[known], user_rows_N=users[known]
+    )
+    assert found["gauc"][0] == pytest.approx(whole["gauc"], abs=1e-12)
+
+
+def test_the_interval_of_unknown_users_is_as_wide_as_if_they_were_known(rng):
+    """As one unit they would be drawn all or not at all."""
+    labels, scores, users = world(rng, num_users=120)
+    scores = scores + 0.8 * rng.normal(size=121)[users]
+    hashes = np.where(users > 60, users, 0).astype(np.uint64)
+    rows = np.where(users > 60, 0, users)
+    told = bootstrap_units(rows, rows.size, rng, unknown_users_N=hashes)
+    known, unknown = (
+        interval(bootstrap_auc(labels, scores, u, num_replicates=2000, rng=rng))
+        for u in (users, told)
+    )
+    assert unknown == pytest.approx(known, abs=0.005)
 
 
 def test_each_replicate_draws_as_many_units_as_there_are(rng):
@@ -163,7 +211,7 @@ def verdict_of(rng, name, first, second, labels, users):
 
 @pytest.mark.parametrize("name", BETTER)
 def test_a_better_model_wins_and_a_copy_does_not(rng, name):
-    users = np.repeat(np.arange(200), 20)
+    users = np.repeat(np.arange(200) + 1, 20)
     truth = 1 / (1 + np.exp(-rng.normal(0, 1.5, users.size)))
     labels = rng.random(users.size) < truth
     worse = np.clip(0.9 * rng.permutation(truth) + 0.2, 0, 1)

@@ -18,12 +18,12 @@ USER = st.lists(
 
 @given(st.lists(USER, max_size=3), st.integers(1, 7))
 def test_metrics_equal_the_mean_over_all_orders_of_ties(users, k):
-    rows = [(user, *row) for user, rows in enumerate(users) for row in rows]
+    rows = [(user, *row) for user, rows in enumerate(users, 1) for row in rows]
     user_rows, relevant, scores = zip(*rows, strict=True) if rows else ((), (), ())
     found, metrics = ranking_by_user(relevant, scores, user_rows, ks=[k])
     expected = {
         user: metrics_over_orders(*zip(*rows, strict=True), k)
-        for user, rows in enumerate(users)
+        for user, rows in enumerate(users, 1)
         if any(rel for rel, _ in rows)
     }
     assert found.tolist() == list(expected)
@@ -32,9 +32,14 @@ def test_metrics_equal_the_mean_over_all_orders_of_ties(users, k):
         assert values.tolist() == pytest.approx([m[name] for m in expected.values()], abs=1e-9)
 
 
+def test_the_unknown_user_is_not_ranked():
+    users, metrics = ranking_by_user([1, 0, 1, 0], [0.1, 0.9, 0.9, 0.1], [0, 0, 4, 4], ks=[1])
+    assert users.tolist() == [4] and metrics["recall@1"].tolist() == [1]
+
+
 def test_ndcg_equals_scikit_learn(rng):
     relevant, scores = rng.integers(0, 2, (5, 30)), rng.random((5, 30))
-    users = np.repeat(np.arange(5), 30)
+    users = np.repeat(np.arange(5) + 1, 30)
     _, metrics = ranking_by_user(relevant.ravel(), scores.ravel(), users, ks=[10])
     assert mean_over_users(metrics["ndcg@10"]) == pytest.approx(ndcg_score(relevant, scores, k=10))
 

@@ -12,6 +12,7 @@ from recsys.metrics.summary import evaluate_predictions
 KEYS = {
     "num_rows",
     "num_positives",
+    "num_unknown_user_rows",
     "auc",
     "pr_auc",
     "log_loss",
@@ -54,8 +55,21 @@ def test_a_segment_equals_the_summary_of_its_rows(predictions, rng):
 
 def test_an_empty_segment_has_no_rows_and_no_values(predictions):
     result = evaluate_predictions(**predictions, segment_N=np.zeros(200, bool))
-    assert (result.pop("num_rows"), result.pop("num_positives")) == (0, 0)
+    counts = [result.pop(key) for key in list(result) if key.startswith("num_")]
+    assert counts == [0, 0, 0]
     assert all(math.isnan(value) for value in result.values())
+
+
+def test_rows_of_unknown_users_count_in_everything_but_gauc(predictions):
+    labels, probabilities, users = predictions.values()
+    unknown = users > 4
+    result = evaluate_predictions(
+        labels_N=labels, probabilities_N=probabilities, user_rows_N=np.where(unknown, 0, users)
+    )
+    assert result["num_unknown_user_rows"] == unknown.sum()
+    assert result["gauc"] == gauc(labels[~unknown], probabilities[~unknown], users[~unknown])
+    known = evaluate_predictions(**predictions)
+    assert all(result[k] == known[k] for k in KEYS - {"gauc", "num_unknown_user_rows"})
 
 
 def test_without_users_gauc_is_nan(predictions):

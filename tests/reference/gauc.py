@@ -16,10 +16,10 @@ def auc_by_pairs(labels: Sequence[int], scores: Sequence[float]) -> float:
 
 
 def gauc_by_users(labels: Sequence[int], scores: Sequence[float], users: Sequence[int]) -> float:
-    """Average the users' AUCs by their rows, leaving out users with one class."""
+    """Average the users' AUCs by their rows; without the unknown user 0 and users of one class."""
     total = 0.0
     num_rows = 0
-    for user in sorted(set(users)):
+    for user in sorted(set(users) - {0}):
         rows = [n for n, other in enumerate(users) if other == user]
         user_labels = [labels[n] for n in rows]
         if 0 in user_labels and 1 in user_labels:

@@ -15,7 +15,7 @@ from PIL import Image
 from launch.evaluate import job as evaluate
 from recsys.config import from_config, plain
 from recsys.data.candidates import Candidates, RankingConfig
-from recsys.data.segments import Segment
+from recsys.data.segments import ItemCounts, Segment
 from recsys.metrics.summary import evaluate_predictions
 from recsys.report.evaluation import (
     HEADLINE,
@@ -53,11 +53,16 @@ def rows(rng, count=600, weights=4):
     )
 
 
-def evaluated(predictions, segments=(), names=NAMES, train_count=None):
+def evaluated(
+    predictions, segments=(), names=NAMES, item_counts=None, has_users=True, unknown_users=None
+):
+    predictions = by_score(predictions)
     return evaluate_rows(
-        by_score(predictions),
+        predictions,
         segments=segments,
-        train_count=train_count,
+        item_counts=item_counts,
+        user_rows_N=predictions.user_row if has_users else None,
+        unknown_users_N=unknown_users,
         modality_names=names if predictions.weights.shape[1] else [],
         config=CONFIG,
     )
@@ -65,7 +70,8 @@ def evaluated(predictions, segments=(), names=NAMES, train_count=None):
 
 def test_headline_metrics_are_those_of_all_rows_and_lie_in_their_intervals(rng):
     predictions = rows(rng)
-    metrics = evaluated(predictions, train_count=np.arange(20) % 3)
+    counts = ItemCounts(train_count_I=np.arange(20) % 3, drawn_count_I=np.zeros(20, np.int64))
+    metrics = evaluated(predictions, item_counts=counts)
     expected = evaluate_predictions(
         labels_N=predictions.label,
         probabilities_N=predictions.score,
@@ -142,7 +148,8 @@ def test_a_user_with_one_row_counts_in_auc_and_not_in_gauc(rng):
 def test_without_users_rows_are_resampled(rng):
     predictions = rows(rng, weights=0)
     predictions.user_row[:] = 0
-    metrics = evaluated(predictions)
+    metrics = evaluated(predictions, has_users=False)
+    assert "unknown_users" not in metrics
     low, high = metrics["intervals"]["auc"]
     assert low < metrics["all"]["auc"] < high
     assert math.isnan(metrics["all"]["gauc"]) and "weights" not in metrics
@@ -219,7 +226,11 @@ def test_an_input_that_matters_loses_auc_and_stands_first(rng):
     useless = Predictions(**{**whole.__dict__, "score": whole.score[::-1].copy()})
     same = Predictions(**whole.__dict__)
     lines = evaluate_importance(
-        whole, {("feature", "same"): same, ("item vector", "style"): useless}, CONFIG
+        whole,
+        {("feature", "same"): same, ("item vector", "style"): useless},
+        user_rows_N=whole.user_row,
+        unknown_users_N=None,
+        config=CONFIG,
     )
     assert [line["name"] for line in lines] == ["style", "same"]
     assert lines[0]["auc_lost"] > 0.2 and lines[0]["interval"][0] > 0
