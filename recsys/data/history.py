@@ -15,8 +15,13 @@ What a row may see is a leading part of a stored sequence. Only `past` with `ran
 splits do not follow one another in time, needs sequences of each split's own.
 """
 
+import duckdb
+
 from recsys.data.recipe import SPLITS
 from recsys.data.split import order_hash
+
+STORED = "SELECT user_row AS key, item_row AS value FROM sequence WHERE is_held = 1"
+"""SQL of the stored positives by user, in the order of the table `sequence`."""
 
 
 def are_stored_by_split(scope: str, strategy: str) -> bool:
@@ -29,39 +34,39 @@ def stand_in_time_sql(seed: int) -> str:
     return f"CAST({order_hash(seed, 'log.row_id')} >> 3 AS BIGINT) + (CAST(split AS BIGINT) << 61)"
 
 
-def stored_sql(scope: str, strategy: str, split: str) -> str:
-    """SQL of (user_row, item_row) of the sequences that rows of a split read, in order."""
-    return (
-        f"SELECT user_row, item_row FROM placed WHERE user_row > 0 AND "
-        f"{_is_held(scope, strategy, split)} ORDER BY user_row, ts, row_id"
+def build_sequence(
+    connection: duckdb.DuckDBPyConnection, scope: str, strategy: str, split: str
+) -> None:
+    """Create the table `sequence` of users' rows in order, and add its readers to the table `ends`.
+
+    `ends` gets (row_id, history_end): the leading entries of the user's stored positives that the row
+    may see. Rows of unknown users see nothing and have no line there.
+
+    Args:
+        split: whose rows read the sequence; where splits have none of their own, all rows do.
+    """
+    is_by_split = are_stored_by_split(scope, strategy)
+    index = SPLITS.index(split)
+    last = 0 if scope == "train" else index if is_by_split else len(SPLITS) - 1
+    reads = f"split = {index}" if is_by_split else "true"
+    connection.execute(
+        f"CREATE OR REPLACE TABLE sequence AS SELECT row_id, user_row, item_row, ts, "
+        f"CAST(label = 1 AND item_row > 0 AND split <= {last} AS INTEGER) AS is_held, "
+        f"{reads} AS reads FROM placed WHERE user_row > 0 ORDER BY user_row, ts, row_id"
     )
-
-
-def history_end_sql(scope: str, strategy: str) -> str:
-    """SQL of (row_id, history_end): leading entries of the row's sequence that the row may see."""
-
-    def before(split: str) -> str:
-        # RANGE up to 1 before: rows of the same second are not in the frame. No FILTER: with it the
-        # database's time grows with the square of a user's rows.
-        return (
-            f"count(CASE WHEN {_is_held(scope, strategy, split)} THEN 1 END) OVER (PARTITION BY "
-            f"user_row ORDER BY ts RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
-        )
-
-    seen = before("test")
-    if are_stored_by_split(scope, strategy):
-        cases = " ".join(f"WHEN {i} THEN {before(name)}" for i, name in enumerate(SPLITS))
-        seen = f"CASE split {cases} END"
-    return (
-        f"SELECT row_id, CAST(CASE WHEN user_row = 0 THEN 0 ELSE {seen} END AS INTEGER) "
-        f"AS history_end FROM placed"
+    # Windows without PARTITION BY and ORDER BY pass over the sorted table once, row by row: time and
+    # memory do not depend on how many rows a user has, as they would with one window for each user.
+    # `before` never falls, so its last value at the first row of a moment, or of a user, is the
+    # largest so far.
+    over = "OVER (ROWS UNBOUNDED PRECEDING)"
+    counted = (
+        f"SELECT row_id, reads, sum(is_held) {over} - is_held AS before, "
+        f"user_row IS DISTINCT FROM lag(user_row) OVER () AS begins_user, "
+        f"ts IS DISTINCT FROM lag(ts) OVER () AS begins_time FROM sequence"
     )
-
-
-def _is_held(scope: str, strategy: str, split: str) -> str:
-    """SQL condition of the positives in the sequences that rows of a split read."""
-    if scope == "train":
-        last = 0
-    else:
-        last = SPLITS.index(split if are_stored_by_split(scope, strategy) else "test")
-    return f"label = 1 AND item_row > 0 AND split <= {last}"
+    of_time = f"max(CASE WHEN begins_user OR begins_time THEN before END) {over}"
+    of_user = f"max(CASE WHEN begins_user THEN before END) {over}"
+    connection.execute(
+        f"INSERT INTO ends SELECT row_id, history_end FROM (SELECT row_id, reads, "
+        f"CAST({of_time} - {of_user} AS INTEGER) AS history_end FROM ({counted})) WHERE reads"
+    )

@@ -12,16 +12,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from recsys.data.checks import (
     Problems,
@@ -31,12 +29,7 @@ from recsys.data.checks import (
     look_for_pictures,
     note_ids_written_two_ways,
 )
-from recsys.data.history import (
-    are_stored_by_split,
-    history_end_sql,
-    stand_in_time_sql,
-    stored_sql,
-)
+from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
 from recsys.data.negatives import draw_negatives
 from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
@@ -592,11 +585,13 @@ class Preparation:
         self.write_vocabulary(f"{side}_vocab", f"{side}_id")
         arrays = self.folder / f"{side}s"
         arrays.mkdir()
-        trained = self.count_rows(side, count, f"split = 0 AND row_id < {self.rows_in}")
-        np.save(arrays / "train_count.npy", trained)
-        if side == "item":
-            drawn = self.count_rows(side, count, f"split = 0 AND row_id >= {self.rows_in}")
-            np.save(arrays / "drawn_count.npy", drawn)
+        counted = {"train_count": "<"} | ({"drawn_count": ">="} if side == "item" else {})
+        for name, which in counted.items():
+            query = (
+                f"SELECT {side}_row AS key, count(*) AS value FROM placed WHERE split = 0 "
+                f"AND row_id {which} {self.rows_in} GROUP BY key ORDER BY key"
+            )
+            self.write_array(query, arrays / f"{name}.npy", count + 1, np.int64)
         catalogue = self.recipe.users if side == "user" else self.recipe.items
         key = f"{side}_id" if catalogue is None else getattr(catalogue, f"{side}_id")
         if catalogue is not None:
@@ -611,15 +606,6 @@ class Preparation:
                 self.folder / "users.parquet",
             )
 
-    def count_rows(self, side: str, count: int, condition: str) -> NDArray[np.int64]:
-        """Return the placed rows that meet a condition, by row of users or items [count + 1]."""
-        counts = np.zeros(count + 1, dtype=np.int64)
-        found = self.connection.execute(
-            f"SELECT {side}_row AS row, count(*) AS n FROM placed WHERE {condition} GROUP BY row"
-        ).fetchnumpy()
-        counts[found["row"]] = found["n"]
-        return counts
-
     def write_side_feature(
         self, side: str, key: str, name: str, feature: FeatureRecipe, count: int
     ) -> None:
@@ -628,14 +614,11 @@ class Preparation:
         table = FeatureTable(self.connection, name, feature, relation, relation)
         self.add_feature(table, source=side, side=side)
         path = self.folder / f"{side}s"
-        rows = f"SELECT key, value FROM ({table.rows_sql()}) ORDER BY key"
+        values = path / f"{name}.values.npy"
         if table.is_list:
-            write_lists(self.connection, rows, count + 1, path, name)
+            self.write_lists(table.rows_sql(), values, path / f"{name}.offsets.npy", count + 1)
         else:
-            values = np.zeros(count + 1, dtype=np.int32)
-            found = self.connection.execute(rows).fetchnumpy()
-            values[found["key"]] = found["value"]
-            np.save(path / f"{name}.values.npy", values)
+            self.write_array(table.rows_sql(), values, count + 1, np.int32)
 
     def write_items(self, count: int) -> None:
         """Write items.parquet: what embed and reports need to know of an item."""
@@ -656,9 +639,10 @@ class Preparation:
             join = f"LEFT JOIN (SELECT {quoted(items.item_id)} AS id, {named} FROM items_source) s "
             join += "ON s.id = v.id"
             columns = {name: f"s.{name}" for name in columns}
-            tags = self.tags_sql()
-        join += f" LEFT JOIN ({tags}) t ON t.key = v.row" if tags else ""
-        shown_tags = "t.tags" if tags else "CAST(NULL AS VARCHAR[])"
+            if items.tags:
+                tags = self.grouped(self.tags_sql(), "tags")
+        join += f" LEFT JOIN {tags} t ON t.key = v.row" if tags else ""
+        shown_tags = "t.value" if tags else "CAST(NULL AS VARCHAR[])"
         texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
         nothing = ", ".join("NULL" for _ in range(len(columns) + 2))
         self.write_parquet(
@@ -670,33 +654,26 @@ class Preparation:
         )
 
     def tags_sql(self) -> str:
-        """SQL of (key, tags): the distinct tags of every item, over all tag columns."""
+        """SQL of (key, value) by key: the distinct tags of every item, over all tag columns."""
         items = self.recipe.items
-        if items is None or not items.tags:
-            return ""
+        assert items is not None, "asked for only where there are tags"
         parts = []
         for name, feature in items.tags.items():
             relation = _values_sql("item", items.item_id, value_sql(feature, name))
             table = FeatureTable(self.connection, f"tags_{name}", feature, relation, relation)
             listed = (
-                table._exploded(relation)
-                if table.is_list
-                else f"SELECT key, value AS id FROM ({relation})"
+                table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
             )
             parts.append(
                 f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"
             )
-        return (
-            f"SELECT key, list(id ORDER BY id) AS tags FROM "
-            f"(SELECT DISTINCT key, id FROM ({' UNION ALL '.join(parts)})) GROUP BY key"
-        )
+        return f"SELECT DISTINCT key, id AS value FROM ({' UNION ALL '.join(parts)}) ORDER BY key, value"
 
     def items_checksum(self) -> str:
         """Return sha256 over the item ids in row order."""
         digest = hashlib.sha256()
-        reader = self.connection.execute("SELECT id FROM item_vocab ORDER BY row")
-        while rows := reader.fetchmany(100_000):
-            for (item_id,) in rows:
+        for batch in arrow_batches(self.connection, "SELECT id FROM item_vocab ORDER BY row"):
+            for item_id in batch.column("id").to_pylist():
                 digest.update(item_id.encode() + b"\0")
         return digest.hexdigest()
 
@@ -745,35 +722,16 @@ class Preparation:
             FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
             for name in names
         ]
-        strategy = self.recipe.split.strategy
-        self.connection.execute(f"CREATE TABLE ends AS {history_end_sql(history.scope, strategy)}")
-        sequences = {
-            history.folder(name): stored_sql(history.scope, strategy, name) for name in SPLITS
-        }
-        return max(
-            self.write_sequences(stored, folder, num_users) for folder, stored in sequences.items()
-        )
-
-    def write_sequences(self, stored: str, folder: str, num_users: int) -> int:
-        """Write SQL of (user_row, item_row) as values and offsets by user; return the values."""
-        path = self.folder / folder
-        path.mkdir(parents=True)
-        lengths = np.zeros(num_users + 1, dtype=np.int64)
-        (total,) = self.one(f"SELECT count(*) FROM ({stored})")
-        values = np.lib.format.open_memmap(
-            path / "values.npy", mode="w+", dtype=np.int32, shape=(total,)
-        )
-        start = 0
-        for batch in arrow_batches(self.connection, stored):
-            rows = batch.column("item_row").to_numpy()
-            values[start : start + len(rows)] = rows
-            start += len(rows)
-            np.add.at(lengths, batch.column("user_row").to_numpy(), 1)
-        values.flush()
-        offsets = np.zeros(num_users + 2, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        np.save(path / "offsets.npy", offsets)
-        return total
+        self.connection.execute("CREATE TABLE ends (row_id BIGINT, history_end INTEGER)")
+        num_stored = 0
+        for split in SPLITS if history.is_by_split else SPLITS[-1:]:
+            build_sequence(self.connection, history.scope, self.recipe.split.strategy, split)
+            folder = self.folder / history.folder(split)
+            folder.mkdir(parents=True)
+            values, offsets = folder / "values.npy", folder / "offsets.npy"
+            num_stored = max(num_stored, self.write_lists(STORED, values, offsets, num_users + 1))
+        self.connection.execute("DROP TABLE sequence")
+        return num_stored
 
     def write_interactions(self) -> dict[str, SplitSpec]:
         """Write the splits as parquet parts in seeded random order."""
@@ -784,12 +742,13 @@ class Preparation:
         columns += ["p.ts AS timestamp"] * bool(log.timestamp)
         joins = ""
         if self.history_spec():
-            columns.append("e.history_end")
-            joins += " JOIN ends e ON e.row_id = p.row_id"
+            columns.append("coalesce(e.history_end, 0) AS history_end")
+            joins += " LEFT JOIN ends e ON e.row_id = p.row_id"
         for index, (name, table) in enumerate(self.log_features.items()):
             if table.is_list:
                 row = f"coalesce(f{index}.value, []::INTEGER[])"
-                join = f"LEFT JOIN ({table.rows_sql()}) f{index} ON f{index}.key = p.row_id"
+                lists = self.grouped(table.rows_sql(), name)
+                join = f"LEFT JOIN {lists} f{index} ON f{index}.key = p.row_id"
             else:
                 # Joins the vocabulary, never the log with itself: memory would follow its length.
                 join, row = table.single(f"p.{quoted(name)}", f"f{index}")
@@ -851,6 +810,44 @@ class Preparation:
         return counts
 
     # Writing
+
+    def write_array(self, query: str, path: Path, num_rows: int, dtype: type[np.generic]) -> None:
+        """Write SQL of (key, value) as an array by key; 0 where a key is missing."""
+        values = new_array(path, num_rows, dtype)
+        for batch in arrow_batches(self.connection, query):
+            values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
+
+    def write_lists(self, query: str, values_file: Path, offsets_file: Path, num_rows: int) -> int:
+        """Write SQL of (key, value) by key as values and as offsets [num_rows + 1]; return the values.
+
+        A key's values are values[offsets[key] : offsets[key + 1]].
+        """
+        (total,) = self.one(f"SELECT count(*) FROM ({query})")
+        values = new_array(values_file, total, np.int32)
+        offsets = new_array(offsets_file, num_rows + 1, np.int64)
+        start = 0
+        for batch in arrow_batches(self.connection, query):
+            values[start : start + batch.num_rows] = batch.column("value").to_numpy()
+            start += batch.num_rows
+            keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
+            offsets[keys + 1] += counts
+        np.cumsum(offsets, out=offsets)
+        return total
+
+    def grouped(self, query: str, name: str) -> str:
+        """Return SQL of a table (key, value list) made of SQL of (key, value) by key.
+
+        In a file: the database's list() keeps every list in memory.
+        """
+        path = self.folder / "work" / f"{name}.lists.parquet"
+        writer: pq.ParquetWriter | None = None
+        for table in lists_by_key(arrow_batches(self.connection, query)):
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+        if writer is None:
+            return "(SELECT 0 AS key, NULL AS value WHERE false)"
+        writer.close()
+        return f"read_parquet({literal(str(path))})"
 
     def write_vocabulary(self, table: str, name: str) -> None:
         """Write vocab/<name>.parquet: row, id, count."""
@@ -921,22 +918,31 @@ def row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
     yield held.combine_chunks()
 
 
-def write_lists(
-    connection: duckdb.DuckDBPyConnection, query: str, num_rows: int, folder: Path, name: str
-) -> None:
-    """Write SQL of (key, value list) as <name>.values.npy and <name>.offsets.npy."""
-    lengths = np.zeros(num_rows, dtype=np.int64)
-    parts = [np.zeros(0, dtype=np.int32)]
-    for batch in arrow_batches(connection, query):
-        lists = batch.column("value")
-        lengths[batch.column("key").to_numpy()] = pc.list_value_length(lists).to_numpy(
-            zero_copy_only=False
-        )
-        parts.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
-    offsets = np.zeros(num_rows + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    np.save(folder / f"{name}.values.npy", np.concatenate(parts).astype(np.int32))
-    np.save(folder / f"{name}.offsets.npy", offsets)
+def lists_by_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Turn batches of (key, value) in the order of keys into tables of (key, list of values)."""
+    held: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        table = pa.concat_tables([held, table] if held else [table]).combine_chunks()
+        if table.num_rows:
+            keys = table.column("key").to_numpy()
+            last = int(np.searchsorted(keys, keys[-1]))  # of this key more may follow
+            yield _listed(table.slice(0, last))
+            held = table.slice(last)
+    if held:
+        yield _listed(held.combine_chunks())
+
+
+def _listed(table: pa.Table) -> pa.Table:
+    keys, starts = np.unique(table.column("key").to_numpy(), return_index=True)
+    offsets = pa.array(np.append(starts, table.num_rows), pa.int32())
+    values = table.column("value").combine_chunks()
+    return pa.table({"key": keys, "value": pa.ListArray.from_arrays(offsets, values)})
+
+
+def new_array(path: Path, num_rows: int, dtype: type[np.generic]) -> np.ndarray:
+    """Return a file's array of zeros: its pages leave memory when others need it."""
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num_rows,))
 
 
 def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, str | None]:

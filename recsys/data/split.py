@@ -2,6 +2,7 @@
 
 import duckdb
 
+from recsys.data.quantiles import quantiles
 from recsys.data.recipe import SplitRecipe
 
 
@@ -24,11 +25,7 @@ def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str
     if recipe.strategy == "given":
         return "SELECT row_id, given AS split FROM log"
     if recipe.strategy == "time":
-        bounds = connection.execute(
-            f"SELECT quantile_disc(ts, {first}), quantile_disc(ts, {second}) FROM log"
-        ).fetchone()
-        assert bounds is not None, "an aggregate without GROUP BY has one row"
-        low, high = bounds
+        low, high = quantiles(connection, "SELECT ts AS value FROM log", [first, second])
         return (
             f"SELECT row_id, CASE WHEN ts <= {low} THEN 0 WHEN ts <= {high} THEN 1 ELSE 2 END "
             f"AS split FROM log"

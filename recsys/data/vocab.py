@@ -8,6 +8,7 @@ import math
 
 import duckdb
 
+from recsys.data.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
 from recsys.data.sources import LIST_SEPARATOR, literal, quoted
 from recsys.schema import TableSpec
@@ -101,24 +102,21 @@ class FeatureTable:
         return join, f"coalesce({alias}.row, 0)"
 
     def rows_sql(self) -> str:
-        """SQL of (key, value): the row, or for a list the rows in the order of the text."""
+        """SQL of (key, value) by key: the row; of a list a line for each known id, in its order."""
         if not self.is_list:
             join, row = self.single("r.value", "v")
-            return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join}"
+            return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join} ORDER BY r.key"
         if self.feature.hash_rows:
-            row = hash_row("id", self.feature.hash_rows)
-            return (
-                f"SELECT key, list({row} ORDER BY position) AS value "
-                f"FROM ({self._exploded(self.relation)}) GROUP BY key"
-            )
-        return (
-            f"SELECT r.key, list(v.row ORDER BY r.position) AS value "
-            f"FROM ({self._exploded(self.relation)}) r "
-            f"JOIN {self.vocabulary} v ON r.id = v.id GROUP BY r.key"
-        )
+            found, row = f"({self.exploded()}) r", hash_row("r.id", self.feature.hash_rows)
+        else:
+            found, row = f"({self.exploded()}) r JOIN {self.vocabulary} v ON r.id = v.id", "v.row"
+        return f"SELECT r.key, {row} AS value FROM {found} ORDER BY r.key, r.position"
+
+    def exploded(self) -> str:
+        """SQL of (key, position, id): one row per id of a list, blanks left out."""
+        return self._exploded(self.relation)
 
     def _exploded(self, relation: str) -> str:
-        """SQL of (key, position, id): one row per id of a list, blanks left out."""
         separator = literal(self.feature.separator)
         text = f"replace(value, {literal(LIST_SEPARATOR)}, {separator})"
         parts = f"string_split({text}, {separator})"
@@ -141,12 +139,9 @@ class FeatureTable:
         if self.feature.cuts:
             return list(self.feature.cuts)
         shares = [(i + 1) / self.feature.quantiles for i in range(self.feature.quantiles - 1)]
-        query = (
-            f"SELECT quantile_disc(number, {shares}) FROM "
-            f"(SELECT {number_sql('value')} AS number FROM ({relation})) WHERE number IS NOT NULL"
-        )
-        (cuts,) = self.connection.execute(query).fetchall()[0]
-        return sorted({cut for cut in cuts or [] if math.isfinite(cut)})
+        numbers = f"SELECT {number_sql('value')} AS value FROM ({relation})"
+        cuts = quantiles(self.connection, numbers, shares)
+        return sorted({cut for cut in cuts if math.isfinite(cut)})
 
 
 def build_vocabulary(
