@@ -1,0 +1,122 @@
+"""Prepare in memory far below its data: every statement spills, and the result is the same."""
+
+import dataclasses
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.data.prepare import lists_by_key, prepare
+from recsys.data.recipe import Recipe
+from tests.data.small_log import recipe
+
+VARIANTS = {
+    "time": {},
+    "time, all users unknown": {"interactions__user_min_count": 10**9, "users": None},
+    "per user, past": {
+        "split": {"strategy": "per_user_time"},
+        "history": {"max_length": 50, "recent_length": 10, "scope": "past"},
+    },
+    "random, past": {
+        "split": {"strategy": "random"},
+        "history": {"max_length": 50, "recent_length": 10, "scope": "past"},
+    },
+    "no times, no catalogues": {
+        "interactions__timestamp": None,
+        "split": {"strategy": "random"},
+        "items": None,
+        "users": None,
+    },
+    "uniform negatives": {
+        "interactions__label": None,
+        "interactions__negatives": {"per_positive": 1},
+    },
+    "popular negatives": {
+        "interactions__label": None,
+        "interactions__negatives": {"strategy": "popularity", "per_positive": 1},
+    },
+}
+
+
+def large_recipe(folder, num_rows: int, changes: dict) -> Recipe:
+    """A log whose first user has a tenth of all rows, a catalogue, and users, as Parquet files."""
+    folder.mkdir()
+    num_users, num_items = num_rows // 20, num_rows // 20
+    with duckdb.connect() as connection:
+        connection.execute("SET memory_limit='1GB'; SET threads=1")
+        files = {
+            "log": f"SELECT 'user ' || CASE WHEN range % 10 = 0 THEN 0 ELSE hash(range) % {num_users} "
+            f"END AS user_id, 'item ' || hash(-range) % {num_items} AS item_id, 1500000000 + "
+            f"hash(range + {num_rows}) % 100000000 AS time, range % 3 = 0 AS label, 'word ' || "
+            f"hash(range // 2) % {num_rows} AS word, (hash(range) % 1000003) / 997.0 AS price, "
+            f"'a' || range % 7 || '|b' || hash(range) % {num_rows // 10} AS words "
+            f"FROM range({num_rows})",
+            "items": f"SELECT 'item ' || range AS item_id, 'title of ' || range AS title, "
+            f"['a', CAST(range // 3 AS VARCHAR), 'b' || range % 50] AS tags, range // 2 AS artist, range % 977 AS year FROM "
+            f"range({num_items})",
+            "users": f"SELECT 'user ' || range AS user_id, range % 9 AS age FROM range({num_users})",
+        }
+        for name, query in files.items():
+            connection.execute(f"COPY ({query}) TO '{folder / name}.parquet' (FORMAT parquet)")
+    sections = {
+        "interactions": {
+            "file": "log.parquet",
+            "user_id": "user_id",
+            "item_id": "item_id",
+            "timestamp": "time",
+            "label": "label",
+            "features": {"word": {}, "price": {"kind": "numeric"}, "words": {"kind": "id_list"}},
+        },
+        "items": {
+            "file": "items.parquet",
+            "title": "title",
+            "text": ["title"],
+            "tags": {"tags": {"kind": "id_list"}},
+            "features": {
+                "kinds": {"column": "tags", "kind": "id_list"},
+                "artist": {},
+                "year": {"kind": "numeric"},
+            },
+        },
+        "users": {"file": "users.parquet", "features": {"age": {}}},
+        "split": {"strategy": "time"},
+    }
+    return recipe(folder, **sections | {"history": {"max_length": 50}} | changes)
+
+
+def prepared_within(tmp_path, variant: str, *, num_rows: int, memory_limit: str) -> None:
+    made = large_recipe(tmp_path / "raw", num_rows, VARIANTS[variant])
+    small = prepare(made, tmp_path / "small", memory_limit=memory_limit, threads=1)
+    large = prepare(made, tmp_path / "large", memory_limit="2GB", threads=2)
+    assert small.checksums == large.checksums
+    assert dataclasses.replace(small, recipe={}) == dataclasses.replace(large, recipe={})
+
+
+def test_a_log_larger_than_memory_is_prepared(tmp_path):
+    prepared_within(tmp_path, "time", num_rows=200_000, memory_limit="20MB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_statement_fits_into_memory_far_below_its_data(tmp_path, variant):
+    # The log alone has some 160 bytes a row.
+    prepared_within(tmp_path, variant, num_rows=1_500_000, memory_limit="50MB")
+
+
+@given(
+    lists=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), max_size=8),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+)
+def test_lists_are_the_same_however_the_database_cuts_its_batches(lists, cuts):
+    keys = [3 * key for key, values in enumerate(lists) for _ in values]
+    values = [value for values in lists for value in values]
+    flat = pa.record_batch({
+        "key": pa.array(keys, pa.int64()),
+        "value": pa.array(values, pa.int32()),
+    })
+    bounds = sorted({0, *(min(cut, len(keys)) for cut in cuts), len(keys)})
+    batches = [flat.slice(a, b - a) for a, b in zip(bounds, [*bounds[1:], len(keys)], strict=True)]
+    found = [row for table in lists_by_key(batches) for row in table.to_pylist()]
+    assert found == [{"key": 3 * key, "value": values} for key, values in enumerate(lists)]
