@@ -54,8 +54,8 @@ def large_recipe(folder, num_rows: int, changes: dict) -> Recipe:
             f"'a' || range % 7 || '|b' || hash(range) % {num_rows // 10} AS words "
             f"FROM range({num_rows})",
             "items": f"SELECT 'item ' || range AS item_id, 'title of ' || range AS title, "
-            f"['a', CAST(range // 3 AS VARCHAR), 'b' || range % 50] AS tags, range // 2 AS artist, range % 977 AS year FROM "
-            f"range({num_items})",
+            f"['a', 'b' || range // 3, 'c' || range % 50] AS tags, range // 2 AS artist, "
+            f"range % 977 AS year FROM range({num_items})",
             "users": f"SELECT 'user ' || range AS user_id, range % 9 AS age FROM range({num_users})",
         }
         for name, query in files.items():
@@ -95,14 +95,14 @@ def prepared_within(tmp_path, variant: str, *, num_rows: int, memory_limit: str)
 
 
 def test_a_log_larger_than_memory_is_prepared(tmp_path):
-    prepared_within(tmp_path, "time", num_rows=200_000, memory_limit="20MB")
+    prepared_within(tmp_path, "time", num_rows=200_000, memory_limit="30MB")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_statement_fits_into_memory_far_below_its_data(tmp_path, variant):
-    # The log alone has some 160 bytes a row.
-    prepared_within(tmp_path, variant, num_rows=1_500_000, memory_limit="50MB")
+    # As text the log has some 80 bytes a row; the database keeps several tables as long as it.
+    prepared_within(tmp_path, variant, num_rows=2_000_000, memory_limit="100MB")
 
 
 @given(
