@@ -742,13 +742,14 @@ class Preparation:
         columns += ["p.ts AS timestamp"] * bool(log.timestamp)
         joins = ""
         if self.history_spec():
-            columns.append("coalesce(e.history_end, 0) AS history_end")
-            joins += " LEFT JOIN ends e ON e.row_id = p.row_id"
+            self.extend_placed("p.*, coalesce(j.history_end, 0) AS history_end", "ends", "row_id")
+            columns.append("p.history_end")
         for index, (name, table) in enumerate(self.log_features.items()):
             if table.is_list:
-                row = f"coalesce(f{index}.value, []::INTEGER[])"
+                join, row = "", f"p.{quoted(name)}"
                 lists = self.grouped(table.rows_sql(), name)
-                join = f"LEFT JOIN {lists} f{index} ON f{index}.key = p.row_id"
+                replaced = f"p.* REPLACE (coalesce(j.value, []::INTEGER[]) AS {quoted(name)})"
+                self.extend_placed(replaced, lists, "key")
             else:
                 # Joins the vocabulary, never the log with itself: memory would follow its length.
                 join, row = table.single(f"p.{quoted(name)}", f"f{index}")
@@ -775,6 +776,18 @@ class Preparation:
                 timestamp_max=high if log.timestamp else None,
             )
         return splits
+
+    def extend_placed(self, columns: str, table: str, key: str) -> None:
+        """Join a table as long as the log to `placed`, by row id.
+
+        One such join at a time: several side by side would need memory for each at once.
+        """
+        self.connection.execute(
+            f"CREATE TABLE extended AS SELECT {columns} FROM placed p LEFT JOIN {table} j "
+            f"ON j.{key} = p.row_id"
+        )
+        self.connection.execute("DROP TABLE placed")
+        self.connection.execute("ALTER TABLE extended RENAME TO placed")
 
     def write_parts(self, query: str, folder: str) -> tuple[list[str], list[int]]:
         """Stream a query into parquet parts of whole row groups; return names and rows."""
@@ -840,13 +853,12 @@ class Preparation:
         In a file: the database's list() keeps every list in memory.
         """
         path = self.folder / "work" / f"{name}.lists.parquet"
-        writer: pq.ParquetWriter | None = None
-        for table in lists_by_key(arrow_batches(self.connection, query)):
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-        if writer is None:
-            return "(SELECT 0 AS key, NULL AS value WHERE false)"
-        writer.close()
+        reader = arrow_batches(self.connection, query)
+        key, value = (reader.schema.field(column).type for column in ("key", "value"))
+        schema = pa.schema([("key", key), ("value", pa.list_(value))])
+        with pq.ParquetWriter(path, schema) as writer:
+            for table in lists_by_key(reader):
+                writer.write_table(table.cast(schema))
         return f"read_parquet({literal(str(path))})"
 
     def write_vocabulary(self, table: str, name: str) -> None:

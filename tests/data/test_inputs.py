@@ -437,3 +437,16 @@ def test_files_of_many_row_groups_have_the_same_bytes_for_any_number_of_threads(
     part = pq.ParquetFile(tmp_path / "1" / "prepared" / one.splits["train"].files[0])
     groups = [part.metadata.row_group(i).num_rows for i in range(part.num_row_groups)]
     assert groups == [65_536, one.splits["train"].num_rows - 65_536]
+
+
+def test_list_feature_of_the_log_that_nobody_has_is_empty_everywhere(tmp_path):
+    log = INTERACTIONS.replace("rating\n", "rating,words,kind,more\n").replace("\n", ",,k,x|y\n")
+    log = log.replace("more,,k,x|y\n", "more\n")
+    features = {"words": {"kind": "id_list"}, "kind": {}, "more": {"kind": "id_list"}}
+    made = recipe(write_source(tmp_path / "raw", interactions=log), interactions__features=features)
+    manifest, workspace = prepared(tmp_path, made)
+    rows = rows_of(workspace, manifest).values()
+    assert {tuple(row["words"]) for row in rows} == {()}
+    more = vocabulary(workspace, "more")
+    assert {tuple(row["more"]) for row in rows} == {(more["x"], more["y"])}
+    assert {row["kind"] for row in rows} == {1}
