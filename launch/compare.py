@@ -12,17 +12,19 @@ the validation split (trials=); the test split is scored once everything is trai
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from recsys.config import from_config, plain
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
 from recsys.files import write_json
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.schema import local_path, read_manifest
+from recsys.schema import read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
@@ -30,26 +32,58 @@ from recsys.study.tuning import choose_settings
 from recsys.train.run import read_run_folder
 
 NUM_REPLICATES = 400
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What is compared, and how the trainings that it needs are carried out."""
+
+    suite: SuiteConfig | None = None
+    """Variants to train and compare; presets in configs/suite/. Null: the runs below."""
+    runs: list[str] = field(default_factory=list)
+    """Names of evaluated runs, in the order of the table; the first is the reference."""
+    variants: list[str] | None = None
+    """Variants of the suite to compare; null: all. The reference always joins."""
+    seeds: int = 5
+    """Trainings of every variant, run.seed 0, 1, 2, ..."""
+    trials: int = 0
+    """Trials in which every variant chooses the settings of suite.space on validation; 0: none."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of launch/train.py for every variant, before the suite's and the variant's own."""
+    embed: list[str] = field(default_factory=list)
+    """Settings of launch/embed.py for variants with feature tables of their own."""
+    parallel: int = 1
+    """Trainings (in a search: of different variants) side by side."""
+    ranks: int = 1
+    """Processes of every training; together with `parallel` no more than the machine's cores."""
+    overwrite: bool = False
+    """Train runs anew whose settings or data have changed; false: stop and say which."""
+    split: str = "test"
+    """`train`, `valid` or `test`."""
+
+
+KEYS = (WorkspaceConfig, CompareConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: from names to a table."""
-    workspace = local_path(cfg.workspace, "workspace")
-    if cfg.get("suite") is not None:
-        suite = from_config(SuiteConfig, plain(cfg.suite), "suite")
-        check_suite(suite)
-        runs, settings = run_suite(cfg, suite, workspace)
-        title, reference = f"{cfg.data.name}: {suite.name}", suite.reference
+    place, config = read_job(cfg, KEYS)
+    check_compare(config)
+    workspace, suite = place.folder, config.suite
+    if suite is not None:
+        runs, settings = run_suite(config, suite, workspace)
+        title, reference = f"{place.data.name}: {suite.name}", suite.reference
         folder = workspace / "comparisons" / suite.name
     else:
-        runs, settings = named_runs(workspace, list(cfg.runs), cfg.split), {}
-        title, reference = f"{cfg.data.name}: {', '.join(cfg.runs)}", cfg.runs[0]
+        runs, settings = named_runs(workspace, config.runs, config.split), {}
+        title, reference = f"{place.data.name}: {', '.join(config.runs)}", config.runs[0]
         folder = workspace / "comparisons" / "runs"
     with stage("compare") as comparing:
-        lines, oracle = compare_runs(runs, settings, reference, cfg.split)
+        lines, oracle = compare_runs(runs, settings, reference, config.split)
         comparing.done(f"{len(runs)} variants, reference {reference}")
     num_seeds = len(runs[reference])
-    title += f", {cfg.split} split"
+    title += f", {config.split} split"
     notes = [
         f"{num_seeds} seed(s); validation is the metric by which checkpoints and settings are "
         f"chosen. Differences to {reference}: mean over seeds, interval over users and seeds "
@@ -60,15 +94,34 @@ def job(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_comparison(folder, title, lines, oracle, notes)
     say(f"results: {folder} (comparison.md, comparison.csv, comparison.html)")
-    say(f"next: open {folder / 'comparison.html'}")
+    say(f"next: {open_command(folder / 'comparison.html')}")
+
+
+def check_compare(config: CompareConfig) -> None:
+    """Raise ValueError for a suite or numbers that cannot be, all at once."""
+    problems = []
+    if config.suite is not None:
+        try:
+            check_suite(config.suite)
+        except ValueError as error:
+            problems.append(str(error).removeprefix("configuration: "))
+    problems += [
+        f"{key}={getattr(config, key)}: expected {least} or more"
+        for key, least in (("seeds", 1), ("trials", 0), ("parallel", 1), ("ranks", 1))
+        if getattr(config, key) < least
+    ]
+    if config.split not in SPLITS:
+        problems.append(f"split={config.split!r}: expected one of {', '.join(SPLITS)}")
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
 
 
 def run_suite(
-    cfg: DictConfig, suite: SuiteConfig, workspace: Path
+    config: CompareConfig, suite: SuiteConfig, workspace: Path
 ) -> tuple[dict[str, list[StudyRun]], dict[str, list[str]]]:
     """Train and score what is missing; return the runs and the settings of every variant."""
     # 1. The variants asked for.
-    wanted = list(suite.variants) if cfg.variants is None else list(cfg.variants)
+    wanted = list(suite.variants if config.variants is None else config.variants)
     unknown = sorted(set(wanted) - set(suite.variants))
     if unknown:
         raise ValueError(
@@ -76,30 +129,31 @@ def run_suite(
         )
     if suite.reference not in wanted:
         wanted.insert(0, suite.reference)
-    if cfg.seeds < 1:
-        raise ValueError(f"seeds={cfg.seeds}: expected 1 or more")
-    if cfg.trials and not suite.space:
+    if config.trials and not suite.space:
         raise ValueError(
-            f"trials={cfg.trials}: the suite {suite.name!r} has no settings to choose; add "
+            f"trials={config.trials}: the suite {suite.name!r} has no settings to choose; add "
             f"suite.space, or trials=0"
         )
     folder = workspace / "comparisons" / suite.name
     commands = Commands(
-        recipe=cfg.data.name, num_parallel=cfg.parallel, num_ranks=cfg.ranks, logs=folder / "logs"
+        data=same_data(),
+        num_parallel=config.parallel,
+        num_ranks=config.ranks,
+        logs=folder / "logs",
     )
     commands.end_with_this_process()
-    shared = [*cfg.overrides, *suite.overrides]
+    shared = [*config.overrides, *suite.overrides]
 
     # 2. Feature tables of variants that have their own.
     places = {
-        name: own_features(commands, workspace, folder, name, suite.variants[name], list(cfg.embed))
+        name: own_features(commands, workspace, folder, name, suite.variants[name], config.embed)
         for name in wanted
     }
 
     # 3. Settings: chosen per variant on validation, with equal numbers of trials. The trials of one
     # variant follow each other; variants search side by side and share the cores of `commands`.
     settings = {name: list(suite.variants[name].overrides) for name in wanted}
-    if cfg.trials:
+    if config.trials:
 
         def search(name: str) -> list[str]:
             say(f"choose settings of {name} on validation")
@@ -110,11 +164,11 @@ def run_suite(
                 name=f"{suite.name}-{name}",
                 overrides=[*shared, *settings[name]],
                 space=suite.space,
-                num_trials=cfg.trials,
-                overwrite=cfg.overwrite,
+                num_trials=config.trials,
+                overwrite=config.overwrite,
             )
 
-        with ThreadPoolExecutor(cfg.parallel) as pool:
+        with ThreadPoolExecutor(config.parallel) as pool:
             chosen = dict(zip(wanted, pool.map(search, wanted), strict=True))
         settings = {name: settings[name] + chosen[name] for name in wanted}
 
@@ -122,21 +176,21 @@ def run_suite(
     runs = {
         name: [
             study_run(
-                cfg.data.name,
+                commands.data,
                 places[name],
                 f"{suite.name}-{name}-seed{seed}",
                 [*shared, *settings[name], f"run.seed={seed}"],
             )
-            for seed in range(cfg.seeds)
+            for seed in range(config.seeds)
         ]
         for name in wanted
     }
     # Seed by seed, so that an interrupted study has whole seeds.
-    in_order = [runs[name][seed] for seed in range(cfg.seeds) for name in wanted]
-    commands.train(in_order, overwrite=cfg.overwrite)
+    in_order = [runs[name][seed] for seed in range(config.seeds) for name in wanted]
+    commands.train(in_order, overwrite=config.overwrite)
 
     # 5. The split that answers, once nothing is chosen any more.
-    commands.evaluate(in_order, cfg.split)
+    commands.evaluate(in_order, config.split)
     return runs, settings
 
 
@@ -243,7 +297,7 @@ def metric_of(metrics: dict[str, Any], key: str) -> float:
     return math.nan if value is None else float(value)
 
 
-@hydra_job("compare", sections=("suite",))
+@hydra_job("compare", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -8,36 +8,56 @@ probabilities, the users' sensitivities, and contact_sheet.png to look at).
 """
 
 import os
+from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
-from recsys.config import from_config, plain
+from recsys.config import read_job
 from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.schema import local_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The drawn world, and where it is drawn."""
+
+    workspace: str
+    """Folder that gets raw/ and truth/."""
+    overwrite: bool = False
+    """Draw it anew where a world is drawn already."""
+    processes: int | None = None
+    """Processes that paint; null: one per core. The pictures do not depend on it."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """Its size and nature."""
+
+
+KEYS = (DemoConfig,)
 
 
 def job(cfg: DictConfig) -> None:
     """Draw the world unless it is there already."""
-    config = from_config(WorldConfig, plain(cfg.world), "world")
-    workspace = local_path(cfg.workspace, "workspace")
-    if not cfg.overwrite and drawn_already(config, workspace):
+    (config,) = read_job(cfg, KEYS)
+    if config.processes is not None and config.processes < 1:
+        raise ValueError(f"processes={config.processes}: expected 1 or more, or null")
+    workspace = local_path(config.workspace, "workspace")
+    if not config.overwrite and drawn_already(config.world, workspace):
         say(f"the world is drawn already: {workspace / 'raw'}")
     else:
         workspace.mkdir(parents=True, exist_ok=True)
         with stage("world") as drawn:
             oracle = draw_world(
-                config,
+                config.world,
                 workspace,
-                processes=cfg.processes or len(os.sched_getaffinity(0)),
+                processes=config.processes or len(os.sched_getaffinity(0)),
                 say=say,
             )
             drawn.done(f"best possible AUC over all rows {oracle:.4f}")
         say(f"results: {workspace / 'raw'}; look at {workspace / 'truth' / 'contact_sheet.png'}")
-    say(f"next: launch/prepare.py data=demo workspace={cfg.workspace}")
+    say(f"next: {next_command('prepare', config.workspace, data='demo')}")
 
 
-@hydra_job("demo", sections=("world",))
+@hydra_job("demo", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,11 @@ from embedding.text import (
     has_bfloat16,
     load_text_encoder,
 )
-from recsys.config import from_config, plain
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.files import write_json
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
 from recsys.schema import Manifest, local_path, read_manifest
@@ -67,21 +69,53 @@ _MEASURED_PICTURES = 4096
 """Most unseen pictures the image encoder is measured on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodersConfig:
+    """Both encoders."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Of pictures."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Of texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """The encoders, and how their vectors are made and kept."""
+
+    encoder: EncodersConfig = field(default_factory=EncodersConfig)
+    """Of pictures and of texts."""
+    device: str = "auto"
+    """`auto` (GPU where present), `cpu` or `cuda`."""
+    seed: int = 0
+    """Of the encoders' training and of samples."""
+    retrain: bool = False
+    """Train an encoder anew when items or pairs were added or changed since; every vector is made
+    anew with it. False: it is kept, and only new vectors are made."""
+    shard_rows: int | None = None
+    """Items per file of the feature store; null: as the tables that are there, else 1024, and more
+    above 4 million items (32768 at most)."""
+
+
+KEYS = (WorkspaceConfig, EmbedConfig)
+
+
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to an item's picture and text."""
     # 1. Settings and data.
-    image = from_config(ImageConfig, plain(cfg.encoder.image), "encoder.image")
-    text = from_config(TextConfig, plain(cfg.encoder.text), "encoder.text")
-    workspace = local_path(cfg.workspace, "workspace")
+    place, config = read_job(cfg, KEYS)
+    image, text, workspace = config.encoder.image, config.encoder.text, place.folder
+    if config.shard_rows is not None and config.shard_rows < 1:
+        raise ValueError(f"shard_rows={config.shard_rows}: expected 1 or more, or null")
     # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
-    env = start(cfg.device, timeout_seconds=7 * 24 * 3600)
+    env = start(config.device, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
     style_head = chosen_style_head(image.style_head, manifest.has_artists)
     image = dataclasses.replace(image, style_head=style_head)
     shared: dict[str, Any] = {
         "workspace": workspace,
         "manifest": manifest,
-        "shard_rows": None if cfg.shard_rows is None else int(cfg.shard_rows),
+        "shard_rows": config.shard_rows,
         "rank": env.rank,
         "world_size": env.world_size,
         "gather": partial(gathered, world_size=env.world_size),
@@ -94,13 +128,13 @@ def job(cfg: DictConfig) -> None:
         )
 
     with first_rank_work(env) as is_first:
-        if is_first and cfg.retrain:
+        if is_first and config.retrain:
             forget_outdated(workspace, trained_on(manifest))
 
     # 2. Pictures: one network, two outputs.
     if manifest.has_images:
         with stage("image encoder") as encoder_stage:
-            encoder, revision = image_encoder(workspace, manifest, image, int(cfg.seed), env)
+            encoder, revision = image_encoder(workspace, manifest, image, config.seed, env)
             encoder_stage.done(
                 f"{image.backbone}, weights {image.weights}, pretext {image.pretext_epochs} epochs, "
                 f"{image.semantic_head} and {image.style_head} heads"
@@ -128,7 +162,7 @@ def job(cfg: DictConfig) -> None:
     # 3. Texts.
     if manifest.has_texts:
         with stage("text encoder") as encoder_stage:
-            text_model, revision = text_encoder(workspace, manifest, text, int(cfg.seed), env)
+            text_model, revision = text_encoder(workspace, manifest, text, config.seed, env)
             encoder_stage.done(f"{text.path}{provenance(workspace, 'text', trained_on(manifest))}")
         with stage("encode texts") as encoding:
             begun = time.perf_counter()
@@ -143,9 +177,8 @@ def job(cfg: DictConfig) -> None:
 
     # 4. What came out, and what to do next.
     say(f"results: {workspace / 'features'}")
-    say(
-        f"next: launch/neighbours.py or launch/train.py data={cfg.data.name} workspace={cfg.workspace}"
-    )
+    say(f"next: {next_command('train', place.workspace)}")
+    say(f"next: {next_command('neighbours', place.workspace)}")
     stop()
 
 
@@ -529,7 +562,7 @@ def untrained_text_model(
     model.save(str(folder / "untrained"), create_model_card=False)
 
 
-@hydra_job("embed", sections=("encoder",))
+@hydra_job("embed", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

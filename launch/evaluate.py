@@ -13,18 +13,22 @@ resampled users. Out: a table, and W/runs/<b>/eval/<split>/against-<a>.json.
 """
 
 import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
 
 from embedding.store import open_features
-from recsys.config import from_config, plain
+from recsys.config import from_config, plain, read_job
 from recsys.data.candidates import CandidateDataset, draw_candidates
+from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import first_rank_work, rank_from_environment, start, stop
+from recsys.distributed.plan import PlanConfig, check_plan
 from recsys.files import write_json
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, next_command, open_command, run_job, say, stage
 from recsys.model.build import batch_features
+from recsys.overrides import override
 from recsys.report.evaluation import (
     EvaluateConfig,
     check_evaluation,
@@ -33,7 +37,7 @@ from recsys.report.evaluation import (
     print_metrics,
 )
 from recsys.report.evaluation_folder import Evaluation
-from recsys.schema import local_path, read_manifest
+from recsys.schema import read_manifest
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
@@ -41,25 +45,51 @@ from recsys.train.predict import predict
 from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredRunConfig:
+    """The run that is scored; its own config.yaml says what the model is."""
+
+    name: str = "default"
+    """Folder below workspace/runs/."""
+    device: str = "auto"
+    """`auto` (GPU where present), `cpu` or `cuda`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Which run is scored, and how its tables lie meanwhile."""
+
+    run: ScoredRunConfig = field(default_factory=ScoredRunConfig)
+    """The run."""
+    plan: PlanConfig | None = None
+    """Keys that differ from the run's own plan; null: none. It is planned anew either way."""
+
+
+KEYS = (WorkspaceConfig, ScoringConfig, EvaluateConfig)
+
+
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a split."""
     # 1. Settings; two runs that were scored already are compared and nothing else.
-    workspace = local_path(cfg.workspace, "workspace")
-    settings = {k: plain(cfg[k]) for k in cfg if k not in ("data", "workspace", "run", "plan")}
-    config = from_config(EvaluateConfig, settings, "evaluate")
+    place, asked, config = read_job(cfg, KEYS)
+    workspace = place.folder
     manifest = read_manifest(workspace)
     check_evaluation(config, manifest.splits)
+    if asked.plan is not None:
+        check_plan(asked.plan)
     if config.compare:
         if rank_from_environment() == 0:
             compare_runs(workspace, config)
         return
 
     # 2. The run as it was trained, and the world we score it in (any number of ranks).
-    folder = workspace / "runs" / cfg.run.name
+    folder = workspace / "runs" / asked.run.name
     run = read_run_folder(folder)
-    env = start(cfg.run.device)
-    sharding = run.plan.sharding if cfg.plan is None else dict(cfg.plan.sharding)
-    run = dataclasses.replace(run, plan=run.plan.anywhere(sharding, env.device.type))
+    env = start(asked.run.device)
+    plan = run.plan.anywhere(env.device.type)
+    if asked.plan is not None:
+        plan = from_config(PlanConfig, plain(cfg.plan), "plan", base=plan)
+    run = dataclasses.replace(run, plan=plan)
 
     # 3. The model with the weights of the best validation.
     vectors = open_features(
@@ -117,14 +147,13 @@ def job(cfg: DictConfig) -> None:
             evaluation.take_candidates(candidates, scored)
             evaluation.take_shuffled(whole, shuffled)
             target = folder / "eval" / config.split
-            evaluation.write(target, title=f"{manifest.name} / {cfg.run.name} / {config.split}")
-            title = f"{cfg.run.name} on {manifest.name}/{config.split}"
+            evaluation.write(target, title=f"{manifest.name} / {asked.run.name} / {config.split}")
+            title = f"{asked.run.name} on {manifest.name}/{config.split}"
             print_metrics(evaluation.metrics, title=title)
             say(f"results: {target} (metrics.json, predictions.parquet, report.html)")
-            say(
-                f"next: open {target / 'report.html'}, or launch/compare.py data={cfg.data.name} "
-                f"workspace={cfg.workspace} runs=[{cfg.run.name},...]"
-            )
+            say(f"next: {open_command(target / 'report.html')}")
+            names = override("runs", [asked.run.name])
+            say(f"next: {next_command('compare', place.workspace, names)}")
     stop()
 
 
@@ -149,7 +178,7 @@ def compare_runs(workspace: Path, config: EvaluateConfig) -> None:
     say(f"results: {path}")
 
 
-@hydra_job("evaluate", sections=("bootstrap", "segments", "ranking"))
+@hydra_job("evaluate", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

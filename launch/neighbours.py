@@ -22,9 +22,10 @@ from omegaconf import DictConfig
 from embedding.catalogue import Catalogue
 from embedding.nearest import PIECE_ROWS, Nearest, nearest
 from embedding.store import FeatureTable, open_features
-from recsys.config import from_config, plain
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import rank_from_environment
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, open_command, run_job, say, stage
 from recsys.report.items import read_items
 from recsys.report.neighbours import (
     EXCLUDE_SAME,
@@ -38,8 +39,9 @@ from recsys.report.neighbours import (
     write_neighbours,
 )
 from recsys.report.sheet import draw_sheet, tile_pixels
-from recsys.schema import Manifest, forget_killed, local_path, read_manifest
+from recsys.schema import Manifest, forget_killed, read_manifest
 
+KEYS = (WorkspaceConfig, NeighboursConfig)
 POOL_ROWS = 4096
 """Items a sample is chosen from."""
 
@@ -47,9 +49,8 @@ POOL_ROWS = 4096
 def job(cfg: DictConfig) -> None:
     """Read down once: this is how a page comes about."""
     # 1. Settings, catalogue and vectors.
-    settings = {key: plain(cfg[key]) for key in cfg if key not in ("data", "workspace")}
-    config = from_config(NeighboursConfig, settings, "neighbours")
-    workspace = local_path(cfg.workspace, "workspace")
+    place, config = read_job(cfg, KEYS)
+    workspace = place.folder
     manifest = read_manifest(workspace)
     check_config(config, manifest)
     catalogue = Catalogue(workspace / "prepared")
@@ -115,7 +116,7 @@ def job(cfg: DictConfig) -> None:
         )
         say(f"nearest by {name}: {shares['neighbours']:,} shown{', ' if shown else ''}{shown}")
     say(f"results: {target}")
-    say(f"next: open {target / 'neighbours.html'}")
+    say(f"next: {open_command(target / 'neighbours.html')}")
 
 
 def check_config(config: NeighboursConfig, manifest: Manifest) -> None:
@@ -274,7 +275,7 @@ def read_answers(
     return answers
 
 
-@hydra_job("neighbours")
+@hydra_job("neighbours", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point; under torchrun one process does it."""
     if rank_from_environment() == 0:

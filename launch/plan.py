@@ -9,20 +9,25 @@ terminal; exit code 1 where the tables do not fit.
     python launch/plan.py cluster=h100_1x8 catalogue=billions search=min_cluster
 """
 
+import dataclasses
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from embedding.store import open_features
-from recsys.config import from_config, plain, read_yaml
+from recsys.config import from_config, read_job, read_yaml
 from recsys.data.outline import outline, with_rows
-from recsys.data.recipe import Recipe
+from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.cluster import ClusterConfig, check_cluster
 from recsys.distributed.env import silence_libraries
 from recsys.distributed.planner import DoesNotFitError
 from recsys.files import write_json
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, next_command, run_job, say, stage
+from recsys.overrides import override
+from recsys.report.neighbours import MODALITIES
 from recsys.report.plan import (
     print_clusters,
     print_plan,
@@ -32,26 +37,50 @@ from recsys.report.plan import (
 from recsys.report.plan_page import write_plan_page
 from recsys.schema import Manifest, local_path, read_manifest
 from recsys.train.advice import Planned, examples_per_second, rate_clusters, suggest
-from recsys.train.run import SECTIONS, read_run_config
+from recsys.train.run import RunConfig, check_run_config
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "cluster"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningConfig:
+    """The cluster, and the tables that no prepared data has."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Hardware; presets in configs/cluster/."""
+    rows: dict[str, int] | None = None
+    """Rows by table name, the unknown row included; null: as in the workspace's prepared data."""
+    modality_dims: dict[str, int] | None = None
+    """Width by modality name; null: as in the workspace's features; empty: none."""
+    out: str | None = None
+    """Folder for plan.json and plan.html; null: <workspace>/plans/<cluster.name>."""
+    search: str | None = None
+    """`min_cluster`: plan for all of `clusters`, name the smallest that fits and the fastest."""
+    clusters: list[str] = field(default_factory=list)
+    """Files of configs/cluster/, for search=min_cluster."""
+
+
+KEYS = (WorkspaceConfig, RunConfig, PlanningConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a plan."""
     silence_libraries()
     # 1. Configuration, tables and cluster, all of it checked before anything is planned.
-    cluster = from_config(ClusterConfig, plain(cfg.cluster), "cluster")
+    place, run, config = read_job(cfg, KEYS)
+    cluster = config.cluster
     check_cluster(cluster)
-    manifest, modality_dims = read_tables(cfg)
+    check_run_config(run)
+    check_planning(config)
+    manifest, modality_dims = read_tables(place, run, config)
     planned = Planned(
-        config=read_run_config({name: plain(cfg[name]) for name in SECTIONS}),
+        config=run,
         manifest=manifest,
         modality_dims=modality_dims,
         cluster=cluster,
     )
-    if cfg.search is not None:
-        search_clusters(planned, cfg.search, list(cfg.clusters))
+    if config.search is not None:
+        search_clusters(planned, config.clusters)
         return
 
     # 2. The plan, verdict first; where there is none, what would help, each tried.
@@ -65,35 +94,64 @@ def job(cfg: DictConfig) -> None:
     print_plan(content)
 
     # 3. For programs and for the browser.
-    folder = local_path(cfg.workspace, "workspace") / "plans" / cluster.name
-    folder = local_path(cfg.out, "out") if cfg.out else folder
+    folder = place.folder / "plans" / cluster.name
+    folder = local_path(config.out, "out") if config.out else folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", content)
     write_plan_page(folder / "plan.html", content, title=f"{manifest.name} on {cluster.name}")
     say(f"plan: {folder} (plan.json, plan.html)")
-    say(f"next: launch/train.py with the same keys and plan={folder / 'plan.json'}")
+    if not (place.folder / "prepared" / "manifest.json").is_file():
+        say(f"next: {next_command('prepare', place.workspace)}")
+        return
+    plan = override("plan", str(folder / "plan.json"))
+    say(f"next: {next_command('train', place.workspace, *arguments_of_training(), plan)}")
 
 
-def read_tables(cfg: DictConfig) -> tuple[Manifest, dict[str, int]]:
+def arguments_of_training() -> list[str]:
+    """Return what this job was given beside data, workspace, plan and its own keys."""
+    others = {f.name for f in dataclasses.fields(PlanningConfig)}
+    others |= {"data", "workspace", "plan", "catalogue"}
+    given = [argument.removeprefix("++") for argument in HydraConfig.get().overrides.task]
+    return [a for a in given if re.split(r"[.=]", a, maxsplit=1)[0] not in others]
+
+
+def check_planning(config: PlanningConfig) -> None:
+    """Raise ValueError for rows and widths that no table has, all at once."""
+    problems = [
+        f"{key}.{name}={number}: expected 1 or more"
+        for key in ("rows", "modality_dims")
+        for name, number in (getattr(config, key) or {}).items()
+        if number < 1
+    ]
+    if config.search not in (None, "min_cluster"):
+        problems.append(
+            f"search={config.search!r}: expected min_cluster, or null to plan for cluster="
+        )
+    unknown = sorted(set(config.modality_dims or {}) - set(MODALITIES))
+    problems += [f"modality_dims.{n}: expected one of {', '.join(MODALITIES)}" for n in unknown]
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def read_tables(
+    place: WorkspaceConfig, run: RunConfig, config: PlanningConfig
+) -> tuple[Manifest, dict[str, int]]:
     """Return the manifest and the modality widths: of the workspace where it has them, else given.
 
     Raises:
         ValueError: rows or widths are neither given nor in the workspace.
     """
-    workspace = local_path(cfg.workspace, "workspace")
-    rows = {name: int(count) for name, count in (plain(cfg.rows) or {}).items()}
+    workspace, rows = place.folder, config.rows or {}
     prepared = (workspace / "prepared" / "manifest.json").is_file()
-    if prepared and read_manifest(workspace).name == cfg.data.name:
+    if prepared and read_manifest(workspace).name == place.data.name:
         manifest = with_rows(read_manifest(workspace), rows)
         say(f"tables: as prepared in {workspace}{', rows as given' if rows else ''}")
     else:
-        # Recipes leave the folder of the raw files open (???); no file is read here.
-        data: Any = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=False)
-        manifest = outline(from_config(Recipe, {**data, "source": ""}, "data"), rows)
+        manifest = outline(place.data, rows)
         say(f"tables: of recipe {manifest.name!r}, rows as given (no data)")
-    if cfg.modality_dims is not None:
-        return manifest, {name: int(dim) for name, dim in cfg.modality_dims.items()}
-    names = [name for name in cfg.model.modalities if manifest.has_modality(name)]
+    if config.modality_dims is not None:
+        return manifest, config.modality_dims
+    names = [name for name in run.model.modalities if manifest.has_modality(name)]
     if not prepared or not (workspace / "features").is_dir():
         if names:
             say(
@@ -113,14 +171,14 @@ def explain(planned: Planned, reason: DoesNotFitError) -> None:
         say("none of the usual changes is enough alone (fp16, width, rows, main memory, hosts)")
 
 
-def search_clusters(planned: Planned, search: str, names: list[str]) -> None:
+def search_clusters(planned: Planned, names: list[str]) -> None:
     """Plan for every cluster named; say which is the smallest that fits and which the fastest.
 
     Raises:
-        ValueError: unknown search, unknown cluster, or none fits.
+        ValueError: no cluster, an unknown one, or none fits.
     """
-    if search != "min_cluster":
-        raise ValueError(f"search={search!r}: expected min_cluster, or null to plan for cluster=")
+    if not names:
+        raise ValueError("clusters=[]: expected at least one file of configs/cluster/")
     rated = rate_clusters(planned, [read_cluster(name) for name in names])
     print_clusters([
         [
@@ -159,7 +217,7 @@ def read_cluster(name: str) -> ClusterConfig:
     return cluster
 
 
-@hydra_job("plan", sections=(*SECTIONS, "cluster", "rows"))
+@hydra_job("plan", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

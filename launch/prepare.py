@@ -8,29 +8,47 @@ In: the files below data.source, as the recipe configs/data/<R>.yaml maps them. 
 
 import dataclasses
 import os
+from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from recsys.config import from_config, plain
+from recsys.config import read_job
 from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
-from recsys.data.recipe import Recipe
-from recsys.job import hydra_job, run_job, say
+from recsys.data.workspace import WorkspaceConfig
+from recsys.job import hydra_job, next_command, run_job, say
 from recsys.schema import local_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How `prepare` is carried out; the result does not depend on it."""
+
+    memory_limit: str = "2GB"
+    """DuckDB's memory; what does not fit spills to the workspace."""
+    threads: int | None = None
+    """DuckDB's threads; null: one per core."""
+
+
+KEYS = (WorkspaceConfig, PrepareConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read the recipe, prepare, say where the result lies."""
-    recipe = from_config(Recipe, plain(cfg.data), "data")
+    place, config = read_job(cfg, KEYS)
+    recipe, workspace = place.data, place.folder
+    if not recipe.source:
+        raise ValueError("data.source: missing, a value is required: the folder of the raw files")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads={config.threads}: expected 1 or more, or null: one per core")
     if not is_url(recipe.source):
         source = local_path(recipe.source, "data.source")
         recipe = dataclasses.replace(recipe, source=str(source))
-    workspace = local_path(cfg.workspace, "workspace")
     manifest = prepare(
         recipe,
         workspace,
-        memory_limit=cfg.memory_limit,
-        threads=cfg.threads or len(os.sched_getaffinity(0)),
+        memory_limit=config.memory_limit,
+        threads=config.threads or len(os.sched_getaffinity(0)),
     )
     for table in manifest.tables:
         say(f"table {table.name}: {table.num_rows:,} rows ({table.kind})")
@@ -38,10 +56,10 @@ def job(cfg: DictConfig) -> None:
         say(f"dropped: {count:,} rows, {reason}")
     say(f"results: {workspace / 'prepared'} (manifest.json)")
     step = "embed" if manifest.has_images or manifest.has_texts else "train"
-    say(f"next: launch/{step}.py data={cfg.data.name} workspace={cfg.workspace}")
+    say(f"next: {next_command(step, place.workspace)}")
 
 
-@hydra_job("prepare", sections=("data",))
+@hydra_job("prepare", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

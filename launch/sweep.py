@@ -7,50 +7,70 @@ W/runs/<sweep.name>-trial<n>/. A killed sweep goes on, and one with more trials 
         'overrides=["experiment=umair_fps","model=fm"]'
 """
 
+from dataclasses import dataclass, field
+
 from omegaconf import DictConfig
 
-from recsys.config import from_config, plain
-from recsys.job import hydra_job, run_job, say
-from recsys.schema import local_path
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
+from recsys.job import hydra_job, next_command, run_job, same_data, say
+from recsys.overrides import override
 from recsys.study.runs import Commands
-from recsys.study.suite import SweepConfig, space_problems
+from recsys.study.suite import SweepConfig, name_problems, space_problems
 from recsys.study.tuning import choose_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchJobConfig:
+    """The search, and what its trials have in common."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """What is chosen, and by how many trials."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of launch/train.py that stay: the experiment, the model."""
+    ranks: int = 1
+    """Processes of every training."""
+    overwrite: bool = False
+    """Train trials anew whose settings or data have changed; false: stop and say which."""
+
+
+KEYS = (WorkspaceConfig, SearchJobConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: from a space to the settings that validate best."""
-    sweep = from_config(SweepConfig, plain(cfg.sweep), "sweep")
+    place, config = read_job(cfg, KEYS)
+    sweep, overrides = config.sweep, config.overrides
     problems = space_problems(sweep.space, "sweep.space")
     if not sweep.space:
         problems.append("sweep.space={}: expected at least one setting to choose")
     if sweep.trials < 1:
         problems.append(f"sweep.trials={sweep.trials}: expected 1 or more")
+    problems += name_problems("sweep.name", sweep.name)
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
-    workspace = local_path(cfg.workspace, "workspace")
-    folder = workspace / "sweeps" / sweep.name
+    folder = place.folder / "sweeps" / sweep.name
     commands = Commands(
-        recipe=cfg.data.name, num_parallel=1, num_ranks=cfg.ranks, logs=folder / "logs"
+        data=same_data(), num_parallel=1, num_ranks=config.ranks, logs=folder / "logs"
     )
     commands.end_with_this_process()
-    overrides = list(cfg.overrides)
     chosen = choose_settings(
         commands,
         folder,
-        workspace=workspace,
+        workspace=place.folder,
         name=sweep.name,
         overrides=overrides,
         space=sweep.space,
         num_trials=sweep.trials,
-        overwrite=cfg.overwrite,
+        overwrite=config.overwrite,
     )
     say(f"best on validation: {' '.join(chosen) or 'the settings as they are'}")
     say(f"results: {folder / 'best.json'}")
-    command = ["launch/train.py", f"data={cfg.data.name}", f"workspace={cfg.workspace}"]
-    say(f"next: {' '.join([*command, f'run.name={sweep.name}', *overrides, *chosen])}")
+    settings = [override("run.name", sweep.name), *overrides, *chosen]
+    say(f"next: {next_command('train', place.workspace, *settings)}")
 
 
-@hydra_job("sweep", sections=("sweep",))
+@hydra_job("sweep", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -6,19 +6,36 @@ In: a folder or URL. Out: its files at another folder or URL; those that are the
     python launch/sync.py source=workspaces/demo/runs/mine target=s3://bucket/demo/runs/mine
 """
 
+from dataclasses import dataclass
+
 from omegaconf import DictConfig
 
+from recsys.config import read_job
 from recsys.data.object_store import sync
 from recsys.job import hydra_job, run_job, say
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    """What is copied where."""
+
+    source: str
+    """Folder, or a URL of fsspec's: s3://, gs://, file://, ..."""
+    target: str
+    """The same."""
+
+
+KEYS = (SyncConfig,)
+
+
 def job(cfg: DictConfig) -> None:
     """Copy, and say how much."""
-    num_copied, num_there = sync(str(cfg.source), str(cfg.target))
-    say(f"{num_copied:,} files copied, {num_there:,} were there -> {cfg.target}")
+    (config,) = read_job(cfg, KEYS)
+    num_copied, num_there = sync(config.source, config.target)
+    say(f"{num_copied:,} files copied, {num_there:,} were there -> {config.target}")
 
 
-@hydra_job("sync")
+@hydra_job("sync", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

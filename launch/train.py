@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig
 
 from embedding.store import open_features
-from recsys.config import plain
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import (
     Env,
     first_rank_work,
@@ -30,10 +31,11 @@ from recsys.distributed.pipeline import build_pipeline
 from recsys.distributed.shard import ShardedRanker
 from recsys.distributed.signals import FAILED, StopSignals
 from recsys.files import write_json
-from recsys.job import hydra_job, run_job, say, stage
+from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.model.build import batch_features
+from recsys.overrides import override
 from recsys.report.plan import print_plan
-from recsys.schema import local_path, read_manifest
+from recsys.schema import read_manifest
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.gradients import Gradients
 from recsys.train.integrity import newest_whole, restore_best
@@ -42,23 +44,25 @@ from recsys.train.loop import train
 from recsys.train.optim import learning_rate_factor
 from recsys.train.profile import profiled
 from recsys.train.run import (
-    SECTIONS,
     RunConfig,
     build_loader,
+    check_run_config,
     open_run_folder,
     plan_and_shard,
-    read_run_config,
 )
 from recsys.train.saver import Saver
 from recsys.train.state import TrainState
 from recsys.train.validate import Validation
 
+KEYS = (WorkspaceConfig, RunConfig)
+
 
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a run."""
     # 1. Configuration, all of it checked before anything is built.
-    config = read_run_config({name: plain(cfg[name]) for name in SECTIONS})
-    workspace = local_path(cfg.workspace, "workspace")
+    place, config = read_job(cfg, KEYS)
+    check_run_config(config)
+    workspace = place.folder
 
     # 2. Who we are, and which data there is.
     env = start(config.run.device, deterministic=config.run.deterministic)
@@ -171,10 +175,8 @@ def job(cfg: DictConfig) -> None:
     # 7. What came out, and what to do next.
     best = "none" if state.best_metric is None else f"{state.best_metric:.4f}"
     say(f"best validation {config.train.metric} {best} at step {state.best_step:,} -> {folder}")
-    say(
-        f"next: launch/evaluate.py data={cfg.data.name} workspace={cfg.workspace} "
-        f"run.name={config.run.name} split=test"
-    )
+    name = override("run.name", config.run.name)
+    say(f"next: {next_command('evaluate', place.workspace, name, 'split=test')}")
     stop()
 
 
@@ -195,7 +197,7 @@ def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -
     return state
 
 
-@hydra_job("train", sections=tuple(SECTIONS))
+@hydra_job("train", KEYS)
 def main(cfg: DictConfig) -> None:
     """Entry point."""
     run_job(lambda: job(cfg))

@@ -5,18 +5,17 @@ hand flat arguments on. Nothing below `launch/` sees a DictConfig.
 """
 
 import dataclasses
+import functools
 import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-
-from recsys.schema import fits
 
 T = TypeVar("T")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -27,36 +26,69 @@ _MAX_REFERENCES = 3
 """In one text; what two names can make of it stays short."""
 
 
-def from_config(schema: type[T], node: Any, key: str) -> T:
+def from_config(schema: type[T], node: Any, key: str, base: T | None = None) -> T:
     """Return `schema(**node)` after a strict merge: unknown keys and wrong types are errors.
+
+    A section may have a short form: with `SHORT_FORM = "file"` in its dataclass, a bare value of
+    that field's type stands for the whole section (plan=auto for plan.file=auto).
 
     Args:
         schema: a dataclass whose defaults `node` overrides; its fields may be dataclasses, and
-            dicts of dataclasses, to any depth.
+            dicts and lists of dataclasses, to any depth.
         node: a DictConfig, a dict, or None (all defaults).
-        key: where the node stands in the config ("train.optim"); used in messages only.
+        key: where the node stands in the config ("train.optim"), empty at the top; used in messages
+            only.
+        base: holds the values of keys that are not given, in place of the defaults.
 
     Raises:
         ValueError: lists every offending key at once, with the allowed ones.
     """
     problems: list[str] = []
-    built = _build(schema, plain(node), key, problems)
+    built = _build(schema, plain(node), key, problems, base)
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
     return built
 
 
-def _build(schema: Any, given: Any, key: str, problems: list[str]) -> Any:
+def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
+    """Return the whole configuration of a job, one object for each dataclass of its top-level keys.
+
+    Raises:
+        ValueError: every problem of every key at once.
+    """
+    given = plain(node, allow_missing=True)
+    problems: list[str] = []
+    known = {f.name for schema in schemas for f in dataclasses.fields(schema)}
+    problems += [
+        f"{name}: unknown key; expected one of {', '.join(sorted(known))}"
+        for name in given
+        if name not in known
+    ]
+    built = []
+    for schema in schemas:
+        names = {f.name for f in dataclasses.fields(schema)}
+        own = {name: value for name, value in given.items() if name in names}
+        built.append(_build(schema, own, "", problems, None))
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+    return built
+
+
+def _build(schema: Any, given: Any, key: str, problems: list[str], base: Any) -> Any:
     given = {} if given is None else given
+    hints = _hints(schema)
+    short = getattr(schema, "SHORT_FORM", None)
+    if short is not None and type(given) is hints[short]:
+        given = {short: given}
     if not isinstance(given, dict):
-        problems.append(f"{key}: {given!r} given; expected keys and values")
+        or_short = f", or a value of {key}.{short}" if short else ""
+        problems.append(f"{key}: {given!r} given; expected keys and values{or_short}")
         return None
-    hints = typing.get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for name in given:
         if name not in fields:
             problems.append(
-                f"{key}.{name}: unknown key; expected one of {', '.join(sorted(fields))}"
+                f"{_below(key, name)}: unknown key; expected one of {', '.join(sorted(fields))}"
             )
     values = {}
     num_before = len(problems)
@@ -64,10 +96,19 @@ def _build(schema: Any, given: Any, key: str, problems: list[str]) -> Any:
         missing = spec.default is dataclasses.MISSING
         missing = missing and spec.default_factory is dataclasses.MISSING
         if name in given:
-            values[name] = _value(hints[name], given[name], f"{key}.{name}", problems)
+            values[name] = _value(hints[name], given[name], _below(key, name), problems)
+        elif base is not None:
+            values[name] = getattr(base, name)
         elif missing:
-            problems.append(f"{key}.{name}: missing, a value is required")
+            problems.append(f"{_below(key, name)}: missing, a value is required")
     return schema(**values) if len(problems) == num_before else None
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _below(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
 
 
 def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
@@ -78,57 +119,62 @@ def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
             return None
         inner = next(h for h in typing.get_args(hint) if h is not type(None))
     if dataclasses.is_dataclass(inner):
-        return _build(inner, given, key, problems)
-    of = typing.get_args(inner)
-    if typing.get_origin(inner) is dict and dataclasses.is_dataclass(of[1]):
-        given = {} if given is None else given
-        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-            problems.append(
-                f"{key}: {given!r} given; expected names and, below each, its keys{_quote_hint(given)}"
-            )
+        return _build(inner, given, key, problems, None)
+    of, origin = typing.get_args(inner), typing.get_origin(inner)
+    if origin in (list, dict) and given is None and dataclasses.is_dataclass(of[-1]):
+        return origin()
+    if origin is dict:
+        if not isinstance(given, dict):
+            problems.append(f"{key}: {given!r} given; expected names and, for each, its value")
             return None
-        return {k: _build(of[1], v, f"{key}.{k}", problems) for k, v in given.items()}
-    if typing.get_origin(inner) is list and dataclasses.is_dataclass(of[0]):
-        given = [] if given is None else given
+        for name in given:
+            if not isinstance(name, str):
+                hint = _quote_hint(name) or "; write it between quotes"
+                problems.append(f"{key}: the name {name!r} is no text{hint}")
+        return {k: _value(of[1], v, f"{key}.{k}", problems) for k, v in given.items()}
+    if origin is list:
         if not isinstance(given, list):
-            problems.append(f"{key}: {given!r} given; expected a list")
+            problems.append(f"{key}: {given!r} given; expected {_shown(hint)}")
             return None
-        return [_build(of[0], v, f"{key}[{i}]", problems) for i, v in enumerate(given)]
-    if misread := _misread(inner, given):
-        problems.append(f"{key}: {given!r} does not fit; expected text{_quote_hint(misread)}")
-        return None
-    # OmegaConf checks and converts everything else; it wants a field to hang the type on. What looks
-    # like an interpolation is text by now, and stays text.
-    holder = dataclasses.make_dataclass("holder", [("value", hint)])
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": given})
-        checked = OmegaConf.to_container(merged, resolve=False, throw_on_missing=True)["value"]  # type: ignore[call-overload,index]
-    except (OmegaConfBaseException, ValueError) as error:
-        problems.append(f"{key}: {given!r} does not fit ({str(error).splitlines()[0]})")
-        return None
-    # It lets lists and dictionaries through where their elements should be plain values.
-    if not fits(hint, checked):
-        problems.append(f"{key}: {given!r} does not fit; expected {_shown(hint)}")
-        return None
-    return checked
+        return [_value(of[0], v, f"{key}[{i}]", problems) for i, v in enumerate(given)]
+    if inner is str:
+        # YAML has read it: 1e3 or no cannot be known any more from 1000.0 or False.
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            problems.append(f"{key}: {given!r} does not fit; expected text{_quote_hint(given)}")
+        return str(given)
+    if inner in _CONVERT:
+        try:
+            return _CONVERT[inner](given)
+        except (ValueError, TypeError, OverflowError):
+            problems.append(f"{key}: {given!r} does not fit; expected {_shown(hint)}")
+            return None
+    assert inner is Any, f"{key}: no values of type {hint} are read here"
+    return given
 
 
-def _shown(hint: Any) -> str:
-    """Return a type as people write it: list[int], not <class 'list'>."""
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+def _integer(given: Any) -> int:
+    if isinstance(given, float) and given.is_integer():  # 2e9
+        return int(given)
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        raise TypeError
+    return int(given)
 
 
-def _misread(hint: Any, given: Any) -> list[Any]:
-    """Return what YAML took for something else where text is expected: no as false, 1e3 as 1000.0."""
-    of, origin = typing.get_args(hint), typing.get_origin(hint)
-    if hint is str:
-        return [given] if isinstance(given, bool | float) else []
-    if origin is list and isinstance(given, list):
-        return [wrong for element in given for wrong in _misread(of[0], element)]
-    if origin is dict and isinstance(given, dict):
-        pairs = [(of[0], name) for name in given] + [(of[1], value) for value in given.values()]
-        return [wrong for inner, value in pairs for wrong in _misread(inner, value)]
-    return []
+def _number(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        raise TypeError
+    return float(given)
+
+
+def _truth(given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    if str(given).lower() in ("true", "false", "1", "0"):
+        return str(given).lower() in ("true", "1")
+    raise TypeError
+
+
+_CONVERT: dict[Any, Callable[[Any], Any]] = {int: _integer, float: _number, bool: _truth}
 
 
 def _quote_hint(given: Any) -> str:
@@ -141,15 +187,9 @@ def _quote_hint(given: Any) -> str:
     return ""
 
 
-def optional_plus(overrides: Sequence[str], sections: Sequence[str]) -> list[str]:
-    """Return overrides of a command line in which keys below `sections` need not be there already.
-
-    Hydra wants a plus before keys that a YAML file leaves at their default. Sections are checked
-    against their dataclasses afterwards, so that a misspelt key is still an error.
-    """
-    roots = "|".join(map(re.escape, sections))
-    known = re.compile(rf"({roots})\.[^=@/]+=") if sections else None
-    return [f"++{given}" if known and known.match(given) else given for given in overrides]
+def _shown(hint: Any) -> str:
+    """Return a type as people write it: list[int], not <class 'list'>."""
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
@@ -266,15 +306,27 @@ def _unbounded(text: str) -> str | None:
     return None
 
 
-def plain(node: Any) -> Any:
+def plain(node: Any, allow_missing: bool = False) -> Any:
     """Return a DictConfig or ListConfig as plain dicts and lists with interpolations resolved.
+
+    Args:
+        allow_missing: leave out keys marked as required (???) that have no value.
 
     Raises:
         ValueError: a value marked as required (???) is missing.
     """
-    if isinstance(node, DictConfig | ListConfig):
-        try:
-            return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
-    return node
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    try:
+        content = OmegaConf.to_container(node, resolve=True, throw_on_missing=not allow_missing)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
+    return _without_missing(content) if allow_missing else content
+
+
+def _without_missing(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _without_missing(v) for k, v in content.items() if v != "???"}
+    if isinstance(content, list):
+        return [_without_missing(v) for v in content]
+    return content

@@ -7,6 +7,7 @@ anything else is our own mistake and keeps its traceback.
 
 import argparse
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recsys.config import check_config_folder, optional_plus
+from recsys.config import check_config_folder
 from recsys.distributed.env import rank_from_environment
+from recsys.overrides import override, typed
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _START_SECONDS = time.perf_counter()
@@ -51,15 +54,16 @@ def stage(name: str) -> Iterator[Stage]:
 
 
 def hydra_job(
-    name: str, *, sections: Sequence[str] = ()
+    name: str, schemas: Sequence[type]
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a launch file's `main` from a function of the composed configuration.
 
-    Every configuration file within reach is looked at first (recsys.config.check_config_folder).
+    Every configuration file within reach is looked at first (recsys.config.check_config_folder), and
+    what the schemas call text is handed to Hydra as text (recsys.overrides.typed).
 
     Args:
         name: of the root file in configs/.
-        sections: that the job checks against dataclasses: any of their keys can be given.
+        schemas: dataclasses of the job's top-level keys; the job reads them by `read_job`.
     """
 
     def decorate(job: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -67,13 +71,85 @@ def hydra_job(
 
         @functools.wraps(job)
         def main() -> None:
-            run_job(lambda: check_config_arguments(sys.argv[1:]))
-            sys.argv[1:] = optional_plus(sys.argv[1:], sections)
+            def check() -> None:
+                check_config_arguments(sys.argv[1:])
+                sys.argv[1:] = typed_arguments(sys.argv[1:], schemas)
+
+            run_job(check)
             composed()
 
         return main
 
     return decorate
+
+
+def typed_arguments(arguments: Sequence[str], schemas: Sequence[type]) -> list[str]:
+    """Return a job's arguments with their overrides typed by its schemas; options stay as they are.
+
+    With --multirun a value may be a list of choices, and everything is left to Hydra.
+
+    Raises:
+        ValueError: an override of a key that the job does not have.
+    """
+    if "--multirun" in arguments or "-m" in arguments:
+        return list(arguments)
+    own = _config_folder(arguments)
+    folders = [_CONFIGS] if own is None else [_CONFIGS, own]
+    written = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-") or before in _OPTIONS_WITH_VALUE:
+            written.append(argument)
+        else:
+            written += typed([argument], schemas, lambda k: any((f / k).is_dir() for f in folders))
+    return written
+
+
+_OPTIONS_WITH_VALUE = frozenset(
+    "--config-dir -cd --config-name -cn --cfg -c --package -p --info -i".split()
+)
+
+
+def _config_folder(arguments: Sequence[str]) -> Path | None:
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd")
+    given = parser.parse_known_args(arguments)[0].config_dir
+    return None if given is None else Path(given)
+
+
+def same_data() -> list[str]:
+    """Return the arguments by which another job finds the recipe of this one's data.
+
+    A recipe goes by its file's name, which need not be its `name:`. Called within a job.
+    """
+    runtime = HydraConfig.get().runtime
+    folders = [
+        source.path for source in runtime.config_sources if source.provider == "command-line"
+    ]
+    return [
+        *(f"--config-dir={folder}" for folder in folders),
+        override("data", runtime.choices["data"]),
+    ]
+
+
+def next_command(job: str, workspace: str, *overrides: str, data: str = "") -> str:
+    """Return the command of another job on the same data and workspace, as a shell takes it.
+
+    Args:
+        workspace: as it was given to this job.
+        overrides: more arguments, written by recsys.overrides.override.
+        data: the recipe's file name, where this job has no data=.
+    """
+    launch = Path(__file__).resolve().parents[1] / "launch" / f"{job}.py"
+    if launch.is_relative_to(Path.cwd()):
+        launch = launch.relative_to(Path.cwd())
+    recipe = [override("data", data)] if data else same_data()
+    place = override("workspace", workspace)
+    return shlex.join(["python", str(launch), *recipe, place, *overrides])
+
+
+def open_command(path: Path) -> str:
+    """Return the command that shows a page, as a shell takes it."""
+    return shlex.join(["open" if sys.platform == "darwin" else "xdg-open", str(path)])
 
 
 def check_config_arguments(arguments: Sequence[str]) -> None:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from embedding.image import ImageConfig
 from embedding.text import TextConfig
-from recsys.config import from_config, plain
+from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
+from recsys.config import from_config, plain, read_job
 from recsys.data.outline import outline
 from recsys.data.recipe import Recipe, check_recipe, named_features
 from recsys.distributed.cluster import ClusterConfig, check_cluster
-from recsys.study.suite import SuiteConfig, check_suite
-from recsys.train.run import SECTIONS, build_plannable, read_run_config
+from recsys.report.evaluation import check_evaluation
+from recsys.study.suite import SuiteConfig, check_suite, space_problems
+from recsys.train.run import SECTIONS, build_plannable, check_run_config, read_run_config
 from tests import tiny_world
 from tests.test_configs import CONFIGS, composed
 
@@ -130,3 +132,65 @@ def test_group_of_configs_broken_at_random_is_refused_by_name_or_read(group, max
             assert any(key and key in str(error) for key in touched), str(error)
 
     check()
+
+
+JOBS = {
+    "compare": (compare, lambda read: compare.check_compare(read[1])),
+    "demo": (demo, lambda read: None),
+    "embed": (embed, lambda read: None),
+    "evaluate": (evaluate, lambda read: check_evaluation(read[2], ["train", "valid", "test"])),
+    "neighbours": (neighbours, lambda read: None),
+    "plan": (plan, lambda read: plan.check_planning(read[2])),
+    "prepare": (prepare, lambda read: check_recipe(read[0].data)),
+    "sweep": (sweep, lambda read: space_problems(read[1].sweep.space, "sweep.space")),
+    "sync": (sync, lambda read: None),
+    "train": (train, lambda read: check_run_config(read[1])),
+}
+"""What a job reads first: its module, and the check of what it read."""
+
+
+def whole(name):
+    """A job's configuration, with something for what every call of it must give."""
+    node = plain(composed(Path(f"{name}.yaml")), allow_missing=True)
+    return node | ({"source": "a", "target": "b"} if name == "sync" else {})
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("max_examples", [15, pytest.param(300, marks=pytest.mark.slow)])
+def test_job_refuses_any_broken_configuration_by_name_or_reads_it(name, max_examples):
+    module, check_read = JOBS[name]
+    node = whole(name)
+
+    @settings(
+        max_examples=max_examples, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def check(data):
+        changed, touched = broken(node, data)
+        try:
+            check_read(read_job(changed, module.KEYS))
+        except ValueError as error:
+            assert any(key and key in str(error) for key in touched), str(error)
+
+    check()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_job_refuses_every_key_of_a_wrong_type_in_one_sentence(name):
+    """Every key of every job, and a value of every type that it does not take."""
+    module, check_read = JOBS[name]
+    node = whole(name)
+    num_refused = 0
+    for path in places(node):
+        if not path or not all(isinstance(key, str) for key in path):
+            continue
+        for value in ("x", 3, 1.5, True, [1], [[]], {"x": 1}, {1: 2}):
+            changed = copy.deepcopy(node)
+            holder = functools.reduce(lambda n, k: n[k], path[:-1], changed)
+            holder[path[-1]] = value
+            try:
+                check_read(read_job(changed, module.KEYS))
+            except ValueError as error:
+                num_refused += 1
+                assert path[-1] in str(error), (path, value, str(error))
+    assert num_refused >= 6 * len(node)

@@ -1,22 +1,14 @@
 """Every YAML file below configs/ composes, in every folder; those of training are read in full."""
 
-import dataclasses
 import itertools
-import runpy
-import typing
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from embedding.image import ImageConfig
-from embedding.text import TextConfig
-from recsys.config import from_config, optional_plus, plain
-from recsys.data.demo.world import WorldConfig
+from recsys.config import from_config, plain
 from recsys.data.recipe import Recipe
-from recsys.distributed.cluster import ClusterConfig
-from recsys.study.suite import SuiteConfig, SweepConfig
 from recsys.train.run import SECTIONS, read_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -102,9 +94,12 @@ def test_recipe_has_only_known_keys_of_the_right_type(option):
     ("text", "shown"),
     [
         ("users: {file: users.csv, features: {on: {}}}", "data.users.features: .*: write 'no'"),
-        ("items: {file: a.csv, text: [name, off]}", r"data.items.text: .*: write 'no'"),
+        ("items: {file: a.csv, text: [name, off]}", r"data.items.text\[1\]: False .*: write 'no'"),
         ("interactions: {user_id: yes}", "data.interactions.user_id: True does not fit"),
-        ("interactions: {files: {train: no}}", "data.interactions.files: .*: write 'no'"),
+        (
+            "interactions: {files: {train: no}}",
+            "data.interactions.files.train: False .*: write 'no'",
+        ),
         (
             "pairs: [{language: no}]",
             r"data.pairs\[0\].language: False does not fit; expected text; ",
@@ -122,68 +117,3 @@ def test_quoted_it_is_text(tmp_path):
     (tmp_path / "x.yaml").write_text("name: 'no'\npairs: [{language: 'on'}]\nsource: 2024\n")
     recipe = from_config(Recipe, plain(OmegaConf.load(tmp_path / "x.yaml")), "data")
     assert (recipe.name, recipe.pairs[0].language, recipe.source) == ("no", "on", "2024")
-
-
-# Keys on the command line
-
-
-def schema_keys(schema, key):
-    """Every key of a dataclass to any depth, with a value that fits; lists have no keys."""
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        hint = hints[field.name]
-        of = [h for h in typing.get_args(hint) if h is not type(None)]
-        inner = of[0] if type(None) in typing.get_args(hint) else hint
-        if dataclasses.is_dataclass(inner):
-            yield from schema_keys(inner, f"{key}.{field.name}")
-        elif typing.get_origin(inner) is dict and dataclasses.is_dataclass(
-            typing.get_args(inner)[1]
-        ):
-            yield from schema_keys(typing.get_args(inner)[1], f"{key}.{field.name}.anything")
-        elif typing.get_origin(inner) is dict:
-            yield f"{key}.{field.name}.anything"
-        else:
-            yield f"{key}.{field.name}"
-
-
-JOBS = {
-    "prepare": {"data": Recipe},
-    "embed": {"encoder.image": ImageConfig, "encoder.text": TextConfig},
-    "train": SECTIONS,
-    "plan": {**SECTIONS, "cluster": ClusterConfig},
-    "compare": {"suite": SuiteConfig},
-    "sweep": {"sweep": SweepConfig},
-    "demo": {"world": WorldConfig},
-}
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_any_key_of_a_jobs_schema_can_be_given_without_a_plus(job, repository, monkeypatch):
-    sections = []
-
-    def hydra_job(name, *, sections=(), into=sections):
-        into += sections
-        return lambda main: main
-
-    monkeypatch.setattr("recsys.job.hydra_job", hydra_job)
-    runpy.run_path(str(repository / "launch" / f"{job}.py"))
-    keys = [key for name, schema in JOBS[job].items() for key in schema_keys(schema, name)]
-    with initialize_config_dir(version_base=None, config_dir=str(CONFIGS)):
-        cfg = compose(job, overrides=optional_plus([f"{key}=null" for key in keys], sections))
-    assert len(keys) > 4
-    assert all(OmegaConf.select(cfg, key, default="absent") is None for key in keys)
-
-
-def test_key_that_no_schema_has_is_still_refused():
-    given = [
-        "train.epoch=3",
-        "+train.x=1",
-        "~train.y",
-        "model=fm",
-        "encoder/image=tiny",
-        "training.x=1",
-    ]
-    changed = optional_plus(given, ["train", "model"])
-    assert changed == ["++train.epoch=3", *given[1:]]
-    with pytest.raises(ValueError, match="train.epoch: unknown key; expected one of .*epochs"):
-        read_run_config({"train": {"epoch": 3}})

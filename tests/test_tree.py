@@ -29,6 +29,7 @@ LAYERS = {
     "recsys.schema": -1,
     "recsys.batch": 0,
     "recsys.config": 0,
+    "recsys.overrides": 0,
     "recsys.job": 0,
     "recsys.data": 1,
     "recsys.model": 1,

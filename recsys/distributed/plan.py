@@ -63,7 +63,9 @@ _PLACED_ALONE = ("table_wise", "column_wise")
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What the planner may do."""
+    """What the planner may do; `plan=auto` or `plan=path/to/plan.json` is short for plan.file."""
+
+    SHORT_FORM = "file"
 
     file: str = "auto"
     """`auto`: plan for this world; else a plan.json of launch/plan.py or of a run, taken as it is."""
@@ -92,8 +94,8 @@ class PlanConfig:
         """Return the sharding types asked for, always as lists."""
         return {t: [k] if isinstance(k, str) else list(k) for t, k in self.sharding.items()}
 
-    def anywhere(self, sharding: dict[str, Any], device_type: str) -> "PlanConfig":
-        """Return what of the constraints holds on any number of ranks, with other sharding types.
+    def anywhere(self, device_type: str) -> "PlanConfig":
+        """Return what of the constraints holds on any number of ranks.
 
         A saved plan and pinned ranks belong to the world they were made for, and kernels that keep
         a table in main memory to GPUs.
@@ -102,7 +104,6 @@ class PlanConfig:
         return dataclasses.replace(
             self,
             file="auto",
-            sharding=sharding,
             ranks={},
             kernels=self.kernels if on_gpu else {},
             cache_load_factor=self.cache_load_factor if on_gpu else {},

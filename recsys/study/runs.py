@@ -7,6 +7,7 @@ measured is what users get, and a killed study goes on where its runs stopped.
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from hydra import compose
+from hydra.errors import HydraException
 
-from recsys.config import optional_plus, plain
-from recsys.job import say
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
+from recsys.job import say, typed_arguments
+from recsys.overrides import override
 from recsys.schema import read_manifest
 from recsys.train.integrity import best_checkpoint, latest_checkpoint
-from recsys.train.run import SECTIONS, RunConfig, read_run_config, setting_changes
+from recsys.train.run import RunConfig, check_run_config, setting_changes
 from recsys.train.scored_rows import ScoredRows, scored_rows
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -112,23 +116,37 @@ def read_predictions(run: StudyRun, split: str) -> ScoredRows:
     return scored_rows(pq.read_table(run.folder / "eval" / split / "predictions.parquet"))
 
 
-def study_run(recipe: str, workspace: Path, name: str, overrides: Sequence[str]) -> StudyRun:
+def study_run(
+    data: Sequence[str], workspace: Path, name: str, overrides: Sequence[str]
+) -> StudyRun:
     """Return a run with its configuration checked, as launch/train.py will read it.
 
     Called inside a Hydra job, whose configs/ the settings are composed from.
+
+    Args:
+        data: arguments that name the recipe (recsys.job.same_data).
+
+    Raises:
+        ValueError: the settings are none of launch/train.py.
     """
-    with _composing:
-        settings = optional_plus(overrides, tuple(SECTIONS))
-        cfg = compose("train", overrides=[f"data={recipe}", f"run.name={name}", *settings])
-    config = read_run_config({section: plain(cfg[section]) for section in SECTIONS})
+    keys = (WorkspaceConfig, RunConfig)
+    written = typed_arguments([*data, override("run.name", name), *overrides], keys)
+    try:
+        with _composing:
+            cfg = compose("train", overrides=[a for a in written if not a.startswith("-")])
+    except HydraException as error:
+        raise ValueError(f"overrides of launch/train.py: {error}") from error
+    _, config = read_job(cfg, keys)
+    check_run_config(config)
     return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
 
 
 class Commands:
     """Starts jobs, several side by side, each on its own share of the cores."""
 
-    def __init__(self, *, recipe: str, num_parallel: int, num_ranks: int, logs: Path):
-        """Args: recipe: of data=; num_ranks: processes of every job; logs: folder for their output.
+    def __init__(self, *, data: Sequence[str], num_parallel: int, num_ranks: int, logs: Path):
+        """Args: data: names the recipe (recsys.job.same_data); num_ranks: processes of every job;
+        logs: folder for their output.
 
         Raises:
             ValueError: more jobs at a time than cores.
@@ -139,7 +157,7 @@ class Commands:
                 f"parallel={num_parallel} with ranks={num_ranks}: expected at least 1 and together "
                 f"no more than the {len(cores)} cores of this machine"
             )
-        self.recipe = recipe
+        self.data = data
         self.num_ranks = num_ranks
         self.logs = logs
         share = len(cores) // num_parallel
@@ -190,7 +208,7 @@ class Commands:
         say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")
 
         def one(run: StudyRun) -> str:
-            self.job("evaluate", run.workspace, run.name, [f"split={split}"])
+            self.job("evaluate", run.workspace, run.name, [override("split", split)])
             return f"{run.name}: scored"
 
         self._all(one, missing)
@@ -205,8 +223,8 @@ class Commands:
         if self.num_ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone"]
             command += [f"--nproc-per-node={self.num_ranks}"]
-        command += [str(LAUNCH / f"{name}.py"), f"data={self.recipe}", f"workspace={workspace}"]
-        command += [] if run_name is None else [f"run.name={run_name}"]
+        command += [str(LAUNCH / f"{name}.py"), *self.data, override("workspace", workspace)]
+        command += [] if run_name is None else [override("run.name", run_name)]
         command += overrides
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{run_name or workspace.name}-{name}.log"
@@ -233,7 +251,7 @@ class Commands:
             self.shares.put(cores)
         if code:
             last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-6:])
-            raise ValueError(f"{' '.join(command)}: failed with code {code} ({log}):\n{last}")
+            raise ValueError(f"{shlex.join(command)}: failed with code {code} ({log}):\n{last}")
 
     def _all(self, one: Callable[[Any], str], entries: Sequence[Any]) -> None:
         try:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +51,27 @@ def check_suite(suite: SuiteConfig) -> None:
     """Raise ValueError where a suite cannot be run.
 
     Raises:
-        ValueError: the reference is no variant; a space is empty; lists every problem.
+        ValueError: the reference is no variant; a space is empty; a name is no folder name; lists
+            every problem.
     """
     problems = []
     if suite.reference not in suite.variants:
         problems.append(
             f"suite.reference={suite.reference!r}: expected one of {', '.join(suite.variants)}"
         )
+    problems += name_problems("suite.name", suite.name)
+    for name in suite.variants:
+        problems += name_problems("suite.variants", name)
     problems += space_problems(suite.space, "suite.space")
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def name_problems(key: str, name: str) -> list[str]:
+    """Return a text where a name, which begins folder names, is no plain folder name."""
+    if name and Path(name).name == name and not name.startswith("."):
+        return []
+    return [f"{key}={name!r}: expected a plain folder name"]
 
 
 def space_problems(space: Mapping[str, SearchConfig], key: str) -> list[str]:

@@ -40,11 +40,11 @@ def choose_settings(
         ValueError: as `tune`; a setting that the model or the data does not have.
     """
     fixed = [*overrides, "run.seed=0"]
-    base = study_run(commands.recipe, workspace, name, fixed)
+    base = study_run(commands.data, workspace, name, fixed)
 
     def measure(number: int, chosen: list[str]) -> float:
         trial = f"{name}-trial{number}"
-        run = study_run(commands.recipe, workspace, trial, [*fixed, *chosen])
+        run = study_run(commands.data, workspace, trial, [*fixed, *chosen])
         commands.train([run], overwrite=overwrite)
         return run.validation_metric()
 

@@ -54,6 +54,8 @@ _NUM_OPERATORS = 15
 class ProfileConfig:
     """Recording of some steps; `profile=true` is short for profile.enabled=true."""
 
+    SHORT_FORM = "enabled"
+
     enabled: bool = False
     """Record; the recorded steps are slower, the others are not."""
     skip_steps: int = 20

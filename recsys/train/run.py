@@ -6,7 +6,7 @@ launch/plan.py (one that may never be).
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,53 +83,41 @@ class RunConfig:
     """Recording of some steps."""
 
 
-SECTIONS = {
-    "run": RunSettings,
-    "model": RankerConfig,
-    "optim": OptimConfig,
-    "train": TrainConfig,
-    "plan": PlanConfig,
-    "profile": ProfileConfig,
-}
+SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))
 
 
 def read_run_config(sections: Mapping[str, Any]) -> RunConfig:
     """Return the checked configuration.
 
     Args:
-        sections: plain dicts by section name; missing ones take their defaults.
+        sections: plain dicts, or their short forms, by section name; missing ones take their
+            defaults.
 
     Raises:
         ValueError: every problem of every section at once.
     """
+    config = from_config(RunConfig, dict(sections), "")
+    check_run_config(config)
+    return config
+
+
+def check_run_config(config: RunConfig) -> None:
+    """Raise ValueError for values outside their choices, of all sections at once."""
     problems: list[str] = []
-    built: dict[str, Any] = {}
-    if isinstance(sections.get("plan"), str):  # plan=auto, plan=path/to/plan.json
-        sections = {**sections, "plan": {"file": sections["plan"]}}
-    if isinstance(sections.get("profile"), bool):  # profile=true
-        sections = {**sections, "profile": {"enabled": sections["profile"]}}
-    for name, schema in SECTIONS.items():
+    checks: list[Callable[[], None]] = [
+        lambda: check_optim(config.optim),
+        lambda: check_plan(config.plan),
+        lambda: check_profile(config.profile),
+    ]
+    for check in checks:
         try:
-            built[name] = from_config(schema, sections.get(name), name)
+            check()
         except ValueError as error:
             problems.append(str(error).removeprefix("configuration: "))
-    for name, check in (
-        ("optim", check_optim),
-        ("plan", check_plan),
-        ("profile", check_profile),
-    ):
-        if name in built:
-            try:
-                check(built[name])
-            except ValueError as error:
-                problems.append(str(error).removeprefix("configuration: "))
-    if "train" in built:
-        problems += _train_problems(built["train"])
-    if "run" in built:
-        problems += _run_problems(built["run"])
+    problems += _train_problems(config.train)
+    problems += _run_problems(config.run)
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
-    return RunConfig(**built)
 
 
 def _train_problems(train: TrainConfig) -> list[str]:

@@ -1,5 +1,7 @@
 """prepare as users type it: documented commands, recipes of their own, the real data sets."""
 
+import shlex
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -41,8 +43,11 @@ def own(tmp_path):
 def test_a_recipe_of_ones_own_runs_again_to_the_same_files(tmp_path, own, job):
     done = job("prepare", *own[1])
     assert done.returncode == 0, done.stderr
-    for part in ("12 interactions", "train 6", "results: ", "next: launch/train.py data=own"):
+    for part in ("12 interactions", "train 6", "results: ", "next: python "):
         assert part in done.stdout
+    # The command that is advised finds the recipe where this one did.
+    command = shlex.split(done.stdout.rpartition("next: ")[2])
+    assert command[2:] == [f"--config-dir={own[0]}", "data=own", f"workspace={tmp_path / 'w'}"]
     first = read_manifest(tmp_path / "w")
     assert job("prepare", *own[1], "threads=1").returncode == 0
     assert read_manifest(tmp_path / "w").checksums == first.checksums

@@ -12,10 +12,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from launch.evaluate import KEYS
 from launch.evaluate import job as evaluate
 from recsys.config import from_config, plain
 from recsys.data.candidates import Candidates, RankingConfig
 from recsys.data.segments import ItemCounts, Segment
+from recsys.job import typed_arguments
 from recsys.metrics.summary import evaluate_predictions
 from recsys.report.evaluation import (
     HEADLINE,
@@ -293,7 +295,8 @@ def workspace(tmp_path):
 def run(workspace, repository, *arguments):
     """The job with its configuration as the command line makes it."""
     with initialize_config_dir(version_base=None, config_dir=str(repository / "configs")):
-        evaluate(compose("evaluate", overrides=[f"workspace={workspace}", *arguments]))
+        given = typed_arguments([f"workspace={workspace}", *arguments], KEYS)
+        evaluate(compose("evaluate", overrides=given))
 
 
 def test_comparing_two_runs_gives_difference_interval_and_verdict(workspace, repository, capsys):

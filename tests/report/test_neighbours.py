@@ -14,8 +14,9 @@ from PIL import Image
 
 from embedding.catalogue import Catalogue
 from embedding.store import FeatureTable
+from launch.neighbours import KEYS, rows_of, spread_rows
 from launch.neighbours import job as neighbours
-from launch.neighbours import rows_of, spread_rows
+from recsys.job import typed_arguments
 from recsys.report import sheet
 from recsys.report.neighbours import (
     Answer,
@@ -122,7 +123,8 @@ def run(repository, capsys):
     def here(workspace, *arguments):
         folder = str(repository / "configs")
         with initialize_config_dir(version_base=None, config_dir=folder):
-            neighbours(compose("neighbours", overrides=[f"workspace={workspace}", *arguments]))
+            given = typed_arguments([f"workspace={workspace}", *arguments], KEYS)
+            neighbours(compose("neighbours", overrides=given))
         return capsys.readouterr().out
 
     return here
@@ -137,7 +139,10 @@ def test_style_finds_the_hand_and_semantics_the_content(world, job):
     done = job("neighbours", "data=demo", f"workspace={world}", "k=2", "num_queries=12")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "nearest by style: 22 shown, same artist 100%, same content 0%" in done.stdout
-    assert "results:" in done.stdout and "next: open" in done.stdout
+    assert (
+        "results:" in done.stdout
+        and f"open {world / 'neighbours' / 'neighbours.html'}" in done.stdout
+    )
     failed = job("neighbours", "data=demo", f"workspace={world}", "items=[zebra]")
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(
         "error: items: 'zeb"
@@ -214,7 +219,7 @@ def test_a_request_that_cannot_be_met_says_why_and_leaves_the_old_page(world, ru
         (["k=12", "num_queries=0"], r"k=12: expected 1 to 11; .* has 12 items\n.*num_queries=0"),
         (["exclude_same=mood"], "exclude_same=mood: expected none, artist, content"),
         (["sheet_width=300"], "sheet_width=300: leaves .* smaller k"),
-        (["k=many"], "neighbours.k: 'many' does not fit"),
+        (["k=many"], "configuration: k: 'many' does not fit"),
     ):
         with pytest.raises(ValueError, match=expected):
             run(world, *arguments)

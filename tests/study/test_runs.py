@@ -18,7 +18,7 @@ class Recorded(Commands):
 
 @pytest.fixture
 def commands(tmp_path):
-    recorded = Recorded(recipe="demo", num_parallel=1, num_ranks=1, logs=tmp_path / "logs")
+    recorded = Recorded(data=["data=demo"], num_parallel=1, num_ranks=1, logs=tmp_path / "logs")
     recorded.started = []
     return recorded
 
@@ -72,7 +72,7 @@ def test_evaluation_older_than_its_checkpoint_is_made_again(commands, tmp_path):
 
 
 def test_failed_job_carries_its_last_words(tmp_path):
-    commands = Commands(recipe="demo", num_parallel=1, num_ranks=1, logs=tmp_path / "logs")
+    commands = Commands(data=["data=demo"], num_parallel=1, num_ranks=1, logs=tmp_path / "logs")
     with pytest.raises(ValueError, match=r"failed with code 1 .*\n.*no prepared data here"):
         commands.job("evaluate", tmp_path, "nobody", ["split=test"])
 
@@ -80,4 +80,4 @@ def test_failed_job_carries_its_last_words(tmp_path):
 def test_more_jobs_than_cores_are_refused(tmp_path):
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(ValueError, match=f"parallel={cores} with ranks=2: .* the {cores} cores"):
-        Commands(recipe="demo", num_parallel=cores, num_ranks=2, logs=tmp_path)
+        Commands(data=["data=demo"], num_parallel=cores, num_ranks=2, logs=tmp_path)
