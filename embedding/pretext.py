@@ -139,6 +139,7 @@ def train_on_tags(
     folder: Path,
     stamp: dict[str, Any],
     say: Callable[[str], None],
+    synchronise: Callable[[nn.Module], None] = lambda module: None,
 ) -> float:
     """Train the encoder's body in place; return the best validation mAP (macro over tags).
 
@@ -150,6 +151,7 @@ def train_on_tags(
     Args:
         folder: keeps the checkpoint.
         stamp: what the training depends on; a checkpoint of another stamp is not continued.
+        synchronise: makes the batch norms of a module count the pictures of all ranks.
 
     Raises:
         ValueError: too few pictures for one step or for validation.
@@ -189,7 +191,10 @@ def train_on_tags(
     state = checkpoint.load()
     if state.epoch:
         say(f"tag pretext: goes on after epoch {state.epoch}, validation mAP {state.best:.3f}")
-    model: nn.Module = DistributedDataParallel(classifier) if world > 1 else classifier
+    model: nn.Module = classifier
+    if world > 1:
+        synchronise(classifier)
+        model = DistributedDataParallel(classifier, broadcast_buffers=False)
     bar = tqdm(
         total=config.epochs * steps,
         initial=state.epoch * steps,
@@ -226,10 +231,6 @@ def train_on_tags(
                 f"tag pretext: the loss of epoch {state.epoch + 1} is {loss_mean}; lower "
                 f"encoder.image.pretext_learning_rate"
             )
-        if world > 1:
-            # Every rank counted its own batches' statistics since the last step: one network from here.
-            for buffer in classifier.buffers():
-                dist.broadcast(buffer, src=0)
         score = mean_average_precision(classifier, data, valid, device, rank, world)
         state.note(score, classifier.weights())
         if rank == 0:

@@ -58,6 +58,7 @@ from embedding.text import (
 )
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.distributed.batch_norm import synchronise
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.files import write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
@@ -365,6 +366,7 @@ def train_network(
         folder=folder,
         stamp=wanted,
         say=say,
+        synchronise=synchronise,
     )
 
 

@@ -39,6 +39,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         new.weight, new.bias = local.weight, local.bias
         new.running_mean, new.running_var = local.running_mean, local.running_var
         new.num_batches_tracked = local.num_batches_tracked
+        new._forward_hooks.update(local._forward_hooks)
         return new.train(local.training)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -46,8 +47,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, C, ...] to the same shape."""
-        alone = dist.get_world_size() == 1
-        if not self.training or (alone and input.numel() > input.shape[1]):
+        if not self.training:
+            return super().forward(input)
+        if dist.get_world_size() == 1 and input.numel() > input.shape[1]:
             return super().forward(input)
         output, mean_C, variance_C, total = _Normalise.apply(
             input, self.weight, self.bias, self.eps
@@ -85,9 +87,8 @@ class _Normalise(torch.autograd.Function):
         mean_C, variance_C, total = mean_C.float(), variance_C.float(), total_C[0].float()
         deviation_C = (variance_C + eps).sqrt()
         shape = [1, -1] + [1] * (x.dim() - 2)
-        scale_C = weight_C / deviation_C
-        shift_C = bias_C - mean_C * scale_C
-        output = torch.addcmul(shift_C.view(shape), x, scale_C.view(shape))
+        centred, scale = x - mean_C.view(shape), (weight_C / deviation_C).view(shape)
+        output = torch.addcmul(bias_C.view(shape), centred, scale)
         ctx.save_for_backward(input, weight_C, mean_C, deviation_C, total)
         ctx.mark_non_differentiable(mean_C, variance_C, total)
         return output.to(input.dtype), mean_C, variance_C, total

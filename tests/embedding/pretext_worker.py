@@ -1,4 +1,4 @@
-"""Teaches a picture network two tags under torchrun: `python pretext_worker.py FOLDER`.
+"""Teaches a picture network two tags under torchrun, in fp32: `python pretext_worker.py FOLDER`.
 
 Started by test_pretext.py on two ranks; every rank writes the network it ended with.
 """
@@ -8,15 +8,19 @@ from pathlib import Path
 
 import torch
 
+from embedding import pretext
 from recsys.distributed.env import start, stop
-from tests.embedding.test_pretext import coloured_pictures, train
+from tests.embedding.test_pretext import coloured_pictures, train, whole_pictures
 
 
 def main() -> None:
     """Train for two passes."""
     folder = Path(sys.argv[1])
     env = start("cpu")
-    encoder, _ = train(coloured_pictures(), folder / "training", epochs=2)
+    # Crops are drawn by rank, and bf16 rounds a half batch otherwise than a whole one.
+    pretext.random_crops = whole_pictures
+    pretext.computes_in_bf16 = lambda device: False
+    encoder, _ = train(coloured_pictures(), folder / "training", epochs=2, learning_rate=1e-5)
     torch.save(encoder.body.state_dict(), folder / f"rank{env.rank}.pt")
     stop()
 
