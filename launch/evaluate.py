@@ -41,6 +41,7 @@ from recsys.schema import read_manifest
 from recsys.train.checkpoint import load_checkpoint
 from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
+from recsys.train.optim import without_penalties
 from recsys.train.predict import predict
 from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_folder
 
@@ -89,7 +90,7 @@ def job(cfg: DictConfig) -> None:
     plan = run.plan.anywhere(env.device.type)
     if asked.plan is not None:
         plan = from_config(PlanConfig, plain(cfg.plan), "plan", base=plan)
-    run = dataclasses.replace(run, plan=plan)
+    run = dataclasses.replace(run, plan=plan, optim=without_penalties(run.optim))
 
     # 3. The model with the weights of the best validation.
     vectors = open_features(

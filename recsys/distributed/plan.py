@@ -154,9 +154,9 @@ def constrain(
 ) -> dict[str, ParameterConstraints]:
     """Return planner constraints per table.
 
-    Dense Adam needs a replicated table on CPU; row-wise Adagrad and SGD are fused into backward and
-    want model-parallel tables; frozen and half-precision tables must be model-parallel (a replicated
-    one would become fp32 and, if frozen, trainable).
+    A table with an L2 penalty is replicated. Dense Adam needs a replicated table on CPU; row-wise
+    Adagrad and SGD are fused into backward and want model-parallel tables; frozen and half-precision
+    tables must be model-parallel (a replicated one would become fp32 and, if frozen, trainable).
 
     Args:
         feature_lengths: ids a row of every feature.
@@ -174,7 +174,10 @@ def constrain(
     for table, table_config in tables.items():
         frozen, half = table not in optimizers, table_config.data_type == DataType.FP16
         adam = not frozen and optimizers[table].name == "adam"
-        if table in sharding:
+        if not frozen and optimizers[table].l2:
+            # A penalty on every row is kept where every rank holds and steps every row.
+            kinds = ["data_parallel"]
+        elif table in sharding:
             kinds = sharding[table]
         elif table in config.ranks:
             kinds = ["table_wise"] if len(config.ranks[table]) == 1 else ["column_wise"]
@@ -473,6 +476,13 @@ def check_matches(
             for key, value in now.items()
             if line[key] != value
         ]
+        l2 = optimizers[table].l2 if table in optimizers else 0.0
+        if l2 and line["sharding"] != "data_parallel":
+            different.append(
+                f"table {table!r} ({config.num_embeddings:,} rows) has an L2 penalty of {l2}, which "
+                f"wants data_parallel, and the plan says {line['sharding']} "
+                f"(optim.tables.{table}.l2=0 takes the penalty off)"
+            )
     if different:
         raise ValueError(
             f"{source} does not match this job: " + "; ".join(different) + ". Plan again with "

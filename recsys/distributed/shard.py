@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import xxhash
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding_types import ShardingType
@@ -203,11 +202,11 @@ def _attach_fused_optimizers(
         if sharding[table] == ShardingType.DATA_PARALLEL.value:
             continue
         chosen = optimizers[table]
-        kwargs: dict[str, Any] = {"lr": chosen.learning_rate, "weight_decay": chosen.l2}
+        # FBGEMM's kernels penalise looked-up rows only, each in a way of its own.
+        assert not chosen.l2, f"{table}: a table with an L2 penalty is replicated"
+        kwargs: dict[str, Any] = {"lr": chosen.learning_rate}
         if chosen.name == "rowwise_adagrad":
             kwargs["eps"] = ADAGRAD_EPS
-            if chosen.l2:
-                kwargs["weight_decay_mode"] = WeightDecayMode.L2
         apply_optimizer_in_backward(_FUSED[chosen.name], [bag.weight], kwargs)
     if ranker.inputs.modality is not None:
         # Never stepped (looked up without gradient); SGD keeps no state, so it costs no memory.

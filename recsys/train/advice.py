@@ -119,9 +119,10 @@ def _other_optimizer(planned: Planned, reason: DoesNotFitError) -> Iterator[Chan
         return
     asked = optim.tables.get(table, optim.table)
     if asked.name == "adam":
-        tables = optim.tables | {table: TableOptimConfig(name="rowwise_adagrad", l2=asked.l2)}
+        tables = optim.tables | {table: TableOptimConfig(name="rowwise_adagrad")}
+        without = " and without its L2 penalty" if asked.l2 else ""
         yield (
-            f"train {table} with row-wise Adagrad, whose state is one value a row",
+            f"train {table} with row-wise Adagrad, whose state is one value a row{without}",
             f"optim.tables.{table}.name=rowwise_adagrad",
             _with(planned, "optim", tables=tables),
         )

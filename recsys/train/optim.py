@@ -6,7 +6,9 @@ looked-up rows and is the one for large tables; Adam with L2 over the whole tabl
 table is small enough for a step to afford it.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 TABLE_OPTIMIZERS = ("auto", "adam", "rowwise_adagrad", "sgd")
@@ -21,7 +23,9 @@ class TableOptimConfig:
     learning_rate: float | None = None
     """Step size; null: 0.001 for adam, 0.05 for rowwise_adagrad, 0.1 for sgd."""
     l2: float = 0.0
-    """L2 penalty: l2 * w joins the gradient, of every row (dense adam) or of looked-up rows."""
+    """L2 penalty: l2 / 2 * |W|^2 over every row of the table joins the loss, whatever the optimizer.
+    It costs the whole table at every step, so the table is replicated (data_parallel); `auto` refuses
+    it for tables above `small_table_rows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,9 @@ class TableOptimizer:
     l2: float
 
 
+_MOST_DENSE = 10
+"""Times `small_table_rows`: rows up to which an optimizer that is asked for by name may cost a step
+every row of its table."""
 _DEFAULT_LEARNING_RATES = {"adam": 1e-3, "rowwise_adagrad": 0.05, "sgd": 0.1}
 
 
@@ -101,7 +108,8 @@ def resolve_table_optimizers(
                 f"GPU only; on CPU use rowwise_adagrad or sgd, or plan.sharding.{table}="
                 f"data_parallel for dense Adam"
             )
-        if name == "adam" and device_type == "cpu" and rows > 10 * config.small_table_rows:
+        too_large = rows > _MOST_DENSE * config.small_table_rows
+        if name == "adam" and device_type == "cpu" and too_large:
             raise ValueError(
                 f"{key}.name=adam for {table!r} with {rows:,} rows on CPU: fused Adam runs on GPU "
                 f"only and dense Adam costs every row at every step; use rowwise_adagrad or auto"
@@ -113,6 +121,53 @@ def resolve_table_optimizers(
             l2=asked.l2,
         )
     return resolved
+
+
+def check_penalties(
+    config: OptimConfig, table_rows: Mapping[str, int], sharded_by: Mapping[str, str]
+) -> None:
+    """Raise ValueError for tables whose L2 penalty cannot be kept: every rank must hold every row.
+
+    Args:
+        table_rows: rows by table name.
+        sharded_by: the key that keeps a table from being replicated, by table name.
+
+    Raises:
+        ValueError: lists every such table with its rows and the keys to change.
+    """
+    problems = []
+    for table, rows in table_rows.items():
+        asked = config.tables.get(table, config.table)
+        if not asked.l2:
+            continue
+        key = f"optim.tables.{table}.l2" if table in config.tables else "optim.table.l2"
+        given = f"{key}={asked.l2}: the penalty on {table!r} ({rows:,} rows) is one on every row"
+        without = f"set optim.tables.{table}.l2=0"
+        if table in sharded_by:
+            problems.append(
+                f"{given}, for which every rank holds the table whole (data_parallel), but "
+                f"{sharded_by[table]} asks for another form; {without}, or leave that key out"
+            )
+        most = config.small_table_rows * (1 if asked.name == "auto" else _MOST_DENSE)
+        if rows > most:
+            named = f", or name its optimizer (optim.tables.{table}.name=adam)"
+            fits_by_name = rows <= _MOST_DENSE * config.small_table_rows
+            problems.append(
+                f"{given} at every step, too many for one of more than {most:,} rows "
+                f"(optim.small_table_rows={config.small_table_rows:,}); {without}"
+                f"{named if fits_by_name else ''}"
+            )
+    if problems:
+        raise ValueError("configuration: " + "\n  ".join(problems))
+
+
+def without_penalties(config: OptimConfig) -> OptimConfig:
+    """Return the optimizers of a model that is only read: no penalty asks for a form of its tables."""
+    return dataclasses.replace(
+        config,
+        table=dataclasses.replace(config.table, l2=0.0),
+        tables={name: dataclasses.replace(t, l2=0.0) for name, t in config.tables.items()},
+    )
 
 
 def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:

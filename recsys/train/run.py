@@ -39,6 +39,7 @@ from recsys.train.optim import (
     OptimConfig,
     TableOptimizer,
     check_optim,
+    check_penalties,
     resolve_table_optimizers,
 )
 from recsys.train.profile import ProfileConfig, check_profile
@@ -269,8 +270,20 @@ def build_plannable(
     }
     for table, kinds in config.plan.sharding_types().items():
         sharding[table] = "data_parallel" if "data_parallel" in kinds else "".join(kinds[:1])
+    check_penalties(config.optim, table_rows, _sharded_by(config))
     optimizers = resolve_table_optimizers(config.optim, table_rows, sharding, device_type)
     return ranker, optimizers
+
+
+def _sharded_by(config: RunConfig) -> dict[str, str]:
+    """Return the key that keeps a table from being replicated, by table name."""
+    keys = dict.fromkeys(config.model.half_tables, "model.half_tables")
+    keys |= {table: f"plan.ranks.{table}" for table in config.plan.ranks}
+    keys |= {t: f"plan.kernels.{t}={k}" for t, k in config.plan.kernels.items() if k != "fused"}
+    for table, kinds in config.plan.sharding_types().items():
+        if "data_parallel" not in kinds:
+            keys[table] = f"plan.sharding.{table}={', '.join(kinds)}"
+    return keys
 
 
 def plan_model(

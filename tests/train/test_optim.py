@@ -7,6 +7,7 @@ from recsys.train.optim import (
     TableOptimConfig,
     learning_rate_factor,
     resolve_table_optimizers,
+    without_penalties,
 )
 
 
@@ -52,3 +53,12 @@ def test_warm_up_rises_to_one_and_linear_decay_ends_at_zero():
 def test_cosine_is_half_way_down_in_the_middle():
     config = OptimConfig(decay="cosine")
     assert learning_rate_factor(config, 50, 100) == pytest.approx(0.5)
+
+
+def test_a_model_that_is_only_read_has_no_penalties():
+    config = OptimConfig(
+        table=TableOptimConfig(l2=0.1), tables={"small": TableOptimConfig(name="sgd", l2=0.2)}
+    )
+    read = without_penalties(config)
+    assert read.table == TableOptimConfig()
+    assert read.tables == {"small": TableOptimConfig(name="sgd")}
