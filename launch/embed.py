@@ -490,10 +490,14 @@ def make_text_encoder(
         )
     if plan.num_batches:
         say(f"batches an epoch: {plan}")
+    elif len(pairs) and config.epochs:
+        say(
+            f"the text encoder is not trained: {why_no_batches(manifest, config, pairs, split.train)}"
+        )
     if config.path == "scratch" and not len(plan):
         raise ValueError(
-            "encoder.text.path=scratch: a text encoder is trained on text pairs; map pairs in the "
-            "recipe and set encoder.text.epochs to 1 or more, or give a folder or hub name"
+            f"encoder.text.path=scratch: a text encoder is trained on text pairs, and "
+            f"{why_no_batches(manifest, config, pairs, split.train)}; or give a folder or hub name"
         )
 
     # 2. The model as it comes, the same on every rank.
@@ -542,6 +546,25 @@ def make_text_encoder(
                 write_json(beside / "config.json", wanted)
             show_retrieval(shown)
             shutil.rmtree(training)
+
+
+def why_no_batches(manifest: Manifest, config: TextConfig, pairs: Pairs, train: Pairs) -> str:
+    """Return why text pairs make no batch, and what to change."""
+    if not manifest.has_pairs:
+        return "the data has none; map pairs in the recipe and run launch/prepare.py again"
+    if config.epochs < 1:
+        return f"encoder.text.epochs={config.epochs}; set it to 1 or more"
+    if not any(config.perspective_weights.get(name, 0.0) for name in train.perspective):
+        return (
+            f"encoder.text.perspective_weights={config.perspective_weights} leave out all "
+            f"{len(train):,} to train on; give their perspectives weights above 0"
+        )
+    return (
+        f"{len(train):,} of {len(pairs):,}, of {len(set(train.entity)):,} entities, make no batch: a "
+        f"batch is two pairs or more of one perspective and language, of different entities and "
+        f"texts. Give pairs of more entities (pairs.entity says what a pair speaks of), or hold "
+        f"fewer out (encoder.text.held_out_tenths={config.held_out_tenths})"
+    )
 
 
 def untrained_text_model(

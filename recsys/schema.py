@@ -7,6 +7,7 @@ it is the only part of `recsys/` that `embedding/` imports. Shapes: N rows of a 
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import typing
 from collections.abc import Mapping
@@ -280,12 +281,18 @@ def local_path(given: object, key: str) -> Path:
         raise ValueError(f"{key}={text}: {error}; write the path in full") from error
 
 
+def leaves_folder(name: str) -> bool:
+    """Return whether a path is not a relative one below its folder, parted by either kind of slash."""
+    parts = re.split(r"[/\\]", name)
+    is_absolute = not parts[0] and len(parts) > 1
+    return is_absolute or re.match(r"[A-Za-z]:[/\\]", name) is not None or ".." in parts
+
+
 def check_inside(name: str) -> None:
     """Raise ValueError where a relative path that a manifest names would leave its folder.
 
     Raises:
-        ValueError: it is absolute, or has `..` in it.
+        ValueError: it is absolute, has `..` in it, or names nothing.
     """
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if leaves_folder(name) or not Path(name).parts:
         raise ValueError(f"{name!r} leaves the folder of the manifest")

@@ -137,10 +137,27 @@ def is_null(column: str) -> str:
 
 
 def leaves_root(path: str) -> str:
-    """SQL: the relative path is absolute or climbs out of its root."""
+    """SQL: the path, parted by slashes, is absolute or climbs out of its root (`leaves_folder`)."""
     return (
-        f"({path} IS NOT NULL AND (starts_with({path}, '/') OR contains({path}, '\\') OR "
+        f"({path} IS NOT NULL AND (regexp_matches({path}, '^(/|[A-Za-z]:/)') OR "
         f"list_contains(string_split({path}, '/'), '..')))"
+    )
+
+
+def merged_ids(source: Source, column: str) -> tuple[str, str, str]:
+    """Condition on a file's row: its id is a floating-point number beyond the last exact one.
+
+    From there on a float stands for several whole numbers: what were two users may be one.
+    """
+    bits = 24 if source.kinds[column] == "FLOAT" else 53
+    text = f"trim({quoted(column)})"
+    may_be = f"(contains({quoted(column)}, '.') OR contains({quoted(column)}, '+'))"  # cheap
+    is_float = f"{may_be} AND regexp_full_match({text}, '-?[0-9]+[.][0-9]+|-?[0-9.]+[eE][+][0-9]+')"
+    return (
+        column,
+        f"{is_float} AND abs(try_cast({text} AS DOUBLE)) >= {2**bits}",
+        f"an id in floating point of 2^{bits} or more, where neighbouring numbers are one; write ids "
+        f"as whole numbers or as text",
     )
 
 

@@ -27,9 +27,11 @@ from recsys.data.checks import (
     is_written_oddly,
     leaves_root,
     look_for_pictures,
+    merged_ids,
     note_ids_written_two_ways,
 )
 from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
+from recsys.data.label import RULES, label_sql, parse_label, unusable_label
 from recsys.data.negatives import draw_negatives
 from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
@@ -40,11 +42,17 @@ from recsys.data.recipe import (
     Recipe,
     Section,
     check_recipe,
-    parse_label,
     source_file,
 )
 from recsys.data.sources import Source, TextFormat, literal, quoted, short
 from recsys.data.split import order_hash, split_sql
+from recsys.data.timestamps import (
+    LAST_ODD_SECOND,
+    dates_among_numbers,
+    format_problem,
+    seconds_sql,
+    unusable_times,
+)
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
 from recsys.files import sha256_of
 from recsys.job import say, stage
@@ -60,8 +68,6 @@ from recsys.schema import (
 
 ROW_GROUP_ROWS = 65_536
 PART_ROWS = 64 * ROW_GROUP_ROWS
-LAST_SECOND = 253_402_300_799
-"""Of the year 9999: what lies behind it are milliseconds, or no times at all."""
 UNKNOWN_USER_SQL = (
     "CASE WHEN p.user_row = 0 THEN md5_number_lower(p.user_id) ELSE 0::UBIGINT END AS unknown_user"
 )
@@ -184,6 +190,12 @@ class Preparation:
             rows_in = self.rows_in = self.load_log(logs)
             if log_times := self.recipe.interactions.timestamp:
                 now = int(time.time())
+                (latest,) = self.one("SELECT max(ts) FROM log")
+                if latest <= LAST_ODD_SECOND and not self.recipe.interactions.timestamp_format:
+                    say(
+                        f"column {log_times!r}: no row is later than 1979 when its numbers are taken "
+                        f"for seconds since 1970; interactions.timestamp_format says otherwise"
+                    )
                 if in_future := self.count(f"log WHERE ts > {now}"):
                     say(
                         f"column {log_times!r}: {in_future:,} rows lie in the future; they are kept"
@@ -304,16 +316,21 @@ class Preparation:
     def check_columns(self) -> None:
         """Note every column the recipe names and a file lacks."""
         log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
-        label = parse_label(log.label).column if log.label else None
+        rule = parse_label(log.label) if log.label else None
+        label, label_key = rule and rule.column, "interactions.label"
+        if label and rule and rule.operator is None and re.search(r"[^\w.-]", label):
+            label_key += f": a 0/1 column, or a rule such as {RULES}"
         for source, _ in self.logs:
             wanted = {
                 "interactions.user_id": log.user_id,
                 "interactions.item_id": log.item_id,
                 "interactions.timestamp": log.timestamp,
-                "interactions.label": label,
+                label_key: label,
             }
             features = _feature_columns("interactions.features", log.features)
             self.look_at(source, wanted | features, single=wanted)
+        if problem := format_problem(self.connection, log.timestamp_format):
+            self.problems.found.append(problem)
         if self.items and items:
             single = {
                 "items.item_id": items.item_id,
@@ -337,11 +354,16 @@ class Preparation:
         """Scan every file once and report everything wrong with it."""
         log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
         for source, _ in self.logs:
-            num_rows = self.problems.note(self.connection, source, self.log_conditions())
+            if log.timestamp and not log.timestamp_format:
+                dates = dates_among_numbers(self.connection, source, log.timestamp)
+                self.problems.found += [dates] if dates else []
+            num_rows = self.problems.note(self.connection, source, self.log_conditions(source))
             if num_rows == 0 and not self.problems.found:
                 self.problems.found.append(f"{source.path}: no rows; expected interactions")
         if self.items and items:
             conditions = [(items.item_id, is_null(items.item_id), "null id")]
+            conditions.append(merged_ids(self.items, items.item_id))
+            conditions += _id_conditions(self.items, items.features | items.tags)
             if items.image:
                 conditions.append((
                     _pattern_columns(items.image)[0],
@@ -353,6 +375,8 @@ class Preparation:
             self.problems.note_duplicates(self.connection, self.items, items.item_id)
         if self.users and users:
             conditions = [(users.user_id, is_null(users.user_id), "null id")]
+            conditions.append(merged_ids(self.users, users.user_id))
+            conditions += _id_conditions(self.users, users.features)
             conditions += _number_conditions(users.features)
             self.problems.note(self.connection, self.users, conditions)
             self.problems.note_duplicates(self.connection, self.users, users.user_id)
@@ -395,33 +419,21 @@ class Preparation:
                 f"row{'s' if count > 1 else ''}, first at data row {row:,} ({image!r})"
             )
 
-    def log_conditions(self) -> list[tuple[str, str, str]]:
+    def log_conditions(self, source: Source) -> list[tuple[str, str, str]]:
         """What makes a row of the log unusable."""
         log = self.recipe.interactions
-        conditions = [
-            (column, is_null(column), "null id") for column in (log.user_id, log.item_id) if column
-        ]
+        ids = [column for column in (log.user_id, log.item_id) if column]
+        conditions = [(column, is_null(column), "null id") for column in ids]
+        conditions += [merged_ids(source, column) for column in ids]
         if log.timestamp:
-            seconds = seconds_sql(log.timestamp)
-            conditions.append((
-                log.timestamp,
-                f"coalesce({seconds}, -1) < 0",
-                "not a time in whole seconds",
-            ))
-            conditions.append((
-                log.timestamp,
-                f"{seconds} > {LAST_SECOND}",
-                "a time after the year 9999; expected seconds, not milliseconds",
-            ))
+            conditions += [
+                (log.timestamp, condition, wrong)
+                for condition, wrong in unusable_times(log.timestamp, log.timestamp_format)
+            ]
         if log.label:
             rule = parse_label(log.label)
-            number = f"try_cast({quoted(rule.column)} AS DOUBLE)"
-            if rule.operator is None:
-                label = f"coalesce({label_number_sql(rule.column)}, -1)"
-                conditions.append((rule.column, f"{label} NOT IN (0, 1)", "label other than 0/1"))
-            else:
-                wrong = f"coalesce({number}, 'nan'::DOUBLE) = 'nan'::DOUBLE"
-                conditions.append((rule.column, wrong, "not a number"))
+            conditions.append((rule.column, *unusable_label(rule)))
+        conditions += _id_conditions(source, log.features)
         return conditions + _number_conditions(log.features)
 
     def check_unknown_items(self, source: Source) -> None:
@@ -463,23 +475,18 @@ class Preparation:
             f", {value_sql(feature, name)} AS {quoted(name)}"
             for name, feature in log.features.items()
         )
+        seconds = "CAST(0 AS BIGINT)"
+        if log.timestamp:
+            seconds = seconds_sql(log.timestamp, log.timestamp_format)
         parts = []
         start = 0
         for source, given in logs:
-            label = "CAST(1 AS UTINYINT)"
-            if log.label:
-                rule = parse_label(log.label)
-                condition = (
-                    f"{label_number_sql(rule.column)} = 1"
-                    if rule.operator is None
-                    else f"try_cast({quoted(rule.column)} AS DOUBLE) {rule.operator} {rule.number}"
-                )
-                label = f"CAST({condition} AS UTINYINT)"
+            label = label_sql(parse_label(log.label)) if log.label else "1"
             parts.append(
                 f"SELECT source_row + {start} AS row_id, {_text(log.user_id)} AS user_id, "
                 f"{_text(log.item_id)} AS item_id, "
-                f"{seconds_sql(log.timestamp) if log.timestamp else 'CAST(0 AS BIGINT)'} AS ts, "
-                f"{label} AS label, {given} AS given{features} FROM {source.view}"
+                f"{seconds} AS ts, "
+                f"CAST({label} AS UTINYINT) AS label, {given} AS given{features} FROM {source.view}"
             )
             (count,) = self.one(f"SELECT count(*) FROM {source.view}")
             start += count
@@ -894,21 +901,6 @@ class Preparation:
         return self.one(f"SELECT count(*) FROM {table}")[0]
 
 
-def seconds_sql(column: str) -> str:
-    """SQL of a time in whole seconds, rounded down: a number as it is, a date since 1970."""
-    text = quoted(column)
-    return (
-        f"try_cast(floor(coalesce(try_cast({text} AS DOUBLE), "
-        f"epoch(try_cast({text} AS TIMESTAMPTZ)))) AS BIGINT)"
-    )
-
-
-def label_number_sql(column: str) -> str:
-    """SQL of a 0/1 label; true and false count as 1 and 0."""
-    text = quoted(column)
-    return f"coalesce(try_cast({text} AS DOUBLE), CAST(try_cast({text} AS BOOLEAN) AS INTEGER))"
-
-
 def arrow_batches(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
     """Stream a query's result in record batches of about one row group."""
     relation = connection.sql(query)
@@ -961,6 +953,17 @@ def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, 
     return {f"{key}.{name}": feature.column or name for name, feature in features.items()}
 
 
+def _id_conditions(
+    source: Source, features: dict[str, FeatureRecipe]
+) -> list[tuple[str, str, str]]:
+    """A feature's id must be one that its column can hold."""
+    return [
+        merged_ids(source, feature.column or name)
+        for name, feature in features.items()
+        if feature.kind == "id" and not feature.extract
+    ]
+
+
 def _number_conditions(features: dict[str, FeatureRecipe]) -> list[tuple[str, str, str]]:
     """A numeric feature's text must be a number where there is one."""
     return [
@@ -996,10 +999,14 @@ def _pattern_columns(image: str | None) -> list[str]:
 
 
 def _image_sql(image: str) -> str:
-    """SQL of a picture path: a column, or "posters/{movieId}.jpg" with its columns filled in."""
+    """SQL of a picture path: a column, or "posters/{movieId}.jpg" with its columns filled in.
+
+    Backslashes part folders, as where the file was written on Windows.
+    """
     if "{" not in image:
-        return f"nullif({quoted(image)}, '')"
+        return f"nullif(replace({quoted(image)}, '\\', '/'), '')"
     pieces = image.replace("}", "{").split("{")
-    return " || ".join(
+    path = " || ".join(
         quoted(piece) if index % 2 else literal(piece) for index, piece in enumerate(pieces)
     )
+    return f"replace({path}, '\\', '/')"

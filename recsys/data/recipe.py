@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recsys.schema import leaves_folder
+
 SPLITS = ("train", "valid", "test")
 STRATEGIES = ("time", "per_user_time", "random", "given")
 PERSPECTIVES = ("multilingual", "relation", "explanation")
@@ -89,9 +91,13 @@ class InteractionsRecipe:
     item_id: str | None = None
     """Column of the item's id; null: no items."""
     timestamp: str | None = None
-    """Column of the time, whole seconds; null: no time."""
+    """Column of the time; null: no time."""
+    timestamp_format: str | None = None
+    """How times are written: `seconds` or `milliseconds` since 1970, or a pattern such as "%Y%m%d" or
+    "%d.%m.%Y %H:%M" (UTC without a zone); null: seconds, or dates such as 2024-06-01 12:00:00."""
     label: str | None = None
-    """A 0/1 column, or a rule such as "rating >= 4"; null: every row is a positive."""
+    """A 0/1 column, or a rule: "rating >= 4", "event == purchase", "event in [cart, purchase]"; null:
+    every row is a positive."""
     negatives: NegativesRecipe | None = None
     """How negatives are drawn where every row is a positive."""
     unknown_items: str = "error"
@@ -237,30 +243,6 @@ class Recipe:
     """Train, valid and test."""
     history: HistoryRecipe = field(default_factory=HistoryRecipe)
     """Sequences of earlier positives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelRule:
-    """A label as an SQL condition on one column."""
-
-    column: str
-    operator: str | None
-    """None: the column itself is 0 or 1."""
-    number: float = 0.0
-
-
-_RULE = re.compile(
-    r"^\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*$"
-)
-
-
-def parse_label(text: str) -> LabelRule:
-    """Return the rule that `text` states: "rating >= 4", or a column name."""
-    match = _RULE.match(text)
-    if match is None:
-        return LabelRule(column=text.strip(), operator=None)
-    operator = "=" if match.group(2) == "==" else match.group(2)
-    return LabelRule(column=match.group(1), operator=operator, number=float(match.group(3)))
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -422,7 +404,7 @@ def _path_problems(recipe: Recipe) -> list[str]:
     return [
         f"{key}={name!r}: expected a path below data.source, without .. and no absolute one"
         for key, name in named.items()
-        if name.startswith(("/", "\\")) or "://" in name or ".." in re.split(r"[/\\]", name)
+        if leaves_folder(name) or "://" in name
     ]
 
 

@@ -3,14 +3,18 @@
 import gzip
 import hashlib
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys.data import prepare as prepare_file
+from recsys.data.checks import leaves_root
 from recsys.data.prepare import prepare
-from recsys.schema import read_manifest
+from recsys.schema import leaves_folder, read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
 
@@ -322,6 +326,32 @@ def test_link_inside_of_the_root_and_a_linked_root_are_fine(tmp_path):
     (tmp_path / "link").symlink_to(source)
     manifest, _ = prepared(tmp_path, recipe(tmp_path / "link"))
     assert manifest.missing_images == 4
+
+
+@pytest.mark.parametrize("image", ["image", "{image}", "sub\\{item_id}.png"])
+def test_folders_of_a_picture_path_may_be_parted_by_backslashes(tmp_path, image):
+    items = "item_id,image\n40,sub\\d.png\n20,b.png\n10,\n30,\n"
+    source = write_source(tmp_path / "raw", items=items)
+    (source / "sub").mkdir()
+    for name in ("d.png", "40.png"):
+        (source / "sub" / name).write_bytes(b"any")
+    made = recipe(source, items={"file": "items.csv", "image": image})
+    _, workspace = prepared(tmp_path, made)
+    rows = pq.read_table(workspace / "prepared" / "items.parquet").to_pylist()
+    images = {row["item_id"]: row["image"] for row in rows}
+    assert images["40"] == ("sub/40.png" if "item_id" in image else "sub/d.png")
+    for outside in ("..\\..\\x.png", "C:\\x.png", "\\\\host\\x.png", "a/..\\x.png", "/x.png"):
+        write_source(source, items=items.replace("sub\\d.png", outside))
+        with pytest.raises(ValueError, match=r"picture path leaves items.image_root"):
+            prepared(tmp_path, recipe(source, items={"file": "items.csv", "image": "image"}))
+
+
+@given(st.lists(st.sampled_from(["/", "\\", "..", ".", "a", "C:", "C", ":", "b c"]), max_size=6))
+def test_paths_are_judged_alike_in_sql_and_in_python(pieces):
+    path = "".join(pieces)
+    slashed = path.replace("\\", "/")
+    found = duckdb.execute(f"SELECT {leaves_root('$1')}", [slashed]).fetchall()[0][0]
+    assert found == leaves_folder(path) == leaves_folder(slashed)
 
 
 def test_missing_image_root_is_named(tmp_path):

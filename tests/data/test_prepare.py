@@ -203,7 +203,8 @@ BAD_LOGS = {
     "bad time": (
         INTERACTIONS.replace("cid,40,10,4", "cid,40,soon,4"),
         {},
-        r"column 'time': not a time in whole seconds: 1 row, first at data row 8 \('soon'\)",
+        r"column 'time': not a time in whole seconds: expected seconds since 1970, or a date .*: "
+        r"1 row, first at data row 8 \('soon'\)",
     ),
     "null id": (
         INTERACTIONS.replace("ann,10,100", ",10,100"),
@@ -218,7 +219,7 @@ BAD_LOGS = {
     "label other than 0/1": (
         INTERACTIONS,
         {"interactions__label": "rating"},
-        r"column 'rating': label other than 0/1: 10 rows, first at data row 0 \('5'\)",
+        r"column 'rating': label other than 0/1 .*: 10 rows, first at data row 0 \('5'\)",
     ),
     "empty split": (
         INTERACTIONS,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from recsys.data.recipe import LabelRule, check_recipe, parse_label
+from recsys.data.label import LabelRule, parse_label
+from recsys.data.recipe import check_recipe
 from tests.data.small_log import recipe
 
 
@@ -18,7 +19,7 @@ from tests.data.small_log import recipe
     ],
 )
 def test_label_rule_is_column_operator_number(text, column, operator, number):
-    assert parse_label(text) == LabelRule(column=column, operator=operator, number=number)
+    assert parse_label(text) == LabelRule(column=column, operator=operator, values=(number,))
 
 
 @pytest.mark.parametrize("text", ["clicked", "rating >= four", "a; DROP TABLE log", "x >= .."])

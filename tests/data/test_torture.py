@@ -165,6 +165,55 @@ def test_ids_that_became_floats_are_not_taken_for_others(tmp_path, unknown_items
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits"), [(pa.float64(), 53), (pa.float32(), 24), (pa.int64(), None), ("csv", 53)]
+)
+def test_ids_in_floats_that_no_longer_tell_neighbours_apart_are_refused(tmp_path, kind, bits):
+    source = write_source(tmp_path / "raw")
+    big = 2 ** (bits or 60)
+
+    def log(ids):
+        if kind == "csv":
+            lines = [line.split(",") for line in INTERACTIONS.splitlines()[1:]]
+            rows = [f"{i}.0,{','.join(line[1:])}" for i, line in zip(ids, lines, strict=True)]
+            (source / "ids.csv").write_text("\n".join(["user_id,item_id,time,rating", *rows]))
+            return recipe(source, interactions__file="ids.csv")
+        table = pa.table({**COLUMNS, "user_id": pa.array(ids, kind)})
+        pq.write_table(table, source / "log.parquet")
+        return recipe(source, interactions__file="log.parquet")
+
+    num_rows = 12 if kind == "csv" else ROWS
+    below = [big - 2 + i % 2 for i in range(num_rows)]
+    manifest, _ = prepared(tmp_path, log(below))
+    assert manifest.num_user_rows == 3
+    if bits:
+        made = log([*below[:7], big, *below[8:]])
+        message = rf"'user_id': an id in floating point of 2\^{bits} or more.*: 1 row, .*row 7"
+        with pytest.raises(ValueError, match=message):
+            prepared(tmp_path, made)
+
+
+def test_float_ids_of_items_users_and_features_are_looked_at_and_texts_like_numbers_are_not(
+    tmp_path,
+):
+    source = write_source(tmp_path / "raw")
+    (source / "users.csv").write_text("user_id,club\nann,9.3e+15\nbob,123456e7\n1e+17,1234e567\n")
+    (source / "items.csv").write_text(ITEMS.replace("50,", "1e+16,").replace("1990", "9e+15"))
+    made = recipe(
+        source,
+        users={"file": "users.csv", "features": {"club": {}}},
+        items={"file": "items.csv", "features": {"year": {"kind": "numeric"}, "genres": {}}},
+    )
+    refused(
+        tmp_path,
+        made,
+        r"^3 problems",
+        r"items.csv: column 'item_id': an id in floating .*: 1 row, first at data row 4 \('1e\+16'",
+        r"users.csv: column 'user_id': an id in floating .*: 1 row, first at data row 2 \('1e\+17'",
+        r"users.csv: column 'club': an id in floating .*: 1 row, first at data row 0 \('9.3e\+15'",
+    )
+
+
 def test_users_that_differ_by_a_space_are_named_without_a_users_file(tmp_path):
     source = write_source(tmp_path / "raw", interactions=INTERACTIONS.replace("ann,30", "ann ,30"))
     refused(

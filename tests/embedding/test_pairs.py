@@ -1,5 +1,7 @@
 """Text pairs: no leakage between entities, no false negative in a batch, weights kept."""
 
+import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 
 from embedding.holdout import held_out
 from embedding.pairs import BatchPlan, Pairs, groups_of, read_pairs, split_by_entity
+from embedding.text import TextConfig
+from launch.embed import why_no_batches
+from tests import tiny_world
 
 WEIGHTS = {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
 TEXT = st.sampled_from([f"t{i}" for i in range(30)])
@@ -36,6 +41,43 @@ def numbered(count, perspective="multilingual", start=0, language=""):
         (f"{perspective[0]}a{i}", f"{perspective[0]}p{i}", perspective, f"e{i}", language)
         for i in range(start, start + count)
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "why"),
+    [
+        ([], {}, "the data has none; map pairs in the recipe"),
+        (numbered(30), {"epochs": 0}, r"encoder.text.epochs=0; set it to 1 or more"),
+        (
+            [(f"a{i}", f"p{i}", "relation", "one", "") for i in range(5)],
+            {},
+            "5 of 5, of 1 entities, make no batch: .*Give pairs of more entities",
+        ),
+        (
+            numbered(30),
+            {"perspective_weights": {"multilingual": 0.0}},
+            r"perspective_weights=.* leave out all 30 to train on",
+        ),
+    ],
+)
+def test_pairs_that_make_no_batch_are_named_for_what_they_are(rows, settings, why):
+    pairs = pairs_of(rows)
+    config = TextConfig(**{"held_out_tenths": 0, "epochs": 1} | settings)
+    train = split_by_entity(pairs, 0).train
+    plan = BatchPlan(
+        train,
+        epochs=config.epochs,
+        batch_size=8,
+        weights=config.perspective_weights,
+        max_pairs=1000,
+        num_ranks=1,
+        seed=0,
+    )
+    assert not len(plan)
+    manifest = dataclasses.replace(tiny_world.manifest(), has_pairs=bool(rows))
+    assert re.match(
+        why, why_no_batches(manifest, config, pairs, train).replace("encoder.text.p", "p")
+    )
 
 
 @given(PAIRS)
