@@ -22,8 +22,8 @@ from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import (
     Env,
+    agents_of_start,
     first_rank_work,
-    launch_from_environment,
     start,
     stop,
 )
@@ -68,9 +68,10 @@ def job(cfg: DictConfig) -> None:
     env = start(config.run.device, deterministic=config.run.deterministic)
     manifest = read_manifest(workspace)
     folder = workspace / "runs" / config.run.name
+    agents = agents_of_start(env)
     with first_rank_work(env) as is_first:
         if is_first:
-            open_run_folder(workspace, config, manifest, launch_from_environment())
+            open_run_folder(workspace, config, manifest, agents)
 
     # 3. The model: built for one process, planned for this world, sharded.
     vectors = open_features(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,16 +46,35 @@ def rank_from_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def launch_from_environment() -> str | None:
-    """Return what names this start of torchrun, through all its restarts; None without torchrun.
+def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """Return the torchrun agent that a worker of it, or a script around the worker, descends from.
 
-    The rendezvous id where there is one (`--standalone` draws it, `--rdzv-id` gives it), else the
-    agent process, whose children all restarts are.
+    It is the first ancestor that does not have the agent's mark in the environment it began with.
     """
-    rendezvous = os.environ.get("TORCHELASTIC_RUN_ID")
-    if rendezvous is None:
-        return None
-    return f"agent {os.getppid()} on {socket.gethostname()}" if rendezvous == "none" else rendezvous
+    while True:
+        pid = int(_stat_fields(pid, proc)[_PARENT])
+        try:
+            began_with = (proc / str(pid) / "environ").read_bytes()
+        except PermissionError:  # of another user, so none of ours
+            return pid
+        if not any(entry.startswith(b"TORCHELASTIC_RUN_ID=") for entry in began_with.split(b"\0")):
+            return pid
+
+
+def name_of_process(pid: int, proc: Path = Path("/proc")) -> str:
+    """Return what tells a process from every other one, of other hosts and other times too."""
+    boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    started = _stat_fields(pid, proc)[_START_TIME]
+    return f"process {pid} of {socket.gethostname()}, begun {started} ticks after boot {boot}"
+
+
+_PARENT, _START_TIME = 1, 19
+"""Fields of /proc/<pid>/stat behind the command, which may hold anything (proc(5): 4 and 22)."""
+
+
+def _stat_fields(pid: int, proc: Path) -> list[str]:
+    stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rpartition(")")[2].split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +156,23 @@ def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds:
         local_world_size=local_world_size,
         device=torch_device,
     )
+
+
+def agents_of_start(env: Env) -> list[str]:
+    """Return the names of the torchrun agents that started the ranks; none without torchrun.
+
+    A restart of workers, and a group that meets anew after a host was lost or has come, shares an
+    agent with the one before it; another start of the same command shares none. The rendezvous id
+    and the restart count tell neither: people use one id again, and an agent counts for itself.
+    """
+    name = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        name = name_of_process(agent_of(os.getpid()))
+    names = [name]
+    if env.world_size > 1:
+        names = [None] * env.world_size
+        dist.all_gather_object(names, name)
+    return sorted({name for name in names if name is not None})
 
 
 def _be_deterministic() -> None:

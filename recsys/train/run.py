@@ -6,7 +6,7 @@ launch/plan.py (one that may never be).
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,13 +150,13 @@ def _run_problems(run: RunSettings) -> list[str]:
 
 
 def open_run_folder(
-    workspace: Path, config: RunConfig, manifest: Manifest, launch: str | None = None
+    workspace: Path, config: RunConfig, manifest: Manifest, launch: Sequence[str] = ()
 ) -> Path:
     """Create or re-open the run's folder and write its config.yaml; rank 0 only.
 
     Args:
-        launch: names this start of torchrun, restarts included; a folder that the same start made
-            is resumed, whatever run.overwrite and run.resume say.
+        launch: the agents of this start of torchrun; a folder that one of them had a part in is
+            resumed, whatever run.overwrite and run.resume say.
 
     Raises:
         ValueError: the folder holds a run that may not be resumed, or one of another configuration
@@ -164,11 +164,9 @@ def open_run_folder(
     """
     folder = workspace / "runs" / config.run.name
     stored_file = folder / "config.yaml"
-    own = launch is not None and stored_file.is_file() and _launch_of(stored_file) == launch
+    own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
     if config.run.overwrite and own:
-        say(
-            f"run.overwrite: {folder} was made by this very start of torchrun ({launch}) and is kept"
-        )
+        say(f"run.overwrite: {folder} was made by this very start of torchrun and is kept")
     elif config.run.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if stored_file.is_file():
@@ -185,14 +183,15 @@ def open_run_folder(
             )
     folder.mkdir(parents=True, exist_ok=True)
     beside = stored_file.with_name(".config.yaml")
-    now = {**_as_stored(config, manifest), "launch": launch}
+    now = {**_as_stored(config, manifest), "launch": list(launch)}
     beside.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
     beside.replace(stored_file)
     return folder
 
 
-def _launch_of(stored_file: Path) -> str | None:
-    return read_yaml(stored_file).get("launch")
+def _launch_of(stored_file: Path) -> list[str]:
+    launch = read_yaml(stored_file).get("launch")
+    return launch if isinstance(launch, list) else []
 
 
 def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:

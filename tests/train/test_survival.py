@@ -187,14 +187,15 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on_by_itself(workspace
 
 @pytest.mark.slow
 def test_a_lost_machine_leaves_a_smaller_group_that_goes_on(workspace, whole, tmp_path):
-    """Two torchrun agents of one rank each; one is lost with its worker, the other goes on alone."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    """Two torchrun agents of one rank each; one is lost with its worker, the other goes on alone.
+
+    With run.overwrite=true, which must not delete what the two have trained.
+    """
+    port = free_port()
     agents = [
         Running(
             "train",
-            *options(workspace, "smaller", *LONG, "model.dropout=0"),
+            *options(workspace, "smaller", *LONG, "model.dropout=0", "run.overwrite=true"),
             ranks=1,
             log=tmp_path / f"agent{index}.log",
             torchrun=(
@@ -253,6 +254,33 @@ def test_four_ranks_then_three_train_every_row_once_a_pass_as_one_does(workspace
         scored[ranks] = json.loads(file.read_text())["all"]
     for name in ("auc", "log_loss", "num_rows"):
         assert scored[3][name] == pytest.approx(scored[0][name], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_second_start_under_the_same_rendezvous_id_overwrites_the_first(workspace, tmp_path):
+    more = ["train.epochs=1", "run.overwrite=true"]
+    for seed in (0, 1):
+        running = Running(
+            "train",
+            *options(workspace, "again", *more, f"run.seed={seed}"),
+            ranks=2,
+            log=tmp_path / f"start{seed}.log",
+            torchrun=(
+                "--rdzv-backend=c10d",
+                "--rdzv-id=mine",
+                f"--rdzv-endpoint=localhost:{free_port()}",
+            ),
+        )
+        assert running.finish(seconds=120) == 0, running.said()[-3000:]
+        assert "is kept" not in running.said() and "resumed" not in running.said()
+    assert "is finished" not in running.said()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
 
 
 def listens(pid: int, port: int) -> bool:
