@@ -98,7 +98,9 @@ def job(cfg: DictConfig) -> None:
         [name for name in run.model.modalities if manifest.has_modality(name)],
         manifest,
     )
-    ranker, _, sharded = plan_and_shard(config=run, manifest=manifest, vectors=vectors, env=env)
+    ranker, _, sharded = plan_and_shard(
+        config=run, manifest=manifest, vectors=vectors, env=env, saves=False
+    )
     path = best_checkpoint(folder / "checkpoints")
     check_whole(path, env)
     state = load_checkpoint(path, sharded=sharded, env=env, with_optimizer=False)

@@ -15,6 +15,7 @@ from recsys.distributed.cluster import ClusterConfig
 from recsys.distributed.planner import (
     HOST_MEMORY_KERNELS,
     TableFacts,
+    copy_bytes,
     gigabytes,
     gradient_bytes,
     optimizer_bytes,
@@ -39,6 +40,7 @@ def forecast(
     replicated: Sequence[str],
     num_dense: int,
     dense_bytes: int,
+    host_copies: bool,
     batch_size_per_rank: int,
     feature_lengths: Mapping[str, float],
     communication: tuple[str, str],
@@ -50,6 +52,8 @@ def forecast(
         options: the planner's choice, every shard with rank, storage and perf.
         replicated: frozen tables held whole by every rank.
         num_dense: weights of the dense part; `dense_bytes` with gradients and optimizer state.
+        host_copies: trainable tables are copied to host memory for checkpoints; a replicated one by
+            rank 0.
         feature_lengths: ids a row of every feature.
         communication: precision of looked-up vectors and of their gradients.
     """
@@ -79,7 +83,7 @@ def forecast(
             table |= {"sharding": option.sharding_type, "kernel": option.compute_kernel}
             if option.compute_kernel == "fused_uvm_caching":
                 table["cache_load_factor"] = option.cache_load_factor
-            pieces = _pieces(option, facts[name])
+            pieces = _pieces(option, facts[name], host_copies)
         table |= dict.fromkeys(_AMOUNTS, 0) | dict.fromkeys(_TIMES, 0.0)
         for piece in pieces:
             held = _held_bytes(facts[name], table["kernel"], piece.size)
@@ -103,6 +107,9 @@ def forecast(
                 _hold(holder, table, amounts, cluster)
             for key, amount in amounts.items():
                 table[key] += amount * len(holders)
+            saving = ranks[piece.rank or 0]
+            saving["copy_bytes"] += piece.copy_bytes
+            saving["ddr_bytes"] += piece.copy_bytes
         holding = {piece.rank for piece in pieces if piece.size[0] * piece.size[1]}
         table["num_ranks"] = cluster.num_ranks if None in holding else len(holding)
         table |= _traffic(table, len(pieces), cluster, batch_size_per_rank, communication)
@@ -135,6 +142,7 @@ class _Piece:
     offset: list[int]
     size: list[int]
     buffer_bytes: int
+    copy_bytes: int = 0
     lookup_ms: float = 0.0
     communication_ms: float = 0.0
 
@@ -147,20 +155,22 @@ def _held_bytes(facts: TableFacts, kernel: str, size: Sequence[int]) -> dict[str
     }
 
 
-def _pieces(option: ShardingOption, facts: TableFacts) -> list[_Piece]:
+def _pieces(option: ShardingOption, facts: TableFacts, host_copies: bool) -> list[_Piece]:
     data_parallel = option.sharding_type == "data_parallel"
     pieces = []
     for shard in option.shards[:1] if data_parallel else option.shards:
         perf, storage = shard.perf, shard.storage
         assert perf is not None and storage is not None, "the planner has estimated every shard"
         held = sum(_held_bytes(facts, option.compute_kernel, shard.size).values())
+        copied = copy_bytes(facts, shard.size) if host_copies else 0
         pieces.append(
             _Piece(
                 rank=None if data_parallel else shard.rank,
                 offset=list(shard.offset),
                 size=list(shard.size),
                 # What is left is the exchange's buffers, and a cache where there is one.
-                buffer_bytes=storage.hbm + storage.ddr - held,
+                buffer_bytes=storage.hbm + storage.ddr - held - copied,
+                copy_bytes=copied,
                 lookup_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
                 communication_ms=perf.fwd_comms + perf.bwd_comms,
             )
@@ -179,6 +189,7 @@ def _empty_rank(rank: int, cluster: ClusterConfig, dense_bytes: int) -> dict[str
         "optimizer_bytes": 0,
         "gradient_bytes": 0,
         "buffer_bytes": 0,
+        "copy_bytes": 0,
         "dense_bytes": dense_bytes,
         "reserved_bytes": int(cluster.reserved_share * cluster.table_memory_bytes),
         "hbm_bytes": dense_bytes if on_accelerator else 0,

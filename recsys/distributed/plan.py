@@ -321,11 +321,16 @@ def plan_tables(
     config: PlanConfig,
     feature_lengths: Mapping[str, float],
     global_batch_size: int,
+    host_copies: bool,
 ) -> dict[str, Any]:
     """Return the best plan for a cluster, with what it makes every rank hold and do, as plain content.
 
     Keys: version, num_ranks, batch_size_per_rank, cluster, communication, tables (one entry each),
     shards (one each; rank null: every rank), ranks, summary.
+
+    Args:
+        host_copies: count the copies of trainable tables in host memory that checkpoints are written
+            from.
 
     Raises:
         ValueError: constraints that do not fit the tables or the cluster.
@@ -365,6 +370,7 @@ def plan_tables(
         pinned=config.ranks,
         batch_size_per_rank=batch_size,
         unsharded_bytes=dense_bytes + frozen_bytes,
+        host_copies=host_copies,
         sharder=table_sharder(
             config.forward_communication,
             config.backward_communication,
@@ -381,6 +387,7 @@ def plan_tables(
         replicated=replicated,
         num_dense=num_dense,
         dense_bytes=dense_bytes,
+        host_copies=host_copies,
         batch_size_per_rank=batch_size,
         feature_lengths=feature_lengths,
         communication=(config.forward_communication, config.backward_communication),

@@ -4,13 +4,13 @@ What enters: tables, constraints, a cluster. What leaves: the sharding options o
 with its shards' bytes, estimated times and ranks; or DoesNotFitError, which says what stands in the way.
 Needs no process group, no GPU and no storage for the tables. Called by recsys/distributed/plan.py.
 
-Five corrections of torchrec 1.8. Options come in one order, the simplest first (TorchRec iterates over
+Six corrections of torchrec 1.8. Options come in one order, the simplest first (TorchRec iterates over
 sets of strings, whose order changes from process to process, and with it which of two equal plans
-wins).
-Optimizer state and the gradients of replicated tables are counted byte for byte. Frozen tables have
-no backward pass. The time in which ids travel counts (TorchRec estimates it and leaves it out of the
-sum, so that it likes to cut a table into columns four wide). What is not a table (dense part,
-replicated frozen tables) is taken from a rank's memory before tables are placed, on CPU as on GPU.
+wins). Optimizer state and the gradients of replicated tables are counted byte for byte, and so are the
+copies of tables in host memory that checkpoints are written from. Frozen tables have no backward pass.
+The time in which ids travel counts (TorchRec estimates it and leaves it out of the sum, so that it likes
+to cut a table into columns four wide). What is not a table (dense part, replicated frozen tables) is
+taken from a rank's memory before tables are placed, on CPU as on GPU.
 """
 
 import copy
@@ -140,12 +140,19 @@ def gradient_bytes(facts: TableFacts, kernel: str, size: Sequence[int]) -> int:
     return size[0] * size[1] * facts.value_bytes if replicated else 0
 
 
-class DoesNotFitError(ValueError):
-    """No plan holds all tables: carries the sentence, and the table it names."""
+def copy_bytes(facts: TableFacts, size: Sequence[int]) -> int:
+    """Return the bytes of a shard in a checkpoint, as they are copied to host memory to be written."""
+    frozen = facts.optimizer is None
+    return 0 if frozen else weight_bytes(facts, size) + optimizer_bytes(facts, size)
 
-    def __init__(self, sentence: str, table: str | None):
+
+class DoesNotFitError(ValueError):
+    """No plan holds all tables: carries the sentence, the table it names, and which memory is short."""
+
+    def __init__(self, sentence: str, table: str | None, *, of_host_memory: bool):
         super().__init__(sentence)
         self.table = table
+        self.of_host_memory = of_host_memory
 
 
 class _Enumerator(EmbeddingEnumerator):
@@ -159,9 +166,11 @@ class _Enumerator(EmbeddingEnumerator):
 
 
 class _StorageEstimator(EmbeddingStorageEstimator):
-    """TorchRec's bytes of values and of the exchange's buffers, plus optimizer state and gradients."""
+    """TorchRec's bytes of values and of the exchange's buffers, plus optimizer state, gradients and the
+    copies that checkpoints are written from."""
 
     facts: Mapping[str, TableFacts]
+    copies: bool
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: Any) -> None:
         super().estimate(sharding_options, sharder_data_map)
@@ -169,12 +178,16 @@ class _StorageEstimator(EmbeddingStorageEstimator):
         for option in sharding_options:
             facts, kernel = self.facts[option.name], option.compute_kernel
             in_main_memory = not on_accelerator or kernel in HOST_MEMORY_KERNELS
-            for shard in option.shards:
+            for number, shard in enumerate(option.shards):
                 more = optimizer_bytes(facts, shard.size)
                 more += gradient_bytes(facts, kernel, shard.size)
+                # Of a replicated table rank 0 writes the checkpoint; its shard is the first.
+                is_copied = self.copies and (kernel != DENSE_KERNEL or number == 0)
+                copied = copy_bytes(facts, shard.size) if is_copied else 0
                 assert shard.storage is not None, "TorchRec's estimator has filled it"
                 shard.storage += Storage(
-                    hbm=0 if in_main_memory else more, ddr=more if in_main_memory else 0
+                    hbm=0 if in_main_memory else more,
+                    ddr=copied + (more if in_main_memory else 0),
                 )
 
 
@@ -267,6 +280,7 @@ def search_tables(
     pinned: Mapping[str, Sequence[int]],
     batch_size_per_rank: int,
     unsharded_bytes: int,
+    host_copies: bool,
     sharder: TableSharder,
     search: str,
 ) -> list[ShardingOption]:
@@ -275,6 +289,8 @@ def search_tables(
     Args:
         module: holds the EmbeddingBagCollections at the paths the plan shall name.
         unsharded_bytes: what every rank holds besides (dense part, replicated frozen tables).
+        host_copies: count the copies of trainable tables in host memory that checkpoints are written
+            from.
         search: `full` (TorchRec's four proposers), `fast` (see `proposers`) or `auto`.
 
     Raises:
@@ -288,7 +304,7 @@ def search_tables(
     if fast:
         constraints = _pruned(constraints, module, facts, cluster)
     storage = _StorageEstimator(topology=topology, constraints=constraints)
-    storage.facts = facts
+    storage.facts, storage.copies = facts, host_copies
     perf = _PerfEstimator(topology=topology, constraints=constraints)
     perf.facts = facts
     enumerator = _Enumerator(
@@ -316,7 +332,17 @@ def search_tables(
             planner.plan(module, [sharder])
     except PlannerError as error:
         options = enumerator.enumerate(module, [sharder])
-        raise _what_stands_in_the_way(options, reservation, cluster, pinned) from error
+        reason = _what_stands_in_the_way(options, reservation, cluster, pinned)
+        if host_copies and reason.of_host_memory:
+            sizes = {option.name: option.tensor.shape for option in options}
+            copied = sum(copy_bytes(facts[table], size) for table, size in sizes.items())
+            reason = DoesNotFitError(
+                f"{reason}. Of host memory, {gigabytes(copied)} of all ranks are for the copies that "
+                f"checkpoints are written from: {_without_copies(cluster)}",
+                reason.table,
+                of_host_memory=True,
+            )
+        raise reason from error
     return recorder.options
 
 
@@ -371,7 +397,8 @@ def _what_stands_in_the_way(
     capacity = reservation.last_reserved_topology
     assert capacity is not None, "the planner reserves before it enumerates"
     free = capacity.devices[0].storage
-    field = "hbm" if cluster.device == "cuda" else "ddr"
+    on_cpu = cluster.device != "cuda"
+    field = "ddr" if on_cpu else "hbm"
     rank_bytes = max(0, getattr(free, field))
     held = f"{gigabytes(rank_bytes)} of a rank's {gigabytes(cluster.table_memory_bytes)}"
 
@@ -397,6 +424,7 @@ def _what_stands_in_the_way(
             f"rank(s), its largest piece takes {gigabytes(largest_piece[alone])}, and {held} are "
             f"free for tables: {gigabytes(largest_piece[alone] - rank_bytes)} too much",
             alone,
+            of_host_memory=on_cpu,
         )
     heaviest = max(total, key=lambda table: total[table])
     everything, room = sum(total.values()), rank_bytes * cluster.num_ranks
@@ -406,17 +434,20 @@ def _what_stands_in_the_way(
             f"{gigabytes(room)} free for tables ({held}): {gigabytes(everything - room)} too much; "
             f"the largest is table {heaviest!r} with {gigabytes(total[heaviest])}",
             heaviest,
+            of_host_memory=on_cpu,
         )
     on_host = {
-        table: min(max(s.storage.ddr for s in option.shards if s.storage) for option in given)
+        table: min(sum(s.storage.ddr for s in option.shards if s.storage) for option in given)
         for table, given in by_table.items()
     }
     in_main_memory = max(on_host, key=lambda table: on_host[table])
-    if cluster.device == "cuda" and sum(on_host.values()) > free.ddr:
+    if not on_cpu and sum(on_host.values()) > free.ddr * cluster.num_ranks:
         return DoesNotFitError(
-            f"table {in_main_memory!r} does not fit in main memory: its pieces take "
-            f"{gigabytes(on_host[in_main_memory])} a rank and a rank has {gigabytes(free.ddr)}",
+            f"the tables do not fit in main memory: they take {gigabytes(sum(on_host.values()))} of "
+            f"it, and {cluster.num_ranks} rank(s) have {gigabytes(free.ddr)} each; the largest is "
+            f"table {in_main_memory!r} with {gigabytes(on_host[in_main_memory])}",
             in_main_memory,
+            of_host_memory=True,
         )
     where = f" (pinned: {', '.join(sorted(pinned))})" if pinned else ""
     return DoesNotFitError(
@@ -424,7 +455,14 @@ def _what_stands_in_the_way(
         f"their pieces out over {cluster.num_ranks} rank(s){where}; the largest is table "
         f"{heaviest!r} with {gigabytes(total[heaviest])}",
         heaviest,
+        of_host_memory=on_cpu,
     )
+
+
+def _without_copies(cluster: ClusterConfig) -> str:
+    if cluster.device == "cuda":
+        return "more of it is cluster.host_memory_gib"
+    return "train.save_in_background=false does without, and training waits for every save"
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -22,6 +22,7 @@ PARTS = {
     "gradient_bytes": ("gradients", COLOURS[3]),
     "buffer_bytes": ("buffers, caches", "#8a94a3"),
     "dense_bytes": ("dense part", "#d0a928"),
+    "copy_bytes": ("copies for checkpoints", "#7a5ea8"),
 }
 """What fills a rank, in the order it is stacked."""
 
@@ -123,6 +124,9 @@ def _bars(content: Mapping[str, Any]) -> str:
     capacity = ranks[0][f"{key}_capacity_bytes"]
     free_from = capacity - ranks[0]["reserved_bytes"]
     # What lies in main memory on GPU is no part of the accelerator's bar.
+    parts = {
+        part: look for part, look in PARTS.items() if part != "copy_bytes" or not on_accelerator
+    }
     columns = _columns(content)
     left, height, gap = 70, 190, 2
     width = max(4, min(40, (1130 - left) // len(columns) - gap))
@@ -138,9 +142,9 @@ def _bars(content: Mapping[str, Any]) -> str:
         marks.append(
             f"<rect class=ground x={x} y={y(capacity)} width={width} height={height}></rect>"
         )
-        total = sum(rank[part] for part in PARTS)
+        total = sum(rank[part] for part in parts)
         shrink = rank[f"{key}_bytes"] / total if total else 0
-        for part, (label, colour) in PARTS.items():
+        for part, (label, colour) in parts.items():
             if rank[part]:
                 tall = rank[part] * shrink
                 marks.append(
@@ -157,7 +161,7 @@ def _bars(content: Mapping[str, Any]) -> str:
     limit = f"<line class=limit x1={left} x2={right} y1={y(free_from)} y2={y(free_from)}></line>"
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{label}</span>'
-        for label, colour in PARTS.values()
+        for label, colour in parts.values()
     )
     legend += "<span>dashed: above it is kept free</span>"
     names = _column_names(columns, left, width + gap, 10 + height + 16)

@@ -72,7 +72,8 @@ class Suggestion:
 
 def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
     """Yield the changes that work, each planned; at most one of a kind."""
-    for kind in (_free_sharding, _other_optimizer, _half, _narrower, _fewer_rows, _cached, _hosts):
+    kinds = (_without_copies, _free_sharding, _other_optimizer, _half, _narrower, _fewer_rows)
+    for kind in (*kinds, _cached, _hosts):
         for change, keys, changed in kind(planned, reason):
             verdict = _verdict(changed)
             if verdict is not None:
@@ -98,6 +99,15 @@ def _with(planned: Planned, section: str, **keys: Any) -> Planned:
     return dataclasses.replace(
         planned, config=dataclasses.replace(planned.config, **{section: changed})
     )
+
+
+def _without_copies(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
+    if planned.config.train.save_in_background and planned.cluster.device == "cpu":
+        yield (
+            "write checkpoints from the tables themselves, while training waits",
+            "train.save_in_background=false",
+            _with(planned, "train", save_in_background=False),
+        )
 
 
 def _free_sharding(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:

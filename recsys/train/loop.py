@@ -42,7 +42,8 @@ class TrainConfig:
     keep_last: int = 2
     """Newest checkpoints kept beside the best one."""
     save_in_background: bool = True
-    """Copy the tables to host memory and go on training while they are written; false: wait."""
+    """Copy the tables to host memory and go on training while they are written; false: wait, on CPU
+    without the copy, which plans then leave no room for."""
     stop_within_seconds: float = 25.0
     """Seconds from SIGTERM or SIGINT to the end of the process, saved or not; torchrun kills after
     its own --shutdown-timeout, 30."""

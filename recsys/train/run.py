@@ -292,8 +292,13 @@ def plan_model(
     ranker: Ranker,
     optimizers: Mapping[str, TableOptimizer],
     cluster: ClusterConfig,
+    saves: bool = True,
 ) -> dict[str, Any]:
     """Return the best plan for a cluster, as the content of plan.json.
+
+    Args:
+        saves: checkpoints are written, of copies in host memory where tables lie on accelerators, and
+            where train.save_in_background asks for them.
 
     Raises:
         ValueError: constraints that do not fit the tables or the cluster.
@@ -306,6 +311,7 @@ def plan_model(
         config=config.plan,
         feature_lengths=feature_lengths(manifest, config.plan),
         global_batch_size=config.train.global_batch_size,
+        host_copies=saves and (cluster.device == "cuda" or config.train.save_in_background),
     )
 
 
@@ -338,8 +344,12 @@ def plan_and_shard(
     manifest: Manifest,
     vectors: Mapping[str, Vectors],
     env: Env,
+    saves: bool = True,
 ) -> tuple[Ranker, dict[str, Any], ShardedRanker]:
     """Build the ranker, plan its tables for this world or read the plan, and shard it.
+
+    Args:
+        saves: leave room for what saving checkpoints takes.
 
     Returns the ranker (its tables now sharded in place), the content of plan.json, and what trains
     it.
@@ -364,6 +374,7 @@ def plan_and_shard(
             ranker=ranker,
             optimizers=optimizers,
             cluster=local_cluster(env),
+            saves=saves,
         )
 
     allow_tf32(config.model.dense_precision == "tf32")

@@ -126,6 +126,60 @@ def test_bytes_on_cpu_count_state_and_gradients_of_replicated_tables():
     assert [rank["gradient_bytes"] for rank in content["ranks"]] == [46_000 * 16 * 4] * 2
 
 
+LARGE = {"user_id": 10_000_000, "item_id": 1_000, "tags": 500}
+LARGE_BYTES = 10_000_000 * (16 + 1) * 4
+"""Of user_id: 16 fp32 values a row, and row-wise Adagrad's one."""
+SMALL_BYTES = (1_000 + 500) * 16 * 4 * 3
+"""Of the other two: fp32 values and Adam's two averages."""
+
+
+def on_cpu(host_memory_gib, num_ranks=1, **train):
+    cluster = ClusterConfig(accelerators_per_host=num_ranks, host_memory_gib=host_memory_gib)
+    return planned(cluster, LARGE, train=train, dims={"text": 127})
+
+
+def test_copies_that_checkpoints_are_written_from_are_counted_once_for_every_table():
+    """What is cut is copied where it lies; replicated tables by rank 0; frozen ones not at all."""
+    with_copies, without = (
+        on_cpu(16, 2, save_in_background=asked).plan() for asked in (True, False)
+    )
+    held = [[rank["ddr_bytes"] for rank in plan["ranks"]] for plan in (with_copies, without)]
+    copied = [rank["copy_bytes"] for rank in with_copies["ranks"]]
+    assert [both - alone for both, alone in zip(*held, strict=True)] == copied
+    assert [rank["copy_bytes"] for rank in without["ranks"]] == [0, 0]
+    assert table(with_copies, "user_id")["sharding"] == "row_wise"
+    assert table(with_copies, "item_id")["sharding"] == "data_parallel"
+    assert copied == [LARGE_BYTES // 2 + SMALL_BYTES, LARGE_BYTES // 2]
+
+
+def test_tables_that_fit_once_and_not_twice_ask_for_saving_in_the_foreground():
+    """0.85 GiB are 913 MB: enough for 680 MB, and not for 1,360 MB."""
+    tight = on_cpu(1.0)
+    with pytest.raises(DoesNotFitError, match=r"680.\d MB .* train.save_in_background=false") as no:
+        tight.plan()
+    keys = [suggestion.keys for suggestion in suggest(tight, no.value)]
+    assert keys[0] == "train.save_in_background=false"
+    content = on_cpu(1.0, save_in_background=False).plan()
+    (rank,) = content["ranks"]
+    frozen = 1_000 * 128 * 2
+    expected = LARGE_BYTES + SMALL_BYTES + SMALL_BYTES // 3 + frozen + rank["dense_bytes"]
+    assert rank["ddr_bytes"] == expected + rank["buffer_bytes"]
+
+
+def test_copies_of_tables_on_accelerators_need_host_memory():
+    """60 million rows of 65 fp32 values are 15.6 GB: 8 GiB of main memory do not hold them."""
+    rows = {"user_id": 60_000_000, "item_id": 100_000, "tags": 1_000}
+    host = ClusterConfig(hosts=1, accelerator_memory_gib=79.1, host_memory_gib=8, **GPU)
+    model = {"embedding_dim": 64}
+    with pytest.raises(
+        DoesNotFitError, match=r"main memory: .* 15.6 GB\. .*cluster.host_memory_gib"
+    ):
+        planned(host, rows, model=model).plan()
+    larger = dataclasses.replace(host, host_memory_gib=32)
+    copied = [rank["copy_bytes"] for rank in planned(larger, rows, model=model).plan()["ranks"]]
+    assert 15.6e9 <= sum(copied) < 15.7e9
+
+
 def test_small_frozen_tables_are_replicated_and_large_ones_cut():
     dims = {"text": 127}
     whole = table(planned(dims=dims).plan(), "modality_text")
@@ -155,7 +209,8 @@ def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traf
     assert after["output_bytes_per_step"] * 2 == before["output_bytes_per_step"]
     assert after["kernel"] == "fused_uvm_caching" and after["cache_load_factor"] == 0.25
     held = after["weight_bytes"] + after["optimizer_bytes"]
-    assert sum(rank["ddr_bytes"] for rank in cached["ranks"]) == held
+    copied = sum(rank["copy_bytes"] for rank in cached["ranks"])
+    assert sum(rank["ddr_bytes"] for rank in cached["ranks"]) == held + copied
     assert after["buffer_bytes"] > 0.25 * after["weight_bytes"]
     applied = sharding_plan(cached).get_plan_for_module("inputs.embeddings")["user_id"]
     assert applied.compute_kernel == "fused_uvm_caching"
