@@ -1,4 +1,4 @@
-"""Rows of prepared/items.parquet in bounded pieces, for extraction and for training."""
+"""Rows of prepared/items.parquet in bounded pieces, and samples of them, for embedding."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -6,6 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def drawn(num_values: int, most: int, seed: int) -> np.ndarray:
+    """Return up to `most` positions below `num_values`, seeded, ascending.
+
+    A sample cut off the front would be of the most popular items: rows are numbered by falling count.
+    """
+    rng = np.random.default_rng(seed)
+    # Without a permutation of all positions, where few of many are asked for.
+    chosen = rng.choice(num_values, size=min(most, num_values), replace=False, shuffle=False)
+    return np.sort(chosen)
 
 
 class Catalogue:

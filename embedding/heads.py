@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from embedding.augmentation import random_crops
+from embedding.catalogue import drawn
 from embedding.image import OUTPUTS, ImageEncoder
 from embedding.probe import nearest_agreement
 from embedding.projection import Sample
@@ -50,7 +51,8 @@ def fit_heads(
     # The rank with most pictures speaks for all.
     first = int(np.argmax(counts))
     if rank == first:
-        encoder.fit_reductions(pictures.pixels[:_REDUCTION_PICTURES], batch_size)
+        sample = drawn(len(pictures), _REDUCTION_PICTURES, seed)
+        encoder.fit_reductions(pictures.pixels[sample], batch_size)
     encoder.restore_fitted(_broadcast(encoder.fitted_state(), first, world))
     reduced = _reduced_views(encoder, pictures, num_views, batch_size, seed * 7919 + rank)
     parts = gathered((reduced, pictures.artists, pictures.contents), world)

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from embedding.catalogue import Catalogue
+from embedding.catalogue import Catalogue, drawn
 from embedding.pictures import REASONS, load_pictures, write_unusable
 from embedding.reuse import EarlierTables, row_hashes, same_rows, stored_rows
 from embedding.store import (
@@ -566,10 +566,7 @@ def fingerprint(*parts: Any) -> str:
 
 def sample_rows(num_rows: int, count: int, seed: int) -> list[int]:
     """Return up to `count` item rows (never row 0), seeded, ascending."""
-    rng = np.random.default_rng(seed)
-    # Without a permutation of all rows, where few of many are asked for.
-    drawn = rng.choice(num_rows - 1, size=min(count, num_rows - 1), replace=False, shuffle=False)
-    return sorted(int(row) + 1 for row in drawn)
+    return [row + 1 for row in drawn(num_rows - 1, count, seed).tolist()]
 
 
 def batched(values: np.ndarray, size: int) -> Iterable[np.ndarray]:

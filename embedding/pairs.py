@@ -70,6 +70,8 @@ class Split:
     """Entities held out."""
     num_left_out: int
     """Pairs of other entities that hold a text of a held-out one: neither train nor examine."""
+    held_texts: frozenset[str] = frozenset()
+    """Texts of the held-out entities."""
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of pairs and entities by name."""
@@ -109,7 +111,23 @@ def split_by_entity(pairs: Pairs, tenths: int) -> Split:
         held_out=pairs.take(apart),
         num_entities=sum(is_held.values()),
         num_left_out=len(pairs) - len(train) - len(apart),
+        held_texts=frozenset(unseen),
     )
+
+
+def readable(
+    item_ids: Sequence[str], texts: Sequence[str | None], split: Split, tenths: int
+) -> list[str]:
+    """Return the items' texts that training may read, a tokenizer's included.
+
+    Left out are items whose id is held out (entities are often items) and items one of whose columns,
+    which items.text joins with ". ", is a text of a held-out entity.
+    """
+    return [
+        text
+        for text, is_held in zip(texts, held_out(item_ids, tenths), strict=True)
+        if text and not is_held and split.held_texts.isdisjoint([text, *text.split(". ")])
+    ]
 
 
 def groups_of(pairs: Pairs, least: int) -> dict[str, list[int]]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedding.catalogue import drawn
 from embedding.pairs import OTHERS, PERSPECTIVES, Pairs
 
+_QUERY_SEED = 0
 LEAST_QUERIES = 50
 """Languages with fewer queries than this are examined together, as `others`."""
 
@@ -46,7 +48,8 @@ class Retrieval:
 def retrieval_tasks(pairs: Pairs, most_queries: int) -> list[RetrievalTask]:
     """Return the tasks of held-out pairs: one query for an entity and language, its first pair.
 
-    A task takes the first `most_queries` of them; their positives, each once, are its candidates.
+    A task takes `most_queries` of them, drawn (a file often begins with what is best known); their
+    positives, each once, are its candidates.
     With `most_queries` 0 there is no task.
     """
     if not most_queries:
@@ -65,7 +68,8 @@ def retrieval_tasks(pairs: Pairs, most_queries: int) -> list[RetrievalTask]:
         pooled.setdefault((perspective, language if is_shown else OTHERS), []).extend(rows)
     tasks = []
     for (perspective, language), rows in sorted(pooled.items(), key=_place):
-        chosen = sorted(rows)[:most_queries]
+        ordered = sorted(rows)
+        chosen = [ordered[place] for place in drawn(len(ordered), most_queries, _QUERY_SEED)]
         candidates = list(dict.fromkeys(pairs.positive[row] for row in chosen))
         number = {text: index for index, text in enumerate(candidates)}
         targets = np.array([number[pairs.positive[row]] for row in chosen], dtype=np.int64)

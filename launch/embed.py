@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from embedding.catalogue import Catalogue
+from embedding.catalogue import Catalogue, drawn
 from embedding.fine_tuning import fine_tune
 from embedding.heads import Pictures, fit_heads, gathered, measure
 from embedding.holdout import held_out
@@ -39,7 +39,7 @@ from embedding.job import (
     fingerprint,
     sample_rows,
 )
-from embedding.pairs import BatchPlan, Pairs, read_pairs, split_by_entity
+from embedding.pairs import BatchPlan, Pairs, read_pairs, readable, split_by_entity
 from embedding.pictures import load_pictures
 from embedding.pretext import (
     PictureCache,
@@ -68,6 +68,8 @@ from recsys.schema import Manifest, local_path, read_manifest
 
 _MEASURED_PICTURES = 4096
 """Most unseen pictures the image encoder is measured on."""
+_SCALING_TEXTS = 2048
+"""Most texts the scaling of text vectors is fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +279,8 @@ def make_image_encoder(
             f"them; check the column items.artist of the recipe"
         )
     learned = np.random.default_rng(seed).permutation(np.flatnonzero(~unseen & ~unseen_hand))
-    measured = np.flatnonzero(unseen)[:_MEASURED_PICTURES]
+    measured = np.flatnonzero(unseen)
+    measured = measured[drawn(len(measured), _MEASURED_PICTURES, seed)]
 
     def pictures(picked: np.ndarray) -> Pictures:
         return load_usable(catalogue, Path(str(manifest.image_root)), rows, picked, config.size)
@@ -504,11 +507,13 @@ def make_text_encoder(
     training = workspace / "encoders" / ".text.training"
     catalogue = Catalogue(workspace / "prepared")
     rows = sample_rows(catalogue.num_rows, 20_000, seed)
-    sample = [text for text in catalogue.column("text", rows) if text]
+    item_ids, texts = (catalogue.column(name, rows) for name in ("item_id", "text"))
+    sample = [text for text in texts if text]
     with first_rank_work(env) as is_first:
         if is_first and read_config(training) != as_json(wanted):
             with replaced(training) as beside:
-                untrained_text_model(config, split.train, sample, seed, env, beside)
+                seen = readable(item_ids, texts, split, config.held_out_tenths)
+                untrained_text_model(config, split.train, seen, seed, env, beside)
                 write_json(beside / "config.json", wanted)
     model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
 
@@ -538,7 +543,8 @@ def make_text_encoder(
     with first_rank_work(env) as is_first:
         if is_first:
             encoder = TextEncoder(model, config.batch_size)
-            encoder.fit_scaling(sample[:2048])
+            places = drawn(len(sample), _SCALING_TEXTS, seed)
+            encoder.fit_scaling([sample[place] for place in places])
             with replaced(workspace / "encoders" / "text") as beside:
                 encoder.save(beside)
                 if shown:

@@ -267,6 +267,10 @@ def counts(values: ArrayLike, *, of: str, each: str) -> str:
     return _finish(figure, each)
 
 
+_MOST_POINTS = 2000
+"""Users drawn in a scatter plot."""
+
+
 def scatter(panels: dict[str, tuple[NDArray, NDArray, float]]) -> str:
     """Draw learned weight against planted sensitivity, one panel a modality with its r."""
     with plt.rc_context(_STYLE):
@@ -276,9 +280,11 @@ def scatter(panels: dict[str, tuple[NDArray, NDArray, float]]) -> str:
     for index, (name, (planted, learned, r)) in enumerate(panels.items()):
         axes = all_axes[0, index]
         axes.tick_params(length=0)
+        # Users come by falling count of rows: the first of them would be the most active.
+        shown = np.random.default_rng(0).permutation(len(planted))[:_MOST_POINTS]
         axes.plot(
-            planted[:2000],
-            learned[:2000],
+            planted[shown],
+            learned[shown],
             "o",
             color=COLOURS[(index + 1) % len(COLOURS)],
             markersize=3.5,
