@@ -6,7 +6,6 @@ torchvision ResNet, ConvNeXt or SqueezeNet, or `resnet_tiny`.
 Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from embedding.projection import Projection, Sample, build_projection
 from embedding.style import STYLE_HEADS
+from recsys.files import write_json
 from recsys.schema import local_path
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -345,7 +345,7 @@ class ImageEncoder(nn.Module):
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
             folder / "weights.safetensors",
         )
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        write_json(folder / "config.json", config)
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote."""

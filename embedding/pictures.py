@@ -4,11 +4,9 @@ Called by extraction and by the tag pretext, from several threads. A catalogue's
 strangers: nothing in one may stop a night's job, fill the memory, or print.
 """
 
-import csv
 import ctypes
 import errno
 import logging
-import os
 import stat
 import threading
 import warnings
@@ -19,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
+
+from recsys.files import write_csv
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 """What is read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that start
@@ -264,13 +264,4 @@ def write_unusable(path: Path, pictures: Iterable[tuple[str, str, str]]) -> int:
 
     All of them are listed, since whoever mends a catalogue needs all. Returns their number.
     """
-    beside = path.with_name(f".{path.name}.part")
-    count = 0
-    with open(beside, "w", encoding="utf-8", newline="") as target:
-        writer = csv.writer(target, lineterminator="\n")
-        writer.writerow(["item_id", "file", "reason"])
-        for picture in pictures:
-            writer.writerow(picture)
-            count += 1
-    os.replace(beside, path)
-    return count
+    return write_csv(path, ["item_id", "file", "reason"], pictures)

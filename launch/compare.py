@@ -261,7 +261,8 @@ def compare_runs(
     lines, oracle = [], None
     for name, seeds in runs.items():
         metrics = [read_metrics(run, split) for run in seeds]
-        oracle = metrics[0].get("oracle", oracle)
+        if known := metrics[0].get("oracle"):
+            oracle = {k: math.nan if v is None else float(v) for k, v in known.items()}
         lines.append(
             Line(
                 name=name,
@@ -287,7 +288,7 @@ def read_metrics(run: StudyRun, split: str) -> dict[str, Any]:
 
 
 def metric_of(metrics: dict[str, Any], key: str) -> float:
-    """Return a column's value; nan where the evaluation has none."""
+    """Return a column's value; nan where the evaluation has none (null in JSON)."""
     if key == "unseen_auc":
         value = metrics.get("items_unseen_in_training", {}).get("auc")
     elif key == "lift_recovered":

@@ -12,18 +12,20 @@ OWNER is host, boot and a random number. Only what nobody holds any more is remo
 host or kernel that made it: the lock of another machine cannot always be seen.
 """
 
+import csv
 import ctypes
 import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -227,8 +229,51 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file: readers see all of it or what was there before."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write a JSON file (`json_text`): readers see all of it or what was there before."""
+    write_text(path, json_text(content, indent=1) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Return strict JSON (RFC 8259). It has no nan and no infinity: they become null, "no value"."""
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_FORMULA = re.compile(r"\s*[=+@\uff1d\uff0b\uff20\uff0d-]|[\t\n]")
+"""What spreadsheets take for a formula (OWASP, CSV injection), full-width signs included."""
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Write a CSV file and return its rows: readers see all of it or what was there before.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, also as
+    texts, stay as they are.
+    """
+    count = 0
+    with new_file(path) as beside, open(beside, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow([_inert(cell) for cell in row])
+            count += 1
+    return count
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    # Python's writer quotes a line feed, but not a carriage return, which also ends a line.
+    text = cell.replace("\r\n", "\n").replace("\r", "\n")
+    is_formula = _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def write_array(path: str | Path, values: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Writing and reading of files: one whole version at every moment, whatever fails in between."""
 
+import csv
 import errno
 import itertools
 import json
@@ -31,6 +32,7 @@ from recsys.files import (
     read_json,
     remove_leftovers,
     tidy,
+    write_csv,
     write_json,
     write_text,
     writing,
@@ -325,3 +327,53 @@ def test_an_archive_in_the_place_of_an_array_is_refused(tmp_path):
         np.savez(stream, a=np.arange(3))
     with pytest.raises(DamagedFileError, match="an archive of arrays"):
         read_array(path, "run embed")
+
+
+def strictly(text: str) -> object:
+    """What a strict JSON reader makes of it; Python's own takes NaN and Infinity too."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path):
+    content = {
+        "auc": float("nan"),
+        "all": {"gauc": np.float64("nan"), "interval": [float("-inf"), 0.5]},
+        "pair": (float("inf"), 1, True, None, "NaN"),
+    }
+    write_json(tmp_path / "metrics.json", content)
+    assert strictly((tmp_path / "metrics.json").read_text()) == {
+        "auc": None,
+        "all": {"gauc": None, "interval": [None, 0.5]},
+        "pair": [None, 1, True, None, "NaN"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=cmd|'/c calc'!A0", "'=cmd|'/c calc'!A0"),
+        ("+1+cmd", "'+1+cmd"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        (" =1", "' =1"),
+        ("\r=1", "'\n=1"),
+        ("a\rb", "a\nb"),
+        ("\uff1d1", "'\uff1d1"),
+        ("-5", "-5"),
+        ("+1.5e-3", "+1.5e-3"),
+        (-0.25, "-0.25"),
+        ("a=b", "a=b"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_cell_that_a_spreadsheet_would_run_is_text(tmp_path, cell, written):
+    assert write_csv(tmp_path / "x.csv", ["name", "n"], [[cell, 1]]) == 1
+    with open(tmp_path / "x.csv", encoding="utf-8", newline="") as stream:
+        assert list(csv.reader(stream)) == [["name", "n"], [written, "1"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]

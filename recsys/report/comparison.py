@@ -3,15 +3,16 @@
 In: one Line per variant. Called by launch/compare.py.
 """
 
-import csv
 import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from recsys.files import write_csv, write_text
 from recsys.report.page import html_table, page
 from recsys.report.terminal import console
 from recsys.study.differences import Difference
@@ -125,7 +126,7 @@ def write_comparison(
     )
     below = "\n".join(notes)
     parts = [f"# {title}", text, below, settings]
-    _write(folder / "comparison.md", "\n\n".join(part for part in parts if part) + "\n")
+    write_text(folder / "comparison.md", "\n\n".join(part for part in parts if part) + "\n")
     _write_csv(folder / "comparison.csv", lines)
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     body += f'<div class="wide">{html_table(header, rows)}</div>' + _differences(lines)
@@ -135,27 +136,20 @@ def write_comparison(
             [[line.name, " ".join(line.settings)] for line in lines if line.settings],
         )
         body += "</section>"
-    _write(folder / "comparison.html", page(title, body, style=_STYLE, width_pixels=1360))
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text(folder / "comparison.html", page(title, body, style=_STYLE, width_pixels=1360))
 
 
 def _write_csv(path: Path, lines: Sequence[Line]) -> None:
-    beside = path.with_name(f".{path.name}")
-    with open(beside, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["run", "seed", "validation", *METRICS, "parameters", "samples_per_second"])
-        for line in lines:
-            for seed, validation in enumerate(line.validation):
-                values = [line.metrics[key][seed] for key in METRICS]
-                cells = ["" if math.isnan(v) else f"{v:.6f}" for v in (validation, *values)]
-                cost = [line.num_parameters, f"{line.examples_per_second:.0f}"]
-                writer.writerow([line.name, seed, *cells, *cost])
-    beside.replace(path)
+    rows: list[list[Any]] = []
+    for line in lines:
+        rate = line.examples_per_second
+        for seed, validation in enumerate(line.validation):
+            values = [line.metrics[key][seed] for key in METRICS]
+            cells = ["" if math.isnan(v) else f"{v:.6f}" for v in (validation, *values)]
+            cost = [line.num_parameters, "" if math.isnan(rate) else f"{rate:.0f}"]
+            rows.append([line.name, seed, *cells, *cost])
+    header = ["run", "seed", "validation", *METRICS, "parameters", "samples_per_second"]
+    write_csv(path, header, rows)
 
 
 _STYLE = """

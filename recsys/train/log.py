@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recsys.distributed.env import Env
+from recsys.files import json_text
 from recsys.model.ranker import Scores
 from recsys.train.gradients import Gradients, check_finite, total_norm
 from recsys.train.state import TrainState
@@ -110,7 +111,7 @@ class RunLog:
         if self.board is None:
             return
         with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+            stream.write(json_text({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
 

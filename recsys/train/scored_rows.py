@@ -81,7 +81,7 @@ class ScoredRows:
     row_id_N: NDArray[np.int64]
     label_N: NDArray[np.float64]
     score_N: NDArray[np.float64]
-    user_row_N: NDArray[np.int64] | None
+    user_row_N: NDArray[np.int64] | None = None
     """A number per known user, 0 for the unknown; None where there are no users."""
     unit_N: NDArray[np.int64]
     """What the bootstrap draws: a number per user, or per row where nobody says whose it is."""

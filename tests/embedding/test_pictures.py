@@ -662,3 +662,7 @@ def test_the_list_names_item_file_and_reason_of_every_unusable_picture(tmp_path)
         'item_id,file,reason\nc,"c, ""new"".png",broken\ne,e.png,missing\n'
     )
     assert not list(tmp_path.glob(".unusable*"))
+    write_unusable(tmp_path / "unusable.csv", [("=1+1", "@x.png", "missing")])
+    assert (
+        (tmp_path / "unusable.csv").read_text(encoding="utf-8").endswith("'=1+1,'@x.png,missing\n")
+    )

@@ -1,6 +1,7 @@
 """The comparison's table: means, deviations, differences, the oracle; nothing that has no value."""
 
 import csv
+import dataclasses
 import math
 
 from recsys.report.comparison import (
@@ -58,6 +59,14 @@ def test_oracle_is_the_last_row():
     _, rows = table_texts(LINES, {"auc": 0.9, "log_loss": 0.4})
     assert rows[-1][:4] == ["oracle (true probabilities)", "-", "0.9000", "0.4000"]
     assert all(len(row) == len(rows[0]) for row in rows)
+
+
+def test_a_run_named_like_a_formula_is_text_in_the_csv(tmp_path):
+    line = dataclasses.replace(LINES[0], name="=1+1", examples_per_second=math.nan)
+    write_comparison(tmp_path, "small", [line], None, [])
+    with open(tmp_path / "comparison.csv", newline="") as stream:
+        first = next(csv.DictReader(stream))
+    assert (first["run"], first["samples_per_second"]) == ("'=1+1", "")
 
 
 def test_files_say_the_same_and_escape_names(tmp_path):
