@@ -6,6 +6,7 @@ Shapes: N rows.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +15,10 @@ from recsys.metrics.auc import auc, gauc
 from recsys.metrics.bootstrap import (
     BETTER,
     Difference,
+    bootstrap_ece,
     bootstrap_metrics,
     draw_units,
+    ece_interval,
     interval,
     paired_difference,
 )
@@ -102,10 +105,12 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every headline metric over resampled units, by name."""
     draws_UR = _draws(units_N, num_replicates, rng)
-    replicates = bootstrap_metrics(
-        labels_N, probabilities_N, user_rows_N, units_N=units_N, draws_UR=draws_UR
-    )
-    return {name: interval(values, level=level) for name, values in replicates.items()}
+    shared: dict[str, Any] = {"units_N": units_N, "draws_UR": draws_UR}
+    names = tuple(name for name in BETTER if name != "ece")
+    replicates = bootstrap_metrics(labels_N, probabilities_N, user_rows_N, **shared, names=names)
+    found = {name: interval(values, level=level) for name, values in replicates.items()}
+    ece = ece_interval(bootstrap_ece(labels_N, probabilities_N, **shared), level=level)
+    return found | {"ece": ece}
 
 
 def compare_predictions(

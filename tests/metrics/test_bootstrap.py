@@ -9,13 +9,15 @@ from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import (
     BETTER,
     bootstrap_auc,
+    bootstrap_ece,
     bootstrap_metrics,
     bootstrap_units,
     draw_units,
+    ece_interval,
     interval,
     paired_difference,
 )
-from recsys.metrics.summary import evaluate_predictions
+from recsys.metrics.summary import compare_predictions, evaluate_predictions, intervals
 
 
 def world(rng, num_users=60):
@@ -221,6 +223,81 @@ def test_a_better_model_wins_and_a_copy_does_not(rng, name):
     assert verdict_of(rng, name, truth, worse, labels, users).verdict == "first"
     same = verdict_of(rng, name, truth, truth, labels, users)
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "undecided")
+
+
+def logistic(values):
+    return 1 / (1 + np.exp(-values))
+
+
+def draw_clicks(rng, num_users, slope=1.0, luck=0.0):
+    """Clicks whose log-odds are `slope` times those that the model predicts, and luck of the user."""
+    users = np.repeat(np.arange(num_users) + 1, 20)
+    odds = rng.normal(-1, 1, users.size)
+    truth = logistic(slope * odds + luck * rng.normal(size=num_users + 1)[users])
+    return users, (rng.random(users.size) < truth).astype(int), logistic(odds)
+
+
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+@pytest.mark.parametrize("num_users", [20, 150])
+def test_every_metrics_interval_holds_its_estimate(rng, num_users, luck):
+    for _ in range(10):
+        users, labels, p = draw_clicks(rng, num_users, luck=luck)
+        shared = {"labels_N": labels, "probabilities_N": p, "user_rows_N": users}
+        found = intervals(**shared, units_N=users - 1, num_replicates=200, level=0.95, rng=rng)
+        estimates = evaluate_predictions(**shared)
+        for name in BETTER:
+            low, high = found[name]
+            assert low <= estimates[name] <= high, name
+        other = np.clip(p + rng.normal(0, 0.05, p.size), 0, 1)
+        for name, line in compare_predictions(
+            labels_N=labels,
+            first_N=p,
+            second_N=other,
+            user_rows_N=users,
+            units_N=users - 1,
+            num_replicates=200,
+            level=0.95,
+            rng=rng,
+        ).items():
+            assert line.low <= line.difference <= line.high, name
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.9, 0.5])
+def test_the_ece_interval_covers_the_true_error(rng, slope):
+    """Plain percentiles nearly never cover a small one: noise moves all of them up."""
+    _, many, p = draw_clicks(rng, 50_000, slope)
+    true = 0.0 if slope == 1 else evaluate_predictions(labels_N=many, probabilities_N=p)["ece"]
+    covered, plain = 0, 0
+    for _ in range(100):
+        users, labels, p = draw_clicks(rng, 100, slope)
+        draws = draw_units(100, 200, rng)
+        found = bootstrap_ece(labels, p, units_N=users - 1, draws_UR=draws)
+        low, high = ece_interval(found)
+        covered += low <= true <= high
+        low, high = interval(found.replicates_R)
+        plain += low <= true <= high
+    assert covered >= 82
+    assert slope == 0.5 or plain < 20
+
+
+def test_two_equally_calibrated_models_are_not_told_apart(rng):
+    decided = {"ece": 0, "calibration": 0}
+    for _ in range(40):
+        users, labels, p = draw_clicks(rng, 60)
+        found = compare_predictions(
+            labels_N=labels,
+            first_N=np.clip(1.05 * p, 0, 1),
+            second_N=0.95 * p,
+            user_rows_N=users,
+            units_N=users - 1,
+            num_replicates=200,
+            level=0.95,
+            rng=rng,
+            names=("ece", "calibration"),
+        )
+        for name in decided:
+            decided[name] += found[name].verdict != "undecided"
+    assert max(decided.values()) <= 6
 
 
 def test_pairing_decides_what_two_intervals_alone_do_not(rng):
