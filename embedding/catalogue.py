@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.files import PREPARE_AGAIN, reading
+
 
 def drawn(num_values: int, most: int, seed: int) -> np.ndarray:
     """Return up to `most` positions below `num_values`, seeded, ascending.
@@ -29,13 +31,8 @@ class Catalogue:
             ValueError: it is missing or broken (says to run prepare).
         """
         self.path = prepared / "items.parquet"
-        try:
+        with reading(self.path, PREPARE_AGAIN):
             self._file = pq.ParquetFile(self.path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(
-                f"{self.path}: cannot be read ({str(error).splitlines()[0]}); run "
-                f"launch/prepare.py again"
-            ) from error
         metadata = self._file.metadata
         self.num_rows = metadata.num_rows
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -44,7 +41,8 @@ class Catalogue:
         self._group = lru_cache(maxsize=1)(self._read_group)
 
     def _read_group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        return self._file.read_row_group(group, columns=list(columns))
+        with reading(self.path, PREPARE_AGAIN):
+            return self._file.read_row_group(group, columns=list(columns))
 
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Return rows [start, stop); only the row groups that hold them are read."""

@@ -32,7 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import Retrieval, RetrievalTask, retrieve
 from embedding.text import extend_vocabulary
-from recsys.files import write_json
+from recsys.files import EMBED_AGAIN, reading, write_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -333,7 +333,8 @@ def read_evaluations(file: Path) -> list[Evaluation]:
     """Return the evaluations that an earlier run kept; none where there is no file."""
     if not file.is_file():
         return []
-    return [
-        Evaluation(entry["step"], [Retrieval(**result) for result in entry["results"]])
-        for entry in json.loads(file.read_text(encoding="utf-8"))["evaluations"]
-    ]
+    with reading(file, f"delete {file.parent} and {EMBED_AGAIN}"):
+        return [
+            Evaluation(entry["step"], [Retrieval(**result) for result in entry["results"]])
+            for entry in json.loads(file.read_text(encoding="utf-8"))["evaluations"]
+        ]

@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from embedding.projection import Projection, Sample, build_projection
 from embedding.style import STYLE_HEADS
-from recsys.files import write_json
+from recsys.files import EMBED_AGAIN, reading, write_json
 from recsys.schema import local_path
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -349,7 +349,9 @@ class ImageEncoder(nn.Module):
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote."""
-        tensors = load_file(folder / "weights.safetensors")
+        file = folder / "weights.safetensors"
+        with reading(file, f"delete {folder} and {EMBED_AGAIN}"):
+            tensors = load_file(file)
         body = {k.removeprefix("body."): v for k, v in tensors.items() if k.startswith("body.")}
         self.body.load_state_dict(body)
         self.restore_fitted(tensors)

@@ -40,7 +40,7 @@ from embedding.store import (
     write_feature_manifest,
     write_shard,
 )
-from recsys.files import remove_leftovers, sha256_of, write_json
+from recsys.files import EMBED_AGAIN, read_array, read_json, remove_leftovers, sha256_of, write_json
 from recsys.schema import Manifest
 
 _CODES = {reason: 1 + place for place, reason in enumerate(REASONS)}
@@ -267,7 +267,7 @@ def _unusable_pictures(catalogue: Catalogue, folder: Path) -> Iterator[tuple[str
     """Yield item_id, file and reason of every picture of a finished table that is named and masked."""
     reasons = ["", *REASONS]
     for shard in read_feature_manifest(folder).shards:
-        masked = np.load(folder / shard.rows_file)["masked"]
+        masked = read_array(folder / shard.rows_file, EMBED_AGAIN)["masked"]
         listed = np.flatnonzero(masked > _CODES["none"])
         if len(listed):
             # Only shards with such pictures are looked up in the catalogue.
@@ -294,7 +294,7 @@ def _shard_rows_of(folder: Path, num_rows: int) -> int:
 def _stamp_of(folder: Path) -> dict[str, Any] | None:
     """Return what the shards in a folder belong to; None where nothing is."""
     file = folder / ".stamp.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file, f"delete {folder} and {EMBED_AGAIN}") if file.is_file() else None
 
 
 def _open_tables(
@@ -464,7 +464,9 @@ class _Pipeline:
             same = same_rows(there, rows) & (there["masked"] == 0)
             for name in self.names:
                 file = self.features / name / f"shard-{index:05d}.npy"
-                vectors[name][same] = np.load(file, mmap_mode="r")[same]
+                vectors[name][same] = read_array(file, f"delete it and {EMBED_AGAIN}", mmap=True)[
+                    same
+                ]
             rows["masked"][same] = 0
         if self.has_index:
             asked = np.flatnonzero((rows["masked"] != 0) & has_content)

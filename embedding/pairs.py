@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding.holdout import held_out
+from recsys.files import PREPARE_AGAIN, reading
 
 PERSPECTIVES = ("multilingual", "relation", "explanation")
 COLUMNS = ("anchor", "positive", "perspective", "entity", "language")
@@ -45,12 +45,8 @@ def read_pairs(prepared: Path) -> Pairs:
         ValueError: the file is missing, broken, or lacks a column (says to run prepare).
     """
     file = prepared / "pairs.parquet"
-    try:
+    with reading(file, PREPARE_AGAIN):
         table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]}); run launch/prepare.py again"
-        ) from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(

@@ -260,7 +260,7 @@ def load_pictures(
 
 
 def write_unusable(path: Path, pictures: Iterable[tuple[str, str, str]]) -> int:
-    """Write the CSV `item_id,file,reason` of pictures that cannot be used, beside and renamed.
+    """Write the CSV `item_id,file,reason` of pictures that cannot be used.
 
     All of them are listed, since whoever mends a catalogue needs all. Returns their number.
     """

@@ -6,7 +6,6 @@ from which a killed run goes on. Shapes: B pictures, S side, T tags, D width.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from embedding.augmentation import random_crops
 from embedding.image import ImageEncoder
+from recsys.files import EMBED_AGAIN, new_array, new_file, reading
 
 _LEAST_CROP = 0.75
 _MAX_POSITIVE_WEIGHT = 10.0
@@ -274,7 +274,7 @@ class PretextState:
 
 
 class Checkpoint:
-    """State of a training in one file, written beside and renamed after every pass."""
+    """State of a training in one file, written after every pass."""
 
     def __init__(
         self,
@@ -294,24 +294,22 @@ class Checkpoint:
     def save(self, state: PretextState) -> None:
         """Write everything a later process needs to go on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.part")
-        torch.save(
-            {
-                "stamp": self.stamp,
-                "state": vars(state),
-                "weights": self.classifier.weights(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-            },
-            beside,
-        )
-        os.replace(beside, self.path)
+        content = {
+            "stamp": self.stamp,
+            "state": vars(state),
+            "weights": self.classifier.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        with new_file(self.path) as beside:
+            torch.save(content, beside)
 
     def load(self) -> PretextState:
         """Return the stored state with model, optimizer and schedule put back, or a new state."""
         if not self.path.is_file():
             return PretextState()
-        stored = torch.load(self.path, weights_only=True, map_location=self.device)
+        with reading(self.path, f"delete {self.path.parent} and {EMBED_AGAIN}"):
+            stored = torch.load(self.path, weights_only=True, map_location=self.device)
         if stored["stamp"] != self.stamp:
             return PretextState()
         self.classifier.load_state_dict(stored["weights"], strict=False)
@@ -346,7 +344,7 @@ class PictureCache:
                 f"{self.folder}: {needed / 2**30:.1f} GiB are needed for the pretext's pictures, "
                 f"{free / 2**30:.1f} GiB are free; lower encoder.image.pretext_max_pictures"
             )
-        np.lib.format.open_memmap(self.path, mode="w+", dtype=np.uint8, shape=self.shape)
+        new_array(self.path, np.uint8, self.shape)
 
     def open(self) -> np.ndarray:
         """Return the array, memory-mapped for reading and writing."""

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from embedding.store import ROW, finished_shard
+from recsys.files import EMBED_AGAIN, DamagedFileError, new_array, new_folder, read_array
 
 BUCKET_ROWS = 1 << 21
 """Rows sorted at a time, in some 150 MB; a thousand million rows make 512 files."""
@@ -49,8 +50,8 @@ def stored_rows(root: Path, names: list[str], index: int) -> np.ndarray | None:
         if entry is None:
             return None
         try:
-            rows = np.load(root / name / entry.rows_file, allow_pickle=False)
-        except (OSError, ValueError):
+            rows = read_array(root / name / entry.rows_file, EMBED_AGAIN)
+        except DamagedFileError:
             return None  # Cut short by a failing disk: the shard is made anew.
         if rows.dtype != ROW or len(rows) != entry.end_row - entry.start_row:
             return None
@@ -66,6 +67,7 @@ class EarlierTables:
     def __init__(self, root: Path, names: list[str]):
         """Args: root: holds 0/<name>, 1/<name>, ... and index/; names: tables of one extractor."""
         self.root = root
+        self.remedy = f"delete {root} and {EMBED_AGAIN}"
         self.names = names
         self._arrays: dict[str, np.ndarray] | None = None
         self._open = lru_cache(maxsize=64)(self._map)
@@ -97,11 +99,11 @@ class EarlierTables:
         Out of core: rows go to files by the leading bits of their hash, and each file is sorted by
         itself. A place is the shard's number in shards.txt << 32, plus the row within the shard.
         """
-        final, beside = self.root / "index", self.root / ".index.part"
-        if final.is_dir():
-            return
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        if not (self.root / "index").is_dir():
+            with new_folder(self.root / "index") as beside:
+                self._fill_index(beside)
+
+    def _fill_index(self, beside: Path) -> None:
         shards = [
             (generation, index)
             for generation in self.generations()
@@ -118,9 +120,7 @@ class EarlierTables:
         counts = self._fill_buckets(beside, shards, bits)
         if sum(counts):
             columns = {
-                name: np.lib.format.open_memmap(
-                    beside / f"{name}.npy", mode="w+", dtype=np.uint64, shape=(sum(counts),)
-                )
+                name: new_array(beside / f"{name}.npy", np.uint64, (sum(counts),))
                 for name in _PLACED.names or ()
             }
             start = 0
@@ -133,8 +133,7 @@ class EarlierTables:
                 start += count
                 path.unlink()
             for column in columns.values():
-                column.flush()  # type: ignore[attr-defined]
-        beside.rename(final)
+                column.flush()
 
     def _fill_buckets(self, folder: Path, shards: list[tuple[Path, int]], bits: int) -> list[int]:
         """Append the rows of every shard to the files of their buckets; return the files' rows."""
@@ -166,7 +165,8 @@ class EarlierTables:
         if not (folder / "high.npy").is_file():
             return False
         self._arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _PLACED.names or ()
+            name: read_array(folder / f"{name}.npy", self.remedy, mmap=True)
+            for name in _PLACED.names or ()
         }
         lines = (folder / "shards.txt").read_text(encoding="ascii").splitlines()
         self._shards = [(self.root / number, int(index)) for number, index in map(str.split, lines)]
@@ -207,7 +207,7 @@ class EarlierTables:
 
     def _map(self, name: str, ordinal: int) -> np.ndarray:
         generation, index = self._shards[ordinal]
-        return np.load(generation / name / f"shard-{index:05d}.npy", mmap_mode="r")
+        return read_array(generation / name / f"shard-{index:05d}.npy", self.remedy, mmap=True)
 
 
 def _bucket(high: np.ndarray, bits: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from embedding.pictures import REASONS
-from recsys.files import sha256_of, write_array, write_json
+from recsys.files import EMBED_AGAIN, read_array, reading, sha256_of, write_array, write_json
 from recsys.schema import Manifest, check_inside, misfits
 
 STORE_VERSION = 2
@@ -112,23 +112,17 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
             f"{path}: no features here; run launch/embed.py with the same data= and workspace= "
             f"(or leave {folder.name!r} out of model.modalities)"
         )
-    try:
+    with reading(path, EMBED_AGAIN):
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if raw["version"] == STORE_VERSION:
-            raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
+        if raw["version"] != STORE_VERSION:
+            raise ValueError(f"version {raw['version']}, expected {STORE_VERSION}")
+        raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
         manifest = FeatureManifest(**raw)
-        problems = misfits(manifest) if manifest.version == STORE_VERSION else []
-        if problems:
+        if problems := misfits(manifest):
             raise ValueError("; ".join(problems)[:400])
-        for shard in manifest.shards if manifest.version == STORE_VERSION else ():
+        for shard in manifest.shards:
             check_inside(shard.file)
             check_inside(shard.rows_file)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a feature manifest ({error}); run embed again") from error
-    if manifest.version != STORE_VERSION:
-        raise ValueError(
-            f"{path}: version {manifest.version}, expected {STORE_VERSION}; run embed again"
-        )
     return manifest
 
 
@@ -253,11 +247,7 @@ class FeatureTable:
             )
 
     def _map(self, index: int) -> np.ndarray:
-        path = self.folder / self.manifest.shards[index].file
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); run embed again") from error
+        return read_array(self.folder / self.manifest.shards[index].file, EMBED_AGAIN, mmap=True)
 
     def verify(self) -> None:
         """Compare every shard with its sha256, and look for vectors that are not finite.

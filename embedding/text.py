@@ -41,6 +41,7 @@ from tokenizers import (  # noqa: E402
 )
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
+from recsys.files import EMBED_AGAIN, reading
 from recsys.schema import local_path
 
 transformers.logging.disable_progress_bar()
@@ -106,7 +107,7 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     except Exception as error:  # the hub client raises many kinds; all mean: not there
         raise ValueError(
             f"encoder.text.path={path!r}: no Sentence-Transformers folder and no hub name that can be "
-            f"loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            f"loaded ({type(error).__name__}: {str(error)[:200].partition(chr(10))[0]})"
         ) from error
     known = model.max_seq_length
     model.max_seq_length = min(max_tokens, known) if known else max_tokens
@@ -322,5 +323,7 @@ class TextEncoder:
 
     def load_scaling(self, folder: Path) -> None:
         """Load what `save` wrote."""
-        stored: Any = np.load(folder / "scaling.npz", allow_pickle=False)
-        self.mean, self.deviation = stored["mean"], stored["deviation"]
+        file = folder / "scaling.npz"
+        with reading(file, f"delete {folder} and {EMBED_AGAIN}"):
+            stored: Any = np.load(file, allow_pickle=False)
+            self.mean, self.deviation = stored["mean"], stored["deviation"]

@@ -9,7 +9,6 @@ the validation split (trials=); the test split is scored once everything is trai
     python launch/compare.py data=demo workspace=W runs=[ids_only,umair_fps]
 """
 
-import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.files import write_json
+from recsys.files import read_json, write_json
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
 from recsys.schema import read_manifest
@@ -219,7 +218,7 @@ def own_features(
         "items": read_manifest(workspace).items_checksum,
     }
     stamp = own / "embed.json"
-    if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != made:
+    if not stamp.is_file() or read_json(stamp, "delete it and run launch/compare.py again") != made:
         with stage(f"embed {name}"):
             commands.job("embed", own, None, overrides)
         write_json(stamp, made)
@@ -284,7 +283,7 @@ def compare_runs(
 def read_metrics(run: StudyRun, split: str) -> dict[str, Any]:
     """Return a run's metrics.json."""
     path = run.folder / "eval" / split / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, f"run launch/evaluate.py again with run.name={run.name} split={split}")
 
 
 def metric_of(metrics: dict[str, Any], key: str) -> float:

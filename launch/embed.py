@@ -12,9 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,7 +58,7 @@ from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.batch_norm import synchronise
 from recsys.distributed.env import Env, first_rank_work, start, stop
-from recsys.files import write_json
+from recsys.files import EMBED_AGAIN, new_folder, put_back, read_json, reading, write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
@@ -211,14 +209,16 @@ def trained_on(manifest: Manifest) -> dict[str, str | None]:
 
 def provenance(workspace: Path, encoder: str, now: dict[str, str | None]) -> str:
     """Return what the stage's line says of an encoder that was trained on other data than today's."""
-    made = json.loads((workspace / "encoders" / encoder / "config.json").read_text())["trained_on"]
-    return "" if made == now else ", kept as trained on earlier data (retrain=true trains it anew)"
+    made = read_config(workspace / "encoders" / encoder) or {}
+    if made.get("trained_on") == now:
+        return ""
+    return ", kept as trained on earlier data (retrain=true trains it anew)"
 
 
 def forget_outdated(workspace: Path, now: dict[str, str | None]) -> None:
     """Have encoders that were trained on other data made anew; the old ones lie there until then."""
     for file in (workspace / "encoders").glob("*/config.json"):
-        if json.loads(file.read_text()).get("trained_on") != now:
+        if (read_config(file.parent) or {}).get("trained_on") != now:
             file.unlink()
 
 
@@ -313,7 +313,7 @@ def make_image_encoder(
                     batch_size=config.batch_size,
                 )
                 print_agreement(known, title="image encoder on contents it has not seen")
-            with replaced(folder) as made:
+            with new_folder(folder) as made:
                 encoder.save(made, wanted)
                 write_json(made / "evaluation.json", known)
             shutil.rmtree(beside, ignore_errors=True)
@@ -387,8 +387,9 @@ def unchanged(folder: Path, wanted: dict[str, Any]) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return what the encoder in `folder` was made with; None where there is none."""
+    put_back(folder)
     file = folder / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(file, f"delete {folder} and {EMBED_AGAIN}") if file.is_file() else None
 
 
 def as_json(values: dict[str, Any]) -> Any:
@@ -402,20 +403,6 @@ def agreed(answer: bool, env: Env) -> bool:
     if env.world_size > 1:
         dist.broadcast_object_list(answers, src=0)
     return answers[0]
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` that takes its place when the block ends without an error."""
-    beside = folder.with_name(f".{folder.name}.part")  # a killed one's leftovers are under it, too
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def decoded(root: Path, names: list[str | None], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -452,7 +439,8 @@ def text_encoder(
     }
     if not agreed(unchanged(folder, wanted), env):
         make_text_encoder(workspace, manifest, config, seed, env, wanted)
-    model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
+    with reading(folder / "model", f"delete {folder} and {EMBED_AGAIN}"):
+        model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)
     encoder.load_scaling(folder)
     return encoder, fingerprint(folder / "config.json", folder / "scaling.npz", folder / "model")
@@ -511,11 +499,12 @@ def make_text_encoder(
     sample = [text for text in texts if text]
     with first_rank_work(env) as is_first:
         if is_first and read_config(training) != as_json(wanted):
-            with replaced(training) as beside:
+            with new_folder(training) as beside:
                 seen = readable(item_ids, texts, split, config.held_out_tenths)
                 untrained_text_model(config, split.train, seen, seed, env, beside)
                 write_json(beside / "config.json", wanted)
-    model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
+    with reading(training / "untrained", f"delete {training} and {EMBED_AGAIN}"):
+        model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
 
     # 3. Training and examination.
     evaluations = fine_tune(
@@ -545,7 +534,7 @@ def make_text_encoder(
             encoder = TextEncoder(model, config.batch_size)
             places = drawn(len(sample), _SCALING_TEXTS, seed)
             encoder.fit_scaling([sample[place] for place in places])
-            with replaced(workspace / "encoders" / "text") as beside:
+            with new_folder(workspace / "encoders" / "text") as beside:
                 encoder.save(beside)
                 if shown:
                     write_retrieval(beside, shown, split.counts())

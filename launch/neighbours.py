@@ -8,8 +8,6 @@ read in pieces.
     python launch/neighbours.py data=demo workspace=W 'items=[i00007,i00012]' k=8 exclude_same=content
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from embedding.store import FeatureTable, open_features
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import rank_from_environment
+from recsys.files import new_folder
 from recsys.job import hydra_job, open_command, run_job, say, stage
 from recsys.report.items import read_items
 from recsys.report.neighbours import (
@@ -39,7 +38,7 @@ from recsys.report.neighbours import (
     write_neighbours,
 )
 from recsys.report.sheet import draw_sheet, tile_pixels
-from recsys.schema import Manifest, forget_killed, read_manifest
+from recsys.schema import Manifest, read_manifest
 
 KEYS = (WorkspaceConfig, NeighboursConfig)
 POOL_ROWS = 4096
@@ -87,11 +86,7 @@ def job(cfg: DictConfig) -> None:
     title = f"{manifest.name}: nearest neighbours"
     notes.insert(0, "Most alike by cosine similarity of the stored vectors, best first.")
     target = workspace / "neighbours"
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    forget_killed(workspace, target.name)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
+    with new_folder(target) as beside:
         write_neighbours(
             beside,
             title=title,
@@ -104,10 +99,6 @@ def job(cfg: DictConfig) -> None:
             draw_sheet(
                 title=title, notes=notes, answers=answers, marks=marks, width=config.sheet_width
             ).save(beside / "sheet.png", optimize=True)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     for name, shares in summarise(answers).items():
         shown = ", ".join(
             f"same {mark} {shares[mark]:.0%}"

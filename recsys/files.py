@@ -34,6 +34,7 @@ import numpy as np
 
 PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
+DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -47,6 +48,9 @@ _DISK_FULL_TEXT = re.compile(
     r"max_temp_directory_size",
     flags=re.IGNORECASE,
 )
+
+
+_IN_THE_MAKING = re.compile(r"\.(.+)\.[^.]*-[0-9a-f]{8}-[0-9a-f]{8}\.(part|part\.old|lock)")
 
 
 class DiskFullError(OSError):
@@ -189,6 +193,11 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def is_unfinished(name: str) -> bool:
+    """Return whether a relative path leads into what is in the making, or names its lock."""
+    return any(_IN_THE_MAKING.fullmatch(part) for part in Path(name).parts)
+
+
 @contextmanager
 def writing(path: str | Path, num_bytes: int | None = None) -> Iterator[None]:
     """Turn the ways in which libraries say that a disk is full into one sentence about `path`.
@@ -285,7 +294,7 @@ def write_array(path: str | Path, values: np.ndarray) -> str:
 
 
 def new_array(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """Return a new .npy file, memory-mapped for writing.
+    """Return a new .npy file of zeros, memory-mapped for writing.
 
     Its bytes are reserved: a page that finds the disk full later ends a process by SIGBUS.
 
@@ -346,14 +355,17 @@ def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarr
     return values
 
 
-def read_json(path: str | Path, remedy: str) -> Any:
-    """Return the content of a JSON file.
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
 
     Raises:
         DamagedFileError: it is missing or broken; says `remedy`.
     """
     with reading(path, remedy):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    return content
 
 
 def sha256_of(path: str | Path) -> str:
@@ -392,9 +404,7 @@ def _no_space(path: Path, num_bytes: int | None, error: Exception) -> str:
 
 def _final(path: Path) -> Path:
     """Return what a path in a folder that is in the making will be called."""
-    return Path(
-        re.sub(r"/\.([^/]+)\.[^/.]*-[0-9a-f]{8}-[0-9a-f]{8}\.part(?=/|$)", r"/\1", str(path))
-    )
+    return Path(*(_IN_THE_MAKING.sub(r"\1", part) for part in path.parts))
 
 
 def _owner() -> str:

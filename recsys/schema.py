@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -173,14 +172,6 @@ class Manifest:
                 return table
         names = ", ".join(t.name for t in self.tables)
         raise ValueError(f"table {name!r} is not in the manifest of {self.name!r}; it has {names}")
-
-
-def forget_killed(folder: Path, name: str) -> None:
-    """Remove `.name.<pid>` below `folder`, which processes that are gone have left half-written."""
-    for path in folder.glob(f".{name}.*"):
-        pid = path.name.removeprefix(f".{name}.").removesuffix(".old")
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path)
 
 
 def write_manifest(prepared: str | Path, manifest: Manifest) -> None:

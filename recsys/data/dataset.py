@@ -22,6 +22,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.batch import Batch
+from recsys.files import PREPARE_AGAIN, read_array, reading
 from recsys.schema import FeatureSpec, Manifest
 
 BLOCK_ROWS = 131_072
@@ -64,13 +65,8 @@ class Dataset:
         parts = []
         for name, num_rows in zip(self.spec.files, self.spec.file_rows, strict=True):
             path = self.prepared / name
-            try:
+            with reading(path, PREPARE_AGAIN):
                 part = pq.ParquetFile(path, memory_map=True)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(
-                    f"{path}: cannot be read ({str(error).splitlines()[0]}); run "
-                    f"launch/prepare.py again"
-                ) from error
             if part.metadata.num_rows != num_rows:
                 raise ValueError(
                     f"{path}: has {part.metadata.num_rows:,} rows, the manifest says {num_rows:,}; "
@@ -94,12 +90,14 @@ class Dataset:
         groups, starts = self._row_groups
         first = int(np.searchsorted(starts, start, side="right")) - 1
         last = int(np.searchsorted(starts, stop, side="left"))
-        tables = [
-            self._reader(part).read_row_groups(
-                [group for _, group in members], columns=self.columns, use_threads=False
-            )
-            for part, members in itertools.groupby(groups[first:last], key=lambda g: g[0])
-        ]
+        tables = []
+        for part, members in itertools.groupby(groups[first:last], key=lambda g: g[0]):
+            with reading(self.prepared / self.spec.files[part], PREPARE_AGAIN):
+                tables.append(
+                    self._reader(part).read_row_groups(
+                        [group for _, group in members], columns=self.columns, use_threads=False
+                    )
+                )
         return pa.concat_tables(tables).slice(start - int(starts[first]), stop - start)
 
     def _reader(self, part: int) -> pq.ParquetFile:
@@ -117,9 +115,7 @@ class Dataset:
         """
         if name not in self._arrays:
             path = self.prepared / f"{name}.npy"
-            if not path.is_file():
-                raise ValueError(f"{path}: missing; run launch/prepare.py again")
-            array = np.load(path, mmap_mode="r")
+            array = read_array(path, PREPARE_AGAIN, mmap=True)
             if length is not None and len(array) != length:
                 raise ValueError(
                     f"{path}: has {len(array):,} entries, expected {length:,}; run "
@@ -167,9 +163,13 @@ def read_columns(
 ) -> Iterator[pa.Table]:
     """Yield columns of a split, one row group at a time: a log need not fit into memory."""
     for name in manifest.splits[split].files:
-        part = pq.ParquetFile(prepared / name, memory_map=True)
+        path = prepared / name
+        with reading(path, PREPARE_AGAIN):
+            part = pq.ParquetFile(path, memory_map=True)
         for group in range(part.num_row_groups):
-            yield part.read_row_group(group, columns=columns)
+            with reading(path, PREPARE_AGAIN):
+                rows = part.read_row_group(group, columns=columns)
+            yield rows
 
 
 class Loader:

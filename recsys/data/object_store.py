@@ -9,7 +9,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from recsys.data.recipe import Recipe, named_files
+from recsys.files import is_unfinished, new_file
 from recsys.schema import check_inside, local_path
 
 _LAST = ("manifest.json", "index.json", "best.json")
@@ -103,6 +104,7 @@ def sync(source: str, target: str) -> tuple[int, int]:
     if not found:
         raise ValueError(f"source={source}: no files there")
     names = {path.removeprefix(source_root).lstrip("/"): path for path in found}
+    names = {name: path for name, path in names.items() if not is_unfinished(name)}
     num_copied = 0
     for name in sorted(names, key=lambda name: (name.rsplit("/", 1)[-1] in _LAST, name)):
         try:
@@ -127,14 +129,11 @@ def _is_current(source_store: Any, path: str, target_store: Any, there: str) -> 
 
 
 def _copy(source_store: Any, path: str, target_store: Any, there: str) -> None:
-    """Copy one file; a local one is written beside and renamed, a store shows only whole ones."""
-    is_local = isinstance(target_store, LocalFileSystem)
-    beside = there
-    if is_local:
-        folder, name = os.path.split(there)
-        os.makedirs(folder, exist_ok=True)
-        beside = os.path.join(folder, f".{name}.part")
-    with source_store.open(path, "rb") as reader, target_store.open(beside, "wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-    if is_local:
-        os.replace(beside, there)
+    """Copy one file; it appears whole, as a store shows it anyway."""
+    with ExitStack() as stack:
+        beside = there
+        if isinstance(target_store, LocalFileSystem):
+            os.makedirs(os.path.dirname(there), exist_ok=True)
+            beside = str(stack.enter_context(new_file(there, source_store.size(path))))
+        with source_store.open(path, "rb") as reader, target_store.open(beside, "wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)

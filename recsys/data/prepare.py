@@ -8,7 +8,6 @@ any length fits; the folder is built beside and renamed.
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
 import shutil
 import time
@@ -54,7 +53,7 @@ from recsys.data.timestamps import (
     unusable_times,
 )
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
-from recsys.files import sha256_of
+from recsys.files import new_array, new_folder, sha256_of
 from recsys.job import say, stage
 from recsys.schema import (
     FeatureSpec,
@@ -62,7 +61,6 @@ from recsys.schema import (
     Manifest,
     SplitSpec,
     TableSpec,
-    forget_killed,
     write_manifest,
 )
 
@@ -86,34 +84,24 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             Nothing is left behind, and an earlier `prepared/` stays as it was.
     """
     check_recipe(recipe)
-    final = workspace / "prepared"
-    beside = workspace / f".prepared.{os.getpid()}"
-    forget_killed(workspace, "prepared")
-    shutil.rmtree(beside, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
-        with (
-            fetched(recipe, beside / "source") as local,
-            _database(beside / "work", memory_limit, threads) as connection,
-        ):
-            manifest = Preparation(connection, local, beside).run()
-        manifest = dataclasses.replace(manifest, recipe=dataclasses.asdict(recipe))
-        shutil.rmtree(beside / "work")
-        checksums = {
-            str(path.relative_to(beside)): sha256_of(path)
-            for path in sorted(beside.rglob("*"))
-            if path.is_file()
-        }
-        manifest = dataclasses.replace(
-            manifest, checksums=checksums, column_checksums=column_checksums(beside, manifest)
-        )
-        write_manifest(beside, manifest)
-        # What was there goes away only when the new is in its place.
-        old = workspace / f".prepared.{os.getpid()}.old"
-        if final.exists():
-            os.replace(final, old)
-        os.replace(beside, final)
-        shutil.rmtree(old, ignore_errors=True)
+        with new_folder(workspace / "prepared") as beside:
+            with (
+                fetched(recipe, beside / "source") as local,
+                _database(beside / "work", memory_limit, threads) as connection,
+            ):
+                manifest = Preparation(connection, local, beside).run()
+            manifest = dataclasses.replace(manifest, recipe=dataclasses.asdict(recipe))
+            shutil.rmtree(beside / "work")
+            checksums = {
+                str(path.relative_to(beside)): sha256_of(path)
+                for path in sorted(beside.rglob("*"))
+                if path.is_file()
+            }
+            manifest = dataclasses.replace(
+                manifest, checksums=checksums, column_checksums=column_checksums(beside, manifest)
+            )
+            write_manifest(beside, manifest)
     except duckdb.OutOfMemoryException as error:
         raise ValueError(
             f"memory_limit={memory_limit} with threads={threads}: not enough for this data "
@@ -121,8 +109,6 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
         ) from error
     except duckdb.Error as error:
         raise ValueError(f"data.source={recipe.source}: {short(error)}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return manifest
 
 
@@ -833,7 +819,7 @@ class Preparation:
 
     def write_array(self, query: str, path: Path, num_rows: int, dtype: type[np.generic]) -> None:
         """Write SQL of (key, value) as an array by key; 0 where a key is missing."""
-        values = new_array(path, num_rows, dtype)
+        values = new_array(path, dtype, (num_rows,))
         for batch in arrow_batches(self.connection, query):
             values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
 
@@ -843,8 +829,8 @@ class Preparation:
         A key's values are values[offsets[key] : offsets[key + 1]].
         """
         (total,) = self.one(f"SELECT count(*) FROM ({query})")
-        values = new_array(values_file, total, np.int32)
-        offsets = new_array(offsets_file, num_rows + 1, np.int64)
+        values = new_array(values_file, np.int32, (total,))
+        offsets = new_array(offsets_file, np.int64, (num_rows + 1,))
         start = 0
         for batch in arrow_batches(self.connection, query):
             values[start : start + batch.num_rows] = batch.column("value").to_numpy()
@@ -942,11 +928,6 @@ def _listed(table: pa.Table) -> pa.Table:
     offsets = pa.array(np.append(starts, table.num_rows), pa.int32())
     values = table.column("value").combine_chunks()
     return pa.table({"key": keys, "value": pa.ListArray.from_arrays(offsets, values)})
-
-
-def new_array(path: Path, num_rows: int, dtype: type[np.generic]) -> np.ndarray:
-    """Return a file's array of zeros: its pages leave memory when others need it."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num_rows,))
 
 
 def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
+from recsys.files import PREPARE_AGAIN, read_array, reading
 from recsys.schema import FeatureSpec, Manifest, is_known
 
 
@@ -121,7 +122,7 @@ def segments(
     if "history_end" in row_values:
         yield from _by_history(row_values["history_end"], known_N, config)
     elif manifest.num_user_rows:
-        counts_U = np.load(prepared / "users" / "train_count.npy", mmap_mode="r")
+        counts_U = read_array(prepared / "users" / "train_count.npy", PREPARE_AGAIN, mmap=True)
         of = "training rows of the user"
         yield from _by_history(counts_U[user_row_N], known_N, config, of=of)
     yield from _by_missing(has_vector, item_row_N)
@@ -148,9 +149,13 @@ def read_by_row_id(
         ValueError: a row id is not in the split: the predictions are of another data set.
     """
     files = [prepared / name for name in manifest.splits[split].files]
-    known = pq.read_schema(files[0]).names if files else []
-    wanted = ["row_id", *(name for name in columns if name in known)]
-    table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+    tables, wanted = [], ["row_id"]
+    for file in files:
+        with reading(file, PREPARE_AGAIN):
+            known = pq.read_schema(file).names
+            wanted = ["row_id", *(name for name in columns if name in known)]
+            tables.append(pq.read_table(file, columns=wanted))
+    table = pa.concat_tables(tables)
     ids = table.column("row_id").to_numpy()
     order = np.argsort(ids, kind="stable")
     at = np.minimum(np.searchsorted(ids, row_id_N, sorter=order), len(ids) - 1)
@@ -227,20 +232,21 @@ def _by_item_attributes(
     path: Path, item_row_N: NDArray[np.int64], num_values: int
 ) -> Iterator[Segment]:
     """Tags, artist, and the script of the item's words."""
-    file = pq.ParquetFile(path)
-    tags = file.read(columns=["tags"]).column(0)
+    with reading(path, PREPARE_AGAIN):
+        attributes = pq.read_table(path, columns=["tags", "artist", "text"])
+    tags = attributes.column("tags")
     if tags.null_count < len(tags):
         codes, values = codes_of(pc.list_flatten(tags))
         lengths_I = pc.fill_null(pc.list_value_length(tags), 0).to_numpy()
         items = np.repeat(np.arange(len(tags)), lengths_I)
         names = dict(enumerate(values))
         yield from _by_list("tag of the item", codes, items, names, item_row_N, num_values)
-    artist = file.read(columns=["artist"]).column(0)
+    artist = attributes.column("artist")
     if artist.null_count < len(artist):
         codes_I, values = codes_of(artist)
         names = dict(enumerate(values))
         yield from _by_code("artist of the item", codes_I[item_row_N], names, num_values)
-    text = file.read(columns=["text"]).column(0)
+    text = attributes.column("text")
     if text.null_count < len(text):
         yield from _by_script(text, item_row_N)
 
@@ -276,15 +282,17 @@ def _by_feature(
     table = manifest.table(feature.table)
     if table.kind != "vocab" or feature.name == f"{feature.source}_id":
         return
-    vocab = pq.read_table(prepared / "vocab" / f"{table.name}.parquet", columns=["row", "id"])
+    file = prepared / "vocab" / f"{table.name}.parquet"
+    with reading(file, PREPARE_AGAIN):
+        vocab = pq.read_table(file, columns=["row", "id"])
     names = dict(zip(*(vocab.column(i).to_pylist() for i in range(2)), strict=True))
     family = f"{feature.name.replace('_', ' ')} of the {feature.source}"
     base = prepared / f"{feature.source}s"
-    codes = np.load(base / f"{feature.name}.values.npy", mmap_mode="r")
+    codes = read_array(base / f"{feature.name}.values.npy", PREPARE_AGAIN, mmap=True)
     if not feature.is_list:
         yield from _by_code(family, codes[rows_N], names, num_values)
         return
-    offsets = np.load(base / f"{feature.name}.offsets.npy", mmap_mode="r")
+    offsets = read_array(base / f"{feature.name}.offsets.npy", PREPARE_AGAIN, mmap=True)
     owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     yield from _by_list(family, np.asarray(codes), owners, names, rows_N, num_values)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.files import DRAW_AGAIN, reading
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import log_loss
 
@@ -22,7 +23,8 @@ def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] 
     """
     if not path.is_file():
         return None
-    table = pq.read_table(path, columns=["row_id", "probability"])
+    with reading(path, DRAW_AGAIN):
+        table = pq.read_table(path, columns=["row_id", "probability"])
     row_id, probability = (table.column(i).to_numpy() for i in range(2))
     wanted = np.asarray(row_ids_N)
     order = np.argsort(row_id)

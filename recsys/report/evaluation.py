@@ -18,6 +18,7 @@ from rich.table import Table
 from embedding.store import FeatureTable
 from recsys.data.candidates import Candidates, RankingConfig, check_ranking
 from recsys.data.segments import ItemCounts, Segment, SegmentsConfig, check_segments
+from recsys.files import DRAW_AGAIN, reading
 from recsys.metrics.beyond_accuracy import (
     coverage,
     intra_list_diversity,
@@ -335,7 +336,8 @@ def planted_shares(
     """
     if not truth.is_file():
         return {}
-    table = pq.read_table(truth)
+    with reading(truth, DRAW_AGAIN):
+        table = pq.read_table(truth)
     planted = [name for name in names if f"sensitivity_{name}" in table.column_names]
     if len(planted) < 2:
         return {}
@@ -418,7 +420,8 @@ def compare_files(paths: tuple[Path, Path], config: EvaluateConfig) -> dict[str,
                 f"{path}: no predictions; run launch/evaluate.py with "
                 f"run.name={path.parents[2].name} split={config.split} first"
             )
-        tables.append(pq.read_table(path))
+        with reading(path, f"run launch/evaluate.py again with run.name={path.parents[2].name}"):
+            tables.append(pq.read_table(path))
     first, second = tables
     for name in ("row_id", "label", "user_id", "item_id"):
         columns = [table.column(name) for table in tables if name in table.column_names]

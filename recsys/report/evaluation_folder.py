@@ -5,7 +5,6 @@ its truth. Out: runs/<name>/eval/<split>/ with metrics.json, predictions.parquet
 Called by launch/evaluate.py.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from embedding.store import FeatureTable
 from recsys.data.candidates import Candidates
 from recsys.data.dataset import Dataset
 from recsys.data.segments import ItemCounts, read_by_row_id, segments
-from recsys.files import write_json
+from recsys.files import PREPARE_AGAIN, new_folder, read_array, reading, write_json
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.report.evaluation import (
     EvaluateConfig,
@@ -134,7 +133,9 @@ class Evaluation:
 
     def user_ids(self) -> NDArray:
         """Return the users' ids by row."""
-        table = pq.read_table(self.dataset.prepared / "users.parquet", columns=["user_id"])
+        file = self.dataset.prepared / "users.parquet"
+        with reading(file, PREPARE_AGAIN):
+            table = pq.read_table(file, columns=["user_id"])
         return table.column(0).to_numpy(zero_copy_only=False)
 
     def history(self, user: int, end: int) -> NDArray[np.int64]:
@@ -267,15 +268,12 @@ class Evaluation:
         return DataCounts(
             facts=facts,
             by_item=None if self.train_count is None else np.asarray(self.train_count)[1:],
-            by_user=np.load(by_user)[1:] if by_user.is_file() else None,
+            by_user=read_array(by_user, PREPARE_AGAIN)[1:] if by_user.is_file() else None,
         )
 
     def write(self, target: Path, title: str) -> None:
-        """Write the folder of the evaluation beside and rename it."""
-        beside = target.with_name(f".{target.name}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
+        """Write the folder of the evaluation; it appears whole."""
+        with new_folder(target) as beside:
             write_json(beside / "metrics.json", self.metrics)
             predictions = beside / "predictions.parquet"
             write_predictions(
@@ -297,10 +295,6 @@ class Evaluation:
                 oracle_scores=self.true_N,
                 planted=self.planted,
             )
-            shutil.rmtree(target, ignore_errors=True)
-            beside.rename(target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _share(split: SplitSpec) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recsys.files import write_text
 from recsys.report.page import COLOURS, SORT_SCRIPT, page
 from recsys.report.plan import RANK_COLUMNS, TABLE_COLUMNS, size
 
@@ -48,7 +49,7 @@ stroke-dasharray:4 3}
 
 
 def write_plan_page(path: Path, content: Mapping[str, Any], *, title: str) -> None:
-    """Write the page beside `path` and rename it into place."""
+    """Write the page."""
     tables = sorted(content["tables"], key=lambda t: -_held(t))
     body = f"<p class=verdict>{html.escape(content['summary']['verdict'])}</p>"
     body += _facts(content)
@@ -72,10 +73,8 @@ def write_plan_page(path: Path, content: Mapping[str, Any], *, title: str) -> No
         "Times are TorchRec's estimates for a step, forward and backward.",
         _table(RANK_COLUMNS, _RANK_KEYS, content["ranks"], ()),
     )
-    beside = path.with_name(f".{path.name}.part")
     whole = page(title, body, style=_STYLE, script=SORT_SCRIPT, width_pixels=1240)
-    beside.write_text(whole, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, whole)
 
 
 def _held(table: Mapping[str, Any]) -> int:

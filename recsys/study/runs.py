@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.files import reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
 from recsys.schema import read_manifest
@@ -56,6 +57,11 @@ class StudyRun:
         """Folder of the run."""
         return self.workspace / "runs" / self.name
 
+    @property
+    def remedy(self) -> str:
+        """What makes the run's files anew."""
+        return f"train it anew: launch/train.py run.name={self.name} run.overwrite=true"
+
     def trained(self) -> bool:
         """Return whether the folder holds this very run, finished.
 
@@ -71,8 +77,9 @@ class StudyRun:
                 f"{self.folder}: its run was started with other settings ({'; '.join(changes)}); "
                 f"use overwrite=true to train it anew, or move the folder away"
             )
-        state = json.loads((newest / "index.json").read_text(encoding="utf-8"))["state"]
-        return bool(state["finished"])
+        with reading(newest / "index.json", f"delete {newest}, and the training goes on before it"):
+            index = json.loads((newest / "index.json").read_text(encoding="utf-8"))
+            return bool(index["state"]["finished"])
 
     def evaluated(self, split: str) -> bool:
         """Return whether the best checkpoint has been scored on `split`."""
@@ -85,16 +92,19 @@ class StudyRun:
     def validation_metric(self) -> float:
         """Return the best validation metric (train.metric); the test split has no part in it."""
         pointer = self.folder / "checkpoints" / "best.json"
-        return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])
+        with reading(pointer, self.remedy):
+            return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])
 
     def num_parameters(self) -> int:
         """Return the trained values: tables, unknown rows included, and dense weights."""
         best = best_checkpoint(self.folder / "checkpoints")
-        index = json.loads((best / "index.json").read_text(encoding="utf-8"))
-        tables = sum(chunk["num_rows"] * chunk["num_columns"] for chunk in index["chunks"])
-        with open(best / "dense.safetensors", "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+        with reading(best / "index.json", self.remedy):
+            index = json.loads((best / "index.json").read_text(encoding="utf-8"))
+            tables = sum(chunk["num_rows"] * chunk["num_columns"] for chunk in index["chunks"])
+        with reading(best / "dense.safetensors", self.remedy):
+            with open(best / "dense.safetensors", "rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length))
         buffers = ("running_mean", "running_var", "num_batches_tracked")
         dense = sum(
             int(np.prod(entry["shape"]))
@@ -105,15 +115,20 @@ class StudyRun:
 
     def examples_per_second(self) -> float:
         """Return the median training speed over the lines of metrics.jsonl."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rates = [json.loads(line).get("train/examples_per_second") for line in lines]
+        file = self.folder / "metrics.jsonl"
+        with reading(file, self.remedy):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            rates = [json.loads(line).get("train/examples_per_second") for line in lines]
         known = [rate for rate in rates if rate is not None]
         return float(np.median(known)) if known else float("nan")
 
 
 def read_predictions(run: StudyRun, split: str) -> ScoredRows:
     """Return the predictions that launch/evaluate.py wrote."""
-    return scored_rows(pq.read_table(run.folder / "eval" / split / "predictions.parquet"))
+    file = run.folder / "eval" / split / "predictions.parquet"
+    with reading(file, f"run launch/evaluate.py again with run.name={run.name} split={split}"):
+        table = pq.read_table(file)
+    return scored_rows(table)
 
 
 def study_run(

@@ -31,17 +31,17 @@ from safetensors.torch import load_file, save, save_file
 
 from recsys.distributed.env import Env, first_rank_work
 from recsys.distributed.shard import ShardedRanker, TableShard
-from recsys.files import write_json
+from recsys.files import reading, replace_folder, write_json
 from recsys.train.integrity import (
     describe_file,
     point_to_best,
     prune,
-    put_in_place,
     write_manifest,
 )
 from recsys.train.state import TrainState
 
 CHECKPOINT_VERSION = 2
+COPY_BACK = "put back a copy of the checkpoint, or go on training, which skips a damaged one"
 
 
 @dataclass
@@ -173,7 +173,7 @@ def write_checkpoint(
                     write_manifest(
                         beside, files | {n: f for _, p, _ in parts for n, f in p.items()}
                     )
-                    put_in_place(beside, final)
+                    replace_folder(beside, final)
                     if best:
                         point_to_best(folder, final.name, state["best_metric"])
                     prune(folder, final, keep_last)
@@ -218,21 +218,25 @@ def load_checkpoint(
             for slot, values in shard.slots.items():
                 reader.read_slot(shard, slot, values)
         sharded.load_step_counts(index["step_counts"])
+    with reading(path / "dense.safetensors", COPY_BACK):
+        dense = load_file(path / "dense.safetensors")
     try:
-        sharded.load_dense_state(load_file(path / "dense.safetensors"))
+        sharded.load_dense_state(dense)
     except RuntimeError as error:
         raise ValueError(
             f"{path / 'dense.safetensors'}: belongs to another model ({error}); use the model= "
             f"section the run was trained with, or another run.name"
         ) from error
     if with_optimizer:
-        optimizer_state = torch.load(
-            path / "dense-optimizer.pt", weights_only=True, map_location="cpu"
-        )
+        file = path / "dense-optimizer.pt"
+        with reading(file, COPY_BACK):
+            optimizer_state = torch.load(file, weights_only=True, map_location="cpu")
         sharded.dense_optimizer.load_state_dict(optimizer_state)
         if index["world_size"] == env.world_size:
-            random_file = path / f"random-rank{env.rank:05d}.pt"
-            _set_random_state(torch.load(random_file, weights_only=True), env)
+            file = path / f"random-rank{env.rank:05d}.pt"
+            with reading(file, COPY_BACK):
+                random = torch.load(file, weights_only=True)
+            _set_random_state(random, env)
     return TrainState(**index["state"])
 
 
@@ -368,7 +372,8 @@ class _ChunkReader:
     def _slice(self, chunk: dict[str, Any], part: str) -> Any:
         file = chunk["file"]
         if file not in self.files:
-            self.files[file] = safe_open(self.path / file, framework="pt")
+            with reading(self.path / file, COPY_BACK):
+                self.files[file] = safe_open(self.path / file, framework="pt")
         return self.files[file].get_slice(f"{chunk['name']}/{part}")
 
     def _extent(self, table: str) -> tuple[int, int]:
@@ -390,18 +395,15 @@ def _rectangle(
 
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / "index.json"
-    if not file.is_file():
-        raise ValueError(f"{file}: missing; expected a complete checkpoint of launch/train.py")
-    index = json.loads(file.read_text())
-    if index.get("version") != CHECKPOINT_VERSION:
-        raise ValueError(
-            f"{file}: checkpoint version {index.get('version')!r}, expected {CHECKPOINT_VERSION}"
-        )
-    for name in {chunk["file"] for chunk in index["chunks"]}:
-        if Path(name).name != name:
+    with reading(file, COPY_BACK):
+        index = json.loads(file.read_text(encoding="utf-8"))
+        if index["version"] != CHECKPOINT_VERSION:
             raise ValueError(
-                f"{file}: names {name!r}; expected files of the checkpoint's own folder"
+                f"checkpoint version {index['version']!r}, expected {CHECKPOINT_VERSION}"
             )
+        for name in {chunk["file"] for chunk in index["chunks"]}:
+            if Path(name).name != name:
+                raise ValueError(f"names {name!r}; expected files of the checkpoint's own folder")
     return index
 
 

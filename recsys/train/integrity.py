@@ -10,6 +10,7 @@ the best one) and studies.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.distributed.env import Env, first_rank_work
-from recsys.files import sha256_of, write_json
+from recsys.files import put_back, reading, sha256_of, sync, write_json
 from recsys.job import say
 from recsys.train.state import TrainState
 
@@ -31,20 +32,9 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Write the manifest of a checkpoint whose files are complete."""
     write_json(folder / MANIFEST, {"files": files})
-    sync(folder / MANIFEST)
-    sync(folder)
 
 
 def damage_of(path: Path, *, part: int = 0, num_parts: int = 1, read: bool = True) -> str | None:
@@ -144,7 +134,14 @@ def best_checkpoint(folder: Path) -> Path:
             f"{pointer}: no best checkpoint here; expected a run trained with this run.name and "
             f"workspace= (launch/train.py)"
         )
-    return folder / json.loads(pointer.read_text())["checkpoint"]
+    remedy = "train on (launch/train.py), which writes it anew, or put back a copy"
+    with reading(pointer, remedy):
+        name = json.loads(pointer.read_text(encoding="utf-8"))["checkpoint"]
+        if not re.fullmatch(r"step-\d+", name):
+            raise ValueError(
+                f"names {name!r}, expected a checkpoint beside it such as step-00000042"
+            )
+    return folder / name
 
 
 def check_whole(path: Path, env: Env) -> None:
@@ -191,19 +188,12 @@ def restore_best(folder: Path, state: TrainState, env: Env) -> None:
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written or half-removed below `folder`."""
+    """Put back or remove what killed processes left half-written or half-removed below `folder`."""
+    for path in folder.glob(".step-*.old"):
+        if damage_of(path, read=False) is None:
+            put_back(folder / path.name.removeprefix(".").removesuffix(".old"))
     for path in folder.glob(".step-*"):
         shutil.rmtree(path)
-
-
-def put_in_place(beside: Path, final: Path) -> None:
-    """Rename a finished checkpoint into place; an earlier one of the same step makes room."""
-    old = beside.with_name(f"{beside.name}.old")
-    if final.exists():
-        os.replace(final, old)
-    os.replace(beside, final)
-    sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def prune(folder: Path, newest: Path, keep_last: int) -> None:
@@ -221,6 +211,6 @@ def prune(folder: Path, newest: Path, keep_last: int) -> None:
         kept.add(best_checkpoint(folder).name)
     for path in checkpoints_of(folder):
         if path.name not in kept:
-            hidden = path.with_name(f".{path.name}.old")
+            hidden = path.with_name(f".{path.name}.gone")
             os.replace(path, hidden)
             shutil.rmtree(hidden)

@@ -6,7 +6,6 @@ make every step wait for the accelerator.
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recsys.distributed.env import Env
-from recsys.files import json_text
+from recsys.files import json_text, reading, write_text, writing
 from recsys.model.ranker import Scores
 from recsys.train.gradients import Gradients, check_finite, total_norm
 from recsys.train.state import TrainState
@@ -110,10 +109,11 @@ class RunLog:
         """Append one line to metrics.jsonl and the values to TensorBoard."""
         if self.board is None:
             return
-        with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json_text({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, step)
+        with writing(self.file):
+            with open(self.file, "a", encoding="utf-8") as stream:
+                stream.write(json_text({"step": step, **metrics}) + "\n")
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """End the bar and the files."""
@@ -127,10 +127,9 @@ def _forget_after(file: Path, step: int) -> None:
     if not file.is_file():
         return
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        # A killed process may leave half a line at the end.
-        if line.endswith("}") and json.loads(line)["step"] <= step:
-            lines.append(line + "\n")
-    beside = file.with_name(f".{file.name}")
-    beside.write_text("".join(lines), encoding="utf-8")
-    os.replace(beside, file)
+    with reading(file, "delete it, and the run goes on without its earlier lines"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            # A killed process may leave half a line at the end.
+            if line.endswith("}") and json.loads(line)["step"] <= step:
+                lines.append(line + "\n")
+    write_text(file, "".join(lines))

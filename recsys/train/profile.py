@@ -6,7 +6,6 @@ Perfetto or chrome://tracing), rank<r>.md and the same as JSON. Called by launch
 """
 
 import dataclasses
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from recsys.batch import Batch
 from recsys.distributed.env import Env
 from recsys.distributed.pipeline import Pipeline
-from recsys.files import write_json
+from recsys.files import new_file, write_json, write_text
 from recsys.job import say
 from recsys.model.ranker import Scores
 
@@ -181,9 +180,10 @@ class ProfiledPipeline:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"rank{self.env.rank}"
         trace = self.folder / f"{name}.trace.json.gz"
-        beside = trace.with_name(f".{trace.name}")
-        self.profiler.export_chrome_trace(str(beside))
-        os.replace(beside, trace)
+        with new_file(trace) as beside:
+            packed = beside.with_suffix(".gz")  # by which the library knows to compress
+            self.profiler.export_chrome_trace(str(packed))
+            packed.replace(beside)
         measured = summarise(
             self.profiler.events(),
             num_steps=self.num_recorded,
@@ -195,9 +195,7 @@ class ProfiledPipeline:
             measured, rank=self.env.rank, world_size=self.env.world_size, trace=trace.name
         )
         page = self.folder / f"{name}.md"
-        beside = page.with_name(f".{page.name}")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, page)
+        write_text(page, text)
         write_json(self.folder / f"{name}.json", dataclasses.asdict(measured))
         slowest = max(measured.stages.items(), key=lambda item: item[1].host)
         say(

@@ -29,6 +29,7 @@ from recsys.distributed.plan import (
 )
 from recsys.distributed.planner import table_sharder
 from recsys.distributed.shard import ShardedRanker, Vectors, shard_ranker
+from recsys.files import reading, write_text
 from recsys.job import say
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
@@ -182,15 +183,22 @@ def open_run_folder(
                 f"restore them, or use run.overwrite=true or another run.name"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    beside = stored_file.with_name(".config.yaml")
     now = {**_as_stored(config, manifest), "launch": list(launch)}
-    beside.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    beside.replace(stored_file)
+    write_text(stored_file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     return folder
 
 
+def _read_stored(file: Path) -> dict[str, Any]:
+    """Return the content of a run's config.yaml."""
+    with reading(file, "put back a copy of it, or train anew with run.overwrite=true"):
+        stored = read_yaml(file)
+        if not isinstance(stored, dict):
+            raise ValueError(f"{type(stored).__name__}, expected sections")
+    return stored
+
+
 def _launch_of(stored_file: Path) -> list[str]:
-    launch = read_yaml(stored_file).get("launch")
+    launch = _read_stored(stored_file).get("launch")
     return launch if isinstance(launch, list) else []
 
 
@@ -199,7 +207,7 @@ def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list
 
     Only keys that decide the result count; how a run is carried out may change on a resume.
     """
-    stored = read_yaml(folder / "config.yaml")
+    stored = _read_stored(folder / "config.yaml")
     return _changed_keys(stored, _as_stored(config, manifest))
 
 
@@ -222,7 +230,7 @@ def read_run_folder(folder: Path) -> RunConfig:
             f"{file}: no run here; expected one trained with this run.name and workspace= "
             f"(launch/train.py)"
         )
-    stored = read_yaml(file)
+    stored = _read_stored(file)
     return read_run_config({name: stored.get(name) for name in SECTIONS})
 
 

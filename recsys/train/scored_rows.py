@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
+from recsys.files import PREPARE_AGAIN, reading
 from recsys.metrics.bootstrap import bootstrap_units
 from recsys.train.predict import Predictions
 
@@ -67,7 +68,9 @@ def _ids(path: Path, name: str) -> pa.Array | None:
     """Return the ids by row, of any size together; None where the data has none."""
     if not path.is_file():
         return None
-    return pq.read_table(path, columns=[name]).column(0).cast(pa.large_string()).combine_chunks()
+    with reading(path, PREPARE_AGAIN):
+        ids = pq.read_table(path, columns=[name]).column(0)
+    return ids.cast(pa.large_string()).combine_chunks()
 
 
 def _taken(ids: pa.Array, rows_N: NDArray[np.int64]) -> pa.Array:

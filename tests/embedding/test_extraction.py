@@ -455,5 +455,5 @@ def test_old_tables_without_row_hashes_are_refused_and_made_anew(tmp_path):
     for shard in content["shards"]:
         del shard["rows_file"]
     file.write_text(json.dumps(content | {"version": 1}))
-    with pytest.raises(ValueError, match="version 1, expected 2; run embed again"):
+    with pytest.raises(ValueError, match=r"version 1, expected 2\); run launch/embed.py again"):
         FeatureTable(tmp_path / "features" / "one")

@@ -1,6 +1,7 @@
 """Which checkpoints count: whole ones, the newest first; damaged ones are named and passed over."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -185,8 +186,32 @@ def test_a_lost_best_checkpoint_is_forgotten(tmp_path, capsys):
 
 def test_half_written_folders_are_removed_and_nothing_else(tmp_path):
     write(tmp_path, 1)
+    # A process was killed between taking the name of an earlier one and giving it to the new.
+    write(tmp_path, 3)
+    (tmp_path / "step-00000003").rename(tmp_path / ".step-00000003.old")
+    shutil.copytree(tmp_path / ".step-00000003.old", tmp_path / ".step-00000003")
     (tmp_path / ".step-00000002").mkdir()
     (tmp_path / ".step-00000002" / "index.json").write_text("{")
     (tmp_path / ".step-00000000.old").mkdir()
     forget_unfinished(tmp_path)
-    assert names(tmp_path) == ["step-00000001"]
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+    assert damage_of(tmp_path / "step-00000003") is None
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "step-00000001/..", "", 7, "best"])
+def test_the_pointer_to_the_best_checkpoint_does_not_lead_out_of_the_run(tmp_path, name):
+    write(tmp_path, 1)
+    point_to_best(tmp_path, "step-00000001", 0.5)
+    assert best_checkpoint(tmp_path).name == "step-00000001"
+    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": name, "metric": 0.5}))
+    with pytest.raises(ValueError, match=r"best.json: cannot be read .*; train on"):
+        best_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"best.json: cannot be read"):
+        prune(tmp_path, tmp_path / "step-00000001", 1)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"metric": 1}', "[]"])
+def test_a_damaged_pointer_to_the_best_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(ValueError, match=r"best.json: .*; train on \(launch/train.py\)"):
+        best_checkpoint(tmp_path)

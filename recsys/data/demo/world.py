@@ -7,8 +7,6 @@ any number of processes. The truth lies apart from the raw files; no job but eva
 import dataclasses
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +25,7 @@ from recsys.data.demo.content import SCENES, SUBJECTS, compose
 from recsys.data.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
 from recsys.data.demo.style import HANDS, Painter
 from recsys.data.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
-from recsys.files import write_json
-from recsys.schema import forget_killed
+from recsys.files import DRAW_AGAIN, new_folder, reading, write_json
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
 
@@ -73,7 +70,7 @@ def draw_world(
 ) -> float:
     """Write `<workspace>/raw/` and `<workspace>/truth/`; return the oracle's AUC over all rows.
 
-    Both folders are written beside and renamed.
+    Both folders appear whole.
 
     Raises:
         ValueError: a size is too small to make a world.
@@ -81,13 +78,9 @@ def draw_world(
     _check(config)
     rng = np.random.default_rng(config.seed)
     items = _draw_items(config, rng)
-    raw, truth = workspace / f".raw.{os.getpid()}", workspace / f".truth.{os.getpid()}"
-    try:
-        for name in ("raw", "truth"):
-            forget_killed(workspace, name)
-        for folder in (raw / "images", truth):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+    # The truth, by which a world is known to be there, changes last.
+    with new_folder(workspace / "truth") as truth, new_folder(workspace / "raw") as raw:
+        (raw / "images").mkdir()
         positions = _positions(items, rng)
         audience = draw_audience(config.num_users, config.strength, config.concentration, rng)
         exposures = draw_exposures(
@@ -151,12 +144,6 @@ def draw_world(
             f"log: {config.num_exposures:,} exposures of {config.num_users:,} users, bookmark rate "
             f"{exposures.label.mean():.3f}; {len(pairs):,} text pairs"
         )
-        for beside, name in ((truth, "truth"), (raw, "raw")):
-            shutil.rmtree(workspace / name, ignore_errors=True)
-            os.replace(beside, workspace / name)
-    finally:
-        shutil.rmtree(raw, ignore_errors=True)
-        shutil.rmtree(truth, ignore_errors=True)
     return oracle
 
 
@@ -169,7 +156,8 @@ def drawn_already(config: WorldConfig, workspace: Path) -> bool:
     file = workspace / "truth" / "world.json"
     if not (file.is_file() and (workspace / "raw").is_dir()):
         return False
-    settings = json.loads(file.read_text())["settings"]
+    with reading(file, DRAW_AGAIN):
+        settings = json.loads(file.read_text())["settings"]
     if settings != dataclasses.asdict(config):
         raise ValueError(
             f"{workspace}: holds a world drawn with other settings ({settings}); use "
