@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.data.dataset import Dataset, read_columns
+from recsys.schema import is_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def draw_candidates(
         return None
     rows = dataset.read(0, dataset.num_rows)
     users, items = (rows.column(c).to_numpy() for c in ("user_row", "item_row"))
-    positive = (rows.column("label").to_numpy() == 1) & (users > 0) & (items > 0)
+    positive = (rows.column("label").to_numpy() == 1) & is_known(users) & is_known(items)
     is_relevant = positive & ~_are_known(dataset, users, items, positive)
     eligible = np.unique(users[is_relevant])
     if not eligible.size:
@@ -153,7 +154,7 @@ def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]
             users, items = (group.column(c).to_numpy() for c in columns[1:])
             # A drawn negative is no interaction: nobody was shown it.
             keep = dataset.manifest.is_interaction(group.column("row_id").to_numpy())
-            keep &= (users > 0) & (items > 0)
+            keep &= is_known(users) & is_known(items)
             yield users[keep], items[keep]
 
 

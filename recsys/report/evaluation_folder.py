@@ -30,7 +30,7 @@ from recsys.report.evaluation import (
 )
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import read_items
-from recsys.schema import Manifest, SplitSpec
+from recsys.schema import Manifest, SplitSpec, is_known
 from recsys.train.predict import Predictions, by_score, users_of
 from recsys.train.scored_rows import write_predictions
 
@@ -242,7 +242,8 @@ class Evaluation:
 
     def shares_by_user(self) -> dict[int, dict[str, float]]:
         """Return the planted shares by user row; empty where there is no truth."""
-        users = np.unique(self.predictions.user_row[self.predictions.user_row > 0])
+        user_row_N = self.predictions.user_row
+        users = np.unique(user_row_N[is_known(user_row_N)])
         return {
             int(user): {name: float(drawn[at]) for name, (drawn, _, _) in self.planted.items()}
             for at, user in enumerate(users)

@@ -12,6 +12,7 @@ from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
 from recsys.data.segments import UNKNOWN
 from recsys.metrics.auc import gauc
+from recsys.metrics.summary import evaluate_predictions
 from recsys.report.evaluation import (
     BootstrapConfig,
     EvaluateConfig,
@@ -19,7 +20,7 @@ from recsys.report.evaluation import (
     print_metrics,
 )
 from recsys.report.evaluation_folder import Evaluation
-from recsys.train.predict import Predictions
+from recsys.train.predict import Predictions, users_of
 from recsys.train.scored_rows import scored_rows
 
 NUM_USERS = 60
@@ -164,6 +165,18 @@ def test_predictions_of_before_take_each_unknown_row_for_a_unit(world, tmp_path)
     units, counts = np.unique(rows.unit_N[unknown], return_counts=True)
     assert unknown.any() and (counts == 1).all()
     assert not np.isin(units, rows.unit_N[~unknown]).any()
+
+
+def test_a_split_of_unknown_users_alone_still_has_users(world):
+    _, manifest, _, _ = world
+    predictions = predictions_of(world, by_own_rate(world))
+    strangers = predictions.take(np.flatnonzero(predictions.user_row == 0))
+    rows = users_of(strangers, manifest)
+    assert rows is not None and not rows.any(), "what validation counts while it trains"
+    metrics = evaluate_predictions(
+        labels_N=strangers.label, probabilities_N=strangers.score, user_rows_N=rows
+    )
+    assert metrics["num_unknown_user_rows"] == metrics["num_rows"] and np.isnan(metrics["gauc"])
 
 
 def test_items_unknown_to_the_vocabulary_are_not_seen_in_training(world, capsys):
