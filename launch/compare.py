@@ -23,7 +23,8 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.files import read_json, write_json
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.schema import read_manifest
+from recsys.report.evaluation import EvaluateConfig
+from recsys.schema import NOT_READ_BY_RANKERS, read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
@@ -189,7 +190,7 @@ def run_suite(
     commands.train(in_order, overwrite=config.overwrite)
 
     # 5. The split that answers, once nothing is chosen any more.
-    commands.evaluate(in_order, config.split)
+    commands.evaluate(in_order, config.split, EvaluateConfig(split=config.split))
     return runs, settings
 
 
@@ -213,9 +214,12 @@ def own_features(
         if (workspace / part).exists() and not (own / part).exists():
             (own / part).symlink_to(workspace / part)
     overrides = [*embed, *variant.embed]
+    # Of items.parquet and pairs.parquet: what encoders are trained on and what is encoded.
+    manifest = read_manifest(workspace)
     made = {
         "overrides": overrides,
-        "items": read_manifest(workspace).items_checksum,
+        "items": manifest.items_checksum,
+        "read": {name: manifest.checksums.get(name) for name in NOT_READ_BY_RANKERS},
     }
     stamp = own / "embed.json"
     if not stamp.is_file() or read_json(stamp, "delete it and run launch/compare.py again") != made:
@@ -229,7 +233,8 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
     """Return evaluated runs by name.
 
     Raises:
-        ValueError: no names, or a run that has not been evaluated on the split.
+        ValueError: no names, or a run that has not been evaluated on the split, as it is now and on
+            the data and features that are here now.
     """
     if not names:
         raise ValueError(
@@ -245,7 +250,14 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"first"
             )
         config = read_run_folder(workspace / "runs" / name)
-        runs[name] = [StudyRun(workspace=workspace, name=name, overrides=(), config=config)]
+        run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
+        changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
+        if stale := [key for key in changed if key != "settings"]:
+            raise ValueError(
+                f"{path}: scored with another {' and other '.join(stale)} than are here now; run "
+                f"launch/evaluate.py with run.name={name} split={split} again"
+            )
+        runs[name] = [run]
     return runs
 
 

@@ -39,6 +39,7 @@ from recsys.report.evaluation import (
 from recsys.report.evaluation_folder import Evaluation
 from recsys.schema import read_manifest
 from recsys.train.checkpoint import load_checkpoint
+from recsys.train.fingerprint import scored_from
 from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
 from recsys.train.optim import without_penalties
@@ -149,6 +150,9 @@ def job(cfg: DictConfig) -> None:
             evaluation.take(predictions, ranker.modality_names)
             evaluation.take_candidates(candidates, scored)
             evaluation.take_shuffled(whole, shuffled)
+            evaluation.metrics["made_from"] = scored_from(
+                workspace, path, run.model.modalities, config
+            )
             target = folder / "eval" / config.split
             evaluation.write(target, title=f"{manifest.name} / {asked.run.name} / {config.split}")
             title = f"{asked.run.name} on {manifest.name}/{config.split}"

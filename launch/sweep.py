@@ -1,7 +1,8 @@
 """Choose a model's settings on the validation split, by Optuna; the test split is never read.
 
 In: W/prepared/, W/features/. Out: W/sweeps/<sweep.name>/best.json; the trials are the runs
-W/runs/<sweep.name>-trial<n>/. A killed sweep goes on, and one with more trials adds to what is there.
+W/runs/<sweep.name>-<key>-trial<n>/, where the key stands for settings and data. A killed sweep goes on,
+and one with more trials adds to what is there; other settings or data have trials of their own.
 
     python launch/sweep.py data=demo workspace=W sweep.name=fm \\
         'overrides=["experiment=umair_fps","model=fm"]'

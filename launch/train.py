@@ -149,7 +149,7 @@ def job(cfg: DictConfig) -> None:
         folder=folder / "profile",
         env=env,
     )
-    with signals, saver:
+    with log.noting_divergence(), signals, saver:
         train(
             sharded=sharded,
             pipeline=pipeline,

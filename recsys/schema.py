@@ -26,6 +26,16 @@ NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
 """Files of prepared/ that only encoders and reports read."""
 
 
+def identity_of(checksums: Mapping[str, str]) -> str:
+    """Return Manifest.identity of the checksums of the files below `prepared/`."""
+    read = sorted(
+        f"{name} {checksum}\n"
+        for name, checksum in checksums.items()
+        if name not in NOT_READ_BY_RANKERS
+    )
+    return hashlib.sha256("".join(read).encode()).hexdigest()[:16]
+
+
 def is_known(rows: NDArray) -> NDArray[np.bool_]:
     """Return which rows of a table stand for one id; those of the unknown row are nobody's."""
     return rows != UNKNOWN_ROW
@@ -150,12 +160,7 @@ class Manifest:
 
         Texts and pictures are not among them; feature tables say what they were made of.
         """
-        read = sorted(
-            f"{name} {checksum}\n"
-            for name, checksum in self.checksums.items()
-            if name not in NOT_READ_BY_RANKERS
-        )
-        return hashlib.sha256("".join(read).encode()).hexdigest()[:16]
+        return identity_of(self.checksums)
 
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: texts, or pictures."""

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+class NanScoresError(ValueError):
+    """Scores that are NaN."""
+
+
 def checked_predictions(
     labels_N: ArrayLike, scores_N: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -29,7 +33,7 @@ def checked_predictions(
         raise ValueError(f"{num_odd} of {labels.size} labels are neither 0 nor 1")
     num_nan = np.count_nonzero(np.isnan(scores))
     if num_nan:
-        raise ValueError(
+        raise NanScoresError(
             f"{num_nan} of {scores.size} scores are NaN: the model diverged, or its inputs hold NaN"
         )
     return positive, scores

@@ -31,13 +31,19 @@ from recsys.files import reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
 from recsys.schema import read_manifest
+from recsys.train.fingerprint import changes, fingerprint, scored_from
 from recsys.train.integrity import best_checkpoint, latest_checkpoint
-from recsys.train.run import RunConfig, check_run_config, setting_changes
+from recsys.train.log import DIVERGED
+from recsys.train.run import RunConfig, as_stored, check_run_config, read_stored
 from recsys.train.scored_rows import ScoredRows, scored_rows
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Hydra keeps the state of a composition in globals; searches run in threads.
 _composing = threading.Lock()
+
+
+class DivergedError(ValueError):
+    """A training that ended because its loss or its scores were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,35 +71,71 @@ class StudyRun:
     def trained(self) -> bool:
         """Return whether the folder holds this very run, finished.
 
+        A run is this one where every key that decides the result is equal, the number of epochs
+        included, and it was trained with them from its first step: a run that was extended is not.
+
         Raises:
             ValueError: it holds another one, of other settings or other data; says which.
         """
         newest = latest_checkpoint(self.folder / "checkpoints")
         if newest is None:
             return False
-        changes = setting_changes(self.folder, self.config, read_manifest(self.workspace))
-        if changes:
+        stored = read_stored(self.folder)
+        different = list(changes(stored, self.as_stored()).values())
+        different += [f"extended: {text}" for text in stored.get("extended", [])]
+        if different:
             raise ValueError(
-                f"{self.folder}: its run was started with other settings ({'; '.join(changes)}); "
+                f"{self.folder}: its run was trained with other settings ({'; '.join(different)}); "
                 f"use overwrite=true to train it anew, or move the folder away"
             )
         with reading(newest / "index.json", f"delete {newest}, and the training goes on before it"):
             index = json.loads((newest / "index.json").read_text(encoding="utf-8"))
             return bool(index["state"]["finished"])
 
-    def evaluated(self, split: str) -> bool:
-        """Return whether the best checkpoint has been scored on `split`."""
+    def as_stored(self) -> dict[str, Any]:
+        """Return the configuration and data this run asks for, as its config.yaml will hold them."""
+        return as_stored(self.workspace, self.config, read_manifest(self.workspace))
+
+    def fingerprint(self) -> str:
+        """Return the hash of all that decides this run's result."""
+        return fingerprint(self.as_stored())
+
+    def evaluated(self, split: str, settings: Any) -> bool:
+        """Return whether the best checkpoint has been scored on `split`, of today's data and features.
+
+        Args:
+            settings: the configuration of the evaluation that is wanted.
+        """
         metrics = self.folder / "eval" / split / "metrics.json"
-        if not metrics.is_file():
-            return False
+        return metrics.is_file() and not self.changed_since_evaluation(split, settings)
+
+    def changed_since_evaluation(self, split: str, settings: Any) -> list[str]:
+        """Return which of checkpoint, data, features and settings differ from what was evaluated.
+
+        Evaluations of earlier versions do not say what they were made from; their settings differ, and
+        their checkpoint where it is newer than they are.
+        """
+        metrics = self.folder / "eval" / split / "metrics.json"
+        made_from = json.loads(metrics.read_text(encoding="utf-8")).get("made_from")
         best = best_checkpoint(self.folder / "checkpoints")
-        return metrics.stat().st_mtime >= (best / "index.json").stat().st_mtime
+        if made_from is None:
+            newer = (best / "index.json").stat().st_mtime > metrics.stat().st_mtime
+            return ["checkpoint"] * newer + ["settings"]
+        now = scored_from(self.workspace, best, self.config.model.modalities, settings)
+        return [key for key, value in now.items() if made_from.get(key) != value]
 
     def validation_metric(self) -> float:
         """Return the best validation metric (train.metric); the test split has no part in it."""
         pointer = self.folder / "checkpoints" / "best.json"
         with reading(pointer, self.remedy):
             return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])
+
+    def divergence(self) -> str | None:
+        """Return why the last training of this run was given up: its loss or scores were not finite."""
+        file = self.folder / DIVERGED
+        if not file.is_file():
+            return None
+        return str(json.loads(file.read_text(encoding="utf-8"))["reason"])
 
     def num_parameters(self) -> int:
         """Return the trained values: tables, unknown rows included, and dense weights."""
@@ -212,14 +254,19 @@ class Commands:
 
         def one(entry: tuple[StudyRun, tuple[str, ...]]) -> str:
             run, again = entry
-            self.job("train", run.workspace, run.name, [*run.overrides, *again])
+            try:
+                self.job("train", run.workspace, run.name, [*run.overrides, *again])
+            except ValueError as error:
+                if run.divergence() is None:
+                    raise
+                raise DivergedError(f"{run.name}: {run.divergence()}") from error
             return f"{run.name}: best validation {run.validation_metric():.4f}"
 
         self._all(one, missing)
 
-    def evaluate(self, runs: Sequence[StudyRun], split: str) -> None:
-        """Score the runs whose best checkpoint has not been scored on `split`."""
-        missing = [run for run in runs if not run.evaluated(split)]
+    def evaluate(self, runs: Sequence[StudyRun], split: str, settings: Any) -> None:
+        """Score the runs whose best checkpoint has not been scored on `split`, with its `settings`."""
+        missing = [run for run in runs if not run.evaluated(split, settings)]
         say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")
 
         def one(run: StudyRun) -> str:
@@ -272,7 +319,9 @@ class Commands:
         try:
             for index, line in enumerate(self.pool.map(one, entries)):
                 say(f"{line} ({index + 1} of {len(entries)})")
-        except BaseException:
-            # Without this, jobs that wait for their turn would still be started one by one.
-            self.pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            # Without this, jobs that wait for their turn would still be started one by one. After a
+            # single one that diverged nothing waits, and a search starts its next trial.
+            if len(entries) > 1 or not isinstance(error, DivergedError):
+                self.pool.shutdown(wait=False, cancel_futures=True)
             raise

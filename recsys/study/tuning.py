@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from recsys.files import write_json
 from recsys.job import say
-from recsys.study.runs import Commands, study_run
+from recsys.study.runs import Commands, DivergedError, study_run
 from recsys.study.suite import SearchConfig
 
 
@@ -33,7 +33,9 @@ def choose_settings(
 
     Args:
         folder: of the search; see `tune`.
-        name: the trials are the runs <name>-trial0, <name>-trial1, ...
+        name: the trials are the runs <name>-<key>-trial0, <name>-<key>-trial1, ...; the key is the
+            fingerprint of the settings that stay and of the data, so that a search with others has
+            trials of its own.
         overwrite: train trials anew whose settings or data have changed.
 
     Raises:
@@ -41,15 +43,17 @@ def choose_settings(
     """
     fixed = [*overrides, "run.seed=0"]
     base = study_run(commands.data, workspace, name, fixed)
+    key = base.fingerprint()
 
     def measure(number: int, chosen: list[str]) -> float:
-        trial = f"{name}-trial{number}"
+        trial = f"{name}-{key}-trial{number}"
         run = study_run(commands.data, workspace, trial, [*fixed, *chosen])
         commands.train([run], overwrite=overwrite)
         return run.validation_metric()
 
     return tune(
         folder,
+        key=key,
         space=space,
         num_trials=num_trials,
         seed=0,
@@ -61,6 +65,7 @@ def choose_settings(
 def tune(
     folder: Path,
     *,
+    key: str,
     space: Mapping[str, SearchConfig],
     num_trials: int,
     seed: int,
@@ -69,20 +74,28 @@ def tune(
 ) -> list[str]:
     """Return the overrides of the best of `num_trials` trials.
 
-    Trial 0 is the configuration as it is, so the result is never worse than it on validation.
+    Trial 0 is the configuration as it is, so the result is never worse than it on validation. A
+    trial that diverges counts as a failed one, and the search goes on.
 
     Args:
         folder: gets journal.log (Optuna's) and best.json.
+        key: fingerprint of all that the trials have in common; searches of other keys lie beside this
+            one in the journal and have no part in it.
         measure: trains trial number n with overrides and returns its validation metric.
 
     Raises:
-        ValueError: an earlier search in `folder` had another space; or what `measure` raises.
+        ValueError: an earlier search of this key had another space; every trial diverged; or what
+            `measure` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    others = set(optuna.get_all_study_names(storage)) - {key}
+    if others:
+        say(f"{folder}: holds {len(others)} searches of other settings or data; none of it is used")
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
-        study_name="validation",
+        storage=storage,
+        study_name=key,
         sampler=optuna.samplers.TPESampler(seed=seed),
         direction="maximize" if higher_is_better else "minimize",
         load_if_exists=True,
@@ -97,24 +110,49 @@ def tune(
     study.set_user_attr("space", written)
     # A trial that was running when the search was killed goes on from its own checkpoint.
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, measure(trial.number, _overrides(trial.params)))
+        _judge(study, folder.name, trial.number, _overrides(trial.params), measure)
     for number in range(len(study.trials), num_trials):
         if number == 0:
             study.enqueue_trial({}, skip_if_exists=True)
         asked = study.ask()
         params = {} if number == 0 else {key: _ask(asked, key, s) for key, s in space.items()}
-        value = measure(asked.number, _overrides(params))
-        study.tell(asked, value)
-        settings = ", ".join(_overrides(params)) or "as it is"
-        say(f"{folder.name} trial {asked.number}: {value:.4f} ({settings})")
+        _judge(study, folder.name, asked.number, _overrides(params), measure)
+    failed = study.user_attrs.get("failed", {})
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        raise ValueError(
+            f"{folder}: all {len(study.trials)} trials diverged, so there is nothing to choose from. "
+            f"The last: {list(failed.values())[-1]}"
+        )
     best = study.best_trial
     chosen = _overrides(best.params)
     write_json(
         folder / "best.json",
         {"trial": best.number, "metric": best.value, "overrides": chosen}
-        | {"num_trials": len(study.trials)},
+        | {"num_trials": len(study.trials), "diverged": failed, "key": key},
     )
     return chosen
+
+
+def _judge(
+    study: optuna.Study,
+    name: str,
+    number: int,
+    overrides: list[str],
+    measure: Callable[[int, list[str]], float],
+) -> None:
+    """Measure a trial and tell the study its value, or that it failed."""
+    settings = ", ".join(overrides) or "as it is"
+    try:
+        value = measure(number, overrides)
+    except DivergedError as error:
+        study.set_user_attr(
+            "failed", {**study.user_attrs.get("failed", {}), str(number): str(error)}
+        )
+        study.tell(number, state=TrialState.FAIL)
+        say(f"{name} trial {number}: diverged ({settings}); {error}")
+        return
+    study.tell(number, value)
+    say(f"{name} trial {number}: {value:.4f} ({settings})")
 
 
 def _ask(trial: optuna.Trial, key: str, search: SearchConfig) -> float:

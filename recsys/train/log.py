@@ -7,6 +7,8 @@ make every step wait for the accelerator.
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,10 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recsys.distributed.env import Env
-from recsys.files import json_text, reading, write_text, writing
+from recsys.files import json_text, reading, write_json, write_text, writing
+from recsys.metrics.predictions import NanScoresError
 from recsys.model.ranker import Scores
 from recsys.train.gradients import Gradients, check_finite, total_norm
 from recsys.train.state import TrainState
+
+DIVERGED = "diverged.json"
+"""Why the last training of a run was given up; a new attempt removes it."""
 
 
 class RunLog:
@@ -46,6 +52,7 @@ class RunLog:
         self.board: SummaryWriter | None = None
         if env.is_first:
             _forget_after(self.file, state.step)
+            (folder / DIVERGED).unlink(missing_ok=True)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
         # disable=None: no bar where the output is not a terminal.
         self.bar = tqdm(
@@ -114,6 +121,16 @@ class RunLog:
                 stream.write(json_text({"step": step, **metrics}) + "\n")
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
+
+    @contextmanager
+    def noting_divergence(self) -> Iterator[None]:
+        """Write why training is given up, for whoever started it, where loss or scores are not finite."""
+        try:
+            yield
+        except (FloatingPointError, NanScoresError) as error:
+            if self.env.is_first:
+                write_json(self.file.with_name(DIVERGED), {"reason": str(error)})
+            raise
 
     def close(self) -> None:
         """End the bar and the files."""

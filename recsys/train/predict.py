@@ -16,6 +16,7 @@ from tqdm import tqdm
 from recsys.batch import Batch
 from recsys.distributed.env import Env
 from recsys.distributed.shard import ShardedRanker
+from recsys.metrics.predictions import NanScoresError
 from recsys.schema import Manifest
 
 
@@ -51,7 +52,7 @@ def by_score(predictions: Predictions) -> Predictions:
     """
     num_nan = np.count_nonzero(np.isnan(predictions.score))
     if num_nan:
-        raise ValueError(
+        raise NanScoresError(
             f"{num_nan:,} of {len(predictions.score):,} scores are NaN: the model diverged, or its "
             f"inputs hold NaN"
         )

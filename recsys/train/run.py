@@ -35,6 +35,8 @@ from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
 from recsys.schema import Manifest, local_path
+from recsys.train.fingerprint import EXTENDABLE, changes, data_identity
+from recsys.train.integrity import latest_checkpoint
 from recsys.train.loop import TrainConfig
 from recsys.train.optim import (
     OptimConfig,
@@ -164,6 +166,8 @@ def open_run_folder(
             (names the keys that differ).
     """
     folder = workspace / "runs" / config.run.name
+    now = as_stored(workspace, config, manifest)
+    extended: list[str] = []
     stored_file = folder / "config.yaml"
     own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
     if config.run.overwrite and own:
@@ -176,14 +180,18 @@ def open_run_folder(
                 f"{folder}: holds a run already; use run.resume=auto to go on with it, "
                 f"run.overwrite=true to delete it, or another run.name"
             )
-        changed = setting_changes(folder, config, manifest)
-        if changed:
+        before = read_stored(folder)
+        changed = changes(before, now)
+        refused = [text for key, text in changed.items() if key not in EXTENDABLE]
+        if refused:
             raise ValueError(
-                f"{folder}: its run was started with other settings ({'; '.join(changed)}); "
+                f"{folder}: its run was started with other settings ({'; '.join(refused)}); "
                 f"restore them, or use run.overwrite=true or another run.name"
             )
+        if latest_checkpoint(folder / "checkpoints") is not None:
+            extended = [*before.get("extended", []), *changed.values()]
     folder.mkdir(parents=True, exist_ok=True)
-    now = {**_as_stored(config, manifest), "launch": list(launch)}
+    now |= {"launch": list(launch), "extended": extended}
     write_text(stored_file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     return folder
 
@@ -202,20 +210,20 @@ def _launch_of(stored_file: Path) -> list[str]:
     return launch if isinstance(launch, list) else []
 
 
-def setting_changes(folder: Path, config: RunConfig, manifest: Manifest) -> list[str]:
-    """Return what `config` and the data would change of the run in `folder`, one text a key.
+def as_stored(workspace: Path, config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """Return a run's configuration and the identity of its data as config.yaml keeps them."""
+    data = data_identity(workspace, manifest, config.model.modalities)
+    return {**dataclasses.asdict(config), "data": data}
 
-    Only keys that decide the result count; how a run is carried out may change on a resume.
+
+def read_stored(folder: Path) -> dict[str, Any]:
+    """Return the config.yaml of a run; keys that came later have their defaults.
+
+    Raises:
+        ValueError: no run there, or no configuration of one.
     """
-    stored = _read_stored(folder / "config.yaml")
-    return _changed_keys(stored, _as_stored(config, manifest))
-
-
-def _as_stored(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(config),
-        "data": {"name": manifest.name, "checksums": manifest.checksums},
-    }
+    config = read_run_folder(folder)
+    return {**_read_stored(folder / "config.yaml"), **dataclasses.asdict(config)}
 
 
 def read_run_folder(folder: Path) -> RunConfig:
@@ -232,23 +240,6 @@ def read_run_folder(folder: Path) -> RunConfig:
         )
     stored = _read_stored(file)
     return read_run_config({name: stored.get(name) for name in SECTIONS})
-
-
-def _changed_keys(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys that decide the result and differ; how a run is carried out may change on a resume."""
-    changed = []
-    for section in ("model", "optim", "train", "data"):
-        for key, value in now[section].items():
-            if section == "train" and key not in ("global_batch_size", "num_lanes", "metric"):
-                continue
-            before = (stored.get(section) or {}).get(key)
-            if before != value:
-                shown = "" if key == "checksums" else f" was {before!r}, is {value!r}"
-                changed.append(f"{section}.{key}{shown}")
-    before_seed = (stored.get("run") or {}).get("seed")
-    if before_seed != now["run"]["seed"]:
-        changed.append(f"run.seed was {before_seed!r}, is {now['run']['seed']!r}")
-    return changed
 
 
 def build_plannable(

@@ -1,12 +1,26 @@
 """What a study starts: only what is missing, on its share of the cores, and failures say why."""
 
+import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
+import yaml
 
-from recsys.study.runs import Commands, StudyRun
-from recsys.train.run import RunConfig
+from launch.compare import named_runs
+from recsys.data.candidates import RankingConfig
+from recsys.files import write_json
+from recsys.report.evaluation import EvaluateConfig
+from recsys.schema import read_manifest, write_manifest
+from recsys.study.runs import Commands, DivergedError, StudyRun
+from recsys.train.fingerprint import scored_from
+from recsys.train.integrity import describe_file
+from recsys.train.integrity import write_manifest as write_checkpoint_manifest
+from recsys.train.log import DIVERGED
+from recsys.train.run import RunConfig, open_run_folder, read_run_config, read_stored
+from tests.feature_tables import write_table
+from tests.tiny_world import NUM_ITEMS, manifest
 
 
 class Recorded(Commands):
@@ -53,22 +67,186 @@ def test_changed_run_stops_the_study_or_is_trained_anew(commands, tmp_path):
     assert commands.started == [("train", "changed", ("a=1", "run.overwrite=true"))]
 
 
-def test_evaluation_older_than_its_checkpoint_is_made_again(commands, tmp_path):
-    scored = StudyRun(workspace=tmp_path, name="x", overrides=(), config=RunConfig())
-    checkpoint = scored.folder / "checkpoints" / "step-00000001"
+def test_training_that_diverged_is_told_from_one_that_failed(commands, tmp_path):
+    """A search goes on after the first, and nothing does after the second."""
+
+    def job(name, workspace, run_name, overrides):
+        if run_name == "diverging":
+            (workspace / "runs" / run_name).mkdir(parents=True)
+            write_json(workspace / "runs" / run_name / DIVERGED, {"reason": "the loss is nan"})
+        if run_name != "good":
+            raise ValueError("failed with code 1")
+
+    commands.job = job
+    with pytest.raises(DivergedError, match="diverging: the loss is nan"):
+        commands.train([run(tmp_path, "diverging", "none")], overwrite=False)
+    commands.train([run(tmp_path, "good", "none")], overwrite=False)
+    with pytest.raises(ValueError, match="failed with code 1") as error:
+        commands.train([run(tmp_path, "failing", "none")], overwrite=False)
+    assert not isinstance(error.value, DivergedError)
+
+
+# Whose own a finished run is
+
+
+def write_run(workspace, *, trained_with, extended=(), finished=True):
+    """A run folder as training leaves it."""
+    folder = open_run_folder(workspace, trained_with, read_manifest(workspace))
+    checkpoint = folder / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "index.json").write_text("{}")
-    (scored.folder / "checkpoints" / "best.json").write_text(
-        json.dumps({"checkpoint": checkpoint.name, "metric": 0.7})
-    )
+    (checkpoint / "index.json").write_text(json.dumps({"state": {"finished": finished}}))
+    files = {"index.json": describe_file(checkpoint / "index.json")}
+    write_checkpoint_manifest(checkpoint, files)
+    best = {"checkpoint": checkpoint.name, "metric": 0.7}
+    (folder / "checkpoints" / "best.json").write_text(json.dumps(best))
+    for config in extended:
+        open_run_folder(workspace, config, read_manifest(workspace))
+    return folder
+
+
+def workspace_of(folder, **changed):
+    """Prepared data and one feature table; `changed` are fields of the manifest."""
+    (folder / "prepared").mkdir(parents=True, exist_ok=True)
+    made = dataclasses.replace(manifest(), checksums={"train.parquet": "a"}, **changed)
+    write_manifest(folder / "prepared", made)
+    write_table(folder / "features" / "semantic", np.ones((NUM_ITEMS, 3), dtype=np.float16))
+    return folder
+
+
+def config_of(**sections):
+    return read_run_config({"run": {"name": "r"}, **sections})
+
+
+def asked(workspace, **sections):
+    return StudyRun(workspace=workspace, name="r", overrides=(), config=config_of(**sections))
+
+
+def test_run_of_the_same_settings_and_data_is_a_studys_own(tmp_path):
+    workspace = workspace_of(tmp_path)
+    assert not asked(workspace).trained()
+    write_run(workspace, trained_with=config_of())
+    assert asked(workspace).trained()
+    # How a run is carried out decides nothing.
+    assert asked(workspace, plan={"search": "fast"}, train={"keep_last": 5}).trained()
+
+
+def test_interrupted_run_is_a_studys_own_and_goes_on(tmp_path):
+    workspace = workspace_of(tmp_path)
+    write_run(workspace, trained_with=config_of(), finished=False)
+    assert not asked(workspace).trained()
+    with pytest.raises(ValueError, match=r"train.epochs was 10, is 100"):
+        asked(workspace, train={"epochs": 100}).trained()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "epochs", 100),
+        ("train", "patience", 7),
+        ("train", "evaluate_every_steps", 5),
+        ("train", "metric", "log_loss"),
+        ("train", "global_batch_size", 64),
+        ("train", "num_lanes", 4),
+        ("model", "dropout", 0.5),
+        ("model", "name", "fm"),
+        ("optim", "dense_learning_rate", 0.1),
+        ("optim", "tables", {"item_id": {"l2": 0.1}}),
+    ],
+)
+def test_run_of_another_deciding_key_is_not_a_studys_own(tmp_path, section, key, value):
+    workspace = workspace_of(tmp_path)
+    write_run(workspace, trained_with=config_of())
+    other = asked(workspace, **{section: {key: value}})
+    with pytest.raises(ValueError, match=rf"other settings \({section}.{key} was .*overwrite=true"):
+        other.trained()
+    assert other.fingerprint() != asked(workspace).fingerprint()
+
+
+def test_run_from_another_seed_is_not_a_studys_own(tmp_path):
+    workspace = workspace_of(tmp_path)
+    write_run(workspace, trained_with=config_of())
+    with pytest.raises(ValueError, match="run.seed was 0, is 3"):
+        asked(workspace, run={"name": "r", "seed": 3}).trained()
+
+
+def test_run_of_other_data_or_other_vectors_is_not_a_studys_own(tmp_path):
+    workspace = workspace_of(tmp_path)
+    write_run(workspace, trained_with=config_of())
+    before = asked(workspace).fingerprint()
+    write_table(workspace / "features" / "semantic", np.zeros((NUM_ITEMS, 3), dtype=np.float16))
+    with pytest.raises(ValueError, match=r"data.features was .*semantic"):
+        asked(workspace).trained()
+    assert asked(workspace).fingerprint() != before
+    # A model that reads no vectors does not depend on them.
+    ids = {"modalities": [], "interest_modalities": []}
+    ids_only = asked(workspace, model=ids).fingerprint()
+    workspace_of(tmp_path)
+    assert asked(workspace).trained()
+    assert asked(workspace, model=ids).fingerprint() == ids_only
+    made = dataclasses.replace(manifest(), checksums={"train.parquet": "b"})
+    write_manifest(workspace / "prepared", made)
+    with pytest.raises(ValueError, match="data.identity was"):
+        asked(workspace).trained()
+
+
+def test_extended_run_goes_on_but_is_no_studys_own(tmp_path):
+    """One epoch continued to a hundred is not a run of a hundred: schedules and patience differ."""
+    workspace = workspace_of(tmp_path)
+    once, long = config_of(train={"epochs": 1}), config_of(train={"epochs": 100})
+    folder = write_run(workspace, trained_with=once, extended=[long, long])
+    with pytest.raises(ValueError, match=r"\(extended: train.epochs was 1, is 100\)"):
+        asked(workspace, train={"epochs": 100}).trained()
+    assert read_stored(folder)["extended"] == ["train.epochs was 1, is 100"]
+
+
+def test_run_of_an_earlier_version_is_compared_by_what_it_tells(tmp_path):
+    workspace = workspace_of(tmp_path)
+    folder = write_run(workspace, trained_with=config_of(train={"epochs": 1}))
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    del stored["data"]["features"], stored["extended"], stored["model"]["dropout"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert asked(workspace, train={"epochs": 1}).trained()
+    with pytest.raises(ValueError, match="train.epochs was 1, is 10"):
+        asked(workspace).trained()
+
+
+def test_evaluation_of_another_checkpoint_data_features_or_settings_is_made_again(tmp_path):
+    workspace = workspace_of(tmp_path)
+    folder = write_run(workspace, trained_with=config_of())
+    scored, settings = asked(workspace), EvaluateConfig()
     assert scored.validation_metric() == 0.7
-    assert not scored.evaluated("test")
-    metrics = scored.folder / "eval" / "test" / "metrics.json"
+    assert not scored.evaluated("test", settings)
+    metrics = folder / "eval" / "test" / "metrics.json"
     metrics.parent.mkdir(parents=True)
+    best = folder / "checkpoints" / "step-00000001"
+
+    def evaluate():
+        modalities = scored.config.model.modalities
+        write_json(metrics, {"made_from": scored_from(workspace, best, modalities, settings)})
+
+    evaluate()
+    assert scored.evaluated("test", settings)
+    other = EvaluateConfig(ranking=RankingConfig(num_users=0))
+    assert scored.changed_since_evaluation("test", other) == ["settings"]
+
+    (best / "index.json").write_text(json.dumps({"state": {"finished": True, "step": 2}}))
+    write_checkpoint_manifest(best, {"index.json": describe_file(best / "index.json")})
+    assert scored.changed_since_evaluation("test", settings) == ["checkpoint"]
+    evaluate()
+    write_table(workspace / "features" / "semantic", np.zeros((NUM_ITEMS, 3), dtype=np.float16))
+    assert scored.changed_since_evaluation("test", settings) == ["features"]
+    evaluate()
+    changed = dataclasses.replace(manifest(), checksums={"train.parquet": "b"})
+    write_manifest(workspace / "prepared", changed)
+    assert scored.changed_since_evaluation("test", settings) == ["data"]
+    with pytest.raises(
+        ValueError, match=r"metrics.json: scored with another data than are here now"
+    ):
+        named_runs(workspace, ["r"], "test")
+    # One of an earlier version does not say what it was made from: a study makes it anew.
     metrics.write_text("{}")
-    assert scored.evaluated("test")
-    os.utime(checkpoint / "index.json", (metrics.stat().st_mtime + 10,) * 2)
-    assert not scored.evaluated("test")
+    assert not scored.evaluated("test", settings)
+    assert list(named_runs(workspace, ["r"], "test")) == ["r"]
 
 
 def test_failed_job_carries_its_last_words(tmp_path):

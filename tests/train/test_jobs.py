@@ -201,6 +201,9 @@ def test_exploding_loss_stops_every_rank_and_names_the_step(workspace, job):
     assert done.returncode != 0
     assert "the loss is" in done.stderr and "at step" in done.stderr
     assert "the gradient of dense." in done.stderr and "is not finite; training" in done.stderr
+    # Whoever started it can tell it from a training that failed otherwise; a new attempt forgets it.
+    diverged = workspace / "runs" / "nan" / "diverged.json"
+    assert "the loss is" in json.loads(diverged.read_text())["reason"]
 
 
 @pytest.mark.slow
