@@ -73,16 +73,21 @@ def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, sp
     )
     for attempt in range(_ROUNDS):
         key = f"concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k)"
+        # In steps: joins side by side need memory for each at once.
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT w.row_id, w.user_id, w.k, p.item_id, "
+            f"p.item_row FROM wanted w JOIN pool p ON p.place = md5_number_lower({key}) % {size}"
+        )
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE allowed AS SELECT * FROM chosen c WHERE NOT EXISTS "
+            "(SELECT 1 FROM known n WHERE n.user_id = c.user_id AND n.item_id = c.item_id)"
+        )
         # One item once per positive; what collides with a known or drawn item waits for the next
         # round.
         connection.execute(
-            f"INSERT INTO drawn SELECT row_id, user_id, min(k), item_id, item_row FROM ("
-            f"SELECT w.row_id, w.user_id, w.k, p.item_id, p.item_row FROM wanted w "
-            f"JOIN pool p ON p.place = md5_number_lower({key}) % {size}) c "
-            f"WHERE NOT EXISTS (SELECT 1 FROM known n WHERE n.user_id = c.user_id AND "
-            f"n.item_id = c.item_id) AND NOT EXISTS (SELECT 1 FROM drawn d WHERE "
-            f"d.row_id = c.row_id AND d.item_id = c.item_id) GROUP BY row_id, user_id, item_id, "
-            f"item_row"
+            "INSERT INTO drawn SELECT row_id, user_id, min(k), item_id, item_row FROM allowed c "
+            "WHERE NOT EXISTS (SELECT 1 FROM drawn d WHERE d.row_id = c.row_id AND "
+            "d.item_id = c.item_id) GROUP BY row_id, user_id, item_id, item_row"
         )
         connection.execute(
             "DELETE FROM wanted w WHERE EXISTS "
@@ -91,5 +96,5 @@ def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, sp
         (left,) = connection.execute("SELECT count(*) FROM wanted").fetchall()[0]
         if not left:
             break
-    for table in ("pool", "known", "wanted"):
+    for table in ("pool", "known", "wanted", "chosen", "allowed"):
         connection.execute(f"DROP TABLE {table}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import duckdb
 
 from recsys.data.recipe import PERSPECTIVES, PairsRecipe
-from recsys.data.sources import LIST_SEPARATOR, Source, literal, quoted
+from recsys.data.sources import Source, literal, quoted
 
 ELEMENTS = (
     "a abbr b big blockquote br center cite code dd del div dl dt em font h[1-6] hr i img ins li ol p "
@@ -156,9 +156,11 @@ def _part_sql(part: int, pairs: PairsRecipe, source: Source, item_id: str | None
 
 def _elements_sql(source: Source, column: str, separator: str | None) -> str:
     """SQL of a column's texts as a list: one text, or what stands between separators."""
-    text = f"coalesce({quoted(column)}, '')"
     if column in source.lists:
-        separator = LIST_SEPARATOR
+        # A row without a text is a blank pair, as it is in a text column.
+        texts = f"list_filter({quoted(column)}, lambda x: x IS NOT NULL)"
+        return f"coalesce(nullif({texts}, []), [''])"
+    text = f"coalesce({quoted(column)}, '')"
     return f"string_split({text}, {literal(separator)})" if separator else f"[{text}]"
 
 

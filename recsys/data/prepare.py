@@ -293,10 +293,12 @@ class Preparation:
 
         Args:
             wanted: config key -> column.
-            single: those of them that must hold one value a row.
+            single: those of them that must hold one value a row; the others may hold lists.
         """
         self.problems.found += source.missing_columns(wanted)
         self.problems.found += source.nested_columns(single)
+        others = {key: column for key, column in wanted.items() if key not in single}
+        self.problems.found += source.nested_columns(others, may_be_lists=True)
         self.problems.found += source.undecodable_columns(self.connection, wanted)
 
     def check_columns(self) -> None:
@@ -313,8 +315,9 @@ class Preparation:
                 "interactions.timestamp": log.timestamp,
                 label_key: label,
             }
-            features = _feature_columns("interactions.features", log.features)
-            self.look_at(source, wanted | features, single=wanted)
+            plain, lists = _feature_columns("interactions.features", log.features)
+            single = wanted | plain
+            self.look_at(source, single | lists, single=single)
         if problem := format_problem(self.connection, log.timestamp_format):
             self.problems.found.append(problem)
         if self.items and items:
@@ -325,16 +328,21 @@ class Preparation:
                 "items.content": items.content,
                 **{f"items.image {{{c}}}": c for c in _pattern_columns(items.image)},
             }
-            wanted = single | {f"items.text[{i}]": column for i, column in enumerate(items.text)}
-            wanted |= _feature_columns("items.features", items.features)
-            wanted |= _feature_columns("items.tags", items.tags)
-            self.look_at(self.items, wanted, single=single)
+            wanted = {f"items.text[{i}]": column for i, column in enumerate(items.text)}
+            for key in ("features", "tags"):
+                plain, lists = _feature_columns(f"items.{key}", getattr(items, key))
+                single |= plain
+                wanted |= lists
+            self.look_at(self.items, single | wanted, single=single)
         if self.users and users:
-            single = {"users.user_id": users.user_id}
-            wanted = single | _feature_columns("users.features", users.features)
-            self.look_at(self.users, wanted, single=single)
+            plain, lists = _feature_columns("users.features", users.features)
+            single = {"users.user_id": users.user_id} | plain
+            self.look_at(self.users, single | lists, single=single)
         for index, (pairs, source) in enumerate(self.pairs):
-            self.look_at(source, pair_columns(pairs, f"pairs[{index}]"), single={})
+            wanted = pair_columns(pairs, f"pairs[{index}]")
+            texts = (f"pairs[{index}].anchor", f"pairs[{index}].positive")
+            single = {key: column for key, column in wanted.items() if key not in texts}
+            self.look_at(source, wanted, single=single)
 
     def check(self) -> None:
         """Scan every file once and report everything wrong with it."""
@@ -457,16 +465,16 @@ class Preparation:
     def load_log(self, logs: list[tuple[Source, int]]) -> int:
         """Create the table `log` of typed rows; return the input rows."""
         log = self.recipe.interactions
-        features = "".join(
-            f", {value_sql(feature, name)} AS {quoted(name)}"
-            for name, feature in log.features.items()
-        )
         seconds = "CAST(0 AS BIGINT)"
         if log.timestamp:
             seconds = seconds_sql(log.timestamp, log.timestamp_format)
         parts = []
         start = 0
         for source, given in logs:
+            features = "".join(
+                f", {value_sql(feature, name, source.lists)} AS {quoted(name)}"
+                for name, feature in log.features.items()
+            )
             label = label_sql(parse_label(log.label)) if log.label else "1"
             parts.append(
                 f"SELECT source_row + {start} AS row_id, {_text(log.user_id)} AS user_id, "
@@ -603,7 +611,9 @@ class Preparation:
         self, side: str, key: str, name: str, feature: FeatureRecipe, count: int
     ) -> None:
         """Write a user or item feature as arrays by row."""
-        relation = _values_sql(side, key, value_sql(feature, name))
+        source = self.users if side == "user" else self.items
+        assert source is not None, "a feature is read from a file"
+        relation = _values_sql(side, key, value_sql(feature, name, source.lists))
         table = FeatureTable(self.connection, name, feature, relation, relation)
         self.add_feature(table, source=side, side=side)
         path = self.folder / f"{side}s"
@@ -622,7 +632,7 @@ class Preparation:
             if items.image:
                 columns["image"] = _image_sql(items.image)
             if items.text:
-                parts = ", ".join(f"nullif(trim({quoted(c)}), '')" for c in items.text)
+                parts = ", ".join(self.text_sql(column) for column in items.text)
                 columns["text"] = f"nullif(concat_ws('. ', {parts}), '')"
             for name in ("title", "artist", "content"):
                 if column := getattr(items, name):
@@ -646,13 +656,23 @@ class Preparation:
             count=count + 1,
         )
 
+    def text_sql(self, column: str) -> str:
+        """SQL of one column of items.text: the elements of a list joined by ", ", blank as NULL."""
+        assert self.items is not None, "asked for only where there is an items file"
+        text = f"trim({quoted(column)})"
+        if column in self.items.lists:
+            elements = f"list_transform({quoted(column)}, lambda x: nullif(trim(x), ''))"
+            text = f"array_to_string({elements}, ', ')"
+        return f"nullif({text}, '')"
+
     def tags_sql(self) -> str:
         """SQL of (key, value) by key: the distinct tags of every item, over all tag columns."""
         items = self.recipe.items
-        assert items is not None, "asked for only where there are tags"
+        assert items is not None and self.items is not None, "asked for only where there are tags"
         parts = []
         for name, feature in items.tags.items():
-            relation = _values_sql("item", items.item_id, value_sql(feature, name))
+            values = value_sql(feature, name, self.items.lists)
+            relation = _values_sql("item", items.item_id, values)
             table = FeatureTable(self.connection, f"tags_{name}", feature, relation, relation)
             listed = (
                 table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
@@ -930,8 +950,16 @@ def _listed(table: pa.Table) -> pa.Table:
     return pa.table({"key": keys, "value": pa.ListArray.from_arrays(offsets, values)})
 
 
-def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> dict[str, str | None]:
-    return {f"{key}.{name}": feature.column or name for name, feature in features.items()}
+def _feature_columns(
+    key: str, features: dict[str, FeatureRecipe]
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Return the columns by config key of features of one id a row, and of those of several."""
+    plain: dict[str, str | None] = {}
+    lists: dict[str, str | None] = {}
+    for name, feature in features.items():
+        of_kind = lists if feature.kind == "id_list" else plain
+        of_kind[f"{key}.{name}"] = feature.column or name
+    return plain, lists
 
 
 def _id_conditions(

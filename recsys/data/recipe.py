@@ -137,7 +137,7 @@ class ItemsRecipe:
     content: str | None = None
     """Column that is equal where pictures show the same thing by other hands; null: unknown."""
     text: list[str] = field(default_factory=list)
-    """Columns joined with ". " to the item's text; empty: no text."""
+    """Columns joined with ". " to the item's text, the elements of a list with ", "; empty: no text."""
     tags: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Columns whose values are the tags of the image pretext."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Raw files as DuckDB views: CSV or Parquet in, text columns and a row number out.
 
-Every column is read as text, so that `checks` can name the row that does not fit. Called by prepare.
+Every column is read as text, a column of lists as lists of texts, so that `checks` can name the row
+that does not fit. Called by prepare.
 """
 
 import codecs
@@ -19,9 +20,6 @@ import pyarrow.parquet as pq
 
 ROW_NUMBER = "source_row"
 """Column that every view has: the row's place in its file."""
-
-LIST_SEPARATOR = "\x1f"
-"""Joins the elements of a Parquet list to one text; never found inside an id."""
 
 
 def quoted(name: str) -> str:
@@ -99,10 +97,9 @@ class Source:
 
     def _text(self, column: str) -> str:
         if column in self.lists:
-            elements = f"CAST({quoted(column)} AS VARCHAR[])"
             if self.kinds[column] == "BLOB[]":
-                elements = f"list_transform({quoted(column)}, lambda x: decode(x))"
-            return f"array_to_string({elements}, {literal(LIST_SEPARATOR)})"
+                return f"list_transform({quoted(column)}, lambda x: decode(x))"
+            return f"CAST({quoted(column)} AS VARCHAR[])"
         if self.kinds[column] == "BLOB":
             # Text that its writer did not call text. What is no UTF-8 is refused where a recipe names
             # the column (see `undecodable_columns`); elsewhere nobody reads it.
@@ -122,15 +119,26 @@ class Source:
             if column is not None and column not in self.columns
         ]
 
-    def nested_columns(self, wanted: dict[str, str | None]) -> list[str]:
-        """Return a sentence for every wanted column that holds several values a row."""
-        return [
-            f"{self.path}: column {column!r} ({key}) holds {self.kinds[column]}; expected one value "
-            f"a row"
-            for key, column in wanted.items()
-            if column in self.kinds
-            and (column in self.lists or self.kinds[column].startswith(("STRUCT", "MAP", "UNION")))
-        ]
+    def nested_columns(
+        self, wanted: dict[str, str | None], *, may_be_lists: bool = False
+    ) -> list[str]:
+        """Return a sentence for every wanted column that holds more a row than it may.
+
+        Args:
+            may_be_lists: a list of texts or numbers is fine, a list of anything else is not.
+        """
+        expected = "one value a row" + (", or a list of texts or numbers" if may_be_lists else "")
+        problems = []
+        for key, column in wanted.items():
+            kind = self.kinds.get(column or "", "")
+            element = kind.removesuffix("[]") if may_be_lists else kind
+            if element.endswith("]") or element.startswith(("STRUCT", "MAP", "UNION")):
+                is_feature = not may_be_lists and (".features." in key or ".tags." in key)
+                hint = " (kind: id_list reads lists)" if is_feature else ""
+                problems.append(
+                    f"{self.path}: column {column!r} ({key}) holds {kind}; expected {expected}{hint}"
+                )
+        return problems
 
     def undecodable_columns(
         self, connection: duckdb.DuckDBPyConnection, wanted: dict[str, str | None]

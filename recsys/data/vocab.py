@@ -5,21 +5,38 @@ id, so that equal input gives equal rows.
 """
 
 import math
+from collections.abc import Container
 
 import duckdb
 
 from recsys.data.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
-from recsys.data.sources import LIST_SEPARATOR, literal, quoted
+from recsys.data.sources import literal, quoted
 from recsys.schema import TableSpec
 
 
-def value_sql(feature: FeatureRecipe, name: str) -> str:
-    """SQL text of a feature's column, extraction applied, blank as NULL."""
-    text = f"trim({quoted(feature.column or name)})"
-    if feature.extract:
-        text = f"regexp_extract({text}, {literal(feature.extract)}, 1)"
-    return f"nullif({text}, '')"
+def value_sql(feature: FeatureRecipe, name: str, lists: Container[str] = ()) -> str:
+    """SQL of a feature's column, extraction applied: a text, blank as NULL; of an id_list its ids.
+
+    Only a text is split at the separator: a column of lists says itself where an id ends, and
+    extraction reads each element.
+
+    Args:
+        lists: columns of the file that hold lists.
+    """
+    column = feature.column or name
+    if feature.kind == "id_list" and column in lists:
+        if not feature.extract:
+            return quoted(column)
+        return f"list_transform({quoted(column)}, lambda x: {_extracted('trim(x)', feature)})"
+    text = f"nullif({_extracted(f'trim({quoted(column)})', feature)}, '')"
+    if feature.kind == "id_list":
+        return f"string_split({text}, {literal(feature.separator)})"
+    return text
+
+
+def _extracted(text: str, feature: FeatureRecipe) -> str:
+    return f"regexp_extract({text}, {literal(feature.extract)}, 1)" if feature.extract else text
 
 
 def number_sql(value: str) -> str:
@@ -39,7 +56,8 @@ def hash_row(value: str, num_rows: int) -> str:
 class FeatureTable:
     """A feature's table being built: from the texts of a column to rows.
 
-    `relation` has the columns `key` (the row the value belongs to) and `value` (text or NULL).
+    `relation` has the columns `key` (the row the value belongs to) and `value` (a text, of an id_list
+    a list of texts, or NULL: see `value_sql`).
     """
 
     def __init__(
@@ -117,13 +135,9 @@ class FeatureTable:
         return self._exploded(self.relation)
 
     def _exploded(self, relation: str) -> str:
-        separator = literal(self.feature.separator)
-        text = f"replace(value, {literal(LIST_SEPARATOR)}, {separator})"
-        parts = f"string_split({text}, {separator})"
         return (
-            f"SELECT key, position, trim(part) AS id FROM (SELECT key, "
-            f"unnest({parts}) AS part, generate_subscripts({parts}, 1) AS position "
-            f"FROM ({relation}) WHERE value IS NOT NULL) WHERE trim(part) <> ''"
+            f"SELECT key, position, trim(part) AS id FROM (SELECT key, unnest(value) AS part, "
+            f"generate_subscripts(value, 1) AS position FROM ({relation})) WHERE trim(part) <> ''"
         )
 
     def _build_vocabulary(self, relation: str) -> None:
