@@ -28,8 +28,8 @@ def draw_negatives(
     Items are told apart by id: those that share the unknown row 0 are drawn too, else row 0 would be
     positive always. A user who knows nearly every item may get fewer. Everything else of a drawn row
     is its positive's, the time and the context too: a context that only positives have would give the
-    label away. A positive that repeats one of an earlier split has no negatives of its kind: there the
-    user's history tells the label, and rightly.
+    label away. A positive that repeats one of an earlier split has no negatives of its kind, see
+    `count_repeats`.
     """
     connection.execute(
         "CREATE TEMP TABLE drawn (row_id BIGINT, user_id VARCHAR, k BIGINT, item_id VARCHAR, "
@@ -46,6 +46,23 @@ def draw_negatives(
     (count,) = connection.execute("SELECT count(*) FROM drawn").fetchall()[0]
     connection.execute("DROP TABLE drawn")
     return count
+
+
+def count_repeats(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return the positives of valid and test whose user has the item in an earlier split already.
+
+    Drawn negatives never are such items, so that a user knows an item tells these labels.
+    """
+    numbers = ", ".join(
+        f"count(CASE WHEN split = {index} THEN 1 END) AS num_{name}"
+        for index, name in enumerate(SPLITS)
+    )
+    (count,) = connection.execute(
+        f"SELECT coalesce(sum(CASE WHEN num_train > 0 THEN num_valid + num_test WHEN num_valid > 0 "
+        f"THEN num_test ELSE 0 END), 0) FROM (SELECT {numbers} FROM placed WHERE label = 1 "
+        f"GROUP BY user_id, item_id)"
+    ).fetchall()[0]
+    return int(count)
 
 
 def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, split: int) -> None:

@@ -31,7 +31,7 @@ from recsys.data.checks import (
 )
 from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
 from recsys.data.label import RULES, label_sql, parse_label, unusable_label
-from recsys.data.negatives import draw_negatives
+from recsys.data.negatives import count_repeats, draw_negatives
 from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
 from recsys.data.recipe import (
@@ -559,7 +559,16 @@ class Preparation:
     def draw(self) -> int:
         """Draw negatives where the log holds positives only."""
         recipe = self.recipe.interactions.negatives
-        return draw_negatives(self.connection, recipe, self.rows_in) if recipe else 0
+        if recipe is None:
+            return 0
+        if repeats := count_repeats(self.connection):
+            held_out = self.count("placed WHERE split > 0")
+            say(
+                f"{repeats:,} of {held_out:,} positives of valid and test repeat an item that the "
+                f"user has in an earlier split; drawn negatives never do, so AUC rewards a model "
+                f"for knowing who had what (leave repeats out of the log to judge new items alone)"
+            )
+        return draw_negatives(self.connection, recipe, self.rows_in)
 
     def count_unknown(self) -> dict[str, int]:
         """Return the rows whose user or item has the unknown row 0, where there are any."""

@@ -62,6 +62,12 @@ def test_rows_drawn_for_a_split_do_not_depend_on_later_ones(tmp_path):
         assert before == after
 
 
+def test_repeats_of_an_earlier_split_are_counted_aloud(tmp_path, capsys):
+    """ann has 10 in train and again in test; nobody else has an item twice."""
+    draw(tmp_path, "uniform")
+    assert "1 of 6 positives of valid and test repeat an item" in capsys.readouterr().out
+
+
 def test_popularity_draws_only_items_with_positives_in_the_split(tmp_path):
     manifest, rows = draw(tmp_path, "popularity")
     for split in SPLITS:
