@@ -29,7 +29,7 @@ from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
 from recsys.study.tuning import choose_settings
-from recsys.train.run import read_run_folder
+from recsys.train.run import check_run_data, read_run_folder
 
 NUM_REPLICATES = 400
 SPLITS = ("train", "valid", "test")
@@ -250,6 +250,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"first"
             )
         config = read_run_folder(workspace / "runs" / name)
+        check_run_data(workspace / "runs" / name, config, read_manifest(workspace))
         run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
         changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
         if stale := [key for key in changed if key != "settings"]:

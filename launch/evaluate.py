@@ -44,7 +44,13 @@ from recsys.train.importance import score_shuffled
 from recsys.train.integrity import best_checkpoint, check_whole
 from recsys.train.optim import without_penalties
 from recsys.train.predict import predict
-from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_folder
+from recsys.train.run import (
+    build_loader,
+    check_run_data,
+    loader_of,
+    plan_and_shard,
+    read_run_folder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +87,16 @@ def job(cfg: DictConfig) -> None:
         check_plan(asked.plan)
     if config.compare:
         if rank_from_environment() == 0:
+            for name in config.compare:
+                folder = workspace / "runs" / name
+                check_run_data(folder, read_run_folder(folder), manifest)
             compare_runs(workspace, config)
         return
 
     # 2. The run as it was trained, and the world we score it in (any number of ranks).
     folder = workspace / "runs" / asked.run.name
     run = read_run_folder(folder)
+    check_run_data(folder, run, manifest)
     env = start(asked.run.device)
     plan = run.plan.anywhere(env.device.type)
     if asked.plan is not None:

@@ -67,6 +67,11 @@ def job(cfg: DictConfig) -> None:
     # 2. Who we are, and which data there is.
     env = start(config.run.device, deterministic=config.run.deterministic)
     manifest = read_manifest(workspace)
+    vectors = open_features(
+        workspace,
+        [name for name in config.model.modalities if manifest.has_modality(name)],
+        manifest,
+    )
     folder = workspace / "runs" / config.run.name
     agents = agents_of_start(env)
     with first_rank_work(env) as is_first:
@@ -74,11 +79,6 @@ def job(cfg: DictConfig) -> None:
             open_run_folder(workspace, config, manifest, agents)
 
     # 3. The model: built for one process, planned for this world, sharded.
-    vectors = open_features(
-        workspace,
-        [name for name in config.model.modalities if manifest.has_modality(name)],
-        manifest,
-    )
     with stage("model") as model_stage:
         ranker, plan, sharded = plan_and_shard(
             config=config, manifest=manifest, vectors=vectors, env=env

@@ -226,6 +226,39 @@ def read_stored(folder: Path) -> dict[str, Any]:
     return {**_read_stored(folder / "config.yaml"), **dataclasses.asdict(config)}
 
 
+def check_run_data(folder: Path, config: RunConfig, manifest: Manifest) -> None:
+    """Refuse data other than a run was trained on: its tables would mean other users and items.
+
+    Args:
+        folder: of the run, <workspace>/runs/<name>/.
+
+    Raises:
+        ValueError: prepared/ or a feature table that the run reads has changed (says what).
+    """
+    stored, workspace = read_stored(folder), folder.parents[1]
+    if "features" not in (stored.get("data") or {}):
+        what = "vectors" if stored.get("data") else "data"
+        say(
+            f"note: {folder} does not say on which {what} it was trained; today's are taken for them"
+        )
+    if not stored.get("data"):
+        return
+    now = as_stored(workspace, config, manifest)
+    changed = [text for key, text in changes(stored, now).items() if key.startswith("data.")]
+    if changed:
+        before = stored["data"]["checksums"]
+        names = sorted({*before, *manifest.checksums})
+        files = [name for name in names if before.get(name) != manifest.checksums.get(name)]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        differing = f"; prepared/ differs in {', '.join(files[:3])}{more}" if files else ""
+        raise ValueError(
+            f"{folder}: was trained on other data than {workspace} holds now ({'; '.join(changed)}"
+            f"{differing}); its tables would mean other users, items or vectors. Put the prepared/ and "
+            f"features/ back that it was trained on, or train anew (launch/train.py "
+            f"run.name={folder.name} run.overwrite=true)"
+        )
+
+
 def read_run_folder(folder: Path) -> RunConfig:
     """Return the configuration a run was trained with.
 
