@@ -32,7 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import Retrieval, RetrievalTask, retrieve
 from embedding.text import extend_vocabulary
-from recsys.files import EMBED_AGAIN, reading, write_json
+from recsys.files import EMBED_AGAIN, reading, write_json, writing
 
 KEPT_CHECKPOINTS = 2
 
@@ -320,7 +320,8 @@ def fine_tune(
     )
     trainer.data_collator.max_length = min(max_tokens, model.max_seq_length or max_tokens)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with writing(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if tasks and step == len(plan):  # the trainer evaluates at its last step, were there one
         trainer.evaluate()
     if losses:

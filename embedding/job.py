@@ -47,6 +47,8 @@ _CODES = {reason: 1 + place for place, reason in enumerate(REASONS)}
 assert _CODES["none"] == 1, "every larger code is a picture that is named"
 """How ROW says why a row is masked."""
 
+_LOOKED_AT = 2048
+"""Most items whose pictures are looked for before anything is done."""
 UNUSABLE_FILE = "unusable_pictures.csv"
 """Below features/: item_id, file and reason of every picture that is named and cannot be used."""
 
@@ -175,6 +177,47 @@ class Extraction:
     """Rows that took a vector which was there, over all ranks."""
     num_encoded: int
     """Rows that passed through the network, over all ranks."""
+    num_lost: int = 0
+    """Rows with a vector whose picture is gone or cannot be read any more, over all ranks: kept, or
+    with `forget_missing` masked."""
+
+
+def check_pictures(workspace: Path, manifest: Manifest) -> None:
+    """Refuse a picture folder that is not there as it was: a share that is not mounted looks empty.
+
+    A sample of the items is looked at, against what prepare and an earlier extraction found.
+
+    Raises:
+        ValueError: the folder is missing or empty, or fewer than a tenth of the pictures that were
+            there are left.
+    """
+    root = Path(str(manifest.image_root))
+    remedy = (
+        "is a share not mounted? Vectors that are there would be lost; mount it, or give "
+        "forget_missing=true where the pictures are gone for good"
+    )
+    if not (root.is_dir() and any(root.iterdir())):
+        state = "empty" if root.is_dir() else "missing"
+        raise ValueError(f"{root}: the picture folder is {state}; {remedy}")
+    catalogue = Catalogue(workspace / "prepared")
+    rows = sample_rows(catalogue.num_rows, _LOOKED_AT, seed=0)
+    names = [name for name in catalogue.column("image", rows) if name is not None]
+    if not names:
+        return
+    share_named = len(names) / len(rows)
+    num_items = catalogue.num_rows - 1
+    were_there = [1 - manifest.missing_images / num_items]
+    folder = workspace / "features" / "semantic"
+    if (folder / "manifest.json").is_file():
+        table = read_feature_manifest(folder)
+        were_there.append((table.count - table.num_masked) / max(table.count - 1, 1))
+    expected = min(max(were_there) / share_named, 1)
+    found = sum(os.path.isfile(os.path.join(root, name)) for name in names)
+    if found < expected * len(names) / 10:
+        raise ValueError(
+            f"{root}: of {len(names):,} pictures looked for, {found:,} are there, where earlier "
+            f"about {expected * len(names):,.0f} were; {remedy}"
+        )
 
 
 def extract_features(
@@ -186,6 +229,7 @@ def extract_features(
     revision: str,
     scaling: str,
     shard_rows: int | None,
+    forget_missing: bool = False,
     rank: int,
     world_size: int,
     gather: Callable[[Any], list[Any]],
@@ -197,6 +241,8 @@ def extract_features(
 
     Args:
         revision: fingerprint of the encoder; vectors of another one are made anew.
+        forget_missing: mask rows whose picture is gone or cannot be read any more; False: they keep
+            the vector they have.
         shard_rows: rows of a shard; None: those of the table that is there, or `fitting_shard_rows`.
         gather: returns the argument of every rank, by rank.
         first_rank_work: a block for rank 0 whose failure every rank shares; yields True there.
@@ -227,7 +273,9 @@ def extract_features(
     with first_rank_work() as is_first:
         if is_first:
             _open_tables(features, names, stamp, earlier)
-    pipeline = _Pipeline(extractor, catalogue, features, earlier, int(stamp["shard_rows"]))
+    pipeline = _Pipeline(
+        extractor, catalogue, features, earlier, int(stamp["shard_rows"]), forget_missing
+    )
     mine = range(rank, pipeline.num_shards, world_size)
     bar = tqdm(
         total=sum(len(pipeline.rows_of(index)) for index in mine),
@@ -259,7 +307,7 @@ def extract_features(
             earlier.remove()
     return Extraction(
         tables=manifests,
-        **{key: sum(c[key] for c in counts) for key in ("num_kept", "num_reused", "num_encoded")},
+        **{key: sum(c[key] for c in counts) for key in counts[0]},
     )
 
 
@@ -369,6 +417,10 @@ class _Shard:
     """dtype ROW."""
     vectors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """{name: float16 [num_rows, dim]}."""
+    rows_before: np.ndarray | None = None
+    """dtype ROW of the shard that is there, of the same items; None where there is none."""
+    vectors_before: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Its vectors."""
 
 
 class _Pipeline:
@@ -381,8 +433,10 @@ class _Pipeline:
         features: Path,
         earlier: EarlierTables,
         shard_rows: int,
+        forget_missing: bool,
     ):
         self.extractor = extractor
+        self.forget_missing = forget_missing
         self.catalogue = catalogue
         self.features = features
         self.names = list(extractor.dims)
@@ -398,12 +452,12 @@ class _Pipeline:
         return range(start, min(start + self.shard_rows, self.catalogue.num_rows))
 
     def run(self, indices: Iterable[int], advance: Callable[[int], Any]) -> dict[str, int]:
-        """Make the shards; return num_kept, num_reused and num_encoded.
+        """Make the shards; return num_kept, num_reused, num_encoded and num_lost.
 
         Args:
             advance: told how many rows are done, again and again.
         """
-        num_kept = num_reused = num_encoded = 0
+        num_kept = num_reused = num_encoded = num_lost = 0
         num_threads = self.extractor.num_threads
         with ExitStack() as stack:
             planner, loaders, writer = (
@@ -428,13 +482,19 @@ class _Pipeline:
                     continue
                 num_nothing = int((shard.rows["masked"] == _CODES["none"]).sum())
                 num_reused += shard.num_rows - len(shard.values) - num_nothing
+                num_lost += self.keep_lost(shard)
                 # One shard waits to be written while the next is made.
                 if written is not None:
                     written.result()
                 written = writer.submit(self.write, shard)
             if written is not None:
                 written.result()
-        return {"num_kept": num_kept, "num_reused": num_reused, "num_encoded": num_encoded}
+        return {
+            "num_kept": num_kept,
+            "num_reused": num_reused,
+            "num_encoded": num_encoded,
+            "num_lost": num_lost,
+        }
 
     def plan(self, index: int) -> _Shard:
         """Read a shard's items and take the vectors that are there already."""
@@ -462,11 +522,13 @@ class _Pipeline:
         if there is not None and len(there) == len(rows):
             # Of the same items: a picture was replaced, or one that could not be read is tried again.
             same = same_rows(there, rows) & (there["masked"] == 0)
+            shard.rows_before = there
             for name in self.names:
                 file = self.features / name / f"shard-{index:05d}.npy"
-                vectors[name][same] = read_array(file, f"delete it and {EMBED_AGAIN}", mmap=True)[
-                    same
-                ]
+                shard.vectors_before[name] = read_array(
+                    file, f"delete it and {EMBED_AGAIN}", mmap=True
+                )
+                vectors[name][same] = shard.vectors_before[name][same]
             rows["masked"][same] = 0
         if self.has_index:
             asked = np.flatnonzero((rows["masked"] != 0) & has_content)
@@ -481,6 +543,21 @@ class _Pipeline:
         shard.batches = self.extractor.batches(shard.values) if shard.values else []
         shard.rows, shard.vectors = rows, vectors
         return shard
+
+    def keep_lost(self, shard: _Shard) -> int:
+        """Let rows whose picture is gone or broken keep the vector they had; return their number.
+
+        They keep what it was made of, too, so that the next extraction looks for the picture again.
+        """
+        before = shard.rows_before
+        if before is None:
+            return 0
+        lost = np.flatnonzero((before["masked"] == 0) & (shard.rows["masked"] > _CODES["none"]))
+        if len(lost) and not self.forget_missing:
+            for name, vectors in shard.vectors_before.items():
+                shard.vectors[name][lost] = vectors[lost]
+            shard.rows[lost] = before[lost]
+        return len(lost)
 
     def link(self, generation: Path, index: int, start_row: int) -> bool:
         """Take a shard of an earlier table over as it is; False if it lies at other rows."""

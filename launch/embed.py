@@ -33,6 +33,7 @@ from embedding.job import (
     Extraction,
     ImageExtractor,
     TextExtractor,
+    check_pictures,
     extract_features,
     fingerprint,
     sample_rows,
@@ -93,6 +94,9 @@ class EmbedConfig:
     retrain: bool = False
     """Train an encoder anew when items or pairs were added or changed since; every vector is made
     anew with it. False: it is kept, and only new vectors are made."""
+    forget_missing: bool = False
+    """Mask items whose picture is gone or cannot be read any more, and go on where the picture folder
+    is missing or empty. False: such items keep their vectors, and such a folder is refused."""
     shard_rows: int | None = None
     """Items per file of the feature store; null: as the tables that are there, else 1024, and more
     above 4 million items (32768 at most)."""
@@ -117,6 +121,7 @@ def job(cfg: DictConfig) -> None:
         "workspace": workspace,
         "manifest": manifest,
         "shard_rows": config.shard_rows,
+        "forget_missing": config.forget_missing,
         "rank": env.rank,
         "world_size": env.world_size,
         "gather": partial(gathered, world_size=env.world_size),
@@ -129,6 +134,8 @@ def job(cfg: DictConfig) -> None:
         )
 
     with first_rank_work(env) as is_first:
+        if is_first and manifest.has_images and not config.forget_missing:
+            check_pictures(workspace, manifest)
         if is_first and config.retrain:
             forget_outdated(workspace, trained_on(manifest))
 
@@ -157,6 +164,8 @@ def job(cfg: DictConfig) -> None:
                 **shared,
             )
             encoding.done(described(extraction, time.perf_counter() - begun))
+        if extraction.num_lost:
+            say(lost_pictures(extraction.num_lost, config.forget_missing))
         if any(reason != "none" for t in extraction.tables.values() for reason in t.masked):
             say(f"pictures that cannot be used: {workspace / 'features' / UNUSABLE_FILE}")
 
@@ -181,6 +190,18 @@ def job(cfg: DictConfig) -> None:
     say(f"next: {next_command('train', place.workspace)}")
     say(f"next: {next_command('neighbours', place.workspace)}")
     stop()
+
+
+def lost_pictures(count: int, forgotten: bool) -> str:
+    """Return a sentence on items that had a vector and whose picture is gone or broken."""
+    if forgotten:
+        return (
+            f"{count:,} items had a vector and are masked, their pictures being gone or unreadable"
+        )
+    return (
+        f"{count:,} items keep their vectors though their pictures are gone or unreadable "
+        f"(forget_missing=true masks them)"
+    )
 
 
 def described(extraction: Extraction, seconds: float) -> str:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from recsys.config import check_config_folder
 from recsys.distributed.env import rank_from_environment
+from recsys.files import is_disk_full
 from recsys.overrides import override, typed
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -174,6 +175,12 @@ def run_job(job: Callable[[], None]) -> None:
     """Run a job's body; turn an error the user can act on into one message and exit code 1."""
     try:
         job()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        if isinstance(error, ValueError | OSError | FloatingPointError):
+            text = str(error)
+        elif is_disk_full(error):  # in a library's words, where no writer of ours stands around it
+            text = f"the disk is full; free some space and start again ({error})"
+        else:
+            raise
+        print(f"error: {text}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -136,7 +136,8 @@ class RunLog:
         """End the bar and the files."""
         self.bar.close()
         if self.board is not None:
-            self.board.close()
+            with writing(self.file):
+                self.board.close()
 
 
 def _forget_after(file: Path, step: int) -> None:

@@ -16,7 +16,14 @@ from PIL import Image
 from embedding import job as extraction_job
 from embedding import reuse, store
 from embedding.catalogue import Catalogue
-from embedding.job import ImageExtractor, _Threads, extract_features, lookahead, sample_rows
+from embedding.job import (
+    ImageExtractor,
+    _Threads,
+    check_pictures,
+    extract_features,
+    lookahead,
+    sample_rows,
+)
 from embedding.reuse import EarlierTables, row_hashes
 from embedding.store import ROW, FeatureTable, read_feature_manifest, write_shard
 from recsys.files import new_file, sha256_of
@@ -398,10 +405,10 @@ def test_a_picture_replaced_under_its_name_is_encoded_anew(tmp_path):
         Image.new("RGB", (8, 8), (20 * index, 7, 9)).save(root / name)
     (root / "3.png").write_bytes(b"")
 
-    def run(workspace):
+    def run(workspace, **more):
         encoder = Brightness()
         network = ImageExtractor(encoder, image_root=root, size=8, batch_size=4, num_threads=2)
-        done = extract(workspace, prepare(workspace, names), network)
+        done = extract(workspace, prepare(workspace, names), network, **more)
         assert done.num_encoded == encoder.count
         return done
 
@@ -410,13 +417,54 @@ def test_a_picture_replaced_under_its_name_is_encoded_anew(tmp_path):
     Image.new("RGB", (8, 8), (1, 2, 250)).save(root / "6.png")
     Image.new("RGB", (8, 8), (5, 5, 5)).save(root / "3.png")
     (root / "9.png").unlink()
+    good = (root / "2.png").read_bytes()
+    (root / "2.png").write_bytes(b"half a picture")
+
+    def vectors():
+        table = FeatureTable(tmp_path / "features" / "style")
+        return table.read(0, table.num_rows).copy()
+
+    before = vectors()
     done = run(tmp_path)
-    assert (done.num_encoded, done.num_kept, done.num_reused) == (2, 0, 8)
+    assert (done.num_encoded, done.num_lost) == (2, 2)
+    assert done.tables["style"].masked == {"none": 1}
+    # Rows 4 and 7 are the two new pictures; rows 3 and 10 keep what they had.
+    assert np.flatnonzero((vectors() != before).any(axis=1)).tolist() == [4, 7]
+    # They are looked for again every time, until they are there or given up.
+    assert run(tmp_path).num_lost == 2
+    (root / "2.png").write_bytes(good)
+    assert run(tmp_path).num_lost == 1
+    done = run(tmp_path, forget_missing=True)
+    assert done.num_lost == 1
     assert done.tables["style"].masked == {"missing": 1, "none": 1}
     lines = (tmp_path / "features" / "unusable_pictures.csv").read_text().splitlines()
     assert lines == ["item_id,file,reason", "item 9,9.png,missing"]
     run(tmp_path / "scratch")
     assert files_of(tmp_path) == files_of(tmp_path / "scratch")
+
+
+def test_a_picture_folder_that_is_away_is_refused_before_anything_is_done(tmp_path):
+    root = tmp_path / "raw"
+    root.mkdir()
+    names = [f"{i}.png" for i in range(20)]
+    manifest = dataclasses.replace(prepare(tmp_path, names), image_root=str(root))
+    for name in names:
+        (root / name).touch()
+    check_pictures(tmp_path, manifest)
+    for name in names[1:]:
+        (root / name).unlink()
+    with pytest.raises(
+        ValueError, match=r"of 20 pictures looked for, 1 are there, where .*20 were"
+    ):
+        check_pictures(tmp_path, manifest)
+    # Prepare found no more than that, so that nothing is away.
+    check_pictures(tmp_path, dataclasses.replace(manifest, missing_images=19))
+    (root / names[0]).unlink()
+    with pytest.raises(ValueError, match=r"picture folder is empty; .*forget_missing=true"):
+        check_pictures(tmp_path, manifest)
+    root.rmdir()
+    with pytest.raises(ValueError, match=r"picture folder is missing; .*forget_missing=true"):
+        check_pictures(tmp_path, manifest)
 
 
 def test_the_catalogue_reads_across_row_groups_and_holds_one(tmp_path, monkeypatch):
