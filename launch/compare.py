@@ -250,7 +250,6 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"first"
             )
         config = read_run_folder(workspace / "runs" / name)
-        check_run_data(workspace / "runs" / name, config, read_manifest(workspace))
         run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
         changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
         if stale := [key for key in changed if key != "settings"]:
@@ -258,6 +257,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"{path}: scored with another {' and other '.join(stale)} than are here now; run "
                 f"launch/evaluate.py with run.name={name} split={split} again"
             )
+        check_run_data(workspace / "runs" / name, config, read_manifest(workspace))
         runs[name] = [run]
     return runs
 
