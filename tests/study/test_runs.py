@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -246,7 +247,11 @@ def test_evaluation_of_another_checkpoint_data_features_or_settings_is_made_agai
     # One of an earlier version does not say what it was made from: a study makes it anew.
     metrics.write_text("{}")
     assert not scored.evaluated("test", settings)
-    assert list(named_runs(workspace, ["r"], "test")) == ["r"]
+    with pytest.raises(ValueError, match=r"was trained on other data .*data.identity was"):
+        named_runs(workspace, ["r"], "test")
+    again = write_run(workspace, trained_with=config_of(run={"name": "again"}))
+    shutil.copytree(folder / "eval", again / "eval")
+    assert list(named_runs(workspace, ["again"], "test")) == ["again"]
 
 
 def test_failed_job_carries_its_last_words(tmp_path):
