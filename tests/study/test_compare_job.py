@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from recsys.study.suite import VariantConfig
 from tests.feature_tables import write_table
 from tests.processes import Running, family_of
 from tests.small_runs import make_workspace, steps_saved
+from tests.test_configs import CONFIGS
 from tests.tiny_world import manifest
 
 SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","train.epochs=1"'
@@ -55,7 +58,41 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     assert done.returncode == 0, done.stderr
     best = json.loads((tmp_path / "sweeps" / "small" / "best.json").read_text())
     assert best["num_trials"] == 2
-    assert not list((tmp_path / "runs").glob("small-trial*/eval"))
+    assert not list((tmp_path / "runs").glob("small-*-trial*/eval"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_studies_run_in_any_folder_and_find_a_recipe_by_its_file(tmp_path, job):
+    """The recipe's name is not its file's, and the path is full of Hydra's and the shell's letters."""
+    made = make_workspace(tmp_path / "w", job)
+    workspace = made.rename(tmp_path / "w\u00e4 (1)=,[x]#'\u732b")
+    recipe = tmp_path / "own (1)" / "data" / "mine 2.yaml"
+    recipe.parent.mkdir(parents=True)
+    shipped = (CONFIGS / "data" / "demo.yaml").read_text(encoding="utf-8")
+    recipe.write_text(shipped.replace("name: demo", "name: other"), encoding="utf-8")
+    base = [f"--config-dir={recipe.parents[1]}", "data=mine 2", f"workspace={workspace}"]
+    sweep = [*base, "sweep.name=1e3", f'overrides=["model=lr",{SMALL}]', "sweep.trials=1"]
+    done = job("sweep", *sweep)
+    assert done.returncode == 0, done.stderr
+    # What is advised is a command: a shell takes it as it stands.
+    line = done.stdout.rpartition("next: ")[2].strip()
+    told = subprocess.run(
+        ["bash", "-c", line.replace("python ", f"{sys.executable} ", 1)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert (workspace / "runs" / "1e3" / "config.yaml").is_file()
+    # Another model under the same name has trials of its own.
+    sweep = [*base, "sweep.name=1e3", f'overrides=["model=fm",{SMALL}]', "sweep.trials=1"]
+    done = job("sweep", *sweep)
+    assert done.returncode == 0, done.stderr
+    assert len(list((workspace / "runs").glob("1e3-*-trial0"))) == 2
+    suite = [*base, "suite=baselines", "variants=[lr]", "suite.reference=lr", "seeds=1"]
+    done = job("compare", *suite, f"overrides=[{SMALL}]", timeout_seconds=400)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
