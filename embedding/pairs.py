@@ -239,7 +239,7 @@ class BatchPlan:
         Args:
             batch_size: pairs a step over all ranks; a batch comes from one group.
             weights: by perspective, how often an epoch passes over its pairs; 0 leaves it out.
-            max_pairs: most pairs an epoch takes; beyond it all groups shrink alike.
+            max_pairs: most pairs an epoch takes; beyond it all groups shrink alike. 0: all.
 
         Raises:
             ValueError: a weight is negative or of an unknown perspective, or the batch does not
@@ -266,7 +266,7 @@ class BatchPlan:
         wanted = {
             name: weights.get(name.split("/")[0], 0.0) * len(rows) for name, rows in groups.items()
         }
-        shrink = min(1.0, max_pairs / max(1.0, sum(wanted.values())))
+        shrink = min(1.0, max_pairs / max(1.0, sum(wanted.values()))) if max_pairs else 1.0
         for name, rows in groups.items():
             group = DistinctBatches(pairs, rows, batch_size, num_ranks)
             if wanted[name] and group.one_pass([seed]):

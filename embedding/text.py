@@ -74,7 +74,7 @@ class TextConfig:
     )
     """How often an epoch passes over a perspective's pairs; 0.25: a quarter of them, 0: none."""
     max_pairs: int = 200_000
-    """Most pairs an epoch takes; beyond it all perspectives shrink alike."""
+    """Most pairs an epoch takes; beyond it all perspectives shrink alike. 0: all of them."""
     precision: str = "float32"
     """Of the forward passes in training: `float32`, `bfloat16`, or `auto` (where the machine has it)."""
     held_out_tenths: int = 1

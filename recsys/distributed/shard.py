@@ -30,7 +30,7 @@ from recsys.distributed.plan import MODALITY_PATH, TABLES_PATH
 from recsys.distributed.planner import TableSharder
 from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
-from recsys.train.optim import OptimConfig, TableOptimizer
+from recsys.train.optim import OptimConfig, TableOptimizer, dense_penalty
 
 ADAGRAD_EPS = 1e-8
 """FBGEMM's default, given to the dense form as well so that plans do not change the training."""
@@ -388,9 +388,16 @@ def _with_optimizers(
                 replicated[table] = (parameter, dense)
         elif not name.startswith(MODALITY_PATH + "."):
             dense_parameters[name] = parameter
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in dense_parameters.items():
+        l2 = dense_penalty(optim, name.removeprefix("dense."), parameter.dim())
+        groups.setdefault(l2, []).append(parameter)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     dense_optimizer = kinds[optim.dense_name](
-        list(dense_parameters.values()),
+        [
+            {"params": parameters, "weight_decay": optim.dense_weight_decay + l2}
+            for l2, parameters in groups.items()
+        ],
         lr=optim.dense_learning_rate,
         weight_decay=optim.dense_weight_decay,
         fused=True,

@@ -119,6 +119,9 @@ def _umair_fps(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
         deep_dims=config.deep_dims,
         dropout=config.dropout,
         batch_norm=config.batch_norm,
+        projection_dropout=config.projection_dropout,
+        umcm_dropout=config.umcm_dropout,
+        user_activation=config.user_activation,
         two_streams=config.two_streams,
         second_deep_dims=config.second_deep_dims,
         cross_heads=config.cross_heads,
@@ -305,8 +308,10 @@ def _check_sizes(config: RankerConfig) -> None:
             )
     if config.similarity_tiers < 0:
         problems.append(f"model.similarity_tiers={config.similarity_tiers}: expected 0 or more")
-    if not 0 <= config.dropout < 1:
-        problems.append(f"model.dropout={config.dropout}: expected 0 <= share < 1")
+    for key in ("dropout", "projection_dropout", "umcm_dropout"):
+        share = getattr(config, key)
+        if share is not None and not 0 <= share < 1:
+            problems.append(f"model.{key}={share}: expected 0 <= share < 1")
     if not 0 <= config.embedding_init < math.inf:
         problems.append(f"model.embedding_init={config.embedding_init}: expected 0 or more")
     if problems:

@@ -94,6 +94,14 @@ class RankerConfig:
     machine across the sides, modalities included): for small logs with many features."""
     dropout: float = 0.0
     """Share of activations dropped in towers and final MLP."""
+    projection_dropout: float | None = None
+    """The same of the item's projected modality vectors; null: as `dropout`."""
+    umcm_dropout: float = 0.0
+    """Share of the modality weights dropped in training; of the form `attention`, alone or in
+    `mixture`."""
+    user_activation: bool = False
+    """The user tower ends as its other layers do (batch norm, ReLU, dropout), as in the authors'
+    code; false: in a linear layer, so that u . m_k can be negative."""
     batch_norm: bool = False
     """Batch norm in towers and final MLP."""
     dense_precision: str = "fp32"
@@ -347,6 +355,9 @@ class UmairFps(nn.Module):
         deep_dims: Sequence[int],
         dropout: float,
         batch_norm: bool,
+        projection_dropout: float | None = None,
+        umcm_dropout: float = 0.0,
+        user_activation: bool = False,
         two_streams: bool = False,
         second_deep_dims: Sequence[int] = (),
         cross_heads: int = 1,
@@ -358,6 +369,9 @@ class UmairFps(nn.Module):
         two_streams: end in recsys/model/streams.py with `second_deep_dims`, `cross_heads` and gates
         of `cross_width`.
         past: modules of recsys/model/past.py whose outputs join z.
+        projection_dropout: of the projected modality vectors; None: as `dropout`.
+        umcm_dropout: of the modality weights.
+        user_activation: the user tower ends in an activation.
 
         Raises:
             ValueError: unknown `umcm` or `cross`; heads that do not divide the streams.
@@ -377,7 +391,7 @@ class UmairFps(nn.Module):
             hidden_dims=tower_dims,
             dropout=dropout,
             batch_norm=batch_norm,
-            activation_on_last=False,
+            activation_on_last=user_activation,
         )
         self.item_tower = (
             Tower(in_dim=item_dim, hidden_dims=tower_dims, dropout=dropout, batch_norm=batch_norm)
@@ -389,10 +403,10 @@ class UmairFps(nn.Module):
             if second_order_dim
             else None
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout if projection_dropout is None else projection_dropout)
         self.modality_names = [SPARSE_MODALITY] * bool(item_dim) + list(modality_dims)
         num_modalities = len(self.modality_names)
-        self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim)
+        self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim, dropout=umcm_dropout)
         self.match = nn.Linear(num_modalities, 1, bias=False) if match and num_modalities else None
         if self.match is not None:
             # From the start a larger u . m_k says that the user likes it, for every modality: with

@@ -24,9 +24,13 @@ def masked_softmax(scores_BM: torch.Tensor, present_BM: torch.Tensor) -> torch.T
 class AttentionUMCM(nn.Module):
     """a_k = softmax_k(u . m_k), c = sum_k a_k m_k."""
 
-    def __init__(self, *, num_modalities: int, dim: int):
-        """Attention has no parameter; the sizes are taken to fit the other forms."""
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
+        """Attention has no parameter; the sizes are taken to fit the other forms.
+
+        Args: dropout: share of the weights a_k dropped from c in training, the others scaled up.
+        """
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, user_BH: torch.Tensor, modalities_BMH: torch.Tensor, present_BM: torch.Tensor
@@ -34,7 +38,8 @@ class AttentionUMCM(nn.Module):
         """Return (fused [B, H], weights [B, M])."""
         scores_BM = torch.einsum("bh,bmh->bm", user_BH, modalities_BMH)
         weights_BM = masked_softmax(scores_BM, present_BM)
-        return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH), weights_BM
+        kept_BM = self.dropout(weights_BM)
+        return torch.einsum("bm,bmh->bh", kept_BM, modalities_BMH), weights_BM
 
 
 class SenetUMCM(nn.Module):
@@ -44,7 +49,7 @@ class SenetUMCM(nn.Module):
     over the modalities that are there.
     """
 
-    def __init__(self, *, num_modalities: int, dim: int):
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """W1 maps M squeezed values to the user's width, W2 back to M scores."""
         super().__init__()
         self.squeeze = nn.Linear(num_modalities, dim)
@@ -64,11 +69,12 @@ class SenetUMCM(nn.Module):
 class MixtureUMCM(nn.Module):
     """Attention and senet side by side: g = softmax_j(u . c_j), c = sum_j g_j c_j, likewise a."""
 
-    def __init__(self, *, num_modalities: int, dim: int):
-        """One expert of each form."""
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
+        """One expert of each form; dropout: of the attention's weights."""
         super().__init__()
         self.experts = nn.ModuleList(
-            form(num_modalities=num_modalities, dim=dim) for form in (AttentionUMCM, SenetUMCM)
+            form(num_modalities=num_modalities, dim=dim, dropout=dropout)
+            for form in (AttentionUMCM, SenetUMCM)
         )
 
     def forward(
@@ -89,7 +95,7 @@ class GlobalUMCM(nn.Module):
     What is lost against the other forms is the user's say.
     """
 
-    def __init__(self, *, num_modalities: int, dim: int):
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """One score a modality."""
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(1, num_modalities))
@@ -105,7 +111,7 @@ class GlobalUMCM(nn.Module):
 class ConcatUMCM(nn.Module):
     """No measurement: the modalities side by side, every one that is there with equal weight."""
 
-    def __init__(self, *, num_modalities: int, dim: int):
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """Concatenation has no parameter."""
         super().__init__()
 

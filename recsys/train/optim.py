@@ -38,6 +38,9 @@ class OptimConfig:
     """Step size of the dense part."""
     dense_weight_decay: float = 0.0
     """Weight decay of the dense part."""
+    dense_l2: dict[str, float] = field(default_factory=dict)
+    """L2 penalty l2 / 2 * |W|^2 on the weight matrices of single parts of the dense part, by name
+    (`projections`, `umcm`, `deep`, ...), in the loss; needs dense_name=adam."""
     table: TableOptimConfig = field(default_factory=TableOptimConfig)
     """Optimizer of every table not named in `tables`."""
     tables: dict[str, TableOptimConfig] = field(default_factory=dict)
@@ -161,10 +164,33 @@ def check_penalties(
         raise ValueError("configuration: " + "\n  ".join(problems))
 
 
+def dense_penalty(config: OptimConfig, name: str, num_dims: int) -> float:
+    """Return the L2 penalty of a dense parameter; biases and norms, which are no matrices, have none.
+
+    Args:
+        name: of the parameter, below the dense part: `projections.linear.text.weight`.
+    """
+    return config.dense_l2.get(name.split(".")[0], 0.0) if num_dims > 1 else 0.0
+
+
+def check_dense_penalties(config: OptimConfig, parts: list[str]) -> None:
+    """Raise ValueError where optim.dense_l2 names a part that the model does not have.
+
+    Raises:
+        ValueError: names it, and the model's parts.
+    """
+    unknown = sorted(set(config.dense_l2) - set(parts))
+    if unknown:
+        raise ValueError(
+            f"optim.dense_l2 names {', '.join(unknown)}; the model has the parts {', '.join(parts)}"
+        )
+
+
 def without_penalties(config: OptimConfig) -> OptimConfig:
     """Return the optimizers of a model that is only read: no penalty asks for a form of its tables."""
     return dataclasses.replace(
         config,
+        dense_l2={},
         table=dataclasses.replace(config.table, l2=0.0),
         tables={name: dataclasses.replace(t, l2=0.0) for name, t in config.tables.items()},
     )
@@ -200,6 +226,12 @@ def check_optim(config: OptimConfig) -> None:
         problems.append(f"optim.decay={config.decay!r}: expected constant, linear or cosine")
     rates = {"dense_learning_rate": config.dense_learning_rate}
     rates["dense_weight_decay"] = config.dense_weight_decay
+    rates |= {f"dense_l2.{part}": l2 for part, l2 in config.dense_l2.items()}
+    if config.dense_l2 and config.dense_name != "adam":
+        problems.append(
+            f"optim.dense_l2 with optim.dense_name={config.dense_name}: adamw keeps decay apart from "
+            f"the gradient and has no penalty in the loss; use optim.dense_name=adam"
+        )
     named = {f"tables.{name}": table for name, table in config.tables.items()}
     for key, table in ({"table": config.table} | named).items():
         rates[f"{key}.l2"] = table.l2

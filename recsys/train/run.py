@@ -41,6 +41,7 @@ from recsys.train.loop import TrainConfig
 from recsys.train.optim import (
     OptimConfig,
     TableOptimizer,
+    check_dense_penalties,
     check_optim,
     check_penalties,
     resolve_table_optimizers,
@@ -302,6 +303,7 @@ def build_plannable(
     for table, kinds in config.plan.sharding_types().items():
         sharding[table] = "data_parallel" if "data_parallel" in kinds else "".join(kinds[:1])
     check_penalties(config.optim, table_rows, _sharded_by(config))
+    check_dense_penalties(config.optim, [name for name, _ in ranker.dense.named_children()])
     optimizers = resolve_table_optimizers(config.optim, table_rows, sharding, device_type)
     return ranker, optimizers
 

@@ -32,7 +32,17 @@ DCN_V2 = [
     "model.dropout=0.0",
     "optim.table.name=rowwise_adagrad",
 ]
-PAPER = ["model=paper", "optim.table.name=rowwise_adagrad"]
+PAPER = [
+    "model=paper",
+    # Width 64, both forms of fusion, no batch norm: what LOG.md measured under this name.
+    "model.embedding_dim=64",
+    "model.umcm=mixture",
+    "model.umcm_dropout=0.0",
+    "model.dropout=0.0",
+    "model.batch_norm=false",
+    "model.user_activation=false",
+    "optim.table.name=rowwise_adagrad",
+]
 PAPER_DIMS = {"semantic": 1024, "style": 256, "text": 512}
 CASES = [
     ("b", "bf16"),

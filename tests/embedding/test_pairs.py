@@ -214,3 +214,16 @@ def test_a_file_without_its_columns_is_named(tmp_path):
         ValueError, match=r"pairs.parquet: cannot be read .*launch/prepare.py again"
     ):
         read_pairs(tmp_path)
+
+
+def test_without_a_most_every_pair_is_taken():
+    pairs = Pairs(
+        [f"a{i}" for i in range(640)],
+        [f"b{i}" for i in range(640)],
+        ["relation"] * 640,
+        [f"e{i}" for i in range(640)],
+        [None] * 640,
+    )
+    everything = {"epochs": 1, "batch_size": 8, "weights": WEIGHTS, "num_ranks": 1, "seed": 0}
+    assert BatchPlan(pairs, max_pairs=320, **everything).batches_per_epoch == 40
+    assert BatchPlan(pairs, max_pairs=0, **everything).batches_per_epoch == 80

@@ -85,3 +85,23 @@ def test_row_depends_on_its_own_user_and_on_no_other(form):
 def test_row_without_any_modality_gets_zero_weights():
     weights = masked_softmax(torch.randn(1, 3), torch.zeros(1, 3))
     assert weights.tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("form", ["attention", "mixture"])
+def test_dropped_weights_of_the_attention_are_no_part_of_the_fused_vector(form):
+    torch.manual_seed(0)
+    umcm = UMCM_FORMS[form](num_modalities=M, dim=H, dropout=0.5)
+    attention = umcm if form == "attention" else umcm.experts[0]
+    user, modalities, present = inputs()
+    whole, weights = attention.eval()(user, modalities, present)
+    fused, said = attention.train()(user, modalities, present)
+    # What is kept is doubled, so a fused vector is a sum of some 2 a_k m_k.
+    parts_BMH = 2 * weights[:, :, None] * modalities
+    for row in range(B):
+        sums = [
+            sum((parts_BMH[row, k] for k in range(M) if mask >> k & 1), torch.zeros(H))
+            for mask in range(2**M)
+        ]
+        assert any(torch.allclose(fused[row], one, atol=1e-6) for one in sums)
+    assert not torch.allclose(fused, whole)
+    torch.testing.assert_close(said, weights)

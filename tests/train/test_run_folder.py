@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import yaml
 
 from recsys.distributed.env import agent_of, name_of_process
-from recsys.train.run import open_run_folder, read_run_config
+from recsys.train.run import open_run_folder, read_run_config, read_run_folder
 from tests import tiny_world
 
 
@@ -78,3 +79,22 @@ def test_a_process_has_one_name_and_another_has_another():
     parent = os.getppid()
     assert name_of_process(os.getpid()) == name_of_process(os.getpid())
     assert name_of_process(parent) != name_of_process(os.getpid())
+
+
+def test_a_run_from_before_a_key_was_there_was_made_with_its_default(tmp_path):
+    folder = open_as(tmp_path, [])
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    for section, key in (
+        ("model", "umcm_dropout"),
+        ("model", "projection_dropout"),
+        ("optim", "dense_l2"),
+    ):
+        del stored[section][key]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert read_run_folder(folder) == read_run_config({"run": {"name": "r"}})
+    open_as(tmp_path, [])
+    config = read_run_config({"run": {"name": "r"}, "model": {"umcm_dropout": 0.5}})
+    del stored["model"]["umcm"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="model.umcm_dropout was 0.0, is 0.5"):
+        open_run_folder(tmp_path, config, tiny_world.manifest(), [])
