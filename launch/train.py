@@ -46,6 +46,7 @@ from recsys.train.profile import profiled
 from recsys.train.run import (
     RunConfig,
     build_loader,
+    check_classes,
     check_run_config,
     open_run_folder,
     plan_and_shard,
@@ -67,6 +68,7 @@ def job(cfg: DictConfig) -> None:
     # 2. Who we are, and which data there is.
     env = start(config.run.device, deterministic=config.run.deterministic)
     manifest = read_manifest(workspace)
+    check_classes(manifest, config.train.metric)
     vectors = open_features(
         workspace,
         [name for name in config.model.modalities if manifest.has_modality(name)],

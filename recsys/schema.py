@@ -79,6 +79,13 @@ class SplitSpec:
     timestamp_min: int | None = None
     timestamp_max: int | None = None
 
+    @property
+    def lacking_class(self) -> str | None:
+        """What no row is, `positives` or `negatives`; None where there are rows of both classes."""
+        if self.num_positives == 0:
+            return "positives"
+        return "negatives" if self.num_positives == self.num_rows else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySpec:

@@ -28,6 +28,7 @@ from recsys.data.checks import (
     look_for_pictures,
     merged_ids,
     note_ids_written_two_ways,
+    plain_id_sql,
 )
 from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
 from recsys.data.label import RULES, label_sql, parse_label, unusable_label
@@ -205,6 +206,12 @@ class Preparation:
         with stage("write interactions") as written:
             splits = self.write_interactions()
             written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
+        for name, split in splits.items():
+            if split.lacking_class:
+                say(
+                    f"warning: split {name} has {split.num_rows:,} rows and no {split.lacking_class}: "
+                    + ("nothing can be learned" if name == "train" else "AUC has no value there")
+                )
         pairs = self.write_pairs()
         if self.pairs:
             say(f"text pairs: {pairs}")
@@ -501,7 +508,58 @@ class Preparation:
             self.connection.execute(f"DELETE FROM log WHERE item_id NOT IN ({known})")
             if count:
                 self.dropped["unknown item"] = count
+        for side in ("user", "item"):
+            self.compare_ids(side)
+        self.problems.raise_if_any()
+        if not self.count("log"):
+            raise ValueError(
+                f"interactions.unknown_items=drop: all {start:,} rows are of items that "
+                f"{self.recipe.items.file if self.recipe.items else 'the items file'} lacks"
+            )
         return start
+
+    def compare_ids(self, side: str) -> None:
+        """Say how many ids the log and the catalogue lack of each other, and which differ in spelling.
+
+        Where they have no id in common, that is a problem.
+        """
+        column, catalogue = self.id_columns(side)
+        if column is None:
+            return
+        log_ids = f"SELECT DISTINCT {side}_id AS id FROM log"
+        both = log_ids
+        if catalogue:
+            source, listed = catalogue
+            listed_ids = f"SELECT {quoted(listed)} AS id FROM {source.view}"
+            both = f"{log_ids} UNION {listed_ids}"
+            shared, only_log, log_example, only_listed, listed_example = self.one(
+                f"SELECT count(*) FILTER (WHERE l.id = c.id), count(*) FILTER (WHERE c.id IS NULL), "
+                f"min(l.id) FILTER (WHERE c.id IS NULL), count(*) FILTER (WHERE l.id IS NULL), "
+                f"min(c.id) FILTER (WHERE l.id IS NULL) FROM ({log_ids}) l FULL JOIN ({listed_ids}) c "
+                f"ON l.id = c.id"
+            )
+            lacks = (
+                f"{source.path.name} lacks {only_log:,} of the log's {side}s ({log_example!r}), the log "
+                f"lacks {only_listed:,} of its {side}s ({listed_example!r})"
+            )
+            if not shared and only_log and only_listed:
+                self.problems.found.append(
+                    f"{source.path}: column {listed!r}: no {side} of the log is there: {lacks}; check "
+                    f"interactions.{side}_id={column!r} and {side}s.{side}_id={listed!r}, and that both "
+                    f"files write ids the same way"
+                )
+            elif only_log:
+                say(f"{side}s: {lacks}")
+        count, one, other = self.one(
+            f"SELECT count(*), min(one), arg_min(other, one) FROM (SELECT min(id) AS one, max(id) AS "
+            f"other FROM ({both}) GROUP BY {plain_id_sql('id')} HAVING count(*) > 1)"
+        )
+        if count:
+            say(
+                f"warning: {count:,} {side}s are written in more than one way, for example {one!r} and "
+                f"{other!r} (zeros in front, exponents, thousands separators, invisible characters, "
+                f"Unicode forms): each way counts as a {side} of its own"
+            )
 
     def place(self) -> None:
         """Split the log, number users and items, and create the table `placed`."""
@@ -568,7 +626,14 @@ class Preparation:
                 f"user has in an earlier split; drawn negatives never do, so AUC rewards a model "
                 f"for knowing who had what (leave repeats out of the log to judge new items alone)"
             )
-        return draw_negatives(self.connection, recipe, self.rows_in)
+        wanted = recipe.per_positive * self.count("placed")
+        drawn = draw_negatives(self.connection, recipe, self.rows_in)
+        if drawn < wanted:
+            say(
+                f"warning: {wanted - drawn:,} of {wanted:,} negatives could not be drawn: their users "
+                f"know nearly every item (interactions.negatives.per_positive={recipe.per_positive})"
+            )
+        return drawn
 
     def count_unknown(self) -> dict[str, int]:
         """Return the rows whose user or item has the unknown row 0, where there are any."""

@@ -106,6 +106,30 @@ def read_run_config(sections: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def check_classes(manifest: Manifest, metric: str) -> None:
+    """Raise ValueError where nothing can be learned, or no checkpoint can be called the best.
+
+    Args:
+        metric: the validation metric that names the best checkpoint.
+    """
+    problems = []
+    if lacking := manifest.splits["train"].lacking_class:
+        problems.append(
+            f"split train has {manifest.splits['train'].num_rows:,} rows and no {lacking}: nothing can "
+            f"be learned; change interactions.label, interactions.negatives or split in the recipe and "
+            f"run launch/prepare.py again"
+        )
+    lacking = manifest.splits["valid"].lacking_class
+    if lacking and metric == "auc":
+        problems.append(
+            f"split valid has {manifest.splits['valid'].num_rows:,} rows and no {lacking}: "
+            f"train.metric=auc has no value, so no checkpoint would be the best; set "
+            f"train.metric=log_loss, or change split in the recipe and run launch/prepare.py again"
+        )
+    if problems:
+        raise ValueError(f"data {manifest.name!r}: " + "\n  ".join(problems))
+
+
 def check_run_config(config: RunConfig) -> None:
     """Raise ValueError for values outside their choices, of all sections at once."""
     problems: list[str] = []
