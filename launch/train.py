@@ -46,6 +46,7 @@ from recsys.train.profile import profiled
 from recsys.train.run import (
     RunConfig,
     build_loader,
+    build_plannable,
     check_classes,
     check_run_config,
     open_run_folder,
@@ -78,6 +79,13 @@ def job(cfg: DictConfig) -> None:
     agents = agents_of_start(env)
     with first_rank_work(env) as is_first:
         if is_first:
+            # What does not fit the data is refused before a folder says how this run was started.
+            build_plannable(
+                config=config,
+                manifest=manifest,
+                modality_dims={name: table.dim for name, table in vectors.items()},
+                device_type=env.device.type,
+            )
             open_run_folder(workspace, config, manifest, agents)
 
     # 3. The model: built for one process, planned for this world, sharded.

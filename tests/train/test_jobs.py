@@ -224,3 +224,11 @@ def test_deterministic_runs_leave_equal_checkpoints(workspace, job):
 def test_missing_prepared_data_says_what_to_run(tmp_path, job):
     done = job("train", "data=demo", f"workspace={tmp_path}", "run.name=x")
     assert done.returncode == 1 and "launch/prepare.py" in done.stderr
+
+
+def test_settings_that_do_not_fit_the_data_leave_no_run_behind(workspace, job):
+    """Else the run of this name would be one of other settings, and refused again when mended."""
+    broken = ["optim.table.l2=0.1", "plan.sharding.user_id=row_wise"]
+    done = job("train", *options(workspace, "mended", *broken))
+    assert done.returncode == 1 and "set optim.tables.user_id.l2=0" in done.stderr
+    assert not (workspace / "runs" / "mended").exists()
