@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.distributed.threads import ProcessConfig
 from recsys.files import read_json, write_json
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
@@ -49,6 +50,8 @@ class CompareConfig:
     """Trainings of every variant, run.seed 0, 1, 2, ..."""
     trials: int = 0
     """Trials in which every variant chooses the settings of suite.space on validation; 0: none."""
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads of every process of a job that is started; null: OMP_NUM_THREADS, else an equal share."""
     overrides: list[str] = field(default_factory=list)
     """Settings of launch/train.py for every variant, before the suite's and the variant's own."""
     embed: list[str] = field(default_factory=list)
@@ -139,6 +142,7 @@ def run_suite(
         data=same_data(),
         num_parallel=config.parallel,
         num_ranks=config.ranks,
+        threads=config.run.threads,
         logs=folder / "logs",
     )
     commands.end_with_this_process()

@@ -7,13 +7,13 @@ probabilities, the users' sensitivities, and contact_sheet.png to look at).
     python launch/demo.py workspace=W world.num_items=200 world.num_users=50 world.num_exposures=2000
 """
 
-import os
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
+from recsys.distributed.threads import ProcessConfig, threads_of_process, use_threads
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.schema import local_path
 
@@ -26,8 +26,10 @@ class DemoConfig:
     """Folder that gets raw/ and truth/."""
     overwrite: bool = False
     """Draw it anew where a world is drawn already."""
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads."""
     processes: int | None = None
-    """Processes that paint; null: one per core. The pictures do not depend on it."""
+    """Processes that paint; null: as many as there may be threads. The pictures do not depend on it."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """Its size and nature."""
 
@@ -40,6 +42,8 @@ def job(cfg: DictConfig) -> None:
     (config,) = read_job(cfg, KEYS)
     if config.processes is not None and config.processes < 1:
         raise ValueError(f"processes={config.processes}: expected 1 or more, or null")
+    threads = threads_of_process(config.run.threads).count
+    use_threads(threads)
     workspace = local_path(config.workspace, "workspace")
     if not config.overwrite and drawn_already(config.world, workspace):
         say(f"the world is drawn already: {workspace / 'raw'}")
@@ -49,7 +53,7 @@ def job(cfg: DictConfig) -> None:
             oracle = draw_world(
                 config.world,
                 workspace,
-                processes=config.processes or len(os.sched_getaffinity(0)),
+                processes=config.processes or threads,
                 say=say,
             )
             drawn.done(f"best possible AUC over all rows {oracle:.4f}")

@@ -38,6 +38,7 @@ MODULES: dict[str, str] = {
     "pillow": "PIL.Image",
     "hydra-core": "hydra",
     "scikit-learn": "sklearn",
+    "threadpoolctl": "threadpoolctl",
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
     "safetensors": "safetensors",
@@ -112,11 +113,18 @@ def gpu_names() -> list[str]:
 
 
 def machine_facts() -> str:
-    """Return cores, threads and memory in words."""
-    cores = len(os.sched_getaffinity(0))
+    """Return memory, cores and the threads that jobs will use, in words."""
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    threads = os.environ.get("OMP_NUM_THREADS", "unset: jobs take cores / processes")
-    return f"{cores} cores, {memory_gib:.1f} GiB of memory, OMP_NUM_THREADS {threads}"
+    try:
+        found = importlib.import_module("recsys.distributed.threads")
+    except ImportError:
+        return f"{memory_gib:.1f} GiB of memory"  # a package that is missing is reported by itself
+    try:
+        threads = found.threads_of_process(None)
+        said = f"a job of one process uses {threads.count} thread(s) ({threads.reason})"
+    except ValueError as error:
+        said = str(error)
+    return f"{found.usable_cores()} cores, {memory_gib:.1f} GiB of memory; {said}"
 
 
 def torch_cuda() -> str | None:

@@ -9,7 +9,6 @@ In: W/prepared/. Out: W/encoders/{image,text}/ and W/features/{semantic,style,te
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +58,7 @@ from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.batch_norm import synchronise
 from recsys.distributed.env import Env, first_rank_work, start, stop
+from recsys.distributed.threads import ProcessConfig
 from recsys.files import EMBED_AGAIN, new_folder, put_back, read_json, reading, write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.report.agreement import print_agreement
@@ -85,6 +85,8 @@ class EncodersConfig:
 class EmbedConfig:
     """The encoders, and how their vectors are made and kept."""
 
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads."""
     encoder: EncodersConfig = field(default_factory=EncodersConfig)
     """Of pictures and of texts."""
     device: str = "auto"
@@ -113,7 +115,7 @@ def job(cfg: DictConfig) -> None:
     if config.shard_rows is not None and config.shard_rows < 1:
         raise ValueError(f"shard_rows={config.shard_rows}: expected 1 or more, or null")
     # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
-    env = start(config.device, timeout_seconds=7 * 24 * 3600)
+    env = start(config.device, threads=config.run.threads, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
     style_head = chosen_style_head(image.style_head, manifest.has_artists)
     image = dataclasses.replace(image, style_head=style_head)
@@ -156,7 +158,7 @@ def job(cfg: DictConfig) -> None:
                     image_root=Path(str(manifest.image_root)),
                     size=image.size,
                     batch_size=image.batch_size,
-                    num_threads=max(2, len(os.sched_getaffinity(0)) // env.local_world_size),
+                    num_threads=env.threads,
                 ),
                 encoder_name=f"{image.backbone}/{image.semantic_head}+{image.style_head}",
                 revision=revision,
@@ -428,7 +430,7 @@ def agreed(answer: bool, env: Env) -> bool:
 
 def decoded(root: Path, names: list[str | None], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (uint8 [N, S, S, 3], bool [N] usable) of picture files."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         pixels, reasons = load_pictures(pool, root.resolve(), names, size)
     return pixels, np.array([reason is None for reason in reasons], dtype=bool)
 

@@ -61,6 +61,9 @@ class ScoredRunConfig:
     """Folder below workspace/runs/."""
     device: str = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
+    threads: int | None = None
+    """Threads of every rank; null: OMP_NUM_THREADS where torchrun did not set it, else the cores this
+    host may use over its ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def job(cfg: DictConfig) -> None:
     folder = workspace / "runs" / asked.run.name
     run = read_run_folder(folder)
     check_run_data(folder, run, manifest)
-    env = start(asked.run.device)
+    env = start(asked.run.device, threads=asked.run.threads)
     plan = run.plan.anywhere(env.device.type)
     if asked.plan is not None:
         plan = from_config(PlanConfig, plain(cfg.plan), "plan", base=plan)

@@ -23,6 +23,7 @@ from embedding.store import FeatureTable, open_features
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.env import rank_from_environment
+from recsys.distributed.threads import threads_of_process, use_threads
 from recsys.files import new_folder
 from recsys.job import hydra_job, open_command, run_job, say, stage
 from recsys.report.items import read_items
@@ -49,6 +50,7 @@ def job(cfg: DictConfig) -> None:
     """Read down once: this is how a page comes about."""
     # 1. Settings, catalogue and vectors.
     place, config = read_job(cfg, KEYS)
+    use_threads(threads_of_process(config.run.threads).count)
     workspace = place.folder
     manifest = read_manifest(workspace)
     check_config(config, manifest)

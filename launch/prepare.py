@@ -7,8 +7,7 @@ In: the files below data.source, as the recipe configs/data/<R>.yaml maps them. 
 """
 
 import dataclasses
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
@@ -16,6 +15,7 @@ from recsys.config import read_job
 from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
 from recsys.data.workspace import WorkspaceConfig
+from recsys.distributed.threads import ProcessConfig, threads_of_process, use_threads
 from recsys.job import hydra_job, next_command, run_job, say
 from recsys.schema import local_path
 
@@ -26,8 +26,8 @@ class PrepareConfig:
 
     memory_limit: str = "2GB"
     """DuckDB's memory; what does not fit spills to the workspace."""
-    threads: int | None = None
-    """DuckDB's threads; null: one per core."""
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads."""
 
 
 KEYS = (WorkspaceConfig, PrepareConfig)
@@ -39,8 +39,8 @@ def job(cfg: DictConfig) -> None:
     recipe, workspace = place.data, place.folder
     if not recipe.source:
         raise ValueError("data.source: missing, a value is required: the folder of the raw files")
-    if config.threads is not None and config.threads < 1:
-        raise ValueError(f"threads={config.threads}: expected 1 or more, or null: one per core")
+    threads = threads_of_process(config.run.threads).count
+    use_threads(threads)
     if not is_url(recipe.source):
         source = local_path(recipe.source, "data.source")
         recipe = dataclasses.replace(recipe, source=str(source))
@@ -48,7 +48,7 @@ def job(cfg: DictConfig) -> None:
         recipe,
         workspace,
         memory_limit=config.memory_limit,
-        threads=config.threads or len(os.sched_getaffinity(0)),
+        threads=threads,
     )
     for table in manifest.tables:
         say(f"table {table.name}: {table.num_rows:,} rows ({table.kind})")

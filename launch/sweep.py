@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.distributed.threads import ProcessConfig
 from recsys.job import hydra_job, next_command, run_job, same_data, say
 from recsys.overrides import override
 from recsys.study.runs import Commands
@@ -27,6 +28,8 @@ class SearchJobConfig:
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """What is chosen, and by how many trials."""
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads of every process of a job that is started; null: OMP_NUM_THREADS, else an equal share."""
     overrides: list[str] = field(default_factory=list)
     """Settings of launch/train.py that stay: the experiment, the model."""
     ranks: int = 1
@@ -52,7 +55,11 @@ def job(cfg: DictConfig) -> None:
         raise ValueError("configuration: " + "\n  ".join(problems))
     folder = place.folder / "sweeps" / sweep.name
     commands = Commands(
-        data=same_data(), num_parallel=1, num_ranks=config.ranks, logs=folder / "logs"
+        data=same_data(),
+        num_parallel=1,
+        num_ranks=config.ranks,
+        threads=config.run.threads,
+        logs=folder / "logs",
     )
     commands.end_with_this_process()
     chosen = choose_settings(

@@ -67,7 +67,11 @@ def job(cfg: DictConfig) -> None:
     workspace = place.folder
 
     # 2. Who we are, and which data there is.
-    env = start(config.run.device, deterministic=config.run.deterministic)
+    env = start(
+        config.run.device,
+        threads=config.run.threads,
+        deterministic=config.run.deterministic,
+    )
     manifest = read_manifest(workspace)
     check_classes(manifest, config.train.metric)
     vectors = open_features(

@@ -105,8 +105,8 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             write_manifest(beside, manifest)
     except duckdb.OutOfMemoryException as error:
         raise ValueError(
-            f"memory_limit={memory_limit} with threads={threads}: not enough for this data "
-            f"({short(error)}); raise memory_limit or lower threads"
+            f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
+            f"({short(error)}); raise memory_limit or lower run.threads"
         ) from error
     except duckdb.Error as error:
         raise ValueError(f"data.source={recipe.source}: {short(error)}") from error
@@ -141,7 +141,7 @@ def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.
             connection.execute(f"SET threads = {threads}")
         except duckdb.Error as error:
             raise ValueError(
-                f"memory_limit={memory_limit!r}, threads={threads!r}: {short(error)}"
+                f"memory_limit={memory_limit!r}, run.threads={threads!r}: {short(error)}"
             ) from error
         # Times without a zone mean UTC, on every machine.
         connection.execute("SET TimeZone = 'UTC'")

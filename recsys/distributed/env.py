@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from recsys.distributed.rendezvous import fresh_store
+from recsys.distributed.threads import threads_of_process, use_threads
 
 GROUP_TIMEOUT = timedelta(hours=6)
 """Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
@@ -86,6 +87,8 @@ class Env:
     local_rank: int
     local_world_size: int
     device: torch.device
+    threads: int = 1
+    """That this rank computes with."""
 
     @property
     def is_first(self) -> bool:
@@ -93,16 +96,24 @@ class Env:
         return self.rank == 0
 
 
-def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds: int = 1800) -> Env:
+def start(
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    deterministic: bool = False,
+    timeout_seconds: int = 1800,
+) -> Env:
     """Set threads and device, join the process group, and return the facts.
 
     Args:
         device: `auto` (cuda where present), `cpu` or `cuda`.
+        threads: of this rank; None: see recsys/distributed/threads.py.
         deterministic: let torch refuse operators that do not give the same bits every time.
         timeout_seconds: how long a collective may wait for the other ranks.
 
     Raises:
-        ValueError: device is neither of the three, or cuda is asked for and absent.
+        ValueError: device is neither of the three, or cuda is asked for and absent; threads is not
+            1 or more.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
@@ -116,11 +127,10 @@ def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Threads of one machine must not add up to more than its cores: two ranks with two threads each
-    # on two cores run about 10x slower than one of them alone. torchrun sets OMP_NUM_THREADS=1,
-    # which loses 1.5-1.8x with one process.
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_world_size))
+    num_threads = threads_of_process(
+        threads, num_processes=local_world_size, obey_environment=not _torchrun_set_threads()
+    ).count
+    use_threads(num_threads)
     # Adam's averages of rows without a gradient decay into denormal numbers, with which a step over a
     # replicated table of 200,000 rows takes 840 ms instead of 48 (LOG.md, 2026-11-24).
     torch.set_flush_denormal(True)
@@ -155,7 +165,22 @@ def start(device: str = "auto", *, deterministic: bool = False, timeout_seconds:
         local_rank=local_rank,
         local_world_size=local_world_size,
         device=torch_device,
+        threads=num_threads,
     )
+
+
+def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
+    """Return whether OMP_NUM_THREADS is torchrun's: it sets 1 for several processes, where it is unset.
+
+    Then the agent began without it. Where its environment cannot be read, 1 is taken for torchrun's.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        began_with = (proc / str(agent_of(os.getpid(), proc)) / "environ").read_bytes()
+    except PermissionError:
+        return True
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in began_with.split(b"\0"))
 
 
 def agents_of_start(env: Env) -> list[str]:
@@ -186,11 +211,6 @@ def _be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     # Not needed for equal bits where nothing reads what it has not written; costs a pass each time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def spare_threads(env: Env) -> int:
-    """Return how many threads this rank may use beside the one that steps: its share of the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // env.local_world_size - 1)
 
 
 def allow_tf32(allowed: bool) -> None:

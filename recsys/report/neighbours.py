@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recsys.distributed.threads import ProcessConfig
 from recsys.files import write_json
 from recsys.report.items import Item, picture_html, short
 from recsys.report.page import COLOURS, html_table, page
@@ -43,6 +44,8 @@ class NeighboursConfig:
     is unknown, nothing is left out for it.
     """
 
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads."""
     items: list[str] = field(default_factory=list)
     """Ids of the items asked about; empty: a seeded sample, spread over artists and contents."""
     num_queries: int = 6

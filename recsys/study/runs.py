@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.distributed.threads import threads_of_process, usable_cores
 from recsys.files import reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
@@ -201,14 +202,23 @@ def study_run(
 class Commands:
     """Starts jobs, several side by side, each on its own share of the cores."""
 
-    def __init__(self, *, data: Sequence[str], num_parallel: int, num_ranks: int, logs: Path):
+    def __init__(
+        self,
+        *,
+        data: Sequence[str],
+        num_parallel: int,
+        num_ranks: int,
+        logs: Path,
+        threads: int | None = None,
+    ):
         """Args: data: names the recipe (recsys.job.same_data); num_ranks: processes of every job;
-        logs: folder for their output.
+        logs: folder for their output; threads: of every process, as `run.threads` of any job, at most
+        its share of the cores, on which the job is kept.
 
         Raises:
             ValueError: more jobs at a time than cores.
         """
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
         if not 1 <= num_parallel * num_ranks <= len(cores):
             raise ValueError(
                 f"parallel={num_parallel} with ranks={num_ranks}: expected at least 1 and together "
@@ -218,6 +228,8 @@ class Commands:
         self.num_ranks = num_ranks
         self.logs = logs
         share = len(cores) // num_parallel
+        allowed = threads_of_process(threads, num_processes=num_parallel * num_ranks).count
+        self.threads = min(allowed, share // num_ranks)
         self.shares: SimpleQueue[set[int]] = SimpleQueue()
         for index in range(num_parallel):
             self.shares.put(set(cores[index * share : (index + 1) * share]))
@@ -293,19 +305,17 @@ class Commands:
         cores = self.shares.get()
         try:
             with open(log, "w", encoding="utf-8") as stream:
-                threads = str(max(1, len(cores) // self.num_ranks))
                 if self.is_stopped:
                     raise ValueError(f"{name} {run_name or workspace}: not started, stopped before")
                 process = subprocess.Popen(
                     command,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": threads},
+                    env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
                 )
                 self.running.add(process)
                 if self.is_stopped:  # by a signal between these two lines
                     process.terminate()
-                # The job counts its cores when it starts its threads, long after this.
                 os.sched_setaffinity(process.pid, cores)
                 code = process.wait()
                 self.running.discard(process)

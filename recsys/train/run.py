@@ -16,7 +16,7 @@ import yaml
 from recsys.config import from_config, read_yaml
 from recsys.data.dataset import Dataset, Loader
 from recsys.distributed.cluster import ClusterConfig, local_cluster
-from recsys.distributed.env import Env, allow_tf32, spare_threads
+from recsys.distributed.env import Env, allow_tf32
 from recsys.distributed.forecast import REPLICATED
 from recsys.distributed.pipeline import PIPELINES
 from recsys.distributed.plan import (
@@ -62,6 +62,9 @@ class RunSettings:
     """Of weights, batch order and dropout."""
     device: str = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
+    threads: int | None = None
+    """Threads of every rank; null: OMP_NUM_THREADS where torchrun did not set it, else the cores this
+    host may use over its ranks."""
     resume: str = "auto"
     """`auto`: go on from the newest checkpoint; `never`: refuse a folder that has one."""
     overwrite: bool = False
@@ -492,5 +495,6 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         seed=config.run.seed,
         num_prefetch=config.train.num_prefetch,
         pin_memory=env.device.type == "cuda",
-        num_readers=spare_threads(env) if env.device.type == "cuda" else 0,
+        # Beside the thread that steps.
+        num_readers=max(1, env.threads - 1) if env.device.type == "cuda" else 0,
     )

@@ -408,13 +408,15 @@ def test_drawn_negatives_do_not_make_an_item_known_to_training(tmp_path):
 
 def test_memory_limit_that_is_none_is_refused(tmp_path):
     made = recipe(write_source(tmp_path / "raw"))
-    with pytest.raises(ValueError, match="memory_limit='12 apples', threads=1: .*apples"):
+    with pytest.raises(ValueError, match="memory_limit='12 apples', run.threads=1: .*apples"):
         prepare(made, tmp_path / "w", memory_limit="12 apples", threads=1)
 
 
 def test_too_little_memory_says_what_to_change(tmp_path):
     made = recipe(write_source(tmp_path / "raw"))
-    with pytest.raises(ValueError, match="memory_limit=1MB .*raise memory_limit or lower threads"):
+    with pytest.raises(
+        ValueError, match="memory_limit=1MB .*raise memory_limit or lower run.threads"
+    ):
         prepare(made, tmp_path / "w", memory_limit="1MB", threads=1)
 
 

@@ -49,7 +49,7 @@ def test_a_recipe_of_ones_own_runs_again_to_the_same_files(tmp_path, own, job):
     command = shlex.split(done.stdout.rpartition("next: ")[2])
     assert command[2:] == [f"--config-dir={own[0]}", "data=own", f"workspace={tmp_path / 'w'}"]
     first = read_manifest(tmp_path / "w")
-    assert job("prepare", *own[1], "threads=1").returncode == 0
+    assert job("prepare", *own[1], "run.threads=1").returncode == 0
     assert read_manifest(tmp_path / "w").checksums == first.checksums
 
 
