@@ -221,7 +221,11 @@ class DistinctBatches:
 
 
 class BatchPlan:
-    """Every batch of a training run, in order: the same for any number of ranks."""
+    """Every batch of a training run, in order: the same for any number of ranks that divides it.
+
+    The ranks share a batch in equal slices of two pairs or more; where they do not divide it, it is as
+    near below as they do, or two pairs for each.
+    """
 
     def __init__(
         self,
@@ -237,19 +241,17 @@ class BatchPlan:
         """Count the batches that each group gets.
 
         Args:
-            batch_size: pairs a step over all ranks; a batch comes from one group.
+            batch_size: pairs a step over all ranks, rounded to a multiple of them; a batch comes from
+                one group.
             weights: by perspective, how often an epoch passes over its pairs; 0 leaves it out.
             max_pairs: most pairs an epoch takes; beyond it all groups shrink alike. 0: all.
 
         Raises:
-            ValueError: a weight is negative or of an unknown perspective, or the batch does not
-                divide into ranks.
+            ValueError: a weight is negative or of an unknown perspective, or a batch of one pair.
         """
-        if batch_size % num_ranks or batch_size < 2 * num_ranks:
-            raise ValueError(
-                f"encoder.text.pair_batch_size={batch_size}: expected a multiple of the "
-                f"{num_ranks} ranks, at least two pairs for each"
-            )
+        if batch_size < 2:
+            raise ValueError(f"encoder.text.pair_batch_size={batch_size}: expected 2 or more")
+        batch_size = max(2, batch_size // num_ranks) * num_ranks
         unknown = sorted(set(weights) - set(PERSPECTIVES))
         if unknown or min(weights.values(), default=0.0) < 0:
             raise ValueError(

@@ -145,8 +145,8 @@ def train_on_tags(
 
     The weights of the best pass are kept. Positives weigh more where a tag is rare (square root of
     negatives / positives, at most 10). All ranks call this with the same data; a step is the mean
-    over the global batch, so any number of ranks that divides batch_size takes the same steps up to
-    the crops. Of `folder`, the caller removes what is left when training is done.
+    over the global batch, so any number of ranks up to batch_size takes the same steps up to the
+    crops. Of `folder`, the caller removes what is left when training is done.
 
     Args:
         folder: keeps the checkpoint.
@@ -158,8 +158,9 @@ def train_on_tags(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     train, valid = split_groups(data.groups, config.seed)
-    share = max(1, config.batch_size // world)
-    steps = len(train) // (share * world)
+    batch_size = max(world, config.batch_size)
+    first, last = rank * batch_size // world, (rank + 1) * batch_size // world
+    steps = len(train) // batch_size
     if not steps or not len(valid):
         raise ValueError(
             f"encoder.image.pretext_batch_size={config.batch_size}: {len(train):,} training and "
@@ -208,8 +209,8 @@ def train_on_tags(
         generator = torch.Generator().manual_seed((config.seed * 1009 + state.epoch) * 7919 + rank)
         total = torch.zeros((), device=device)
         for step in range(steps):
-            start = (step * world + rank) * share
-            rows = np.sort(order[start : start + share])
+            start = step * batch_size
+            rows = np.sort(order[start + first : start + last])
             pixels = random_crops(
                 torch.from_numpy(data.pixels[data.rows[rows]]), generator, min_side=_LEAST_CROP
             )
@@ -219,6 +220,8 @@ def train_on_tags(
             loss = F.binary_cross_entropy_with_logits(
                 logits_BT.float(), targets_BT, pos_weight=weight_T
             )
+            # Gradients are averaged over ranks, whose numbers of pictures may differ by one.
+            loss = loss * (len(rows) * world / batch_size)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -487,6 +487,7 @@ def make_text_encoder(
     pairs = read_pairs(workspace / "prepared") if uses_pairs else nothing
     split = split_by_entity(pairs, config.held_out_tenths)
     tasks = retrieval_tasks(split.held_out, config.max_queries)
+    stamp = wanted
     plan = BatchPlan(
         split.train,
         epochs=config.epochs,
@@ -504,6 +505,13 @@ def make_text_encoder(
         )
     if plan.num_batches:
         say(f"batches an epoch: {plan}")
+        if plan.batch_size != config.pair_batch_size:
+            say(
+                f"note: {env.world_size} ranks do not share {config.pair_batch_size} pairs equally; a "
+                f"step takes {plan.batch_size} (encoder.text.pair_batch_size)"
+            )
+            # A training cut off at batches of another size has taken other pairs so far.
+            stamp = stamp | {"pairs_a_step": plan.batch_size}
     elif len(pairs) and config.epochs:
         say(
             f"the text encoder is not trained: {why_no_batches(manifest, config, pairs, split.train)}"
@@ -521,11 +529,11 @@ def make_text_encoder(
     item_ids, texts = (catalogue.column(name, rows) for name in ("item_id", "text"))
     sample = [text for text in texts if text]
     with first_rank_work(env) as is_first:
-        if is_first and read_config(training) != as_json(wanted):
+        if is_first and read_config(training) != as_json(stamp):
             with new_folder(training) as beside:
                 seen = readable(item_ids, texts, split, config.held_out_tenths)
                 untrained_text_model(config, split.train, seen, seed, env, beside)
-                write_json(beside / "config.json", wanted)
+                write_json(beside / "config.json", stamp)
     with reading(training / "untrained", f"delete {training} and {EMBED_AGAIN}"):
         model = load_text_encoder(str(training / "untrained"), config.max_tokens, env.device)
 

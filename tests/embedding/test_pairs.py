@@ -201,8 +201,17 @@ def test_wrong_settings_are_named():
         plan(pairs, weights={"rumour": 1.0})
     with pytest.raises(ValueError, match=r"perspective_weights=\{'relation': -1.0\}"):
         plan(pairs, weights={"relation": -1.0})
-    with pytest.raises(ValueError, match=r"pair_batch_size=5: expected a multiple of the 2 ranks"):
-        plan(pairs, batch_size=5, num_ranks=2)
+    with pytest.raises(ValueError, match=r"pair_batch_size=1: expected 2 or more"):
+        plan(pairs, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks", "size"), [(80, 1, 80), (80, 3, 78), (80, 24, 72), (80, 72, 144), (5, 2, 4)]
+)
+def test_a_batch_is_rounded_to_what_the_ranks_share_equally(asked, ranks, size):
+    made = plan(pairs_of(numbered(300)), batch_size=asked, num_ranks=ranks)
+    assert made.batch_size == size and size % ranks == 0
+    assert {len(batch) for batch in made} == {size}
 
 
 def test_a_file_without_its_columns_is_named(tmp_path):

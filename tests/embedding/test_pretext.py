@@ -94,10 +94,11 @@ def whole_pictures(pixels, generator, *, min_side):
     return pixels
 
 
-def test_two_ranks_train_the_network_that_one_trains(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_ranks_train_the_network_that_one_trains(tmp_path, monkeypatch, ranks):
     """Statistics of the batches, too: they are those of all ranks' pictures. Steps are small, so that
     AdamW does not make much of what rounding makes of a gradient near 0."""
-    run_worker(WORKER, tmp_path, ranks=2, seconds=120)
+    run_worker(WORKER, tmp_path, ranks=ranks, seconds=120)
     first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2))
     monkeypatch.setattr(pretext, "random_crops", whole_pictures)
     monkeypatch.setattr(pretext, "computes_in_bf16", lambda device: False)
