@@ -17,8 +17,9 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.threads import ProcessConfig
 from recsys.job import hydra_job, next_command, run_job, same_data, say
 from recsys.overrides import override
+from recsys.schema import name_problems
 from recsys.study.runs import Commands
-from recsys.study.suite import SweepConfig, name_problems, space_problems
+from recsys.study.suite import SweepConfig, space_problems
 from recsys.study.tuning import choose_settings
 
 

@@ -22,6 +22,7 @@ from recsys.config import check_config_folder
 from recsys.distributed.env import rank_from_environment
 from recsys.files import is_disk_full
 from recsys.overrides import override, typed
+from recsys.schema import local_path
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _START_SECONDS = time.perf_counter()
@@ -73,6 +74,7 @@ def hydra_job(
         @functools.wraps(job)
         def main() -> None:
             def check() -> None:
+                sys.argv[1:] = with_local_config_folder(sys.argv[1:])
                 check_config_arguments(sys.argv[1:])
                 sys.argv[1:] = typed_arguments(sys.argv[1:], schemas)
 
@@ -82,6 +84,22 @@ def hydra_job(
         return main
 
     return decorate
+
+
+def with_local_config_folder(arguments: Sequence[str]) -> list[str]:
+    """Return a job's arguments with the folder of --config-dir as every path is read: `~` expanded.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    given = _config_folder(arguments)
+    if given is None:
+        return list(arguments)
+    folder = local_path(given, "--config-dir")
+    if not folder.is_dir():
+        raise ValueError(f"--config-dir={given}: no such folder ({folder})")
+    # The last one counts, for Hydra too.
+    return [*arguments, f"--config-dir={folder}"]
 
 
 def typed_arguments(arguments: Sequence[str], schemas: Sequence[type]) -> list[str]:

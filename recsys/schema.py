@@ -291,6 +291,17 @@ def leaves_folder(name: str) -> bool:
     return is_absolute or re.match(r"[A-Za-z]:[/\\]", name) is not None or ".." in parts
 
 
+def name_problems(key: str, name: str) -> list[str]:
+    """Return a sentence where a name that becomes a folder's is no plain folder name.
+
+    Args:
+        key: config key, for messages.
+    """
+    if Path(name).parts == (name,) and not leaves_folder(name) and name[0] != ".":
+        return []
+    return [f"{key}={name!r}: expected a plain folder name"]
+
+
 def check_inside(name: str) -> None:
     """Raise ValueError where a relative path that a manifest names would leave its folder.
 

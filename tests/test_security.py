@@ -25,11 +25,12 @@ from embedding.store import FeatureTable, finished_shard
 from embedding.text import load_text_encoder
 from recsys.config import check_config_folder, from_config
 from recsys.data.recipe import Recipe
-from recsys.distributed.cluster import ClusterConfig
+from recsys.distributed.cluster import ClusterConfig, check_cluster
 from recsys.distributed.plan import read_plan
-from recsys.job import check_config_arguments
+from recsys.job import check_config_arguments, with_local_config_folder
 from recsys.report.plan_page import write_plan_page
-from recsys.schema import read_manifest, write_manifest
+from recsys.schema import name_problems, read_manifest, write_manifest
+from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
 from recsys.train.run import build_plannable, plan_model, read_run_config
 from tests import tiny_world
 from tests.feature_tables import write_table
@@ -185,6 +186,31 @@ def test_file_that_groups_can_reach_is_looked_at_wherever_it_lies(tmp_path, way)
         (folder / "data" / "top").symlink_to(folder)
     with pytest.raises(ValueError, match=r"configuration: .*evil.yaml: .*may refer to"):
         check_config_arguments([f"--config-dir={folder}"])
+
+
+def test_folder_of_recipes_is_found_from_home_and_named_where_it_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    for named in (["--config-dir=~/mine"], ["--config-dir", "~/mine"], ["-cd", "~/mine"]):
+        assert with_local_config_folder(["data=x", *named])[-1] == f"--config-dir={tmp_path}/mine"
+    assert with_local_config_folder(["data=x"]) == ["data=x"]
+    with pytest.raises(ValueError, match=r"--config-dir=~/other: no such folder \(/"):
+        with_local_config_folder(["--config-dir=~/other"])
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".", ".hidden", "", "C:\\x", "..\\x"])
+def test_name_that_becomes_a_folder_leads_nowhere_else(name):
+    told = r"name=.*expected a plain folder name"
+    with pytest.raises(ValueError, match="cluster." + told):
+        check_cluster(ClusterConfig(name=name))
+    with pytest.raises(ValueError, match="run." + told):
+        read_run_config({"run": {"name": name}})
+    variants = {"a": VariantConfig(), name: VariantConfig()}
+    with pytest.raises(ValueError, match="suite." + told) as caught:
+        check_suite(SuiteConfig(name=name, reference="a", variants=variants))
+    assert f"suite.variants={name!r}" in str(caught.value)
+    for fine in ("a", "a b", "1e3", "\u00fc=[x]", "a..b"):
+        assert not name_problems("run.name", fine)
 
 
 def test_recipe_may_refer_to_its_workspace_and_repeat_itself_a_little(tmp_path):

@@ -312,15 +312,15 @@ class Preparation:
         """Note every column the recipe names and a file lacks."""
         log, items, users = self.recipe.interactions, self.recipe.items, self.recipe.users
         rule = parse_label(log.label) if log.label else None
-        label, label_key = rule and rule.column, "interactions.label"
-        if label and rule and rule.operator is None and re.search(r"[^\w.-]", label):
+        label_key = "interactions.label"
+        if rule and rule.operator is None and re.search(r"[^\w.-]", rule.column):
             label_key += f": a 0/1 column, or a rule such as {RULES}"
         for source, _ in self.logs:
             wanted = {
                 "interactions.user_id": log.user_id,
                 "interactions.item_id": log.item_id,
                 "interactions.timestamp": log.timestamp,
-                label_key: label,
+                label_key: rule.column if rule else None,
             }
             plain, lists = _feature_columns("interactions.features", log.features)
             single = wanted | plain

@@ -11,6 +11,7 @@ import torch
 from torchrec.distributed.planner import Topology
 
 from recsys.distributed.env import Env
+from recsys.schema import name_problems
 
 GIB = 1 << 30
 _GB_PER_SECOND = 1_000_000
@@ -96,7 +97,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     Raises:
         ValueError: lists every offending key.
     """
-    problems = []
+    problems = name_problems("cluster.name", cluster.name)
     if cluster.device not in ("cpu", "cuda"):
         problems.append(f"cluster.device={cluster.device!r}: expected cpu or cuda")
     for key in ("hosts", "accelerators_per_host", "batch_size_per_rank"):

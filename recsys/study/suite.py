@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from recsys.schema import name_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,6 @@ def check_suite(suite: SuiteConfig) -> None:
     problems += space_problems(suite.space, "suite.space")
     if problems:
         raise ValueError("configuration: " + "\n  ".join(problems))
-
-
-def name_problems(key: str, name: str) -> list[str]:
-    """Return a text where a name, which begins folder names, is no plain folder name."""
-    if name and Path(name).name == name and not name.startswith("."):
-        return []
-    return [f"{key}={name!r}: expected a plain folder name"]
 
 
 def space_problems(space: Mapping[str, SearchConfig], key: str) -> list[str]:

@@ -34,7 +34,7 @@ from recsys.job import say
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker, RankerConfig
-from recsys.schema import Manifest, local_path
+from recsys.schema import Manifest, local_path, name_problems
 from recsys.train.fingerprint import EXTENDABLE, changes, data_identity
 from recsys.train.integrity import latest_checkpoint
 from recsys.train.loop import TrainConfig
@@ -173,8 +173,7 @@ def _train_problems(train: TrainConfig) -> list[str]:
 
 def _run_problems(run: RunSettings) -> list[str]:
     problems = []
-    if not run.name or Path(run.name).name != run.name or run.name.startswith("."):
-        problems.append(f"run.name={run.name!r}: expected a plain folder name")
+    problems += name_problems("run.name", run.name)
     if run.resume not in ("auto", "never"):
         problems.append(f"run.resume={run.resume!r}: expected auto or never")
     return problems
