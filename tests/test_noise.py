@@ -29,34 +29,41 @@ from tests.reference.chance import errors_of_auc, errors_of_gauc, errors_of_mean
 
 BOUND = 4.0
 NUM_USERS, NUM_ITEMS, NUM_LIKED = 300, 100, 30
-SOURCES = ("uniform", "popularity", "shown")
-"""Negatives: drawn in one of two ways, or items that were shown and not liked."""
+SOURCES = ("uniform", "popularity", "uniform again", "popularity again", "shown")
+"""Negatives: drawn in one of two ways (again: users like an item more than once), or items that were
+shown and not liked."""
 WORLDS = [
     ("per_user_time", "uniform", "train"),
     ("time", "popularity", "past"),
     ("random", "shown", "past"),
     ("given", "uniform", "past"),
+    ("per_user_time", "uniform again", "train"),
+    ("random", "popularity again", "train"),
 ]
 ALL_WORLDS = [
     (strategy, source, scope)
     for strategy in STRATEGIES
     for source in SOURCES
     for scope in ("train", "past")
+    if not (source.endswith("again") and scope == "past")
 ]
+"""Under `past` an item that is liked twice within a split stands in the history of the second row, and
+in none of its negatives: that log's history does tell something, see negatives.py."""
 MODELS = [
     ("fm", ("per_user_time", "uniform", "train"), 8),
+    ("fm", ("per_user_time", "uniform again", "train"), 8),
     ("umair_fps", ("time", "popularity", "past"), 3),
 ]
 """Model, world and passes over the training rows of the default run."""
 
 
 def write_noise(folder, source, rng):
-    """Users like 30 different items each, or see 60 with repeats and like a third, at any second.
+    """Users like 30 items each (again: with repeats), or see 60 with repeats and like a third.
 
-    Seconds are few enough that several rows of a user share one.
+    They do so at any second; seconds are few enough that several rows of a user share one.
     """
     users = np.repeat(np.arange(NUM_USERS), 2 * NUM_LIKED if source == "shown" else NUM_LIKED)
-    if source == "shown":
+    if source == "shown" or source.endswith("again"):
         items = rng.integers(NUM_ITEMS, size=users.size)
     else:
         liked = [rng.choice(NUM_ITEMS, size=NUM_LIKED, replace=False) for _ in range(NUM_USERS)]
@@ -85,7 +92,9 @@ def make_world(tmp_path_factory):
         write_noise(folder, source, np.random.default_rng(7))
         given = strategy == "given"
         rule = (
-            {"label": "rating >= 4"} if source == "shown" else {"negatives": {"strategy": source}}
+            {"label": "rating >= 4"}
+            if source == "shown"
+            else {"negatives": {"strategy": source.removesuffix(" again")}}
         )
         node = {
             "name": "noise",

@@ -1,4 +1,4 @@
-"""Negatives for a log of positives only: items the user never interacted with, seeded.
+"""Negatives for a log of positives only: items without a positive of the user so far, seeded.
 
 Drawn in SQL, so that a log of any length fits; called by prepare after the split.
 """
@@ -25,11 +25,15 @@ def draw_negatives(
     - `popularity`: in proportion to an item's positives in this split, so that the popularity of
       training does not tell a split's positives from its negatives.
 
+    A positive that repeats an item of an earlier split has negatives of its kind: other items that
+    the user has had in an earlier split and not in this one, each equally often. Else to have had an
+    item would mean to like it. (An item liked twice within one split has none: under history scope
+    `past` the second row sees the first, and no negative of it does.)
+
     Items are told apart by id: those that share the unknown row 0 are drawn too, else row 0 would be
-    positive always. A user who knows nearly every item may get fewer. Everything else of a drawn row
-    is its positive's, the time and the context too: a context that only positives have would give the
-    label away. A positive that repeats one of an earlier split has no negatives of its kind, see
-    `count_repeats`.
+    positive always. A user who knows nearly every item, or who repeats all of them, may get fewer.
+    Everything else of a drawn row is its positive's, the time and the context too: a context that only
+    positives have would give the label away.
     """
     connection.execute(
         "CREATE TEMP TABLE drawn (row_id BIGINT, user_id VARCHAR, k BIGINT, item_id VARCHAR, "
@@ -48,23 +52,6 @@ def draw_negatives(
     return count
 
 
-def count_repeats(connection: duckdb.DuckDBPyConnection) -> int:
-    """Return the positives of valid and test whose user has the item in an earlier split already.
-
-    Drawn negatives never are such items, so that a user knows an item tells these labels.
-    """
-    numbers = ", ".join(
-        f"count(CASE WHEN split = {index} THEN 1 END) AS num_{name}"
-        for index, name in enumerate(SPLITS)
-    )
-    (count,) = connection.execute(
-        f"SELECT coalesce(sum(CASE WHEN num_train > 0 THEN num_valid + num_test WHEN num_valid > 0 "
-        f"THEN num_test ELSE 0 END), 0) FROM (SELECT {numbers} FROM placed WHERE label = 1 "
-        f"GROUP BY user_id, item_id)"
-    ).fetchall()[0]
-    return int(count)
-
-
 def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, split: int) -> None:
     """Add to `drawn` the negatives of one split; `placed` holds positives alone."""
     if recipe.strategy == "uniform":
@@ -81,23 +68,41 @@ def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, sp
     connection.execute(f"CREATE TEMP TABLE pool AS {pool}")
     (size,) = connection.execute("SELECT count(*) FROM pool").fetchall()[0]
     connection.execute(
-        f"CREATE TEMP TABLE known AS SELECT DISTINCT user_id, item_id FROM placed "
-        f"WHERE split <= {split}"
+        f"CREATE TEMP TABLE known AS SELECT user_id, item_id, any_value(item_row) AS item_row, "
+        f"bool_or(split < {split}) AS is_earlier, bool_or(split = {split}) AS is_now FROM placed "
+        f"WHERE split <= {split} GROUP BY user_id, item_id"
     )
     connection.execute(
-        f"CREATE TEMP TABLE wanted AS SELECT row_id, user_id, k FROM placed, "
-        f"range({recipe.per_positive}) AS r(k) WHERE split = {split}"
+        f"CREATE TEMP TABLE wanted AS SELECT p.row_id, p.user_id, k, n.is_earlier AS is_repeat "
+        f"FROM placed p JOIN known n ON n.user_id = p.user_id AND n.item_id = p.item_id, "
+        f"range({recipe.per_positive}) AS r(k) WHERE p.split = {split}"
+    )
+    # What a repeat's negatives come from: the items of each user side by side, numbered through.
+    connection.execute(
+        "CREATE TEMP TABLE had AS SELECT row_number() OVER () - 1 AS place, * FROM (SELECT user_id, "
+        "item_id, item_row FROM known WHERE is_earlier AND NOT is_now ORDER BY user_id, item_id)"
+    )
+    connection.execute(
+        "CREATE TEMP TABLE users_had AS SELECT user_id, min(place) AS first, count(*) AS num_items "
+        "FROM had GROUP BY user_id"
     )
     for attempt in range(_ROUNDS):
-        key = f"concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k)"
+        luck = f"md5_number_lower(concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k))"
         # In steps: joins side by side need memory for each at once.
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT w.row_id, w.user_id, w.k, p.item_id, "
-            f"p.item_row FROM wanted w JOIN pool p ON p.place = md5_number_lower({key}) % {size}"
+            f"p.item_row FROM wanted w JOIN pool p ON p.place = {luck} % {size} "
+            f"WHERE NOT w.is_repeat"
         )
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE allowed AS SELECT * FROM chosen c WHERE NOT EXISTS "
             "(SELECT 1 FROM known n WHERE n.user_id = c.user_id AND n.item_id = c.item_id)"
+        )
+        connection.execute(
+            f"INSERT INTO allowed SELECT w.row_id, w.user_id, w.k, h.item_id, h.item_row FROM "
+            f"(SELECT w.*, u.first + {luck} % u.num_items AS place FROM wanted w "
+            f"JOIN users_had u ON u.user_id = w.user_id WHERE w.is_repeat) w "
+            f"JOIN had h ON h.place = w.place"
         )
         # One item once per positive; what collides with a known or drawn item waits for the next
         # round.
@@ -113,5 +118,5 @@ def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, sp
         (left,) = connection.execute("SELECT count(*) FROM wanted").fetchall()[0]
         if not left:
             break
-    for table in ("pool", "known", "wanted", "chosen", "allowed"):
+    for table in ("pool", "known", "wanted", "had", "users_had", "chosen", "allowed"):
         connection.execute(f"DROP TABLE {table}")

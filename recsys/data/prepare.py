@@ -32,7 +32,7 @@ from recsys.data.checks import (
 )
 from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
 from recsys.data.label import RULES, label_sql, parse_label, unusable_label
-from recsys.data.negatives import count_repeats, draw_negatives
+from recsys.data.negatives import draw_negatives
 from recsys.data.object_store import fetched
 from recsys.data.pairs import PairCounts, build_pairs, pair_columns
 from recsys.data.recipe import (
@@ -619,13 +619,6 @@ class Preparation:
         recipe = self.recipe.interactions.negatives
         if recipe is None:
             return 0
-        if repeats := count_repeats(self.connection):
-            held_out = self.count("placed WHERE split > 0")
-            say(
-                f"{repeats:,} of {held_out:,} positives of valid and test repeat an item that the "
-                f"user has in an earlier split; drawn negatives never do, so AUC rewards a model "
-                f"for knowing who had what (leave repeats out of the log to judge new items alone)"
-            )
         wanted = recipe.per_positive * self.count("placed")
         drawn = draw_negatives(self.connection, recipe, self.rows_in)
         if drawn < wanted:

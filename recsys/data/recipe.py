@@ -64,8 +64,8 @@ class NegativesRecipe:
     strategy: str = "uniform"
     """`uniform` over items, or `popularity`: in proportion to an item's positives of the split."""
     per_positive: int = 4
-    """Negatives drawn for each positive; never an item the user interacted with in the positive's
-    split or an earlier one."""
+    """Negatives drawn for each positive: items that the user has no positive of in its split or an
+    earlier one; for a positive that repeats an earlier item, other earlier items of the user."""
     seed: int = 0
     """Of the draw."""
 
