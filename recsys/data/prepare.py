@@ -343,7 +343,7 @@ class Preparation:
             self.look_at(self.items, single | wanted, single=single)
         if self.users and users:
             plain, lists = _feature_columns("users.features", users.features)
-            single = {"users.user_id": users.user_id} | plain
+            single = {"users.user_id": users.user_id, **plain}
             self.look_at(self.users, single | lists, single=single)
         for index, (pairs, source) in enumerate(self.pairs):
             wanted = pair_columns(pairs, f"pairs[{index}]")
