@@ -13,6 +13,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -283,11 +284,18 @@ VERIFY_BYTES = 1 << 30
 """Tables up to this size are checked against their sha256 when they are opened for training."""
 
 
-def open_features(workspace: Path, names: list[str], manifest: Manifest) -> dict[str, FeatureTable]:
+def open_features(
+    workspace: Path,
+    names: list[str],
+    manifest: Manifest,
+    say: Callable[[str], None] = print,
+) -> dict[str, FeatureTable]:
     """Open feature tables by name.
 
     Args:
         manifest: of the prepared data whose items, texts and pictures the vectors must be of.
+        say: takes a line on every table that does not know its texts or pictures (one of earlier
+            versions); today's are taken for them.
 
     Raises:
         ValueError: a table is missing, broken, or was made for other items, texts or pictures.
@@ -304,10 +312,16 @@ def open_features(workspace: Path, names: list[str], manifest: Manifest) -> dict
                 f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
             )
         column = "text" if name == "text" else "image"
+        contents = "texts" if column == "text" else "pictures"
         now = manifest.column_checksums.get(column, "")
+        if not made.made_of:
+            say(
+                f"note: {folder} does not say of which {contents} it was made; today's are taken for "
+                f"them (launch/prepare.py and launch/embed.py note it; what has not changed is kept)"
+            )
         if made.made_of and now and made.made_of != now:
             raise ValueError(
-                f"{folder}: made of other {'texts' if column == 'text' else 'pictures'} than the "
+                f"{folder}: made of other {contents} than the "
                 f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
                 f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"
             )

@@ -27,7 +27,13 @@ from recsys.report.comparison import METRICS, Line, print_comparison, write_comp
 from recsys.report.evaluation import EvaluateConfig
 from recsys.schema import NOT_READ_BY_RANKERS, read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
-from recsys.study.runs import Commands, StudyRun, read_predictions, study_run
+from recsys.study.runs import (
+    Commands,
+    StudyRun,
+    evaluate_again,
+    read_predictions,
+    study_run,
+)
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
 from recsys.study.tuning import choose_settings
 from recsys.train.run import check_run_data, read_run_folder
@@ -254,6 +260,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"first"
             )
         config = read_run_folder(workspace / "runs" / name)
+        check_run_data(workspace / "runs" / name, config, read_manifest(workspace))
         run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
         changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
         if stale := [key for key in changed if key != "settings"]:
@@ -261,7 +268,6 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
                 f"{path}: scored with another {' and other '.join(stale)} than are here now; run "
                 f"launch/evaluate.py with run.name={name} split={split} again"
             )
-        check_run_data(workspace / "runs" / name, config, read_manifest(workspace))
         runs[name] = [run]
     return runs
 
@@ -300,7 +306,7 @@ def compare_runs(
 def read_metrics(run: StudyRun, split: str) -> dict[str, Any]:
     """Return a run's metrics.json."""
     path = run.folder / "eval" / split / "metrics.json"
-    return read_json(path, f"run launch/evaluate.py again with run.name={run.name} split={split}")
+    return read_json(path, evaluate_again(run.name, split))
 
 
 def metric_of(metrics: dict[str, Any], key: str) -> float:

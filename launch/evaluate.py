@@ -111,6 +111,7 @@ def job(cfg: DictConfig) -> None:
         workspace,
         [name for name in run.model.modalities if manifest.has_modality(name)],
         manifest,
+        say,
     )
     ranker, _, sharded = plan_and_shard(
         config=run, manifest=manifest, vectors=vectors, env=env, saves=False

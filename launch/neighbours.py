@@ -149,7 +149,7 @@ def open_tables(workspace: Path, manifest: Manifest) -> tuple[dict[str, FeatureT
             f"{workspace / 'features'}: no features here; run launch/embed.py with the same data= "
             f"and workspace= first"
         )
-    tables = open_features(workspace, here, manifest)
+    tables = open_features(workspace, here, manifest, say)
     missing: dict[str, list[str]] = {}
     for name in MODALITIES:
         if name not in here:

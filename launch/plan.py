@@ -159,7 +159,7 @@ def read_tables(
             )
         return manifest, {}
     stored = read_manifest(workspace)
-    vectors = open_features(workspace, names, stored)
+    vectors = open_features(workspace, names, stored, say)
     return manifest, {name: table.dim for name, table in vectors.items()}
 
 

@@ -78,6 +78,7 @@ def job(cfg: DictConfig) -> None:
         workspace,
         [name for name in config.model.modalities if manifest.has_modality(name)],
         manifest,
+        say,
     )
     folder = workspace / "runs" / config.run.name
     agents = agents_of_start(env)

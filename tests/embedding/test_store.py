@@ -56,12 +56,22 @@ def test_features_of_other_texts_or_pictures_of_the_same_items_are_refused(tmp_p
         assert table.manifest.made_of == made_of
     names = ["text", "style"]
     assert list(open_features(tmp_path, names, manifest_of(column_checksums=texts))) == names
-    # Prepared or embedded before this was known: taken as it is.
+    # Prepared before this was known: taken as it is.
     assert open_features(tmp_path, names, manifest_of())
     with pytest.raises(ValueError, match=r"style: made of other pictures .*launch/embed.py again"):
         open_features(tmp_path, names, manifest_of(column_checksums=pictures))
     with pytest.raises(ValueError, match=r"text: made of other texts .*launch/embed.py again"):
         open_features(tmp_path, ["text"], manifest_of(column_checksums={"text": "t2"}))
+
+
+def test_a_table_that_does_not_know_its_texts_is_taken_with_a_note(tmp_path):
+    write(tmp_path)
+    notes = []
+    now = manifest_of(column_checksums={"text": "t1"})
+    assert list(open_features(tmp_path, ["text"], now, notes.append)) == ["text"]
+    (note,) = notes
+    assert "\n" not in note and note.startswith(f"note: {tmp_path / 'features' / 'text'} does not")
+    assert "of which texts it was made" in note and "launch/embed.py" in note
 
 
 def test_the_identity_of_a_table_is_that_of_its_vectors(tmp_path):

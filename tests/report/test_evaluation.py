@@ -32,8 +32,9 @@ from recsys.report.evaluation import (
 )
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import Item
-from recsys.schema import Manifest, SplitSpec, write_manifest
+from recsys.schema import Manifest, SplitSpec, read_manifest, write_manifest
 from recsys.train.predict import Predictions, by_score
+from recsys.train.run import open_run_folder, read_run_config
 from tests.feature_tables import write_table
 
 CONFIG = EvaluateConfig(
@@ -265,7 +266,7 @@ def test_learned_weights_that_follow_the_sensitivities_correlate(rng, tmp_path):
 
 @pytest.fixture
 def workspace(tmp_path):
-    """Two evaluated runs and the manifest they belong to."""
+    """Two evaluated runs, one that was only trained, and the manifest they belong to."""
     rng = np.random.default_rng(3)
     split = SplitSpec(num_rows=2000, num_positives=600, files=(), file_rows=())
     (tmp_path / "prepared").mkdir()
@@ -276,6 +277,9 @@ def workspace(tmp_path):
             name="two", tables=(), features=(), splits=splits, num_user_rows=51, num_item_rows=0
         ),
     )
+    for name in ("weak", "strong", "other"):
+        config = read_run_config({"run": {"name": name}, "model": {"modalities": []}})
+        open_run_folder(tmp_path, config, read_manifest(tmp_path))
     label = (rng.random(2000) < 0.3).astype(np.uint8)
     users = [f"u{user}" for user in rng.integers(0, 50, 2000)]
     for name, signal in (("weak", 0.05), ("strong", 0.3)):

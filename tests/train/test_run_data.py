@@ -91,3 +91,77 @@ def test_a_run_that_does_not_know_its_vectors_goes_on_with_a_note(workspace, cap
     begin_again(workspace)
     check(workspace)
     assert capsys.readouterr().out == ""
+
+
+RECIPE = """
+name: own
+source: ???
+interactions:
+  file: log.csv
+  user_id: user_id
+  item_id: item_id
+  timestamp: time
+  label: "rating >= 4"
+items: {file: items.csv, title: title, text: [title]}
+split: {strategy: per_user_time, fractions: [0.5, 0.25, 0.25]}
+history: {max_length: 3, recent_length: 1}
+"""
+TINY = ["model.embedding_dim=4", "model.tower_dims=[4]", "model.deep_dims=[4]", "train.epochs=1"]
+TINY += ["train.global_batch_size=4"]
+
+
+@pytest.mark.slow
+def test_every_job_refuses_a_run_or_vectors_of_other_data(tmp_path, source, job):
+    (source / "data").mkdir()
+    (source / "data" / "own.yaml").write_text(RECIPE)
+    folder = tmp_path / "w"
+    own = [f"--config-dir={source}", "data=own", f"data.source={source}", f"workspace={folder}"]
+    train = ["train", *own, *TINY, "run.name=a", "model.modalities=[]"]
+
+    def succeeds(*arguments):
+        done = job(*arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    def refuses(what, remedy, *arguments):
+        done = job(*arguments)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        (sentence,) = done.stderr.strip().splitlines()[-1:]
+        assert sentence.startswith("error: ") and what in sentence and remedy in sentence
+
+    # 1. A longer log of the same users and items: what the run's rows mean has changed.
+    succeeds("prepare", *own)
+    embed(folder)
+    succeeds(*train)
+    succeeds("evaluate", *own, "run.name=a")
+    kept = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    before = read_manifest(folder)
+    more = [f"{user},30,{time},{time}\n" for user in ("ann", "bob", "cid") for time in (1, 2, 4, 5)]
+    write_source(source, interactions=INTERACTIONS + "".join(more))
+    succeeds("prepare", *own)
+    after = read_manifest(folder)
+    assert (after.num_user_rows, after.num_item_rows) == (
+        before.num_user_rows,
+        before.num_item_rows,
+    )
+    assert after.items_checksum != before.items_checksum, "rows are numbered by count"
+    anew = "run.overwrite=true"
+    refuses("trained on other data", anew, "evaluate", *own, "run.name=a")
+    refuses("trained on other data", anew, "compare", *own, "runs=[a]")
+    refuses("trained on other data", anew, "evaluate", *own, "compare=[a,a]")
+    refuses("data.identity was", anew, *train)
+    refuses("made for other items", "launch/embed.py again", "neighbours", *own, "k=1")
+    now = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    assert now == kept
+
+    # 2. The same items with other texts: their vectors are yesterday's.
+    embed(folder)
+    (source / "items.csv").write_text(ITEMS.replace("Twenty", "Two dozen"))
+    succeeds("prepare", *own)
+    assert read_manifest(folder).items_checksum == after.items_checksum
+    texts = [*train[:-2], "run.name=b", "model.modalities=[text]"]
+    refuses("made of other texts", "launch/embed.py again", *texts)
+    refuses("made of other texts", "launch/embed.py again", "neighbours", *own, "k=1")
+    assert not (folder / "runs" / "b").exists()
+    embed(folder)
+    assert "note:" not in succeeds(*texts)
