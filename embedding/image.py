@@ -352,6 +352,6 @@ class ImageEncoder(nn.Module):
         file = folder / "weights.safetensors"
         with reading(file, f"delete {folder} and {EMBED_AGAIN}"):
             tensors = load_file(file)
-        body = {k.removeprefix("body."): v for k, v in tensors.items() if k.startswith("body.")}
-        self.body.load_state_dict(body)
-        self.restore_fitted(tensors)
+            body = {k.removeprefix("body."): v for k, v in tensors.items() if k.startswith("body.")}
+            self.body.load_state_dict(body)
+            self.restore_fitted(tensors)

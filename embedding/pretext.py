@@ -313,12 +313,12 @@ class Checkpoint:
             return PretextState()
         with reading(self.path, f"delete {self.path.parent} and {EMBED_AGAIN}"):
             stored = torch.load(self.path, weights_only=True, map_location=self.device)
-        if stored["stamp"] != self.stamp:
-            return PretextState()
-        self.classifier.load_state_dict(stored["weights"], strict=False)
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.schedule.load_state_dict(stored["schedule"])
-        return PretextState(**stored["state"])
+            if stored["stamp"] != self.stamp:
+                return PretextState()
+            self.classifier.load_state_dict(stored["weights"], strict=False)
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.schedule.load_state_dict(stored["schedule"])
+            return PretextState(**stored["state"])
 
 
 class PictureCache:

@@ -41,7 +41,7 @@ from tokenizers import (  # noqa: E402
 )
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
-from recsys.files import EMBED_AGAIN, reading
+from recsys.files import EMBED_AGAIN, reading, write_listing
 from recsys.schema import local_path
 
 transformers.logging.disable_progress_bar()
@@ -315,11 +315,13 @@ class TextEncoder:
         return (raw - self.mean) / self.deviation
 
     def save(self, folder: Path) -> None:
-        """Write the Sentence-Transformers folder and scaling.npz beside it."""
+        """Write the Sentence-Transformers folder, scaling.npz beside it, and files.json of both."""
         # Without the library's model card, whose text differs from run to run.
         self.model.save(str(folder / "model"), create_model_card=False)
         assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
         np.savez(folder / "scaling.npz", mean=self.mean, deviation=self.deviation)
+        # Sentence-Transformers loads a folder that lacks some of its files, and encodes differently.
+        write_listing(folder)
 
     def load_scaling(self, folder: Path) -> None:
         """Load what `save` wrote."""

@@ -59,7 +59,15 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.batch_norm import synchronise
 from recsys.distributed.env import Env, first_rank_work, start, stop
 from recsys.distributed.threads import ProcessConfig
-from recsys.files import EMBED_AGAIN, new_folder, put_back, read_json, reading, write_json
+from recsys.files import (
+    EMBED_AGAIN,
+    check_listing,
+    new_folder,
+    put_back,
+    read_json,
+    reading,
+    write_json,
+)
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.report.agreement import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
@@ -462,6 +470,7 @@ def text_encoder(
     }
     if not agreed(unchanged(folder, wanted), env):
         make_text_encoder(workspace, manifest, config, seed, env, wanted)
+    check_listing(folder, f"delete {folder} and {EMBED_AGAIN}")
     with reading(folder / "model", f"delete {folder} and {EMBED_AGAIN}"):
         model = load_text_encoder(str(folder / "model"), config.max_tokens, env.device)
     encoder = TextEncoder(model, config.batch_size)

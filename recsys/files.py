@@ -36,6 +36,7 @@ PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
 DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
 
+_LISTING = "files.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -366,6 +367,34 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     return content
+
+
+def write_listing(folder: Path) -> None:
+    """Write files.json: the sha256 of every file below `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    write_json(folder / _LISTING, {"sha256": listed})
+
+
+def check_listing(folder: Path, remedy: str) -> None:
+    """Compare the files below `folder` with its files.json, of libraries that go on without some.
+
+    Folders of earlier versions have none and pass, and so do files that came later.
+
+    Raises:
+        DamagedFileError: a file is missing or has changed; says `remedy`.
+    """
+    listing = folder / _LISTING
+    if not listing.exists():
+        return
+    with reading(listing, remedy):
+        listed = dict(read_json(listing, remedy)["sha256"])
+    for name, sha256 in listed.items():
+        with reading(folder / name, remedy):
+            if sha256_of(folder / name) != sha256:
+                raise ValueError(
+                    "changed since it was written: its sha256 differs from files.json's"
+                )
 
 
 def sha256_of(path: str | Path) -> str:

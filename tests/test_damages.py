@@ -1,21 +1,47 @@
-"""Damage to any file of prepared/ and features/: the reader names it and what makes it anew."""
+"""Damage to any file of a workspace: the reader names it and what makes it anew."""
 
+import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedding.catalogue import Catalogue
+from embedding.image import ImageConfig
 from embedding.pairs import read_pairs
 from embedding.store import FeatureTable, open_features
+from embedding.text import TextConfig, TextEncoder, build_scratch_encoder
+from launch import embed
+from launch.compare import read_metrics
 from recsys.data.dataset import Dataset, Loader
 from recsys.data.segments import SegmentsConfig, segments
+from recsys.distributed.cluster import local_cluster
+from recsys.distributed.plan import read_plan
+from recsys.files import write_json
+from recsys.report.evaluation import EvaluateConfig, compare_files
 from recsys.schema import read_manifest
-from recsys.train.scored_rows import _ids
+from recsys.study.runs import StudyRun, read_predictions
+from recsys.train.checkpoint import load_checkpoint, save_checkpoint
+from recsys.train.fingerprint import scored_from
+from recsys.train.integrity import best_checkpoint, check_whole, newest_whole
+from recsys.train.log import _forget_after
+from recsys.train.predict import Predictions
+from recsys.train.run import (
+    build_plannable,
+    check_run_data,
+    open_run_folder,
+    plan_model,
+    read_run_config,
+)
+from recsys.train.scored_rows import _ids, write_predictions
+from recsys.train.state import TrainState
 from tests.data.small_log import ITEMS, prepared, recipe, write_source
 from tests.feature_tables import write_table
 from tests.test_files import damaged
+from tests.train.test_saver import ALONE, Ranker
 
 DAMAGES = ["missing", "empty", "half", "garbage"]
 READ_BY_NOBODY = {"vocab/item_id.parquet", "vocab/user_id.parquet"}
@@ -115,3 +141,231 @@ def test_every_damaged_file_is_named_with_the_command_that_makes_it_anew(whole, 
             read_everything(tmp_path / "w")
         assert str(caught.value).startswith(str(tmp_path / "w" / name)), name
         shutil.rmtree(tmp_path / "w")
+
+
+# Runs
+
+CONFIG = read_run_config({"run": {"name": "r"}, "model": {"embedding_dim": 4, "modalities": []}})
+EVALUATION = EvaluateConfig(split="test")
+
+
+class LoadedRanker(Ranker):
+    """As much of a ShardedRanker as a checkpoint is loaded into."""
+
+    def load_dense_state(self, state):
+        self.dense.data.copy_(state["w"])
+
+    def load_step_counts(self, counts):
+        assert counts == {}
+
+
+@pytest.fixture(scope="module")
+def with_run(whole, tmp_path_factory):
+    """The prepared data, and a run with a file of every kind that jobs read."""
+    workspace = tmp_path_factory.mktemp("run") / "w"
+    shutil.copytree(whole, workspace)
+    manifest = read_manifest(workspace)
+    folder = open_run_folder(workspace, CONFIG, manifest)
+    ranker, optimizers = build_plannable(
+        config=CONFIG, manifest=manifest, modality_dims={}, device_type="cpu"
+    )
+    plan = plan_model(
+        config=CONFIG,
+        manifest=manifest,
+        ranker=ranker,
+        optimizers=optimizers,
+        cluster=local_cluster(ALONE),
+    )
+    write_json(folder / "plan.json", plan)
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "train/loss": 0.5, "train/examples_per_second": 9.0}) + "\n"
+            for step in (1, 2, 3)
+        )
+    )
+    path = save_checkpoint(
+        folder / "checkpoints",
+        sharded=LoadedRanker(20),
+        state=TrainState(step=2, best_step=2, best_metric=0.5, finished=True),
+        env=ALONE,
+        keep_last=1,
+        best=True,
+    )
+    evaluation = folder / "eval" / "test"
+    evaluation.mkdir(parents=True)
+    made_from = scored_from(workspace, path, [], EVALUATION)
+    write_json(evaluation / "metrics.json", {"all": {"auc": 0.5}, "made_from": made_from})
+    rows = np.arange(8)
+    write_predictions(
+        evaluation / "predictions.parquet",
+        Predictions(
+            row_id=rows,
+            user_row=rows % 2 + 1,
+            item_row=rows % 3 + 1,
+            label=(rows % 2).astype(np.float64),
+            score=rows / 8,
+            weights=np.zeros((8, 0), dtype=np.float32),
+        ),
+        modality_names=[],
+        prepared=workspace / "prepared",
+        unknown_users_N=None,
+    )
+    return workspace
+
+
+def read_run(workspace):
+    """Return what goes wrong when each job reads its part of the run."""
+    folder = workspace / "runs" / "r"
+    run = StudyRun(workspace=workspace, name="r", overrides=(), config=CONFIG)
+    evaluation = folder / "eval" / "test"
+    config = dataclasses.replace(
+        EVALUATION, bootstrap=dataclasses.replace(EVALUATION.bootstrap, num_replicates=2)
+    )
+
+    def evaluate():
+        path = best_checkpoint(folder / "checkpoints")
+        check_whole(path, ALONE)
+        load_checkpoint(path, sharded=LoadedRanker(20), env=ALONE, with_optimizer=False)
+
+    def load_unseen():
+        path = folder / "checkpoints" / "step-00000002"
+        load_checkpoint(path, sharded=LoadedRanker(20), env=ALONE)
+
+    readings = {
+        "check data": lambda: check_run_data(folder, CONFIG, read_manifest(workspace)),
+        "plan": lambda: read_plan(folder / "plan.json"),
+        "resume": lambda: newest_whole(folder / "checkpoints", ALONE),
+        "evaluate": evaluate,
+        "load": load_unseen,
+        "is trained": run.trained,
+        "is evaluated": lambda: run.changed_since_evaluation("test", EVALUATION),
+        "validation": run.validation_metric,
+        "size": run.num_parameters,
+        "speed": run.examples_per_second,
+        "metrics": lambda: read_metrics(run, "test"),
+        "predictions": lambda: read_predictions(run, "test"),
+        "compare": lambda: compare_files((evaluation / "predictions.parquet",) * 2, config),
+        # Drops the half line of a killed process, so it comes last.
+        "resume log": lambda: _forget_after(folder / "metrics.jsonl", 2),
+    }
+    errors = {}
+    for name, read in readings.items():
+        try:
+            read()
+        except ValueError as error:
+            errors[name] = str(error)
+    return errors
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_damaged_file_of_a_run_is_named_with_a_remedy(with_run, tmp_path, how):
+    assert read_run(with_run) == {}
+    folder = with_run / "runs" / "r"
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert len(names) == 12
+    for name in names:
+        shutil.copytree(with_run, tmp_path / "w")
+        damaged(tmp_path / "w" / "runs" / "r" / name, how)
+        errors = read_run(tmp_path / "w")
+        assert errors, f"{name}: read as if nothing were wrong"
+        for reader, text in errors.items():
+            assert str(tmp_path / "w" / "runs" / "r") in text, (name, reader, text)
+            assert name.rsplit("/", 1)[-1] in text, (name, reader, text)
+            remedies = (
+                "launch/train.py",
+                "launch/evaluate.py",
+                "launch/plan.py",
+                "put back a copy",
+            )
+            remedies += ("run.overwrite=true", "delete it")
+            assert any(remedy in text for remedy in remedies), (name, reader, text)
+            assert "\n" not in text
+        shutil.rmtree(tmp_path / "w")
+
+
+# Encoders
+
+
+class MadeAnewError(Exception):
+    """The encoder is not there: embed would make it."""
+
+
+@pytest.fixture
+def encoders(whole, tmp_path, monkeypatch):
+    """Open both encoders as embed does; making one is an error."""
+    manifest = dataclasses.replace(read_manifest(whole), image_root=str(whole))
+    image = ImageConfig(size=32, style_head="moments", semantic_head="pool")
+    text = TextConfig(path="scratch", hidden_dim=8, num_layers=1, max_tokens=16)
+
+    def write_image(workspace, manifest, encoder, config, wanted, seed, env):
+        pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+        embed.fit_heads(
+            encoder,
+            embed.Pictures(pixels=pictures, artists=[None] * 8, contents=[None] * 8),
+            num_views=1,
+            batch_size=8,
+            seed=0,
+        )
+        encoder.save(workspace / "encoders" / "image", wanted)
+
+    def write_text(workspace, manifest, config, seed, env, wanted):
+        folder = workspace / "encoders" / "text"
+        model = build_scratch_encoder(
+            ["Ten red", "Twenty blue"],
+            tmp_path,
+            vocabulary_size=60,
+            hidden_dim=8,
+            num_layers=1,
+            max_tokens=16,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+        encoder = TextEncoder(model, 4)
+        encoder.fit_scaling(["Ten red", "Twenty blue"])
+        folder.mkdir(parents=True)
+        encoder.save(folder)
+        write_json(folder / "config.json", wanted)
+
+    def open_both(workspace):
+        embed.image_encoder(workspace, manifest, image, 0, ALONE)
+        embed.text_encoder(workspace, manifest, text, 0, ALONE)
+
+    def refuse(*arguments):
+        raise MadeAnewError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "make_image_encoder", write_image)
+        patch.setattr(embed, "make_text_encoder", write_text)
+        open_both(tmp_path / "w")
+    for kind in ("image", "text"):
+        monkeypatch.setattr(embed, f"make_{kind}_encoder", refuse)
+    return tmp_path / "w", open_both
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_every_damaged_file_of_an_encoder_is_named_with_a_remedy(encoders, tmp_path, how):
+    workspace, open_both = encoders
+    open_both(workspace)
+    files = sorted(p for p in (workspace / "encoders").rglob("*") if p.is_file())
+    assert len(files) > 11
+    for file in files:
+        content = file.read_bytes()
+        damaged(file, how)
+        is_not_there = (
+            how == "missing"
+            and file.name == "config.json"
+            and len(file.parts) == len((workspace / "encoders" / "text" / "config.json").parts)
+        )
+        if is_not_there:
+            with pytest.raises(MadeAnewError):
+                open_both(workspace)
+        elif how == "missing" and file.name == "files.json":
+            open_both(workspace)  # as an encoder of an earlier version
+        else:
+            with pytest.raises(
+                ValueError, match=r"delete \S+ and run launch/embed.py again"
+            ) as caught:
+                open_both(workspace)
+            assert str(caught.value).startswith(f"{file}: "), file
+            assert "\n" not in str(caught.value)
+        file.write_bytes(content)

@@ -24,11 +24,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from hydra import compose
 from hydra.errors import HydraException
+from safetensors import safe_open
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.distributed.threads import threads_of_process, usable_cores
-from recsys.files import reading
+from recsys.files import read_json, reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
 from recsys.schema import read_manifest
@@ -117,10 +118,11 @@ class StudyRun:
         their checkpoint where it is newer than they are.
         """
         metrics = self.folder / "eval" / split / "metrics.json"
-        made_from = json.loads(metrics.read_text(encoding="utf-8")).get("made_from")
+        made_from = read_json(metrics, evaluate_again(self.name, split)).get("made_from")
         best = best_checkpoint(self.folder / "checkpoints")
         if made_from is None:
-            newer = (best / "index.json").stat().st_mtime > metrics.stat().st_mtime
+            with reading(best / "index.json", self.remedy):
+                newer = (best / "index.json").stat().st_mtime > metrics.stat().st_mtime
             return ["checkpoint"] * newer + ["settings"]
         now = scored_from(self.workspace, best, self.config.model.modalities, settings)
         return [key for key, value in now.items() if made_from.get(key) != value]
@@ -136,7 +138,8 @@ class StudyRun:
         file = self.folder / DIVERGED
         if not file.is_file():
             return None
-        return str(json.loads(file.read_text(encoding="utf-8"))["reason"])
+        with reading(file, f"delete it and train on: launch/train.py run.name={self.name}"):
+            return str(json.loads(file.read_text(encoding="utf-8"))["reason"])
 
     def num_parameters(self) -> int:
         """Return the trained values: tables, unknown rows included, and dense weights."""
@@ -144,16 +147,11 @@ class StudyRun:
         with reading(best / "index.json", self.remedy):
             index = json.loads((best / "index.json").read_text(encoding="utf-8"))
             tables = sum(chunk["num_rows"] * chunk["num_columns"] for chunk in index["chunks"])
-        with reading(best / "dense.safetensors", self.remedy):
-            with open(best / "dense.safetensors", "rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(length))
         buffers = ("running_mean", "running_var", "num_batches_tracked")
-        dense = sum(
-            int(np.prod(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__" and not name.endswith(buffers)
-        )
+        with reading(best / "dense.safetensors", self.remedy):
+            with safe_open(best / "dense.safetensors", framework="np") as stored:
+                shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}
+        dense = sum(int(np.prod(n)) for name, n in shapes.items() if not name.endswith(buffers))
         return tables + dense
 
     def examples_per_second(self) -> float:
@@ -161,6 +159,8 @@ class StudyRun:
         file = self.folder / "metrics.jsonl"
         with reading(file, self.remedy):
             lines = file.read_text(encoding="utf-8").splitlines()
+            if not lines:
+                raise ValueError("no lines")
             rates = [json.loads(line).get("train/examples_per_second") for line in lines]
         known = [rate for rate in rates if rate is not None]
         return float(np.median(known)) if known else float("nan")
@@ -169,9 +169,13 @@ class StudyRun:
 def read_predictions(run: StudyRun, split: str) -> ScoredRows:
     """Return the predictions that launch/evaluate.py wrote."""
     file = run.folder / "eval" / split / "predictions.parquet"
-    with reading(file, f"run launch/evaluate.py again with run.name={run.name} split={split}"):
-        table = pq.read_table(file)
-    return scored_rows(table)
+    with reading(file, evaluate_again(run.name, split)):
+        return scored_rows(pq.read_table(file))
+
+
+def evaluate_again(name: str, split: str) -> str:
+    """Return what makes the files of an evaluation anew."""
+    return f"run launch/evaluate.py again with run.name={name} split={split}"
 
 
 def study_run(

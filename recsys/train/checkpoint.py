@@ -371,10 +371,10 @@ class _ChunkReader:
 
     def _slice(self, chunk: dict[str, Any], part: str) -> Any:
         file = chunk["file"]
-        if file not in self.files:
-            with reading(self.path / file, COPY_BACK):
+        with reading(self.path / file, COPY_BACK):
+            if file not in self.files:
                 self.files[file] = safe_open(self.path / file, framework="pt")
-        return self.files[file].get_slice(f"{chunk['name']}/{part}")
+            return self.files[file].get_slice(f"{chunk['name']}/{part}")
 
     def _extent(self, table: str) -> tuple[int, int]:
         chunks = [c for c in self.chunks if c["table"] == table]

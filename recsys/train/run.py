@@ -48,6 +48,7 @@ from recsys.train.optim import (
 )
 from recsys.train.profile import ProfileConfig, check_profile
 
+_CONFIG_REMEDY = "put back a copy of it, or train anew with run.overwrite=true"
 LIST_LENGTH = 4.0
 """Ids that a list is planned with where plan.feature_lengths does not say."""
 
@@ -225,7 +226,7 @@ def open_run_folder(
 
 def _read_stored(file: Path) -> dict[str, Any]:
     """Return the content of a run's config.yaml."""
-    with reading(file, "put back a copy of it, or train anew with run.overwrite=true"):
+    with reading(file, _CONFIG_REMEDY):
         stored = read_yaml(file)
         if not isinstance(stored, dict):
             raise ValueError(f"{type(stored).__name__}, expected sections")
@@ -298,8 +299,9 @@ def read_run_folder(folder: Path) -> RunConfig:
             f"{file}: no run here; expected one trained with this run.name and workspace= "
             f"(launch/train.py)"
         )
-    stored = _read_stored(file)
-    return read_run_config({name: stored.get(name) for name in SECTIONS})
+    with reading(file, _CONFIG_REMEDY):
+        stored = _read_stored(file)
+        return read_run_config({name: stored.get(name) for name in SECTIONS})
 
 
 def build_plannable(
