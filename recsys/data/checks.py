@@ -131,23 +131,6 @@ def is_written_oddly(text: str) -> str:
     return f"({text} LIKE '%.0%' OR {text} LIKE ' %' OR {text} LIKE '% ')"
 
 
-def plain_id_sql(text: str) -> str:
-    """SQL of an id as it would be without habits of writing: two ids of one such form look like one.
-
-    NFC, without spaces and invisible characters; a number without thousands separators, zeros in front
-    or behind, and exponent.
-    """
-    bare = (
-        rf"nfc_normalize(regexp_replace({text}, '[\s\x{{00a0}}\x{{200b}}-\x{{200d}}\x{{3000}}"
-        rf"\x{{feff}}]', '', 'g'))"
-    )
-    number = "^[-+]?([0-9]{1,15}|[0-9]{1,3}(,[0-9]{3})+)([.][0-9]+)?([eE][+]?[0-9]{1,2})?$"
-    return (
-        f"CASE WHEN regexp_matches({bare}, '{number}') THEN "
-        f"CAST(try_cast(replace({bare}, ',', '') AS DOUBLE) AS VARCHAR) ELSE {bare} END"
-    )
-
-
 def is_null(column: str) -> str:
     """SQL: the id is missing or blank."""
     return f"({quoted(column)} IS NULL OR trim({quoted(column)}) = '')"

@@ -28,7 +28,6 @@ from recsys.data.checks import (
     look_for_pictures,
     merged_ids,
     note_ids_written_two_ways,
-    plain_id_sql,
 )
 from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
 from recsys.data.label import RULES, label_sql, parse_label, unusable_label
@@ -45,6 +44,7 @@ from recsys.data.recipe import (
     source_file,
 )
 from recsys.data.sources import Source, TextFormat, literal, quoted, short
+from recsys.data.spelling import gather_ids, overlap_of, two_spellings
 from recsys.data.split import order_hash, split_sql
 from recsys.data.timestamps import (
     LAST_ODD_SECOND,
@@ -192,6 +192,7 @@ class Preparation:
         with stage("split and number") as numbered:
             self.place()
             rows_drawn = self.draw()
+            self.check_training_classes(rows_drawn)
             num_users, num_items = self.count("user_vocab"), self.count("item_vocab")
             numbered.done(
                 f"{num_users:,} users, {num_items:,} items, {rows_drawn:,} negatives drawn"
@@ -210,7 +211,7 @@ class Preparation:
             if split.lacking_class:
                 say(
                     f"warning: split {name} has {split.num_rows:,} rows and no {split.lacking_class}: "
-                    + ("nothing can be learned" if name == "train" else "AUC has no value there")
+                    f"AUC has no value there"
                 )
         pairs = self.write_pairs()
         if self.pairs:
@@ -393,6 +394,7 @@ class Preparation:
                 self.check_unknown_items(source)
             if was_readable and self.problems.found:
                 self.check_ids("item")
+                self.note_spellings()
         self.problems.raise_if_any()
         self.check_pictures()
         self.problems.raise_if_any()
@@ -493,14 +495,7 @@ class Preparation:
             start += count
         self.connection.execute("CREATE TABLE log AS " + " UNION ALL ".join(parts))
         for side in ("user", "item"):
-            # Looked for here, where a scan is cheap; the files are read again only to say where.
-            _, catalogue = self.id_columns(side)
-            odd = self.count(f"log WHERE {is_written_oddly(f'{side}_id')}")
-            if catalogue and not odd:
-                source, column = catalogue
-                odd = self.count(f"{source.view} WHERE {is_written_oddly(quoted(column))}")
-            if odd:
-                self.check_ids(side)
+            self.compare_ids(side)
         self.problems.raise_if_any()
         if self.items and self.recipe.items and log.unknown_items == "drop":
             known = f"SELECT {quoted(self.recipe.items.item_id)} FROM items_source"
@@ -508,14 +503,6 @@ class Preparation:
             self.connection.execute(f"DELETE FROM log WHERE item_id NOT IN ({known})")
             if count:
                 self.dropped["unknown item"] = count
-        for side in ("user", "item"):
-            self.compare_ids(side)
-        self.problems.raise_if_any()
-        if not self.count("log"):
-            raise ValueError(
-                f"interactions.unknown_items=drop: all {start:,} rows are of items that "
-                f"{self.recipe.items.file if self.recipe.items else 'the items file'} lacks"
-            )
         return start
 
     def compare_ids(self, side: str) -> None:
@@ -526,40 +513,56 @@ class Preparation:
         column, catalogue = self.id_columns(side)
         if column is None:
             return
-        log_ids = f"SELECT DISTINCT {side}_id AS id FROM log"
-        both = log_ids
+        ids, listed, file = f"{side}_ids", None, None
         if catalogue:
-            source, listed = catalogue
-            listed_ids = f"SELECT {quoted(listed)} AS id FROM {source.view}"
-            both = f"{log_ids} UNION {listed_ids}"
-            shared, only_log, log_example, only_listed, listed_example = self.one(
-                f"SELECT count(*) FILTER (WHERE l.id = c.id), count(*) FILTER (WHERE c.id IS NULL), "
-                f"min(l.id) FILTER (WHERE c.id IS NULL), count(*) FILTER (WHERE l.id IS NULL), "
-                f"min(c.id) FILTER (WHERE l.id IS NULL) FROM ({log_ids}) l FULL JOIN ({listed_ids}) c "
-                f"ON l.id = c.id"
+            source, key = catalogue
+            listed, file = f"SELECT {quoted(key)} AS id FROM {source.view}", source.path.name
+        gather_ids(self.connection, ids, f"SELECT {side}_id AS id FROM log", listed)
+        # Looked for among the different ids; the files are read again only to say where.
+        if self.count(f"{ids} WHERE {is_written_oddly('id')}"):
+            self.check_ids(side)
+        respelled = two_spellings(self.connection, ids, side, file)
+        overlap = overlap_of(self.connection, ids)
+        self.connection.execute(f"DROP TABLE {ids}")
+        if respelled and not self.problems.found:
+            say(f"warning: {respelled}")
+        if not catalogue:
+            return
+        only_log = overlap.num_log - overlap.num_shared
+        only_listed = overlap.num_listed - overlap.num_shared
+        if not overlap.num_shared:
+            self.problems.found.append(
+                f"{source.path}: column {key!r}: no {side} of the log is there: the log has "
+                f"{overlap.num_log:,} ({_examples(overlap.only_log)}), {file} has "
+                f"{overlap.num_listed:,} ({_examples(overlap.only_listed)}); check "
+                f"interactions.{side}_id={column!r} and {side}s.{side}_id={key!r}, and that both "
+                f"files write ids the same way" + (f": {respelled}" if respelled else "")
             )
-            lacks = (
-                f"{source.path.name} lacks {only_log:,} of the log's {side}s ({log_example!r}), the log "
-                f"lacks {only_listed:,} of its {side}s ({listed_example!r})"
-            )
-            if not shared and only_log and only_listed:
-                self.problems.found.append(
-                    f"{source.path}: column {listed!r}: no {side} of the log is there: {lacks}; check "
-                    f"interactions.{side}_id={column!r} and {side}s.{side}_id={listed!r}, and that both "
-                    f"files write ids the same way"
-                )
-            elif only_log:
-                say(f"{side}s: {lacks}")
-        count, one, other = self.one(
-            f"SELECT count(*), min(one), arg_min(other, one) FROM (SELECT min(id) AS one, max(id) AS "
-            f"other FROM ({both}) GROUP BY {plain_id_sql('id')} HAVING count(*) > 1)"
-        )
-        if count:
+        elif only_log:
             say(
-                f"warning: {count:,} {side}s are written in more than one way, for example {one!r} and "
-                f"{other!r} (zeros in front, exponents, thousands separators, invisible characters, "
-                f"Unicode forms): each way counts as a {side} of its own"
+                f"{side}s: {file} lacks {only_log:,} of the log's {overlap.num_log:,} "
+                f"({_examples(overlap.only_log)}), the log lacks {only_listed:,} of its "
+                f"{overlap.num_listed:,}"
             )
+        elif only_listed:
+            say(
+                f"{side}s: {file} has all of the log's {overlap.num_log:,}, the log lacks "
+                f"{only_listed:,} of its {overlap.num_listed:,}"
+            )
+
+    def note_spellings(self) -> None:
+        """Note items' ids that the log and the catalogue write in two ways, read from the files."""
+        column, catalogue = self.id_columns("item")
+        assert column and catalogue, "asked for only where both exist"
+        source, key = catalogue
+        given = " UNION ALL ".join(
+            f"SELECT {quoted(column)} AS id FROM {s.view}" for s, _ in self.logs
+        )
+        listed = f"SELECT {quoted(key)} AS id FROM {source.view}"
+        gather_ids(self.connection, "item_ids", given, listed)
+        if respelled := two_spellings(self.connection, "item_ids", "item", source.path.name):
+            self.problems.found.append(f"{source.path}: column {key!r}: {respelled}")
+        self.connection.execute("DROP TABLE item_ids")
 
     def place(self) -> None:
         """Split the log, number users and items, and create the table `placed`."""
@@ -627,6 +630,31 @@ class Preparation:
                 f"know nearly every item (interactions.negatives.per_positive={recipe.per_positive})"
             )
         return drawn
+
+    def check_training_classes(self, rows_drawn: int) -> None:
+        """Refuse a training split of one class, of which nothing can be learned.
+
+        Raises:
+            ValueError: it has no positives or no negatives; says which rule of the recipe to change.
+        """
+        log, split = self.recipe.interactions, self.recipe.split
+        num_rows, num_positives = self.one(
+            "SELECT count(*), count(*) FILTER (WHERE label = 1) FROM placed WHERE split = 0"
+        )
+        if 0 < num_positives < num_rows:
+            return
+        if log.negatives:
+            rule = (
+                f"of interactions.negatives {rows_drawn:,} could be drawn, none of them for train: its "
+                f"users know every item; list more items in items.file, or leave users out of the log"
+            )
+        else:
+            lacking = "change" if num_positives == 0 else "set interactions.negatives, or change"
+            rule = f"{lacking} interactions.label={log.label!r} or split.strategy={split.strategy}"
+        raise ValueError(
+            f"split train has {num_rows:,} rows and no "
+            f"{'negatives' if num_positives else 'positives'}, so nothing can be learned: {rule}"
+        )
 
     def count_unknown(self) -> dict[str, int]:
         """Return the rows whose user or item has the unknown row 0, where there are any."""
@@ -1061,6 +1089,10 @@ def _values_sql(side: str, key: str, value: str) -> str:
         f"SELECT v.row AS key, s.value FROM (SELECT {quoted(key)} AS id, {value} AS value "
         f"FROM {side}s_source) s JOIN {side}_vocab v ON s.id = v.id"
     )
+
+
+def _examples(ids: tuple[str, ...]) -> str:
+    return ", ".join(repr(i) for i in ids) or "none"
 
 
 def _text(column: str | None) -> str:

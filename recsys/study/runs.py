@@ -129,6 +129,7 @@ class StudyRun:
 
     def validation_metric(self) -> float:
         """Return the best validation metric (train.metric); the test split has no part in it."""
+        best_checkpoint(self.folder / "checkpoints")  # says why there is none
         pointer = self.folder / "checkpoints" / "best.json"
         with reading(pointer, self.remedy):
             return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])

@@ -126,14 +126,12 @@ def best_checkpoint(folder: Path) -> Path:
     """Return the checkpoint that best.json names.
 
     Raises:
-        ValueError: there is none (says to train first).
+        ValueError: there is none; says whether nothing was trained here, nothing validated yet, or no
+            validation had a value.
     """
     pointer = folder / BEST
     if not pointer.is_file():
-        raise ValueError(
-            f"{pointer}: no best checkpoint here; expected a run trained with this run.name and "
-            f"workspace= (launch/train.py)"
-        )
+        raise ValueError(f"{pointer}: no best checkpoint here; {_why_none_is_best(folder)}")
     remedy = "train on (launch/train.py), which writes it anew, or put back a copy"
     with reading(pointer, remedy):
         name = json.loads(pointer.read_text(encoding="utf-8"))["checkpoint"]
@@ -142,6 +140,31 @@ def best_checkpoint(folder: Path) -> Path:
                 f"names {name!r}, expected a checkpoint beside it such as step-00000042"
             )
     return folder / name
+
+
+def _why_none_is_best(folder: Path) -> str:
+    newest = latest_checkpoint(folder)
+    if newest is None:
+        return "expected a run trained with this run.name and workspace= (launch/train.py)"
+    with reading(newest / "index.json", "put back a copy, or train on (launch/train.py)"):
+        state = TrainState(
+            **json.loads((newest / "index.json").read_text(encoding="utf-8"))["state"]
+        )
+    if state.best_metric is not None:
+        return (
+            f"the file was lost, the best validation was that of step {state.best_step:,}; train on "
+            f"(launch/train.py), which writes it anew"
+        )
+    if state.evaluations_without_improvement:
+        return (
+            f"the run was trained up to {newest.name}, but no validation had a value of train.metric: "
+            f"auc has none where split valid lacks a class; train with train.metric=log_loss and "
+            f"run.overwrite=true, or change split in the recipe and run launch/prepare.py again"
+        )
+    return (
+        f"the run was trained up to {newest.name} and has no validation yet; train on "
+        f"(launch/train.py), which validates at the end of a pass"
+    )
 
 
 def check_whole(path: Path, env: Env) -> None:

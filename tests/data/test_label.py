@@ -38,7 +38,8 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_on_text_and_on_numbers_name_the_positives(tmp_path, rule):
-    source = write_source(tmp_path / "raw", interactions=EVENTS)
+    head, rows = EVENTS.split("\n", 1)
+    source = write_source(tmp_path / "raw", interactions=f"{head}\n{6 * rows}")
     split = {"strategy": "random", "fractions": [0.4, 0.3, 0.3]}
     made = recipe(source, interactions__label=rule, split=split)
     try:
@@ -47,7 +48,7 @@ def test_rules_on_text_and_on_numbers_name_the_positives(tmp_path, rule):
         # Where nothing is a positive, prepare may say so.
         assert not any(RULES[rule]) and "positive" in str(error)
     else:
-        assert sum(s.num_positives for s in manifest.splits.values()) == sum(RULES[rule])
+        assert sum(s.num_positives for s in manifest.splits.values()) == 6 * sum(RULES[rule])
 
 
 def test_row_without_a_value_is_no_negative(tmp_path):

@@ -51,7 +51,7 @@ def test_ties_that_a_bound_cuts_tell_nothing_of_the_item(tmp_path, rng):
         "user_id": [f"u{user}" for user in users.ravel()],
         "item_id": 10 * (1 + items.ravel() % 5),
         "time": 7,
-        "rating": 5,
+        "rating": 1 + 4 * (users.ravel() % 2),
     })
     found, _ = split_of_rows(tmp_path, log, strategy="per_user_time", fractions=list(FRACTIONS))
     assert found.value_counts().to_dict() == {"train": 1200, "valid": 400, "test": 400}
@@ -72,7 +72,7 @@ def test_time_equals_the_slow_reference_and_keeps_a_second_together(tmp_path, rn
 
 def test_random_depends_on_the_seed_and_on_nothing_else(tmp_path, rng):
     log = random_log(rng)
-    other = log.assign(user_id="u1", rating=5)
+    other = log.assign(user_id="u1", rating=6 - log["rating"])
 
     def split(folder, content, seed):
         return split_of_rows(

@@ -184,6 +184,25 @@ def test_a_lost_best_checkpoint_is_forgotten(tmp_path, capsys):
     assert "step-00000003 is not whole any more" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"finished": True, "evaluations_without_improvement": 2}, "no validation had a value of"),
+        ({"step": 6}, "trained up to step-00000006 and has no validation yet; train on"),
+        ({"best_metric": 0.7, "best_step": 3}, "best validation was that of step 3; train on"),
+        (None, "expected a run trained with this run.name"),
+    ],
+)
+def test_a_run_without_a_best_checkpoint_says_why(tmp_path, state, why):
+    if state is not None:
+        path = write(tmp_path, 6)
+        (path / "index.json").write_text(json.dumps({"state": state}))
+        files = {name: describe_file(path / name) for name in ("index.json", "dense.safetensors")}
+        write_manifest(path, files)
+    with pytest.raises(ValueError, match=rf"best.json: no best checkpoint here; .*{why}"):
+        best_checkpoint(tmp_path)
+
+
 def test_half_written_folders_are_removed_and_nothing_else(tmp_path):
     write(tmp_path, 1)
     # A process was killed between taking the name of an earlier one and giving it to the new.

@@ -1,0 +1,178 @@
+"""Spellings of ids: what log and catalogue lack of each other, and which ids are one written in two ways.
+
+Ids are compared as text, so 7 and 007 are two users. Called by prepare, which gathers the different
+ids of the log and of the users or items file once (`gather_ids`); all the rest works on that table.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+
+import duckdb
+
+from recsys.data.sources import literal
+
+NUM_EXAMPLES = 3
+_BLANKS = r"\s\x{0085}\x{00a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+_SEPARATORS = r"[,''\x{2019} ]"
+
+HABITS = {
+    "zero-width characters": (
+        r"regexp_replace(TEXT, '[\x{00ad}\x{200b}-\x{200f}\x{2060}\x{feff}]', '', 'g')"
+    ),
+    "tabs": r"trim(regexp_replace(TEXT, '\t+', ' ', 'g'), ' ')",
+    "non-breaking spaces": r"trim(regexp_replace(TEXT, '[\x{00a0}\x{202f}]+', ' ', 'g'), ' ')",
+    "blanks": f"trim(regexp_replace(TEXT, '[{_BLANKS}]+', ' ', 'g'), ' ')",
+    "Unicode forms (NFC and NFD)": "nfc_normalize(TEXT)",
+    "thousands separators": (
+        f"CASE WHEN regexp_full_match(TEXT, '[-+]?[0-9]{{1,3}}({_SEPARATORS}[0-9]{{3}})+([.][0-9]+)?') "
+        f"THEN regexp_replace(TEXT, '{_SEPARATORS}', '', 'g') ELSE TEXT END"
+    ),
+    "plus signs": r"regexp_replace(TEXT, '^[+]([0-9])', '\1')",
+    "exponents": (  # as many decimals as the type keeps, so that nothing is rounded
+        "CASE WHEN regexp_full_match(TEXT, '-?[0-9]+([.][0-9]{1,9})?[eE][+]?[0-9]{1,2}') THEN "
+        "coalesce(regexp_replace(CAST(try_cast(TEXT AS DECIMAL(38, 9)) AS VARCHAR), '[.]?0+$', ''), "
+        "TEXT) ELSE TEXT END"
+    ),
+    "zeros in front": r"regexp_replace(TEXT, '^(-?)0+([0-9]+([.][0-9]+)?)$', '\1\2')",
+    "zeros behind the decimal point": (
+        r"regexp_replace(TEXT, '^(-?[0-9]+)(?:[.]0+|([.][0-9]*[1-9])0+)$', '\1\2')"
+    ),
+}
+"""SQL that undoes one habit of writing ids, by its name; TEXT stands for the id. Each goes
+on from the one before it."""
+_MAY_DIFFER = "regexp_matches(id, '[^!-~]|^[+]|^-?0|^-?[0-9]+[.,''eE]')"
+"""Most ids have nothing to undo: one look tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How many different ids the log and a catalogue have, and lack of each other."""
+
+    num_log: int
+    num_listed: int
+    num_shared: int
+    only_log: tuple[str, ...]
+    """The first few that the catalogue lacks."""
+    only_listed: tuple[str, ...]
+    """The first few that the log lacks."""
+
+
+def gather_ids(
+    connection: duckdb.DuckDBPyConnection, table: str, log_ids: str, listed_ids: str | None
+) -> None:
+    """Create the table of different ids: id, whether the log has it, whether the catalogue does.
+
+    Args:
+        log_ids, listed_ids: SQL of one column `id`.
+    """
+    parts = f"SELECT DISTINCT id, true AS in_log, false AS is_listed FROM ({log_ids})"
+    if listed_ids:
+        parts += f" UNION ALL SELECT id, false, true FROM ({listed_ids})"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT id, bool_or(in_log) AS in_log, "
+        f"bool_or(is_listed) AS is_listed FROM ({parts}) WHERE id IS NOT NULL GROUP BY id"
+    )
+
+
+def overlap_of(connection: duckdb.DuckDBPyConnection, table: str) -> Overlap:
+    """Count what log and catalogue lack of each other."""
+
+    def first(condition: str) -> tuple[str, ...]:
+        query = f"SELECT id FROM {table} WHERE {condition} ORDER BY id LIMIT {NUM_EXAMPLES}"
+        return tuple(row[0] for row in connection.execute(query).fetchall())
+
+    num_log, num_listed, num_shared = connection.execute(
+        f"SELECT count(*) FILTER (WHERE in_log), count(*) FILTER (WHERE is_listed), "
+        f"count(*) FILTER (WHERE in_log AND is_listed) FROM {table}"
+    ).fetchall()[0]
+    return Overlap(
+        num_log=num_log,
+        num_listed=num_listed,
+        num_shared=num_shared,
+        only_log=first("NOT is_listed"),
+        only_listed=first("NOT in_log"),
+    )
+
+
+def two_spellings(
+    connection: duckdb.DuckDBPyConnection, table: str, what: str, catalogue: str | None
+) -> str | None:
+    """Return a sentence on the ids that only habits of writing tell apart, None where there are none.
+
+    Every habit found is named, with how many ids are written so and a few of them beside what they
+    probably mean.
+
+    Args:
+        table: of `gather_ids`.
+        what: "user" or "item".
+        catalogue: name of its file; None where ids stand in the log alone.
+    """
+    place = "''"
+    if catalogue:
+        place = (
+            f"CASE WHEN in_log AND is_listed THEN ' (both)' WHEN in_log THEN ' (log)' "
+            f"ELSE {literal(f' ({catalogue})')} END"
+        )
+    respelled = plain_ids_sql(f"SELECT id, {place} AS place FROM {table} WHERE {_MAY_DIFFER}")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE respelled AS FROM ({respelled}) WHERE plain <> id"
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE spellings AS FROM respelled UNION ALL SELECT id, {place}, "
+        f"id, 0 FROM {table} WHERE id IN (SELECT plain FROM respelled)"
+    )
+    # The plain form stands for the others where some file has it, else the first of them.
+    rank = "CASE WHEN id = plain THEN '' ELSE id END"
+    one = "struct_pack(id, place, habits)"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE pairs_of_spellings AS SELECT s.plain, one, s.id AS other, "
+        f"s.place AS other_place, s.habits | one.habits AS habits FROM spellings s JOIN (SELECT plain, "
+        f"arg_min({one}, {rank}) AS one FROM spellings GROUP BY plain HAVING count(*) > 1) f "
+        f"ON s.plain = f.plain AND s.id <> one.id"
+    )
+    (count,) = connection.execute(
+        "SELECT count(DISTINCT plain) FROM pairs_of_spellings"
+    ).fetchall()[0]
+    found = connection.execute(
+        f"SELECT habits, count(*) AS n, arg_min([one.id, one.place, other, other_place], other, "
+        f"{NUM_EXAMPLES}) FROM pairs_of_spellings GROUP BY habits ORDER BY n DESC, habits"
+    ).fetchall()
+    for name in ("respelled", "spellings", "pairs_of_spellings"):
+        connection.execute(f"DROP TABLE {name}")
+    if not count:
+        return None
+    causes = []
+    for bits, number, examples in found:
+        cause = " with ".join(name for k, name in enumerate(HABITS) if bits >> k & 1)
+        shown = "; ".join(
+            f"{_shown(one, other)}{one_place} and {_shown(other, one)}{other_place}"
+            for one, one_place, other, other_place in examples
+        )
+        causes.append(f"{cause}{f' in {number:,}' if len(found) > 1 else ''}, such as {shown}")
+    a = "an" if what == "item" else "a"
+    are = f"{count:,} {what}{' is' if count == 1 else 's are'}"
+    return (
+        f"{are} written in more than one way, and each way counts as {a} {what} of its own: "
+        f"{' | '.join(causes)}"
+    )
+
+
+def plain_ids_sql(query: str) -> str:
+    """SQL that adds to the rows of a query on `id` its `plain` form, where every habit is undone.
+
+    And `habits`: the bit of every habit that was there to undo, in the order of HABITS.
+    """
+    query = f"SELECT *, id AS plain, 0 AS habits FROM ({query})"
+    for k, undone in enumerate(HABITS.values()):
+        query = (
+            f"SELECT * EXCLUDE (undone) REPLACE (undone AS plain, habits | CASE WHEN undone <> plain "
+            f"THEN {1 << k} ELSE 0 END AS habits) FROM "
+            f"(SELECT *, {undone.replace('TEXT', 'plain')} AS undone FROM ({query}))"
+        )
+    return query
+
+
+def _shown(text: str, beside: str) -> str:
+    """Return an id as Python writes it; by code points where nobody could see what differs."""
+    is_visible = all(unicodedata.is_normalized("NFC", t) for t in (text, beside))
+    return (repr if is_visible else ascii)(text)
