@@ -246,7 +246,7 @@ def read_run(workspace):
         "predictions": lambda: read_predictions(run, "test"),
         "compare": lambda: compare_files((evaluation / "predictions.parquet",) * 2, config),
         # Drops the half line of a killed process, so it comes last.
-        "resume log": lambda: _forget_after(folder / "metrics.jsonl", 2),
+        "resume log": lambda: _forget_after(folder / "metrics.jsonl", 3),
     }
     errors = {}
     for name, read in readings.items():
