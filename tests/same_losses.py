@@ -31,7 +31,7 @@ CASES = {
     "anime": ("anime", ["experiment=anime"]),
 }
 """Data set and settings of every case; each runs on one rank and on two."""
-_IGNORED = ("per_second", "peak_gib")
+_IGNORED = ("_per_second", "_seconds", "peak_gib")
 
 
 def record(file: Path, workspaces: Path, checkout: Path, names: list[str]) -> None:
