@@ -9,6 +9,7 @@ import argparse
 import functools
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,7 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
 
 def run_job(job: Callable[[], None]) -> None:
     """Run a job's body; turn an error the user can act on into one message and exit code 1."""
+    threading.excepthook = _thread_failed
     try:
         job()
     except Exception as error:
@@ -202,3 +204,9 @@ def run_job(job: Callable[[], None]) -> None:
             raise
         print(f"error: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but for a full disk: TensorBoard's writer hands it to the next caller."""
+    if failure.exc_value is None or not is_disk_full(failure.exc_value):
+        threading.__excepthook__(failure)

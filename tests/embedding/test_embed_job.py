@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from embedding.catalogue import Catalogue
 from embedding.store import FeatureTable, read_feature_manifest
+from recsys.files import sha256_of
 from tests.processes import family_of
+from tests.test_files import limited as full_disk
 
 SMALL = [
     "encoder.image.size=32",
@@ -214,3 +217,93 @@ def test_after_a_new_prepare_only_new_and_changed_items_are_encoded(
 
     done = job("embed", "data=demo", f"workspace={folder}", "retrain=true", *SMALL)
     assert done.returncode == 0 and "kept" not in done.stdout, done.stdout
+
+
+def checksums(folder):
+    return {p.relative_to(folder): sha256_of(p) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_picture_folder_that_is_away_costs_no_vector(prepared, embedded, tmp_path, job):
+    """A share that is not mounted: gone, or an empty mount point; with the same items or others."""
+    folder = tmp_path / "w"
+    shutil.copytree(prepared, folder)
+    for part in ("encoders", "features"):
+        shutil.copytree(embedded[0] / part, folder / part)
+    images, away = folder / "raw" / "images", folder / "raw" / "away"
+
+    def prepares():
+        done = job("prepare", "data=demo", f"workspace={folder}")
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    def refuses():
+        done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        sentence = done.stderr.strip().splitlines()[-1]
+        # The recipe's image_root is the folder above, which is there.
+        assert sentence.startswith(f"error: {folder / 'raw'}: of "), sentence
+        assert "0 are there" in sentence and "is a share not mounted?" in sentence
+        assert "forget_missing=true" in sentence
+        assert checksums(folder / "features") == before
+
+    prepares()
+    before, values = checksums(folder / "features"), vectors(folder)
+    images.rename(away)
+    refuses()
+    images.mkdir()
+    refuses()
+    images.rmdir()
+
+    away.rename(images)
+    removed = pa.array(["i00001", "i00050"])
+    raw = folder / "raw"
+    for name in ("items", "interactions"):
+        table = pq.read_table(raw / f"{name}.parquet")
+        kept = table.filter(pc.invert(pc.is_in(table["item_id"], removed)))
+        pq.write_table(kept, raw / f"{name}.parquet")
+    ids = Catalogue(folder / "prepared").column("item_id", range(101))
+    prepares()
+    images.rename(away)
+    refuses()
+
+    away.rename(images)
+    done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    now = vectors(folder)
+    rows = {item_id: row for row, item_id in enumerate(ids)}
+    old = [rows[i] for i in Catalogue(folder / "prepared").column("item_id", range(99))]
+    for name, vectors_ND in now.items():
+        np.testing.assert_array_equal(vectors_ND, values[name][old])
+
+
+FULL = {
+    # What is made, what differs from the encoders that are there, which path the sentence begins with.
+    "pretext": (["seed=1"], "encoders/.image.training/pretext.pt"),
+    "image encoder": (["seed=1", "encoder.image.pretext_epochs=0"], "encoders/image"),
+    "text encoder": (
+        ["encoder.text.epochs=0", "encoder.text.path={model}"],
+        "encoders/.text.training",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FULL)
+def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_path, job, case):
+    settings, place = FULL[case]
+    folder = copy(prepared, tmp_path / "w")
+    for part in ("encoders", "features"):
+        shutil.copytree(embedded[0] / part, folder / part)
+    before = checksums(folder)
+    model = tmp_path / "model"
+    shutil.copytree(folder / "encoders" / "text" / "model", model)
+    more = [setting.format(model=model) for setting in settings]
+    with full_disk(400_000):
+        done = job("embed", "data=demo", f"workspace={folder}", *SMALL, *more)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith(f"error: {folder / place}"), sentence
+    assert "cannot be written, file too large (" in sentence or "the disk is full (" in sentence
+    assert " bytes free)" in sentence
+    now = checksums(folder)
+    assert {path: now.get(path) for path in before} == before

@@ -13,6 +13,7 @@ from recsys.data.outline import outline
 from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
 from tests.small_runs import losses, options, write_features
+from tests.test_files import limited
 
 
 def test_train_evaluate_compare_tell_their_story(workspace, job):
@@ -232,3 +233,29 @@ def test_settings_that_do_not_fit_the_data_leave_no_run_behind(workspace, job):
     done = job("train", *options(workspace, "mended", *broken))
     assert done.returncode == 1 and "set optim.tables.user_id.l2=0" in done.stderr
     assert not (workspace / "runs" / "mended").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_bytes", "setting", "place"),
+    [
+        (40_000, "train.log_every_steps=100000", "checkpoints"),
+        (20_000, "train.log_every_steps=1", "metrics.jsonl"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_with_the_path(workspace, job, num_bytes, setting, place):
+    name = f"full-{place}"
+    done = job("train", *options(workspace, f"whole-{place}", "train.epochs=1"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = workspace / "runs" / f"whole-{place}"
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    more = ["train.epochs=1", "train.global_batch_size=8", "model.embedding_dim=64", setting]
+    with limited(num_bytes):  # a child has the limits of its parent
+        done = job("train", *options(workspace, name, *more))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith(f"error: {workspace / 'runs' / name / place}: "), sentence
+    assert "cannot be written" in sentence and " free" in sentence
+    left = [path.name for path in (workspace / "runs" / name).rglob("*step-*")]
+    assert left == []
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
