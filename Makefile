@@ -79,7 +79,7 @@ test-slow: $(STAMP) ## the tests marked slow
 lint: $(STAMP) ## ruff and codespell
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/codespell *.md .ci configs embedding launch recsys tests --ignore-words-list=nd,te,lable,featurs
+	$(VENV)/bin/codespell *.md .ci configs embedding launch recsys tests --ignore-words-list=nd,te,lable,featurs,modle,caf,whats
 
 types: $(STAMP) ## mypy
 	$(VENV)/bin/mypy

@@ -195,7 +195,7 @@ def train_on_tags(
     model: nn.Module = classifier
     if world > 1:
         synchronise(classifier)
-        model = DistributedDataParallel(classifier, broadcast_buffers=False)
+        model = DistributedDataParallel(classifier)
     bar = tqdm(
         total=config.epochs * steps,
         initial=state.epoch * steps,
