@@ -60,6 +60,32 @@ def subnormal_numbers():
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_left():
+    """The process group of a module ends with it: the next one in this process starts its own."""
+    yield
+    if "torch" in sys.modules:
+        left = sys.modules["torch"].distributed.is_initialized()
+        assert not left, (
+            "a test of this module started a process group: use the fixture one_process"
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(no_process_group_left):
+    """The Env of a job of one process on the CPU, with one thread, which suits tiny batches."""
+    import torch
+
+    from recsys.distributed.env import start, stop
+
+    threads = torch.get_num_threads()
+    env = start("cpu")
+    torch.set_num_threads(1)
+    yield env
+    stop()
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed, fresh for every test."""

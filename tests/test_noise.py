@@ -19,7 +19,6 @@ from recsys.data.candidates import CandidateDataset, RankingConfig, draw_candida
 from recsys.data.dataset import Dataset
 from recsys.data.prepare import prepare
 from recsys.data.recipe import SPLITS, STRATEGIES, Recipe
-from recsys.distributed.env import start, stop
 from recsys.distributed.pipeline import build_pipeline
 from recsys.metrics.ranking import ranking_by_user
 from recsys.model.build import RANKERS, batch_features
@@ -218,14 +217,6 @@ def test_training_rows_of_any_noise_tell_nothing_of_the_test_split(make_world, r
     check_statistics(World(*make_world(*rule)))
 
 
-@pytest.fixture(scope="module")
-def env():
-    facts = start("cpu")
-    torch.set_num_threads(1)  # small batches: threads would wait for each other
-    yield facts
-    stop()
-
-
 class NoiseVectors:
     """Random vectors of the items: a modality without meaning."""
 
@@ -294,12 +285,12 @@ def check_model(folder, manifest, name, env, num_passes=8):
 
 
 @pytest.mark.parametrize(("name", "rule", "num_passes"), MODELS, ids=[m[0] for m in MODELS])
-def test_model_trained_on_noise_is_at_chance(make_world, env, name, rule, num_passes):
-    check_model(*make_world(*rule), name, env, num_passes)
+def test_model_trained_on_noise_is_at_chance(make_world, one_process, name, rule, num_passes):
+    check_model(*make_world(*rule), name, one_process, num_passes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL_WORLDS, ids="-".join)
 @pytest.mark.parametrize("name", RANKERS)
-def test_any_model_trained_on_any_noise_is_at_chance(make_world, env, name, rule):
-    check_model(*make_world(*rule), name, env)
+def test_any_model_trained_on_any_noise_is_at_chance(make_world, one_process, name, rule):
+    check_model(*make_world(*rule), name, one_process)

@@ -1,22 +1,12 @@
 """Batch norm of the global batch: a single row, hooks and names of its tensors."""
 
-import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from recsys.distributed.batch_norm import GlobalBatchNorm, synchronise
 
 
-@pytest.fixture
-def alone():
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def test_a_batch_of_one_row_is_normalised_to_zero_and_leaves_the_statistics(alone):
+def test_a_batch_of_one_row_is_normalised_to_zero_and_leaves_the_statistics(one_process):
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     synchronise(network)
     norm = network[1]
@@ -30,7 +20,7 @@ def test_a_batch_of_one_row_is_normalised_to_zero_and_leaves_the_statistics(alon
     assert norm.bias.grad.tolist() == [1, 1] and norm.weight.grad.tolist() == [0, 0]
 
 
-def test_it_takes_the_place_of_every_batch_norm_with_the_same_tensors(alone):
+def test_it_takes_the_place_of_every_batch_norm_with_the_same_tensors(one_process):
     network = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4)), nn.BatchNorm1d(4)).eval()
     seen = []
     network[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))

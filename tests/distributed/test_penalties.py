@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from recsys.distributed.cluster import ClusterConfig
-from recsys.distributed.env import start, stop
 from recsys.distributed.plan import check_matches
 from recsys.model.build import batch_features, build_ranker
 from recsys.train.optim import OptimConfig, TableOptimConfig, check_penalties
@@ -32,23 +31,14 @@ MODEL_PARALLEL = ("table_wise", "row_wise", "column_wise", "table_row_wise", "gr
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """This process as a world of one."""
-    threads = torch.get_num_threads()
-    yield start("cpu")
-    stop()
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def two_ranks():
     return worker_result(WORKER, ranks=2)
 
 
 @pytest.fixture(scope="module")
-def formula(alone):
+def formula(one_process):
     """The slow way: autograd of the loss with the penalty in it, and each optimizer's equations."""
-    return {name: by_the_formula(alone, name) for name in OPTIMIZERS}
+    return {name: by_the_formula(one_process, name) for name in OPTIMIZERS}
 
 
 def by_the_formula(env, optimizer):
@@ -92,8 +82,8 @@ def assert_tables(tables, expected):
 
 @pytest.mark.parametrize("sharding", [{}, dict.fromkeys(TABLES, "data_parallel")])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_on_one_rank_the_penalty_is_the_formulas(alone, formula, optimizer, sharding):
-    assert_tables(trained_tables(alone, optimizer, sharding), formula[optimizer])
+def test_on_one_rank_the_penalty_is_the_formulas(one_process, formula, optimizer, sharding):
+    assert_tables(trained_tables(one_process, optimizer, sharding), formula[optimizer])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -171,14 +161,16 @@ def test_every_other_form_is_refused_with_table_rows_and_keys(device, optimizer,
         assert shardings["item_id"] == "data_parallel"
 
 
-def test_a_saved_plan_that_cuts_a_penalised_table_is_refused(alone):
+def test_a_saved_plan_that_cuts_a_penalised_table_is_refused(one_process):
     made, ranker, _ = plan(optim={"table": {"name": "sgd"}})
     made["num_ranks"] = made["cluster"]["accelerators_per_host"] = 1
     _, _, optimizers = plan(optimizer="sgd")
     for line in made["tables"] + made["shards"]:
         line["sharding"] = "row_wise" if line["table"] == "tags" else "data_parallel"
     with pytest.raises(ValueError, match=r"'tags' \(9 rows\) has an L2 penalty .* says row_wise"):
-        check_matches(made, model=ranker, optimizers=optimizers, env=alone, source="plan.json")
+        check_matches(
+            made, model=ranker, optimizers=optimizers, env=one_process, source="plan.json"
+        )
 
 
 def test_a_large_table_is_refused_and_not_trained_by_another_rule():

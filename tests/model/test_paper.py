@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from recsys.config import plain
-from recsys.distributed.env import start, stop
 from recsys.model.build import build_ranker
 from recsys.train.run import SECTIONS, build_plannable, plan_and_shard, read_run_config
 from tests import tiny_world
@@ -74,17 +73,14 @@ def test_it_is_trained_for_one_epoch_by_adam(paper):
 
 
 @pytest.mark.parametrize("umcm", ["attention", "senet"])
-def test_penalties_lie_on_matrices_of_projections_senet_and_final_mlp(paper, umcm):
+def test_penalties_lie_on_matrices_of_projections_senet_and_final_mlp(paper, umcm, one_process):
     config = dataclasses.replace(paper, model=dataclasses.replace(paper.model, umcm=umcm))
-    threads = torch.get_num_threads()
     _, _, sharded = plan_and_shard(
         config=config,
         manifest=tiny_world.manifest(),
         vectors=tiny_world.vectors(),
-        env=start("cpu"),
+        env=one_process,
     )
-    stop()
-    torch.set_num_threads(threads)
     names = {id(p): name for name, p in sharded.model.named_parameters()}
     penalised = {
         names[id(p)].removeprefix("dense."): group["weight_decay"]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from recsys.distributed.env import start
 from recsys.model.modality import History
 from recsys.model.past import HistoryAttention, SimilarityTiers
 from recsys.model.ranker import DenseInputs
@@ -90,10 +89,10 @@ def test_batch_without_any_history_gives_zeros(module):
     assert out.shape[0] == 3 and not out.any()
 
 
-def test_history_item_by_item_needs_whole_tables():
+def test_history_item_by_item_needs_whole_tables(one_process):
     config = read_run_config({
         "model": {"similarity_tiers": 4},
         "plan": {"replicate_modality_bytes": 100},
     })
     with pytest.raises(ValueError, match=r"they take [\d,]+ bytes, .*replicate_modality_bytes=100"):
-        plan_and_shard(config=config, manifest=manifest(), vectors=vectors(), env=start("cpu"))
+        plan_and_shard(config=config, manifest=manifest(), vectors=vectors(), env=one_process)

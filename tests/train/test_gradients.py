@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.distributed.env import start, stop
 from recsys.distributed.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.model.build import batch_features
 from recsys.train.gradients import Gradients, check_finite, total_norm
@@ -16,14 +15,6 @@ from recsys.train.run import plan_and_shard, read_run_config
 from tests import tiny_world
 
 SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def env():
-    env = start("cpu")
-    torch.set_num_threads(1)
-    yield env
-    stop()
 
 
 def trained(env, pipeline="plain", max_norm=None, steps=4, sharding="table_wise"):
@@ -48,21 +39,23 @@ def trained(env, pipeline="plain", max_norm=None, steps=4, sharding="table_wise"
     return gradients, sharded
 
 
-def test_both_pipelines_measure_every_step_and_the_same_norms(env):
-    norms = [np.array(trained(env, pipeline)[0].take()) for pipeline in ("plain", "sparse_dist")]
+def test_both_pipelines_measure_every_step_and_the_same_norms(one_process):
+    norms = [
+        np.array(trained(one_process, pipeline)[0].take()) for pipeline in ("plain", "sparse_dist")
+    ]
     assert norms[0].shape[0] == 4 and (norms[0] > 0).any(axis=1).all()
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_pipeline_overlaps_by_itself_where_there_is_another_rank(env):
-    _, sharded = trained(env, steps=1)
-    assert isinstance(build_pipeline("auto", sharded, env), PlainPipeline)
-    of_two = dataclasses.replace(env, world_size=2)
+def test_pipeline_overlaps_by_itself_where_there_is_another_rank(one_process):
+    _, sharded = trained(one_process, steps=1)
+    assert isinstance(build_pipeline("auto", sharded, one_process), PlainPipeline)
+    of_two = dataclasses.replace(one_process, world_size=2)
     assert isinstance(build_pipeline("auto", sharded, of_two), SparseDistPipeline)
 
 
-def test_norm_is_that_of_the_gradients_left_by_backward(env):
-    gradients, sharded = trained(env, steps=1)
+def test_norm_is_that_of_the_gradients_left_by_backward(one_process):
+    gradients, sharded = trained(one_process, steps=1)
     left = [p.grad for group in sharded.dense_optimizer.param_groups for p in group["params"]]
     expected = math.sqrt(sum(float((g.double() ** 2).sum()) for g in left if g is not None))
     (norms_P,) = gradients.take()
@@ -72,11 +65,11 @@ def test_norm_is_that_of_the_gradients_left_by_backward(env):
     assert all(name.startswith("dense.") for name in gradients.names)
 
 
-def test_longer_gradients_are_scaled_down_to_the_norm_asked_for(env):
-    free, _ = trained(env, steps=1)
+def test_longer_gradients_are_scaled_down_to_the_norm_asked_for(one_process):
+    free, _ = trained(one_process, steps=1)
     norm = total_norm(free.take()[0])
     for max_norm, left in ((norm / 10, norm / 10), (norm * 10, norm)):
-        gradients, sharded = trained(env, steps=1, max_norm=max_norm)
+        gradients, sharded = trained(one_process, steps=1, max_norm=max_norm)
         assert total_norm(gradients.take()[0]) == pytest.approx(norm)  # as it was before clipping
         clipped = [
             p.grad for group in sharded.dense_optimizer.param_groups for p in group["params"]
@@ -100,8 +93,8 @@ def test_first_bad_step_is_named_with_its_parameters():
         check_finite([math.inf], [[1.0] * 4], names, 3)
 
 
-def test_poisoned_weight_is_found_by_its_gradient(env):
-    gradients, sharded = trained(env, steps=1)
+def test_poisoned_weight_is_found_by_its_gradient(one_process):
+    gradients, sharded = trained(one_process, steps=1)
     gradients.take()
     parameter = sharded.dense_optimizer.param_groups[0]["params"][0]
     parameter.grad = torch.full_like(parameter, math.nan)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.distributed.env import start, stop
 from recsys.model.build import batch_features
 from recsys.train.importance import Shuffle, score_shuffled, shuffled_inputs
 from recsys.train.predict import predict
@@ -15,7 +14,7 @@ SIZE = 16
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(one_process):
     config = read_run_config({
         "model": {
             "embedding_dim": 8,
@@ -27,13 +26,13 @@ def world():
         "train": {"global_batch_size": SIZE},
         "plan": {"replicate_modality_bytes": 1 << 20},
     })
-    env = start("cpu")
-    torch.set_num_threads(1)  # batches of a few rows: threads would wait for each other
     ranker, _, sharded = plan_and_shard(
-        config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
+        config=config,
+        manifest=tiny_world.manifest(),
+        vectors=tiny_world.vectors(),
+        env=one_process,
     )
-    yield ranker, sharded, env
-    stop()
+    return ranker, sharded, one_process
 
 
 def batch_of(ranker, size=SIZE, step=0):
