@@ -28,7 +28,7 @@ class Catalogue:
         """Open the file.
 
         Raises:
-            ValueError: it is missing or broken (says to run prepare).
+            UserError: it is missing or broken (says to run prepare).
         """
         self.path = prepared / "items.parquet"
         with reading(self.path, PREPARE_AGAIN):

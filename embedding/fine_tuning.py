@@ -32,6 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 from embedding.pairs import BatchPlan, Pairs
 from embedding.retrieval import Retrieval, RetrievalTask, retrieve
 from embedding.text import extend_vocabulary
+from recsys.errors import NonFiniteError
 from recsys.files import EMBED_AGAIN, reading, write_json, writing
 
 KEPT_CHECKPOINTS = 2
@@ -88,12 +89,12 @@ class PairTrainer(SentenceTransformerTrainer):
         """Return the library's loss.
 
         Raises:
-            FloatingPointError: it is not a finite number.
+            NonFiniteError: it is not a finite number.
         """
         loss = super().compute_loss(*arguments, **named)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"text encoder: the loss is {value.item()} at step {self.state.global_step + 1}; "
                 f"lower encoder.text.learning_rate"
             )
@@ -259,7 +260,7 @@ def fine_tune(
     Returns the evaluations on rank 0, [] elsewhere.
 
     Raises:
-        FloatingPointError: the loss is not a finite number.
+        NonFiniteError: the loss is not a finite number.
     """
     is_first = rank == 0
     checkpoint = newest_checkpoint(folder)

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from embedding.augmentation import random_crops
 from embedding.catalogue import drawn
 from embedding.image import OUTPUTS, ImageEncoder
-from embedding.probe import nearest_agreement
+from embedding.neighbour_accuracy import nearest_agreement
 from embedding.projection import Sample
+from recsys.errors import UserError
 
 _REDUCTION_PICTURES = 1024
 """Pictures that centres and components are fitted on."""
@@ -42,12 +43,12 @@ def fit_heads(
     """Fit projections and scaling in place; all ranks call this, each with its share.
 
     Raises:
-        ValueError: no usable picture on any rank.
+        UserError: no usable picture on any rank.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     counts = gathered(len(pictures), world)
     if not sum(counts):
-        raise ValueError("no usable picture to fit the image encoder's heads on")
+        raise UserError("no usable picture to fit the image encoder's heads on")
     # The rank with most pictures speaks for all.
     first = int(np.argmax(counts))
     if rank == first:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recsys.errors import UserError
+
 
 def held_out(names: Sequence[str | None], tenths: int) -> np.ndarray:
     """Return bool [N]: md5(name), read as one number, modulo 10 is below `tenths`.
@@ -16,10 +18,10 @@ def held_out(names: Sequence[str | None], tenths: int) -> np.ndarray:
     A null or empty name is never held out.
 
     Raises:
-        ValueError: `tenths` is not between 0 (nothing held out) and 9.
+        UserError: `tenths` is not between 0 (nothing held out) and 9.
     """
     if not 0 <= tenths <= 9:
-        raise ValueError(f"held_out_tenths={tenths}: expected 0 (train on everything) to 9")
+        raise UserError(f"held_out_tenths={tenths}: expected 0 (train on everything) to 9")
     return np.array([bool(name) and _number(str(name)) % 10 < tenths for name in names], dtype=bool)
 
 

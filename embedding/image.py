@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from recsys.errors import UserError
+
 import embedding.torchvision_ops  # noqa: F401  isort: skip (before torchvision)
 import torchvision.models
 from torchvision.models.resnet import BasicBlock
@@ -115,13 +117,13 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
         weights: as in ImageConfig.
 
     Raises:
-        ValueError: unknown network or family, or a weights file that does not fit.
+        UserError: unknown network or family, or a weights file that does not fit.
     """
     if name == "resnet_tiny":
         full, body, blocks = tiny_resnet(), None, ["relu", "layer1"]
     else:
         if not name.startswith(("resnet", "wide_resnet", "resnext", "convnext", "squeezenet")):
-            raise ValueError(
+            raise UserError(
                 f"encoder.image.backbone={name!r}: expected resnet_tiny or a ResNet, ConvNeXt or "
                 f"SqueezeNet of torchvision"
             )
@@ -130,7 +132,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
                 name, weights="DEFAULT" if weights == "torchvision" else None
             )
         except ValueError as error:
-            raise ValueError(f"encoder.image.backbone={name!r}: {error}") from error
+            raise UserError(f"encoder.image.backbone={name!r}: {error}") from error
         if name.startswith("squeezenet"):
             body = full.features
             blocks = ["3", "4"]
@@ -145,7 +147,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
     if weights not in ("torchvision", "none"):
         path = local_path(weights, "encoder.image.weights")
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"encoder.image.weights={weights}: no such file; expected one, torchvision or none "
                 f"(random, then trained by pretext_epochs)"
             )
@@ -153,7 +155,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
         try:
             full.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"encoder.image.weights={weights}: {str(error)[:300]}") from error
+            raise UserError(f"encoder.image.weights={weights}: {str(error)[:300]}") from error
     return full if body is None else body, blocks
 
 
@@ -161,14 +163,14 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a weights file; nothing in it is run.
 
     Raises:
-        ValueError: it is damaged, or holds other things than tensors.
+        UserError: it is damaged, or holds other things than tensors.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # readers raise whatever a broken file makes them raise
-        raise ValueError(
+        raise UserError(
             f"encoder.image.weights={path}: cannot be read as tensors alone "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]})"
         ) from error
@@ -197,7 +199,7 @@ class ImageEncoder(nn.Module):
         """Build the network and find the blocks the style head reads.
 
         Raises:
-            ValueError: unknown network, head or block.
+            UserError: unknown network, head or block.
         """
         super().__init__()
         for key, name, known in (
@@ -205,9 +207,7 @@ class ImageEncoder(nn.Module):
             ("semantic_head", semantic_head, SEMANTIC_HEADS),
         ):
             if name not in known:
-                raise ValueError(
-                    f"encoder.image.{key}={name!r}: expected one of {', '.join(known)}"
-                )
+                raise UserError(f"encoder.image.{key}={name!r}: expected one of {', '.join(known)}")
         self.body, default_blocks = build_backbone(backbone, weights)
         self.style = STYLE_HEADS[style_head]
         self.projections: dict[str, Projection] = {
@@ -222,7 +222,7 @@ class ImageEncoder(nn.Module):
         modules = dict(self.body.named_modules())
         for block in self.style_blocks:
             if block not in modules:
-                raise ValueError(
+                raise UserError(
                     f"encoder.image.style_blocks: {block!r} is no module of {backbone}; it has "
                     f"{', '.join(n for n in modules if n and n.count('.') < 2)}"
                 )
@@ -273,10 +273,10 @@ class ImageEncoder(nn.Module):
         """Fit what the projections need before labels: centres, components.
 
         Raises:
-            ValueError: no picture in the sample.
+            UserError: no picture in the sample.
         """
         if not len(pixels_NSS3):
-            raise ValueError("no usable picture to fit the image encoder's heads on")
+            raise UserError("no usable picture to fit the image encoder's heads on")
         raw: dict[str, list[list[torch.Tensor]]] = {name: [] for name in OUTPUTS}
         for start in range(0, len(pixels_NSS3), batch_size):
             part = torch.from_numpy(pixels_NSS3[start : start + batch_size]).to(self.mean.device)

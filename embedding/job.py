@@ -40,6 +40,7 @@ from embedding.store import (
     write_feature_manifest,
     write_shard,
 )
+from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, read_array, read_json, remove_leftovers, sha256_of, write_json
 from recsys.schema import Manifest
 
@@ -188,7 +189,7 @@ def check_pictures(workspace: Path, manifest: Manifest) -> None:
     A sample of the items is looked at, against what prepare and an earlier extraction found.
 
     Raises:
-        ValueError: the folder is missing or empty, or fewer than a tenth of the pictures that were
+        UserError: the folder is missing or empty, or fewer than a tenth of the pictures that were
             there are left.
     """
     root = Path(str(manifest.image_root))
@@ -198,7 +199,7 @@ def check_pictures(workspace: Path, manifest: Manifest) -> None:
     )
     if not (root.is_dir() and any(root.iterdir())):
         state = "empty" if root.is_dir() else "missing"
-        raise ValueError(f"{root}: the picture folder is {state}; {remedy}")
+        raise UserError(f"{root}: the picture folder is {state}; {remedy}")
     catalogue = Catalogue(workspace / "prepared")
     rows = sample_rows(catalogue.num_rows, _LOOKED_AT, seed=0)
     names = [name for name in catalogue.column("image", rows) if name is not None]
@@ -214,7 +215,7 @@ def check_pictures(workspace: Path, manifest: Manifest) -> None:
     expected = min(max(were_there) / share_named, 1)
     found = sum(os.path.isfile(os.path.join(root, name)) for name in names)
     if found < expected * len(names) / 10:
-        raise ValueError(
+        raise UserError(
             f"{root}: of {len(names):,} pictures looked for, {found:,} are there, where earlier "
             f"about {expected * len(names):,.0f} were; {remedy}"
         )
@@ -248,17 +249,17 @@ def extract_features(
         first_rank_work: a block for rank 0 whose failure every rank shares; yields True there.
 
     Raises:
-        ValueError: items.parquet is missing or does not have the manifest's rows, or shard_rows is
+        UserError: items.parquet is missing or does not have the manifest's rows, or shard_rows is
             not positive.
     """
     catalogue = Catalogue(workspace / "prepared")
     if catalogue.num_rows != manifest.num_item_rows:
-        raise ValueError(
+        raise UserError(
             f"{catalogue.path}: has {catalogue.num_rows:,} rows, the manifest says "
             f"{manifest.num_item_rows:,}; run launch/prepare.py again"
         )
     if shard_rows is not None and shard_rows < 1:
-        raise ValueError(f"shard_rows={shard_rows}: expected 1 or more, or null")
+        raise UserError(f"shard_rows={shard_rows}: expected 1 or more, or null")
     features, names = workspace / "features", list(extractor.dims)
     earlier = EarlierTables(features / f".{'+'.join(names)}.earlier", names)
     stamp = {
@@ -383,7 +384,7 @@ def _manifest_of(entries: list[ShardEntry | None], **known: Any) -> FeatureManif
     shards, dim = [], 0
     for index, entry in enumerate(entries):
         if entry is None:
-            raise ValueError(
+            raise UserError(
                 f"features/{known['name']}: shard {index} was removed while it was made; run embed again"
             )
         masked.update(entry.masked)

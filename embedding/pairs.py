@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from embedding.holdout import held_out
+from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, reading
 
 PERSPECTIVES = ("multilingual", "relation", "explanation")
@@ -42,14 +43,14 @@ def read_pairs(prepared: Path) -> Pairs:
     """Read prepared/pairs.parquet, in the order of the raw files.
 
     Raises:
-        ValueError: the file is missing, broken, or lacks a column (says to run prepare).
+        UserError: the file is missing, broken, or lacks a column (says to run prepare).
     """
     file = prepared / "pairs.parquet"
     with reading(file, PREPARE_AGAIN):
         table = pq.read_table(file)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{file}: columns {', '.join(missing)} are missing; the file has "
             f"{', '.join(table.column_names)}; run launch/prepare.py again"
         )
@@ -86,7 +87,7 @@ def split_by_entity(pairs: Pairs, tenths: int) -> Split:
     the anchor is its own: the positive is another entity's text.
 
     Raises:
-        ValueError: `tenths` is not between 0 and 9.
+        UserError: `tenths` is not between 0 and 9.
     """
     names = sorted(set(pairs.entity))
     is_held = dict(zip(names, held_out(names, tenths).tolist(), strict=True))
@@ -247,14 +248,14 @@ class BatchPlan:
             max_pairs: most pairs an epoch takes; beyond it all groups shrink alike. 0: all.
 
         Raises:
-            ValueError: a weight is negative or of an unknown perspective, or a batch of one pair.
+            UserError: a weight is negative or of an unknown perspective, or a batch of one pair.
         """
         if batch_size < 2:
-            raise ValueError(f"encoder.text.pair_batch_size={batch_size}: expected 2 or more")
+            raise UserError(f"encoder.text.pair_batch_size={batch_size}: expected 2 or more")
         batch_size = max(2, batch_size // num_ranks) * num_ranks
         unknown = sorted(set(weights) - set(PERSPECTIVES))
         if unknown or min(weights.values(), default=0.0) < 0:
-            raise ValueError(
+            raise UserError(
                 f"encoder.text.perspective_weights={weights}: expected numbers of 0 or more for "
                 f"{', '.join(PERSPECTIVES)}"
             )

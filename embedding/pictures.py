@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
+from recsys.errors import UserError
 from recsys.files import write_csv
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
@@ -95,7 +96,7 @@ _OF_THE_PATH = {
 }
 
 
-class UnusablePictureError(ValueError):
+class UnusablePictureError(UserError):
     """A picture that is masked; `reason` is one word for the counts, a key of REASONS."""
 
     def __init__(self, reason: str, detail: str):

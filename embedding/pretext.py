@@ -2,6 +2,7 @@
 
 Multi-label binary cross-entropy; the classifying head is dropped afterwards. Runs on any number of
 ranks (DistributedDataParallel), each taking its share of every batch. A pass ends with a checkpoint
+from recsys.errors import NonFiniteError, UserError
 from which a killed run goes on. Shapes: B pictures, S side, T tags, D width.
 """
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from embedding.augmentation import random_crops
 from embedding.image import ImageEncoder
+from recsys.errors import NonFiniteError, UserError
 from recsys.files import EMBED_AGAIN, new_array, new_file, reading
 
 _LEAST_CROP = 0.75
@@ -70,12 +72,12 @@ def tag_targets(
     """Return (bool [N, T], tags by falling count) of the tags on at least `min_count` items.
 
     Raises:
-        ValueError: no tag is frequent enough.
+        UserError: no tag is frequent enough.
     """
     counts = Counter(tag for tags in tag_lists for tag in set(tags or ()))
     kept = sorted((t for t, n in counts.items() if n >= min_count), key=lambda t: (-counts[t], t))
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"encoder.image.pretext_min_count={min_count}: no tag is on that many pictures; lower it, "
             f"map items.tags in the recipe, or set encoder.image.pretext_epochs=0"
         )
@@ -154,7 +156,7 @@ def train_on_tags(
         synchronise: makes the batch norms of a module count the pictures of all ranks.
 
     Raises:
-        ValueError: too few pictures for one step or for validation.
+        UserError: too few pictures for one step or for validation.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     train, valid = split_groups(data.groups, config.seed)
@@ -162,7 +164,7 @@ def train_on_tags(
     first, last = rank * batch_size // world, (rank + 1) * batch_size // world
     steps = len(train) // batch_size
     if not steps or not len(valid):
-        raise ValueError(
+        raise UserError(
             f"encoder.image.pretext_batch_size={config.batch_size}: {len(train):,} training and "
             f"{len(valid):,} validation pictures are too few for one step; lower it, or set "
             f"encoder.image.pretext_epochs=0"
@@ -230,7 +232,7 @@ def train_on_tags(
             bar.update(1)
         loss_mean = float(total) / steps
         if not np.isfinite(loss_mean):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"tag pretext: the loss of epoch {state.epoch + 1} is {loss_mean}; lower "
                 f"encoder.image.pretext_learning_rate"
             )

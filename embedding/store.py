@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from embedding.pictures import REASONS
+from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, read_array, reading, sha256_of, write_array, write_json
 from recsys.schema import Manifest, check_inside, misfits
 
@@ -105,22 +106,22 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
     """Read manifest.json.
 
     Raises:
-        ValueError: missing (says to run embed), broken, or of another version.
+        UserError: missing (says to run embed), broken, or of another version.
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: no features here; run launch/embed.py with the same data= and workspace= "
             f"(or leave {folder.name!r} out of model.modalities)"
         )
     with reading(path, EMBED_AGAIN):
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if raw["version"] != STORE_VERSION:
-            raise ValueError(f"version {raw['version']}, expected {STORE_VERSION}")
+            raise UserError(f"version {raw['version']}, expected {STORE_VERSION}")
         raw["shards"] = tuple(ShardSpec(**shard) for shard in raw["shards"])
         manifest = FeatureManifest(**raw)
         if problems := misfits(manifest):
-            raise ValueError("; ".join(problems)[:400])
+            raise UserError("; ".join(problems)[:400])
         for shard in manifest.shards:
             check_inside(shard.file)
             check_inside(shard.rows_file)
@@ -147,12 +148,12 @@ def write_shard(
         rows: dtype ROW, [rows].
 
     Raises:
-        ValueError: a vector is not finite.
+        UserError: a vector is not finite.
     """
     name = f"shard-{index:05d}"
     if not np.isfinite(vectors).all():
         bad = start_row + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise ValueError(
+        raise UserError(
             f"{folder}: the encoder made a vector of inf or nan for item row {bad:,}, too large for "
             f"float16 or from broken weights; train it anew (retrain=true)"
         )
@@ -220,7 +221,7 @@ class FeatureTable:
         """Open the manifest and check that every shard is there with its size.
 
         Raises:
-            ValueError: a file is missing, truncated or has another shape.
+            UserError: a file is missing, truncated or has another shape.
         """
         self.folder = folder
         self.manifest = read_feature_manifest(folder)
@@ -236,13 +237,13 @@ class FeatureTable:
             values = self._map(index)
             shape = (shard.end_row - shard.start_row, self.dim)
             if shard.start_row != expected or values.shape != shape or values.dtype != np.float16:
-                raise ValueError(
+                raise UserError(
                     f"{path}: holds {values.dtype} {values.shape} from row {shard.start_row}, "
                     f"expected float16 {shape} from row {expected}; run embed again"
                 )
             expected = shard.end_row
         if expected != self.num_rows:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: shards end at row {expected}, the manifest counts {self.num_rows}; run "
                 f"embed again"
             )
@@ -254,17 +255,17 @@ class FeatureTable:
         """Compare every shard with its sha256, and look for vectors that are not finite.
 
         Raises:
-            ValueError: a shard was changed after it was written, or holds inf or nan.
+            UserError: a shard was changed after it was written, or holds inf or nan.
         """
         for index, shard in enumerate(self.manifest.shards):
             bad = np.flatnonzero(~np.isfinite(self._map(index)).all(axis=1))
             if len(bad):
-                raise ValueError(
+                raise UserError(
                     f"{self.folder / shard.file}: {len(bad):,} vectors hold inf or nan, first at "
                     f"item row {shard.start_row + int(bad[0]):,}; run launch/embed.py again"
                 )
             if sha256_of(self.folder / shard.file) != shard.sha256:
-                raise ValueError(
+                raise UserError(
                     f"{self.folder / shard.file}: changed since it was written (sha256 differs from "
                     f"the manifest's); run launch/embed.py again"
                 )
@@ -298,7 +299,7 @@ def open_features(
             versions); today's are taken for them.
 
     Raises:
-        ValueError: a table is missing, broken, or was made for other items, texts or pictures.
+        UserError: a table is missing, broken, or was made for other items, texts or pictures.
     """
     tables = {}
     for name in names:
@@ -306,7 +307,7 @@ def open_features(
         table = FeatureTable(folder)
         made = table.manifest
         if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: made for other items ({made.count:,} rows, checksum "
                 f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
                 f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
@@ -320,7 +321,7 @@ def open_features(
                 f"them (launch/prepare.py and launch/embed.py note it; what has not changed is kept)"
             )
         if made.made_of and now and made.made_of != now:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: made of other {contents} than the "
                 f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
                 f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"

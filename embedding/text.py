@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recsys.errors import UserError
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Progress bars and advice of the libraries; errors still come through.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -99,13 +101,13 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     """Load a folder or hub name.
 
     Raises:
-        ValueError: neither a folder nor a hub name that can be reached.
+        UserError: neither a folder nor a hub name that can be reached.
     """
     try:
         folder = local_path(path, "encoder.text.path")
         model = SentenceTransformer(str(folder) if folder.is_dir() else path, device=str(device))
     except Exception as error:  # the hub client raises many kinds; all mean: not there
-        raise ValueError(
+        raise UserError(
             f"encoder.text.path={path!r}: no Sentence-Transformers folder and no hub name that can be "
             f"loaded ({type(error).__name__}: {str(error)[:200].partition(chr(10))[0]})"
         ) from error
@@ -229,12 +231,10 @@ def has_bfloat16(precision: str, device: torch.device) -> bool:
     """Return whether training computes in bfloat16.
 
     Raises:
-        ValueError: `precision` is none of auto, float32, bfloat16.
+        UserError: `precision` is none of auto, float32, bfloat16.
     """
     if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(
-            f"encoder.text.precision={precision!r}: expected auto, float32 or bfloat16"
-        )
+        raise UserError(f"encoder.text.precision={precision!r}: expected auto, float32 or bfloat16")
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
@@ -296,10 +296,10 @@ class TextEncoder:
         """Fit mean and deviation per dimension on a sample of texts.
 
         Raises:
-            ValueError: no text in the sample.
+            UserError: no text in the sample.
         """
         if not texts:
-            raise ValueError("no text to fit the text encoder's scaling on; check items.text")
+            raise UserError("no text to fit the text encoder's scaling on; check items.text")
         vectors = self.raw(texts)
         self.mean = vectors.mean(axis=0)
         # One factor for all dimensions keeps the angles between centred vectors.

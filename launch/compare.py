@@ -20,11 +20,13 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.threads import ProcessConfig
+from recsys.errors import UserError
+from recsys.evaluation.evaluate import EvaluateConfig
 from recsys.files import read_json, write_json
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.report.evaluation import EvaluateConfig
+from recsys.run.assembly import check_run_data, read_run_folder
+from recsys.runtime.threads import ProcessConfig
 from recsys.schema import NOT_READ_BY_RANKERS, read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores
 from recsys.study.runs import (
@@ -36,7 +38,6 @@ from recsys.study.runs import (
 )
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
 from recsys.study.tuning import choose_settings
-from recsys.train.run import check_run_data, read_run_folder
 
 NUM_REPLICATES = 400
 SPLITS = ("train", "valid", "test")
@@ -107,12 +108,12 @@ def job(cfg: DictConfig) -> None:
 
 
 def check_compare(config: CompareConfig) -> None:
-    """Raise ValueError for a suite or numbers that cannot be, all at once."""
+    """Raise UserError for a suite or numbers that cannot be, all at once."""
     problems = []
     if config.suite is not None:
         try:
             check_suite(config.suite)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error).removeprefix("configuration: "))
     problems += [
         f"{key}={getattr(config, key)}: expected {least} or more"
@@ -122,7 +123,7 @@ def check_compare(config: CompareConfig) -> None:
     if config.split not in SPLITS:
         problems.append(f"split={config.split!r}: expected one of {', '.join(SPLITS)}")
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def run_suite(
@@ -133,13 +134,13 @@ def run_suite(
     wanted = list(suite.variants if config.variants is None else config.variants)
     unknown = sorted(set(wanted) - set(suite.variants))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"variants={','.join(unknown)}: the suite {suite.name!r} has {', '.join(suite.variants)}"
         )
     if suite.reference not in wanted:
         wanted.insert(0, suite.reference)
     if config.trials and not suite.space:
-        raise ValueError(
+        raise UserError(
             f"trials={config.trials}: the suite {suite.name!r} has no settings to choose; add "
             f"suite.space, or trials=0"
         )
@@ -243,11 +244,11 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
     """Return evaluated runs by name.
 
     Raises:
-        ValueError: no names, or a run that has not been evaluated on the split, as it is now and on
+        UserError: no names, or a run that has not been evaluated on the split, as it is now and on
             the data and features that are here now.
     """
     if not names:
-        raise ValueError(
+        raise UserError(
             "neither suite= nor runs= given: name a suite of configs/suite, for example "
             "suite=baselines, or evaluated runs, for example runs=[ids_only]"
         )
@@ -255,7 +256,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
     for name in names:
         path = workspace / "runs" / name / "eval" / split / "metrics.json"
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path}: no metrics; run launch/evaluate.py with run.name={name} split={split} "
                 f"first"
             )
@@ -264,7 +265,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, list[
         run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
         changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
         if stale := [key for key in changed if key != "settings"]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: scored with another {' and other '.join(stale)} than are here now; run "
                 f"launch/evaluate.py with run.name={name} split={split} again"
             )

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 
 from recsys.config import read_job
-from recsys.data.demo.world import WorldConfig, draw_world, drawn_already
-from recsys.distributed.threads import ProcessConfig, threads_of_process, use_threads
+from recsys.demo.world import WorldConfig, draw_world, drawn_already
+from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, say, stage
+from recsys.runtime.threads import ProcessConfig, threads_of_process, use_threads
 from recsys.schema import local_path
 
 
@@ -41,7 +42,7 @@ def job(cfg: DictConfig) -> None:
     """Draw the world unless it is there already."""
     (config,) = read_job(cfg, KEYS)
     if config.processes is not None and config.processes < 1:
-        raise ValueError(f"processes={config.processes}: expected 1 or more, or null")
+        raise UserError(f"processes={config.processes}: expected 1 or more, or null")
     threads = threads_of_process(config.run.threads).count
     use_threads(threads)
     workspace = local_path(config.workspace, "workspace")

@@ -116,13 +116,13 @@ def machine_facts() -> str:
     """Return memory, cores and the threads that jobs will use, in words."""
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     try:
-        found = importlib.import_module("recsys.distributed.threads")
+        found = importlib.import_module("recsys.runtime.threads")
     except ImportError:
         return f"{memory_gib:.1f} GiB of memory"  # a package that is missing is reported by itself
     try:
         threads = found.threads_of_process(None)
         said = f"a job of one process uses {threads.count} thread(s) ({threads.reason})"
-    except ValueError as error:
+    except UserError as error:
         said = str(error)
     return f"{found.usable_cores()} cores, {memory_gib:.1f} GiB of memory; {said}"
 

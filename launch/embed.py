@@ -56,9 +56,7 @@ from embedding.text import (
 )
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.batch_norm import synchronise
-from recsys.distributed.env import Env, first_rank_work, start, stop
-from recsys.distributed.threads import ProcessConfig
+from recsys.errors import UserError
 from recsys.files import (
     EMBED_AGAIN,
     check_listing,
@@ -69,9 +67,12 @@ from recsys.files import (
     write_json,
 )
 from recsys.job import hydra_job, next_command, run_job, say, stage
-from recsys.report.agreement import print_agreement
+from recsys.report.neighbour_accuracy import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
+from recsys.runtime.env import Env, first_rank_work, start, stop
+from recsys.runtime.threads import ProcessConfig
 from recsys.schema import Manifest, local_path, read_manifest
+from recsys.sharding.batch_norm import synchronise
 
 _MEASURED_PICTURES = 4096
 """Most unseen pictures the image encoder is measured on."""
@@ -121,7 +122,7 @@ def job(cfg: DictConfig) -> None:
     place, config = read_job(cfg, KEYS)
     image, text, workspace = config.encoder.image, config.encoder.text, place.folder
     if config.shard_rows is not None and config.shard_rows < 1:
-        raise ValueError(f"shard_rows={config.shard_rows}: expected 1 or more, or null")
+        raise UserError(f"shard_rows={config.shard_rows}: expected 1 or more, or null")
     # A rank may wait for another one's shards, or for rank 0's training, longer than any step takes.
     env = start(config.device, threads=config.run.threads, timeout_seconds=7 * 24 * 3600)
     manifest = read_manifest(workspace)
@@ -138,7 +139,7 @@ def job(cfg: DictConfig) -> None:
         "first_rank_work": partial(first_rank_work, env),
     }
     if not (manifest.has_images or manifest.has_texts):
-        raise ValueError(
+        raise UserError(
             f"{workspace / 'prepared'}: the recipe maps neither items.image nor items.text, so there "
             f"is nothing to embed; train without modalities"
         )
@@ -305,7 +306,7 @@ def make_image_encoder(
     unseen_hand = np.isin(np.array(labels["artist"], dtype=object), config.held_out_artists)
     unseen = held_out(names, config.held_out_tenths)
     if config.held_out_artists and not unseen_hand.any():
-        raise ValueError(
+        raise UserError(
             f"encoder.image.held_out_artists={config.held_out_artists}: no picture is by any of "
             f"them; check the column items.artist of the recipe"
         )
@@ -526,7 +527,7 @@ def make_text_encoder(
             f"the text encoder is not trained: {why_no_batches(manifest, config, pairs, split.train)}"
         )
     if config.path == "scratch" and not len(plan):
-        raise ValueError(
+        raise UserError(
             f"encoder.text.path=scratch: a text encoder is trained on text pairs, and "
             f"{why_no_batches(manifest, config, pairs, split.train)}; or give a folder or hub name"
         )

@@ -20,37 +20,32 @@ import numpy as np
 from omegaconf import DictConfig
 
 from embedding.store import open_features
+from recsys.checkpoint.folder import load_checkpoint
+from recsys.checkpoint.integrity import best_checkpoint, check_whole
 from recsys.config import from_config, plain, read_job
-from recsys.data.candidates import CandidateDataset, draw_candidates
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.env import first_rank_work, rank_from_environment, start, stop
-from recsys.distributed.plan import PlanConfig, check_plan
+from recsys.evaluation.candidates import CandidateDataset, draw_candidates
+from recsys.evaluation.evaluate import EvaluateConfig, check_evaluation, compare_files
+from recsys.evaluation.importance import score_shuffled
+from recsys.evaluation.predict import predict
 from recsys.files import write_json
 from recsys.job import hydra_job, next_command, open_command, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.overrides import override
-from recsys.report.evaluation import (
-    EvaluateConfig,
-    check_evaluation,
-    compare_files,
-    print_comparison,
-    print_metrics,
-)
 from recsys.report.evaluation_folder import Evaluation
-from recsys.schema import read_manifest
-from recsys.train.checkpoint import load_checkpoint
-from recsys.train.fingerprint import scored_from
-from recsys.train.importance import score_shuffled
-from recsys.train.integrity import best_checkpoint, check_whole
-from recsys.train.optim import without_penalties
-from recsys.train.predict import predict
-from recsys.train.run import (
+from recsys.report.evaluation_tables import print_comparison, print_metrics
+from recsys.run.assembly import (
     build_loader,
     check_run_data,
     loader_of,
     plan_and_shard,
     read_run_folder,
 )
+from recsys.run.fingerprint import scored_from
+from recsys.runtime.env import first_rank_work, rank_from_environment, start, stop
+from recsys.schema import read_manifest
+from recsys.sharding.optimizers import without_penalties
+from recsys.sharding.plan import PlanConfig, check_plan
 
 
 @dataclass(frozen=True, kw_only=True)

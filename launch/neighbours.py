@@ -22,8 +22,7 @@ from embedding.nearest import PIECE_ROWS, Nearest, nearest
 from embedding.store import FeatureTable, open_features
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.env import rank_from_environment
-from recsys.distributed.threads import threads_of_process, use_threads
+from recsys.errors import UserError
 from recsys.files import new_folder
 from recsys.job import hydra_job, open_command, run_job, say, stage
 from recsys.report.items import read_items
@@ -39,6 +38,8 @@ from recsys.report.neighbours import (
     write_neighbours,
 )
 from recsys.report.sheet import draw_sheet, tile_pixels
+from recsys.runtime.env import rank_from_environment
+from recsys.runtime.threads import threads_of_process, use_threads
 from recsys.schema import Manifest, read_manifest
 
 KEYS = (WorkspaceConfig, NeighboursConfig)
@@ -113,7 +114,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def check_config(config: NeighboursConfig, manifest: Manifest) -> None:
-    """Raise ValueError for settings that cannot be answered, all at once."""
+    """Raise UserError for settings that cannot be answered, all at once."""
     problems = []
     num_others = manifest.num_item_rows - 2  # without the unknown row and the item itself
     if not 1 <= config.k <= num_others:
@@ -134,18 +135,18 @@ def check_config(config: NeighboursConfig, manifest: Manifest) -> None:
                 f"or use exclude_same=none"
             )
     if problems:
-        raise ValueError("\n  ".join(problems))
+        raise UserError("\n  ".join(problems))
 
 
 def open_tables(workspace: Path, manifest: Manifest) -> tuple[dict[str, FeatureTable], list[str]]:
     """Return the feature tables there are, and sentences for those that are not.
 
     Raises:
-        ValueError: there are none (says to run embed), or one is broken or of other items.
+        UserError: there are none (says to run embed), or one is broken or of other items.
     """
     here = [n for n in MODALITIES if (workspace / "features" / n / "manifest.json").is_file()]
     if not here:
-        raise ValueError(
+        raise UserError(
             f"{workspace / 'features'}: no features here; run launch/embed.py with the same data= "
             f"and workspace= first"
         )
@@ -163,7 +164,7 @@ def rows_of(catalogue: Catalogue, item_ids: list[str]) -> list[int]:
     """Return the rows of items by id, read in pieces.
 
     Raises:
-        ValueError: names every id that the catalogue does not have, and shows some that it has.
+        UserError: names every id that the catalogue does not have, and shows some that it has.
     """
     found: dict[str, int] = {}
     examples: list[str] = []
@@ -177,7 +178,7 @@ def rows_of(catalogue: Catalogue, item_ids: list[str]) -> list[int]:
             found[item_ids[places[int(at)].as_py()]] = start + int(at)
     unknown = [item_id for item_id in item_ids if item_id not in found]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"items: {', '.join(map(repr, unknown))}: not in {catalogue.path}; expected ids of the "
             f"items file, such as {', '.join(map(repr, examples))}"
         )
@@ -193,7 +194,7 @@ def spread_rows(
     after the other, the first whose artist and content were taken least often.
 
     Raises:
-        ValueError: no item of the pool has a vector.
+        UserError: no item of the pool has a vector.
     """
     rng = np.random.default_rng(seed)
     num_items = catalogue.num_rows - 1
@@ -204,7 +205,7 @@ def spread_rows(
     }
     most = max(num_vectors.values(), default=0)
     if most == 0:
-        raise ValueError(
+        raise UserError(
             f"{catalogue.path}: none of {len(drawn):,} items has a vector; run launch/embed.py again"
         )
     pool = [row for row, number in num_vectors.items() if number == most]

@@ -19,11 +19,9 @@ from omegaconf import DictConfig
 
 from embedding.store import open_features
 from recsys.config import from_config, read_job, read_yaml
-from recsys.data.outline import outline, with_rows
+from recsys.data.planned_manifest import outline, with_rows
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.cluster import ClusterConfig, check_cluster
-from recsys.distributed.env import silence_libraries
-from recsys.distributed.planner import DoesNotFitError
+from recsys.errors import UserError
 from recsys.files import write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.overrides import override
@@ -35,9 +33,12 @@ from recsys.report.plan import (
     size,
 )
 from recsys.report.plan_page import write_plan_page
+from recsys.run.assembly import RunConfig, check_run_config
+from recsys.run.suggestions import Planned, examples_per_second, rate_clusters, suggest
+from recsys.runtime.env import silence_libraries
 from recsys.schema import Manifest, local_path, read_manifest
-from recsys.train.advice import Planned, examples_per_second, rate_clusters, suggest
-from recsys.train.run import RunConfig, check_run_config
+from recsys.sharding.cluster import ClusterConfig, check_cluster
+from recsys.sharding.search import DoesNotFitError
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "cluster"
 
@@ -116,7 +117,7 @@ def arguments_of_training() -> list[str]:
 
 
 def check_planning(config: PlanningConfig) -> None:
-    """Raise ValueError for rows and widths that no table has, all at once."""
+    """Raise UserError for rows and widths that no table has, all at once."""
     problems = [
         f"{key}.{name}={number}: expected 1 or more"
         for key in ("rows", "modality_dims")
@@ -130,7 +131,7 @@ def check_planning(config: PlanningConfig) -> None:
     unknown = sorted(set(config.modality_dims or {}) - set(MODALITIES))
     problems += [f"modality_dims.{n}: expected one of {', '.join(MODALITIES)}" for n in unknown]
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def read_tables(
@@ -139,7 +140,7 @@ def read_tables(
     """Return the manifest and the modality widths: of the workspace where it has them, else given.
 
     Raises:
-        ValueError: rows or widths are neither given nor in the workspace.
+        UserError: rows or widths are neither given nor in the workspace.
     """
     workspace, rows = place.folder, config.rows or {}
     prepared = (workspace / "prepared" / "manifest.json").is_file()
@@ -175,10 +176,10 @@ def search_clusters(planned: Planned, names: list[str]) -> None:
     """Plan for every cluster named; say which is the smallest that fits and which the fastest.
 
     Raises:
-        ValueError: no cluster, an unknown one, or none fits.
+        UserError: no cluster, an unknown one, or none fits.
     """
     if not names:
-        raise ValueError("clusters=[]: expected at least one file of configs/cluster/")
+        raise UserError("clusters=[]: expected at least one file of configs/cluster/")
     rated = rate_clusters(planned, [read_cluster(name) for name in names])
     print_clusters([
         [
@@ -193,9 +194,7 @@ def search_clusters(planned: Planned, names: list[str]) -> None:
     ])
     fitting = [(cluster, content) for cluster, content, _ in rated if content is not None]
     if not fitting:
-        raise ValueError(
-            f"the tables fit none of {', '.join(names)}; name larger ones in clusters="
-        )
+        raise UserError(f"the tables fit none of {', '.join(names)}; name larger ones in clusters=")
     fastest = max(fitting, key=lambda pair: examples_per_second(pair[1]))
     say(f"smallest that fits: {fitting[0][0].name}; fastest by estimate: {fastest[0].name}")
 
@@ -204,12 +203,12 @@ def read_cluster(name: str) -> ClusterConfig:
     """Return a cluster of configs/cluster.
 
     Raises:
-        ValueError: no such file.
+        UserError: no such file.
     """
     file = CLUSTERS / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in CLUSTERS.glob("*.yaml")))
-        raise ValueError(f"clusters: {name!r} is no file of {CLUSTERS}; there are {known}")
+        raise UserError(f"clusters: {name!r} is no file of {CLUSTERS}; there are {known}")
     given = read_yaml(file)
     given.pop("defaults", None)
     cluster = from_config(ClusterConfig, given, f"cluster {name}")

@@ -15,8 +15,9 @@ from recsys.config import read_job
 from recsys.data.object_store import is_url
 from recsys.data.prepare import prepare
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.threads import ProcessConfig, threads_of_process, use_threads
+from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, say
+from recsys.runtime.threads import ProcessConfig, threads_of_process, use_threads
 from recsys.schema import local_path
 
 
@@ -38,7 +39,7 @@ def job(cfg: DictConfig) -> None:
     place, config = read_job(cfg, KEYS)
     recipe, workspace = place.data, place.folder
     if not recipe.source:
-        raise ValueError("data.source: missing, a value is required: the folder of the raw files")
+        raise UserError("data.source: missing, a value is required: the folder of the raw files")
     threads = threads_of_process(config.run.threads).count
     use_threads(threads)
     if not is_url(recipe.source):

@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.threads import ProcessConfig
+from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, same_data, say
 from recsys.overrides import override
+from recsys.runtime.threads import ProcessConfig
 from recsys.schema import name_problems
 from recsys.study.runs import Commands
 from recsys.study.suite import SweepConfig, space_problems
@@ -53,7 +54,7 @@ def job(cfg: DictConfig) -> None:
         problems.append(f"sweep.trials={sweep.trials}: expected 1 or more")
     problems += name_problems("sweep.name", sweep.name)
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
     folder = place.folder / "sweeps" / sweep.name
     commands = Commands(
         data=same_data(),

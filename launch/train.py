@@ -18,32 +18,18 @@ import torch
 from omegaconf import DictConfig
 
 from embedding.store import open_features
+from recsys.checkpoint.folder import load_checkpoint
+from recsys.checkpoint.integrity import newest_whole, restore_best
+from recsys.checkpoint.saver import Saver
+from recsys.checkpoint.state import TrainState
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.env import (
-    Env,
-    agents_of_start,
-    first_rank_work,
-    start,
-    stop,
-)
-from recsys.distributed.pipeline import build_pipeline
-from recsys.distributed.shard import ShardedRanker
-from recsys.distributed.signals import FAILED, StopSignals
 from recsys.files import write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.overrides import override
 from recsys.report.plan import print_plan
-from recsys.schema import read_manifest
-from recsys.train.checkpoint import load_checkpoint
-from recsys.train.gradients import Gradients
-from recsys.train.integrity import newest_whole, restore_best
-from recsys.train.log import RunLog
-from recsys.train.loop import train
-from recsys.train.optim import learning_rate_factor
-from recsys.train.profile import profiled
-from recsys.train.run import (
+from recsys.run.assembly import (
     RunConfig,
     build_loader,
     build_plannable,
@@ -52,8 +38,22 @@ from recsys.train.run import (
     open_run_folder,
     plan_and_shard,
 )
-from recsys.train.saver import Saver
-from recsys.train.state import TrainState
+from recsys.runtime.env import (
+    Env,
+    agents_of_start,
+    first_rank_work,
+    start,
+    stop,
+)
+from recsys.runtime.signals import FAILED, StopSignals
+from recsys.schema import read_manifest
+from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.optimizers import learning_rate_factor
+from recsys.sharding.pipeline import build_pipeline
+from recsys.train.gradients import Gradients
+from recsys.train.log import RunLog
+from recsys.train.loop import train
+from recsys.train.profile import profiled
 from recsys.train.validate import Validation
 
 KEYS = (WorkspaceConfig, RunConfig)

@@ -17,6 +17,8 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recsys.errors import UserError
+
 T = TypeVar("T")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_DEPTH = 50
@@ -41,12 +43,12 @@ def from_config(schema: type[T], node: Any, key: str, base: T | None = None) -> 
         base: holds the values of keys that are not given, in place of the defaults.
 
     Raises:
-        ValueError: lists every offending key at once, with the allowed ones.
+        UserError: lists every offending key at once, with the allowed ones.
     """
     problems: list[str] = []
     built = _build(schema, plain(node), key, problems, base)
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
     return built
 
 
@@ -54,7 +56,7 @@ def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
     """Return the whole configuration of a job, one object for each dataclass of its top-level keys.
 
     Raises:
-        ValueError: every problem of every key at once.
+        UserError: every problem of every key at once.
     """
     given = plain(node, allow_missing=True)
     problems: list[str] = []
@@ -70,7 +72,7 @@ def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
         own = {name: value for name, value in given.items() if name in names}
         built.append(_build(schema, own, "", problems, None))
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
     return built
 
 
@@ -204,14 +206,14 @@ def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
         is_ours: files at the top are the jobs' own and may have a hydra section.
 
     Raises:
-        ValueError: names every file and key.
+        UserError: names every file and key.
     """
     problems = []
     for path in _yaml_files(folder):
         if not (is_ours and path.parent == folder):
             problems += [f"{path}: {problem}" for problem in _reaching_beyond(path)]
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
@@ -228,7 +230,7 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 def _reaching_beyond(path: Path) -> list[str]:
     try:
         nodes = [read_yaml(path)]
-    except ValueError as error:
+    except UserError as error:
         return [str(error).removeprefix(f"{path}: ")]
     text = path.read_text(encoding="utf-8")
     package = re.search(r"^\s*#\s*@package\s+(\S*hydra\S*)", text, flags=re.MULTILINE)
@@ -265,16 +267,16 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a file of plain YAML, whoever wrote it.
 
     Raises:
-        ValueError: no YAML, no UTF-8, nested too deep, or aliases (*x) that repeat far more than
+        UserError: no YAML, no UTF-8, nested too deep, or aliases (*x) that repeat far more than
             stands in the file; nothing is expanded before.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if problem := _unbounded(text):
-            raise ValueError(f"{path}: {problem}")
+            raise UserError(f"{path}: {problem}")
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- it is the safe one
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not plain YAML ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not plain YAML ({str(error).splitlines()[0]})") from error
 
 
 def _unbounded(text: str) -> str | None:
@@ -313,14 +315,14 @@ def plain(node: Any, allow_missing: bool = False) -> Any:
         allow_missing: leave out keys marked as required (???) that have no value.
 
     Raises:
-        ValueError: a value marked as required (???) is missing.
+        UserError: a value marked as required (???) is missing.
     """
     if not isinstance(node, DictConfig | ListConfig):
         return node
     try:
         content = OmegaConf.to_container(node, resolve=True, throw_on_missing=not allow_missing)
     except OmegaConfBaseException as error:
-        raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     return _without_missing(content) if allow_missing else content
 
 

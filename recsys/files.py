@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from recsys.errors import UserError
+
 PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
 DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
@@ -54,11 +56,11 @@ _DISK_FULL_TEXT = re.compile(
 _IN_THE_MAKING = re.compile(r"\.(.+)\.[^.]*-[0-9a-f]{8}-[0-9a-f]{8}\.(part|part\.old|lock)")
 
 
-class DiskFullError(OSError):
+class DiskFullError(UserError, OSError):
     """A file could not be written for want of space; the message names it and counts bytes."""
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UserError):
     """A file is missing or broken; the message names it and the command that makes it anew."""
 
 
@@ -352,7 +354,7 @@ def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarr
     with reading(path, remedy):
         values = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         if not isinstance(values, np.ndarray):
-            raise ValueError("an archive of arrays, expected one")
+            raise UserError("an archive of arrays, expected one")
     return values
 
 
@@ -365,7 +367,7 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     with reading(path, remedy):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
+            raise UserError("not a JSON object")
     return content
 
 
@@ -392,7 +394,7 @@ def check_listing(folder: Path, remedy: str) -> None:
     for name, sha256 in listed.items():
         with reading(folder / name, remedy):
             if sha256_of(folder / name) != sha256:
-                raise ValueError(
+                raise UserError(
                     "changed since it was written: its sha256 differs from files.json's"
                 )
 

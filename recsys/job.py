@@ -1,8 +1,8 @@
 """How a job speaks and how it fails: one line per stage on rank 0, one sentence per error.
 
-Called by every file in `launch/`. Errors a user can act on (ValueError, OSError, and the
-FloatingPointError of diverged training) end the process with code 1 and their sentence on stderr;
-anything else is our own mistake and keeps its traceback.
+Called by every file in `launch/`. A UserError, and a refusal by the operating system (OSError with an
+error number: no permission, no such file), end the process with code 1 and their sentence on stderr.
+Any other exception is a fault of ours: it keeps its traceback and is called so.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from recsys.config import check_config_folder
-from recsys.distributed.env import rank_from_environment
+from recsys.errors import UserError
 from recsys.files import is_disk_full
 from recsys.overrides import override, typed
+from recsys.runtime.env import rank_from_environment
 from recsys.schema import local_path
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -91,14 +92,14 @@ def with_local_config_folder(arguments: Sequence[str]) -> list[str]:
     """Return a job's arguments with the folder of --config-dir as every path is read: `~` expanded.
 
     Raises:
-        ValueError: there is no such folder.
+        UserError: there is no such folder.
     """
     given = _config_folder(arguments)
     if given is None:
         return list(arguments)
     folder = local_path(given, "--config-dir")
     if not folder.is_dir():
-        raise ValueError(f"--config-dir={given}: no such folder ({folder})")
+        raise UserError(f"--config-dir={given}: no such folder ({folder})")
     # The last one counts, for Hydra too.
     return [*arguments, f"--config-dir={folder}"]
 
@@ -109,7 +110,7 @@ def typed_arguments(arguments: Sequence[str], schemas: Sequence[type]) -> list[s
     With --multirun a value may be a list of choices, and everything is left to Hydra.
 
     Raises:
-        ValueError: an override of a key that the job does not have.
+        UserError: an override of a key that the job does not have.
     """
     if "--multirun" in arguments or "-m" in arguments:
         return list(arguments)
@@ -176,7 +177,7 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
     """Refuse configuration folders that a job cannot look through before Hydra acts on them.
 
     Raises:
-        ValueError: a folder's file reaches beyond its group, or the folder is named in another way
+        UserError: a folder's file reaches beyond its group, or the folder is named in another way
             than by --config-dir.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
@@ -184,7 +185,7 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
     parser.add_argument("--config-path", "-cp")
     known, others = parser.parse_known_args(arguments)
     if known.config_path or any(a.lstrip("+").startswith("hydra.searchpath") for a in others):
-        raise ValueError("recipes and presets of your own: name their folder with --config-dir")
+        raise UserError("recipes and presets of your own: name their folder with --config-dir")
     check_config_folder(_CONFIGS, is_ours=True)
     if known.config_dir:
         check_config_folder(Path(known.config_dir))
@@ -196,14 +197,21 @@ def run_job(job: Callable[[], None]) -> None:
     try:
         job()
     except Exception as error:
-        if isinstance(error, ValueError | OSError | FloatingPointError):
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             text = str(error)
         elif is_disk_full(error):  # in a library's words, where no writer of ours stands around it
             text = f"the disk is full; free some space and start again ({error})"
         else:
+            print(_FAULT, file=sys.stderr, flush=True)
             raise
         print(f"error: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+_FAULT = (
+    "this is a fault of Tessera, not of your data or settings; please report it with the command and the "
+    "traceback below"
+)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

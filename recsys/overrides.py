@@ -13,6 +13,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from recsys.errors import UserError
+
 _OVERRIDE = re.compile(r"\+{0,2}([^=~+\s-][^=\s]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
@@ -60,7 +62,7 @@ def typed(
         is_group: says whether a key names a folder of configs/, whose values are file names.
 
     Raises:
-        ValueError: a key that no schema has at the top; names those there are.
+        UserError: a key that no schema has at the top; names those there are.
     """
     hints = top_level(schemas)
     written = []
@@ -81,7 +83,7 @@ def typed(
         else:
             written.append(f"++{key}={_typed_value(_hint_of(hints, key), value)}")
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
     return written
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, put_back, reading, write_json
 
 MANIFEST_VERSION = 1
@@ -177,13 +178,13 @@ class Manifest:
         """Return the table called `name`.
 
         Raises:
-            ValueError: no such table; the message lists the ones there are.
+            UserError: no such table; the message lists the ones there are.
         """
         for table in self.tables:
             if table.name == name:
                 return table
         names = ", ".join(t.name for t in self.tables)
-        raise ValueError(f"table {name!r} is not in the manifest of {self.name!r}; it has {names}")
+        raise UserError(f"table {name!r} is not in the manifest of {self.name!r}; it has {names}")
 
 
 def write_manifest(prepared: str | Path, manifest: Manifest) -> None:
@@ -195,22 +196,22 @@ def read_manifest(workspace: str | Path) -> Manifest:
     """Read `<workspace>/prepared/manifest.json`.
 
     Raises:
-        ValueError: the file is missing (says to run prepare), is not JSON, or has another version.
+        UserError: the file is missing (says to run prepare), is not JSON, or has another version.
     """
     path = Path(workspace) / "prepared" / "manifest.json"
     put_back(path.parent)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: no prepared data here; expected the manifest written by launch/prepare.py "
             f"(run it with the same data= and workspace=)"
         )
     with reading(path, PREPARE_AGAIN):
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["version"] != MANIFEST_VERSION:
-            raise ValueError(f"manifest version {raw['version']!r}, expected {MANIFEST_VERSION}")
+            raise UserError(f"manifest version {raw['version']!r}, expected {MANIFEST_VERSION}")
         manifest = _manifest_of(raw)
         if problems := misfits(manifest):
-            raise ValueError("; ".join(problems)[:400])
+            raise UserError("; ".join(problems)[:400])
         for spec in manifest.splits.values():
             for file in spec.files:
                 check_inside(file)
@@ -268,20 +269,20 @@ def local_path(given: object, key: str) -> Path:
         key: config key, for messages.
 
     Raises:
-        ValueError: nothing is given, a URL, or the home of a user whom this machine does not know.
+        UserError: nothing is given, a URL, or the home of a user whom this machine does not know.
     """
     text = str(given)
     if not text.strip() or "\0" in text:
-        raise ValueError(f"{key}={text!r}: expected a path")
+        raise UserError(f"{key}={text!r}: expected a path")
     if "://" in text:
-        raise ValueError(
+        raise UserError(
             f"{key}={text}: expected a path of this machine, since tables are memory-mapped and files "
             f"renamed into place; mount the store, or copy with launch/sync.py"
         )
     try:
         return Path(text).expanduser().resolve()
     except RuntimeError as error:
-        raise ValueError(f"{key}={text}: {error}; write the path in full") from error
+        raise UserError(f"{key}={text}: {error}; write the path in full") from error
 
 
 def leaves_folder(name: str) -> bool:
@@ -303,10 +304,10 @@ def name_problems(key: str, name: str) -> list[str]:
 
 
 def check_inside(name: str) -> None:
-    """Raise ValueError where a relative path that a manifest names would leave its folder.
+    """Raise UserError where a relative path that a manifest names would leave its folder.
 
     Raises:
-        ValueError: it is absolute, has `..` in it, or names nothing.
+        UserError: it is absolute, has `..` in it, or names nothing.
     """
     if leaves_folder(name) or not Path(name).parts:
-        raise ValueError(f"{name!r} leaves the folder of the manifest")
+        raise UserError(f"{name!r} leaves the folder of the manifest")

@@ -76,7 +76,7 @@ def one_process(no_process_group_left):
     """The Env of a job of one process on the CPU, with one thread, which suits tiny batches."""
     import torch
 
-    from recsys.distributed.env import start, stop
+    from recsys.runtime.env import start, stop
 
     threads = torch.get_num_threads()
     env = start("cpu")

@@ -17,12 +17,12 @@ from embedding.image import ImageConfig
 from embedding.text import TextConfig
 from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
 from recsys.config import from_config, plain, read_job
-from recsys.data.outline import outline
+from recsys.data.planned_manifest import outline
 from recsys.data.recipe import Recipe, check_recipe, named_features
-from recsys.distributed.cluster import ClusterConfig, check_cluster
-from recsys.report.evaluation import check_evaluation
+from recsys.evaluation.evaluate import check_evaluation
+from recsys.run.assembly import SECTIONS, build_plannable, check_run_config, read_run_config
+from recsys.sharding.cluster import ClusterConfig, check_cluster
 from recsys.study.suite import SuiteConfig, check_suite, space_problems
-from recsys.train.run import SECTIONS, build_plannable, check_run_config, read_run_config
 from tests import tiny_world
 from tests.test_configs import CONFIGS, composed
 

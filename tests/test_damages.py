@@ -16,32 +16,32 @@ from embedding.store import FeatureTable, open_features
 from embedding.text import TextConfig, TextEncoder, build_scratch_encoder
 from launch import embed
 from launch.compare import read_metrics
+from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
+from recsys.checkpoint.integrity import best_checkpoint, check_whole, newest_whole
+from recsys.checkpoint.state import TrainState
 from recsys.data.dataset import Dataset, Loader
-from recsys.data.segments import SegmentsConfig, segments
-from recsys.distributed.cluster import local_cluster
-from recsys.distributed.plan import read_plan
+from recsys.evaluation.evaluate import EvaluateConfig, compare_files
+from recsys.evaluation.predict import Predictions
+from recsys.evaluation.rows import _ids, write_predictions
+from recsys.evaluation.segments import SegmentsConfig, segments
 from recsys.files import write_json
-from recsys.report.evaluation import EvaluateConfig, compare_files
-from recsys.schema import read_manifest
-from recsys.study.runs import StudyRun, read_predictions
-from recsys.train.checkpoint import load_checkpoint, save_checkpoint
-from recsys.train.fingerprint import scored_from
-from recsys.train.integrity import best_checkpoint, check_whole, newest_whole
-from recsys.train.log import _forget_after
-from recsys.train.predict import Predictions
-from recsys.train.run import (
+from recsys.run.assembly import (
     build_plannable,
     check_run_data,
     open_run_folder,
     plan_model,
     read_run_config,
 )
-from recsys.train.scored_rows import _ids, write_predictions
-from recsys.train.state import TrainState
+from recsys.run.fingerprint import scored_from
+from recsys.schema import read_manifest
+from recsys.sharding.cluster import local_cluster
+from recsys.sharding.plan import read_plan
+from recsys.study.runs import StudyRun, read_predictions
+from recsys.train.log import _forget_after
+from tests.checkpoint.test_saver import ALONE, Ranker
 from tests.data.small_log import ITEMS, prepared, recipe, write_source
 from tests.feature_tables import write_table
 from tests.test_files import damaged
-from tests.train.test_saver import ALONE, Ranker
 
 DAMAGES = ["missing", "empty", "half", "garbage"]
 READ_BY_NOBODY = {"vocab/item_id.parquet", "vocab/user_id.parquet"}

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from recsys.config import from_config
-from recsys.data.candidates import CandidateDataset, RankingConfig, draw_candidates
 from recsys.data.dataset import Dataset
 from recsys.data.prepare import prepare
 from recsys.data.recipe import SPLITS, STRATEGIES, Recipe
-from recsys.distributed.pipeline import build_pipeline
+from recsys.evaluation.candidates import CandidateDataset, RankingConfig, draw_candidates
+from recsys.evaluation.predict import predict
 from recsys.metrics.ranking import ranking_by_user
 from recsys.model.build import RANKERS, batch_features
-from recsys.train.predict import predict
-from recsys.train.run import build_loader, loader_of, plan_and_shard, read_run_config
+from recsys.run.assembly import build_loader, loader_of, plan_and_shard, read_run_config
+from recsys.sharding.pipeline import build_pipeline
 from tests.reference.chance import errors_of_auc, errors_of_gauc, errors_of_mean
 
 BOUND = 4.0

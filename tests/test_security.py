@@ -25,13 +25,13 @@ from embedding.store import FeatureTable, finished_shard
 from embedding.text import load_text_encoder
 from recsys.config import check_config_folder, from_config
 from recsys.data.recipe import Recipe
-from recsys.distributed.cluster import ClusterConfig, check_cluster
-from recsys.distributed.plan import read_plan
 from recsys.job import check_config_arguments, with_local_config_folder
 from recsys.report.plan_page import write_plan_page
+from recsys.run.assembly import build_plannable, plan_model, read_run_config
 from recsys.schema import name_problems, read_manifest, write_manifest
+from recsys.sharding.cluster import ClusterConfig, check_cluster
+from recsys.sharding.plan import read_plan
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
-from recsys.train.run import build_plannable, plan_model, read_run_config
 from tests import tiny_world
 from tests.feature_tables import write_table
 from tests.test_broken_configs import broken

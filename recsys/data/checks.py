@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from recsys.data.sources import Source, quoted, short
+from recsys.errors import UserError
 
 
 @dataclass
@@ -20,15 +21,15 @@ class Problems:
     found: list[str] = field(default_factory=list)
 
     def raise_if_any(self) -> None:
-        """Raise one ValueError with every sentence.
+        """Raise one UserError with every sentence.
 
         Raises:
-            ValueError: something was found.
+            UserError: something was found.
         """
         found = list(dict.fromkeys(self.found))  # a file that cannot be read says so at every scan
         if found:
             head = f"{len(found)} problem{'s' if len(found) > 1 else ''} with the input data:"
-            raise ValueError("\n  ".join([head, *found]))
+            raise UserError("\n  ".join([head, *found]))
 
     def note(
         self,

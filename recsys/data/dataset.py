@@ -2,6 +2,7 @@
 
 What enters: prepared/ and its manifest. What leaves: Batch objects of ids and labels. Called by train
 and evaluate. Nothing here loops over rows in Python; users', items' and history's lists are gathered
+from recsys.errors import UserError
 from memory-mapped arrays by index arithmetic. Shapes: B rows of this rank's batch, F features.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.batch import Batch
+from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
 from recsys.schema import FeatureSpec, Manifest
 
@@ -39,7 +41,7 @@ class Dataset:
             features: names of the features to deliver, in the order of the batch's keys.
 
         Raises:
-            ValueError: unknown feature; a file is missing or does not have the manifest's rows.
+            UserError: unknown feature; a file is missing or does not have the manifest's rows.
         """
         self.manifest = manifest
         self.prepared = prepared
@@ -48,7 +50,7 @@ class Dataset:
         by_name = {f.name: f for f in manifest.features}
         unknown = [name for name in features if name not in by_name]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"features {', '.join(unknown)}: not in the manifest, which has {', '.join(by_name)}"
             )
         self.features = [by_name[name] for name in features]
@@ -68,7 +70,7 @@ class Dataset:
             with reading(path, PREPARE_AGAIN):
                 part = pq.ParquetFile(path, memory_map=True)
             if part.metadata.num_rows != num_rows:
-                raise ValueError(
+                raise UserError(
                     f"{path}: has {part.metadata.num_rows:,} rows, the manifest says {num_rows:,}; "
                     f"run launch/prepare.py again"
                 )
@@ -111,13 +113,13 @@ class Dataset:
         """Return a memory-mapped side array such as `items/genres.values`.
 
         Raises:
-            ValueError: the file is missing, or does not have `length` entries.
+            UserError: the file is missing, or does not have `length` entries.
         """
         if name not in self._arrays:
             path = self.prepared / f"{name}.npy"
             array = read_array(path, PREPARE_AGAIN, mmap=True)
             if length is not None and len(array) != length:
-                raise ValueError(
+                raise UserError(
                     f"{path}: has {len(array):,} entries, expected {length:,}; run "
                     f"launch/prepare.py again"
                 )

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from recsys.data.recipe import Recipe, named_files
+from recsys.errors import UserError
 from recsys.files import is_unfinished, new_file
 from recsys.schema import check_inside, local_path
 
@@ -37,12 +38,12 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
         key: config key of the URL, for messages.
 
     Raises:
-        ValueError: the URL holds credentials, its kind is unknown, or its package is not installed.
+        UserError: the URL holds credentials, its kind is unknown, or its package is not installed.
     """
     if is_url(url):
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
+            raise UserError(
                 f"{key}={parts.scheme}://...: holds a user, a password or a signature; credentials "
                 f"belong into the store's own files or variables (AWS_PROFILE, gcloud auth, ...), "
                 f"since configurations are logged and stored"
@@ -50,7 +51,7 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url if is_url(url) else str(local_path(url, key)))
     except (ImportError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{key}={url}: no file system for it ({error}); expected s3://, gs://, file:// or another "
             f"of fsspec's, with its package (s3fs, gcsfs, ...) installed"
         ) from error
@@ -61,14 +62,14 @@ def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
     """Yield the recipe with its source on this machine: as it is, or fetched into `folder` meanwhile.
 
     Raises:
-        ValueError: the recipe has pictures, which are read where they lie; a file is not there.
+        UserError: the recipe has pictures, which are read where they lie; a file is not there.
             Messages of the block name the URL, not the copy.
     """
     if not is_url(recipe.source):
         yield recipe
         return
     if recipe.items and recipe.items.image:
-        raise ValueError(
+        raise UserError(
             f"data.source={recipe.source}: pictures (items.image) are read from a folder; copy it with "
             f"launch/sync.py source={recipe.source} target=FOLDER and give data.source=FOLDER"
         )
@@ -81,8 +82,8 @@ def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
             if store.isfile(f"{root}/{name}"):  # else prepare says that it is missing
                 store.get_file(f"{root}/{name}", str(target))
         yield dataclasses.replace(recipe, source=str(folder))
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(folder), recipe.source.rstrip("/"))) from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), recipe.source.rstrip("/"))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -96,21 +97,21 @@ def sync(source: str, target: str) -> tuple[int, int]:
         (files copied, files that were there).
 
     Raises:
-        ValueError: there is no file at `source`; a name leads out of the folder.
+        UserError: there is no file at `source`; a name leads out of the folder.
     """
     source_store, source_root = open_store(source, "source")
     target_store, target_root = open_store(target, "target")
     found = source_store.find(source_root, detail=True)
     if not found:
-        raise ValueError(f"source={source}: no files there")
+        raise UserError(f"source={source}: no files there")
     names = {path.removeprefix(source_root).lstrip("/"): path for path in found}
     names = {name: path for name, path in names.items() if not is_unfinished(name)}
     num_copied = 0
     for name in sorted(names, key=lambda name: (name.rsplit("/", 1)[-1] in _LAST, name)):
         try:
             check_inside(name)
-        except ValueError as error:
-            raise ValueError(f"source={source}: {error}") from error
+        except UserError as error:
+            raise UserError(f"source={source}: {error}") from error
         there = f"{target_root.rstrip('/')}/{name}"
         if not _is_current(source_store, names[name], target_store, there):
             _copy(source_store, names[name], target_store, there)

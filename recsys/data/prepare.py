@@ -54,6 +54,7 @@ from recsys.data.timestamps import (
     unusable_times,
 )
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
+from recsys.errors import UserError
 from recsys.files import new_array, new_folder, sha256_of
 from recsys.job import say, stage
 from recsys.schema import (
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
         threads: of DuckDB.
 
     Raises:
-        ValueError: the recipe contradicts itself, or the input has problems (all listed at once).
+        UserError: the recipe contradicts itself, or the input has problems (all listed at once).
             Nothing is left behind, and an earlier `prepared/` stays as it was.
     """
     check_recipe(recipe)
@@ -104,12 +105,12 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             )
             write_manifest(beside, manifest)
     except duckdb.OutOfMemoryException as error:
-        raise ValueError(
+        raise UserError(
             f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
             f"({short(error)}); raise memory_limit or lower run.threads"
         ) from error
     except duckdb.Error as error:
-        raise ValueError(f"data.source={recipe.source}: {short(error)}") from error
+        raise UserError(f"data.source={recipe.source}: {short(error)}") from error
     return manifest
 
 
@@ -129,7 +130,7 @@ def column_checksums(prepared: Path, manifest: Manifest) -> dict[str, str]:
 @contextmanager
 def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
     if "?" in str(folder):  # it takes what follows for parameters of a URL
-        raise ValueError(
+        raise UserError(
             f"workspace={folder.parent.parent}: a question mark in a workspace's path, which the "
             f"database cannot open; rename the folder"
         )
@@ -140,7 +141,7 @@ def _database(folder: Path, memory_limit: str, threads: int) -> Iterator[duckdb.
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")
             connection.execute(f"SET threads = {threads}")
         except duckdb.Error as error:
-            raise ValueError(
+            raise UserError(
                 f"memory_limit={memory_limit!r}, run.threads={threads!r}: {short(error)}"
             ) from error
         # Times without a zone mean UTC, on every machine.
@@ -290,7 +291,7 @@ class Preparation:
                 ),
                 copies=self.folder / "work" / "copies",
             )
-        except ValueError as error:
+        except UserError as error:
             self.problems.found.append(str(error))
             return None
 
@@ -635,7 +636,7 @@ class Preparation:
         """Refuse a training split of one class, of which nothing can be learned.
 
         Raises:
-            ValueError: it has no positives or no negatives; says which rule of the recipe to change.
+            UserError: it has no positives or no negatives; says which rule of the recipe to change.
         """
         log, split = self.recipe.interactions, self.recipe.split
         num_rows, num_positives = self.one(
@@ -651,7 +652,7 @@ class Preparation:
         else:
             lacking = "change" if num_positives == 0 else "set interactions.negatives, or change"
             rule = f"{lacking} interactions.label={log.label!r} or split.strategy={split.strategy}"
-        raise ValueError(
+        raise UserError(
             f"split train has {num_rows:,} rows and no "
             f"{'negatives' if num_positives else 'positives'}, so nothing can be learned: {rule}"
         )

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recsys.errors import UserError
 from recsys.schema import leaves_folder
 
 SPLITS = ("train", "valid", "test")
@@ -246,10 +247,10 @@ class Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise ValueError for settings that contradict each other, all at once.
+    """Raise UserError for settings that contradict each other, all at once.
 
     Raises:
-        ValueError: lists every offending key with what was expected.
+        UserError: lists every offending key with what was expected.
     """
     log, split, problems = recipe.interactions, recipe.split, []
     if split.strategy not in STRATEGIES:
@@ -342,7 +343,7 @@ def check_recipe(recipe: Recipe) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             problems.append(f"feature {name!r}: expected letters, digits and underscores")
     if problems:
-        raise ValueError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
+        raise UserError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
 
 
 def _sections_with_files(recipe: Recipe) -> dict[str, Section]:

@@ -18,6 +18,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.errors import UserError
+
 ROW_NUMBER = "source_row"
 """Column that every view has: the row's place in its file."""
 
@@ -67,7 +69,7 @@ class Source:
             copies: folder of a rewritten copy, where the database cannot read the file as it is.
 
         Raises:
-            ValueError: the file is missing, of another format, truncated or unreadable.
+            UserError: the file is missing, of another format, truncated or unreadable.
         """
         self.path = path
         self.view = view
@@ -82,7 +84,7 @@ class Source:
             elif suffix in (".csv", ".tsv", ".txt", ".gz"):
                 self.reader = _text_reader(path, view, key, written, copies)
             else:
-                raise ValueError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
+                raise UserError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
             described = connection.execute(f"DESCRIBE SELECT * FROM {self.reader}").fetchall()
             self.columns = [row[0] for row in described]
             self.kinds = {name: kind for name, kind, *_ in described}
@@ -93,7 +95,7 @@ class Source:
                 f"FROM (SELECT {texts} FROM {self.reader})"
             )
         except (duckdb.Error, pa.ArrowException) as error:
-            raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+            raise UserError(f"{path}: cannot be read ({short(error)})") from error
 
     def _text(self, column: str) -> str:
         if column in self.lists:
@@ -169,19 +171,19 @@ def _check_file(path: Path, key: str) -> None:
     """Refuse what is no file, and say what it is.
 
     Raises:
-        ValueError: nothing is there, or a folder.
+        UserError: nothing is there, or a folder.
     """
     if path.is_file():
         return
     if path.is_dir():
         kinds = [p.suffix.lower() for p in path.iterdir() if p.is_file() and p.suffix]
         held = ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds))) or "no"
-        raise ValueError(
+        raise UserError(
             f"{path}: a folder ({held} files); {key} expects one file: name it, or join the files of "
             f"the folder into one first"
         )
     pattern = " (names are taken literally, * ? [ ] too)" if re.search(r"[*?\[]", path.name) else ""
-    raise ValueError(
+    raise UserError(
         f"{path}: no such file{pattern}; check data.source and the recipe's file names ({key})"
     )
 
@@ -190,11 +192,11 @@ def _literal_path(path: Path) -> str:
     """SQL of a path in which the database finds no pattern.
 
     Raises:
-        ValueError: it has both a backslash and a sign of patterns, for which there is no escape.
+        UserError: it has both a backslash and a sign of patterns, for which there is no escape.
     """
     text = str(path)
     if "\\" in text and re.search(r"[*?\[]", text):
-        raise ValueError(f"{path}: a path with a backslash and one of * ? [ ]; rename it")
+        raise UserError(f"{path}: a path with a backslash and one of * ? [ ]; rename it")
     return literal(re.sub(r"([*?\[])", r"[\1]", text))
 
 
@@ -235,7 +237,7 @@ def _has_mixed_line_ends(path: Path) -> bool:
                 num_lf += piece.count(b"\n")
                 last = piece[-1:]
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({short(error)})") from error
+        raise UserError(f"{path}: cannot be read ({short(error)})") from error
     return 0 < num_crlf < num_lf
 
 
@@ -269,18 +271,18 @@ def _with_mark(encoding: str) -> str:
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def _unreadable(path: Path, key: str, error: Exception) -> ValueError:
+def _unreadable(path: Path, key: str, error: Exception) -> UserError:
     other = ""
     if isinstance(error, UnicodeError):
         other = f"; {key}.encoding names another encoding, for example latin-1, cp932 or utf-16"
-    return ValueError(f"{path}: cannot be read ({short(error)}){other}")
+    return UserError(f"{path}: cannot be read ({short(error)}){other}")
 
 
 def _header(path: Path, key: str, delimiter: str, written: TextFormat) -> list[str]:
     """Return the names in the first line of a CSV file.
 
     Raises:
-        ValueError: there is no line, or it is not text of that encoding.
+        UserError: there is no line, or it is not text of that encoding.
     """
     quoting: dict[str, Any] = (
         {"quotechar": written.quote} if written.quote else {"quoting": csv.QUOTE_NONE}
@@ -293,7 +295,7 @@ def _header(path: Path, key: str, delimiter: str, written: TextFormat) -> list[s
     except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         raise _unreadable(path, key, error) from error
     if not any(names):
-        raise ValueError(f"{path}: empty; expected a header line with column names")
+        raise UserError(f"{path}: empty; expected a header line with column names")
     return [name or f"column{index}" for index, name in enumerate(names)]
 
 
@@ -302,9 +304,9 @@ def _check_names(path: Path, names: list[str]) -> None:
     lower = [name.lower() for name in names]
     twice = [name for name in names if lower.count(name.lower()) > 1]
     if twice:
-        raise ValueError(f"{path}: columns {', '.join(twice)}: a name is given twice; rename one")
+        raise UserError(f"{path}: columns {', '.join(twice)}: a name is given twice; rename one")
     if ROW_NUMBER in lower:
-        raise ValueError(f"{path}: column {ROW_NUMBER!r}: the name is taken; rename it")
+        raise UserError(f"{path}: column {ROW_NUMBER!r}: the name is taken; rename it")
 
 
 def short(error: Exception) -> str:

@@ -13,6 +13,7 @@ Shapes: N rows, T groups of tied scores, U users.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 from recsys.metrics.predictions import checked_predictions, checked_probabilities
 from recsys.schema import is_known
 
@@ -64,7 +65,7 @@ def auc_by_user(
     positive, scores = checked_predictions(labels_N, scores_N)
     users = np.asarray(user_rows_N)
     if users.shape != scores.shape:
-        raise ValueError(
+        raise UserError(
             f"user rows {users.shape}: expected the shape of the scores, {scores.shape}"
         )
     if not scores.size:
@@ -105,10 +106,10 @@ class StreamingAUC:
         """Begin without rows.
 
         Raises:
-            ValueError: num_bins below 1.
+            UserError: num_bins below 1.
         """
         if num_bins < 1:
-            raise ValueError(f"num_bins={num_bins}: expected at least 1")
+            raise UserError(f"num_bins={num_bins}: expected at least 1")
         self.counts_2B = np.zeros((2, num_bins), dtype=np.int64)
         """Negatives and positives by bin."""
 
@@ -116,7 +117,7 @@ class StreamingAUC:
         """Count rows.
 
         Raises:
-            ValueError: as every metric of probabilities (recsys/metrics/predictions.py).
+            UserError: as every metric of probabilities (recsys/metrics/predictions.py).
         """
         positive, probabilities = checked_probabilities(labels_N, probabilities_N)
         with np.errstate(divide="ignore"):

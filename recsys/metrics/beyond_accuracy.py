@@ -11,13 +11,15 @@ Shapes: U users, K places of a list (-1 where it is shorter), I item rows (row 0
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
+
 
 def _checked_lists(lists_UK: ArrayLike, num_item_rows: int) -> NDArray[np.int64]:
     lists = np.asarray(lists_UK, dtype=np.int64)
     if lists.ndim != 2:
-        raise ValueError(f"lists {lists.shape}: expected item rows [users, places]")
+        raise UserError(f"lists {lists.shape}: expected item rows [users, places]")
     if lists.size and (lists.min() < -1 or lists.max() >= num_item_rows):
-        raise ValueError(
+        raise UserError(
             f"lists hold rows {lists.min()} to {lists.max()}: expected -1 to {num_item_rows - 1}"
         )
     return lists

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 from recsys.metrics.auc import auc_by_user, group_starts
 from recsys.metrics.calibration import bin_of_rows
 from recsys.metrics.entropy import row_losses
@@ -107,11 +108,11 @@ def bootstrap_metrics(
     Edge cases: nan for a replicate in which the metric has no value; no rows give all nan.
 
     Raises:
-        ValueError: as the metrics do; units of another shape than the labels.
+        UserError: as the metrics do; units of another shape than the labels.
     """
     positive, probabilities = checked_probabilities(labels_N, probabilities_N)
     if units_N.shape != positive.shape:
-        raise ValueError(f"units {units_N.shape}: expected the shape of the labels")
+        raise UserError(f"units {units_N.shape}: expected the shape of the labels")
     num_replicates = draws_UR.shape[1]
     if not positive.size:
         return {name: np.full(num_replicates, np.nan) for name in names}
@@ -225,7 +226,7 @@ def bootstrap_auc(
     """
     positive, scores = checked_predictions(labels_N, scores_N)
     if np.shape(units_N) != scores.shape:
-        raise ValueError(
+        raise UserError(
             f"units {np.shape(units_N)}: expected the shape of the scores, {scores.shape}"
         )
     if not scores.size:
@@ -351,10 +352,10 @@ def interval(replicates_R: ArrayLike, *, level: float = 0.95) -> tuple[float, fl
     Replicates that are nan are left out; (nan, nan) where all are.
 
     Raises:
-        ValueError: level is not between 0 and 1.
+        UserError: level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level}: expected a share between 0 and 1, such as 0.95")
+        raise UserError(f"level={level}: expected a share between 0 and 1, such as 0.95")
     replicates = np.asarray(replicates_R, dtype=np.float64)
     replicates = replicates[~np.isnan(replicates)]
     if not replicates.size:

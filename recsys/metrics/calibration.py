@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 from recsys.metrics.predictions import checked_probabilities
 
 
@@ -57,10 +58,10 @@ def calibration_bins(
     and larger bins than asked for; no rows give no bins.
 
     Raises:
-        ValueError: num_bins below 1.
+        UserError: num_bins below 1.
     """
     if num_bins < 1:
-        raise ValueError(f"num_bins={num_bins}: expected at least 1")
+        raise UserError(f"num_bins={num_bins}: expected at least 1")
     positive, probabilities = checked_probabilities(labels_N, probabilities_N)
     if not positive.size:
         return []

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 from recsys.files import DRAW_AGAIN, reading
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import log_loss
@@ -19,7 +20,7 @@ def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] 
     """Return the true probability of every row; None where there is no file of them.
 
     Raises:
-        ValueError: the file does not have a probability for every row.
+        UserError: the file does not have a probability for every row.
     """
     if not path.is_file():
         return None
@@ -32,7 +33,7 @@ def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] 
     found = order[np.minimum(at, len(order) - 1)]
     missing = np.count_nonzero(row_id[found] != wanted)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: no true probability for {missing} of {len(wanted)} rows; the "
             f"prepared data was made from another drawing, run launch/prepare.py again"
         )

@@ -7,8 +7,10 @@ Shapes: N rows.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 
-class NanScoresError(ValueError):
+
+class NanScoresError(UserError):
     """Scores that are NaN."""
 
 
@@ -18,19 +20,19 @@ def checked_predictions(
     """Return labels as booleans and scores as float64.
 
     Raises:
-        ValueError: shapes differ or are not [N]; labels other than 0 and 1; scores that are NaN,
+        UserError: shapes differ or are not [N]; labels other than 0 and 1; scores that are NaN,
             with their count (infinite scores are kept: they rank).
     """
     labels = np.asarray(labels_N)
     scores = np.asarray(scores_N, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
-        raise ValueError(
+        raise UserError(
             f"labels {labels.shape} and scores {scores.shape}: expected two arrays of one shape [N]"
         )
     positive = labels == 1
     num_odd = labels.size - np.count_nonzero(positive) - np.count_nonzero(labels == 0)
     if num_odd:
-        raise ValueError(f"{num_odd} of {labels.size} labels are neither 0 nor 1")
+        raise UserError(f"{num_odd} of {labels.size} labels are neither 0 nor 1")
     num_nan = np.count_nonzero(np.isnan(scores))
     if num_nan:
         raise NanScoresError(
@@ -45,12 +47,12 @@ def checked_probabilities(
     """Like `checked_predictions`, for scores that must be probabilities.
 
     Raises:
-        ValueError: additionally, where a probability is outside [0, 1], with the count and range.
+        UserError: additionally, where a probability is outside [0, 1], with the count and range.
     """
     positive, probabilities = checked_predictions(labels_N, probabilities_N)
     outside = (probabilities < 0) | (probabilities > 1)
     if outside.any():
-        raise ValueError(
+        raise UserError(
             f"{np.count_nonzero(outside)} of {probabilities.size} probabilities lie outside "
             f"[0, 1] ({probabilities.min():g} to {probabilities.max():g}): are these logits?"
         )

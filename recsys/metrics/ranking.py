@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
+from recsys.errors import UserError
 from recsys.metrics.auc import group_starts
 from recsys.metrics.predictions import checked_predictions
 from recsys.schema import is_known
@@ -44,14 +45,14 @@ def ranking_by_user(
     users.
 
     Raises:
-        ValueError: a K below 1; NaN scores; arrays of different shapes.
+        UserError: a K below 1; NaN scores; arrays of different shapes.
     """
     if any(k < 1 for k in ks):
-        raise ValueError(f"ks={list(ks)}: expected lengths of 1 or more")
+        raise UserError(f"ks={list(ks)}: expected lengths of 1 or more")
     relevant, scores = checked_predictions(relevant_N, scores_N)
     users = np.asarray(user_rows_N)
     if users.shape != scores.shape:
-        raise ValueError(
+        raise UserError(
             f"user rows {users.shape}: expected the shape of the scores, {scores.shape}"
         )
     keep = is_known(users) & np.isin(users, np.unique(users[relevant]))

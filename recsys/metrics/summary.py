@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recsys.errors import UserError
 from recsys.metrics.auc import auc, gauc
 from recsys.metrics.bootstrap import (
     BETTER,
@@ -50,20 +51,20 @@ def evaluate_predictions(
     counts say why.
 
     Raises:
-        ValueError: NaN scores, probabilities outside [0, 1], labels other than 0 and 1 (in any row,
+        UserError: NaN scores, probabilities outside [0, 1], labels other than 0 and 1 (in any row,
             also outside the segment), or arrays of different shapes.
     """
     labels, probabilities = checked_probabilities(labels_N, probabilities_N)
     users = None if user_rows_N is None else np.asarray(user_rows_N)
     for name, array in (("user rows", users), ("segment", segment_N)):
         if array is not None and np.shape(array) != labels.shape:
-            raise ValueError(
+            raise UserError(
                 f"{name} {np.shape(array)}: expected the shape of the labels, {labels.shape}"
             )
     if segment_N is not None:
         keep = np.asarray(segment_N)
         if keep.dtype != np.bool_:
-            raise ValueError(f"segment of {keep.dtype}: expected one boolean per row")
+            raise UserError(f"segment of {keep.dtype}: expected one boolean per row")
         labels, probabilities = labels[keep], probabilities[keep]
         users = None if users is None else users[keep]
     return {

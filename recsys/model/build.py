@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from recsys.errors import UserError
 from recsys.model.baselines.autoint import AutoInt
 from recsys.model.baselines.concat import Concat
 from recsys.model.baselines.dcn import Dcn
@@ -21,8 +22,9 @@ from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.lr import LogisticRegression
 from recsys.model.baselines.masknet import MaskNet
 from recsys.model.baselines.xdeepfm import XDeepFM
-from recsys.model.interaction import build_cross
-from recsys.model.past import HistoryAttention, SimilarityTiers
+from recsys.model.cross import build_cross
+from recsys.model.history import HistoryAttention, SimilarityTiers
+from recsys.model.mlp import Tower
 from recsys.model.ranker import (
     Ranker,
     RankerConfig,
@@ -30,8 +32,7 @@ from recsys.model.ranker import (
     UmairFps,
     select_features,
 )
-from recsys.model.streams import TwoStreams
-from recsys.model.towers import Tower
+from recsys.model.two_stream import TwoStreams
 from recsys.schema import Manifest
 
 
@@ -48,12 +49,12 @@ def build_ranker(
         seed: of the dense weights; tables are initialised when they are sharded.
 
     Raises:
-        ValueError: unknown ranker, feature, fusion or cross; a width FBGEMM cannot hold; a setting
+        UserError: unknown ranker, feature, fusion or cross; a width FBGEMM cannot hold; a setting
             that the ranker cannot have.
     """
     _check_sizes(config)
     if config.name not in RANKERS:
-        raise ValueError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
+        raise UserError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
     features = select_features(manifest, config)
     dims = {name: modality_dims[name] for name in config.modalities if name in modality_dims}
     past = config.name == "umair_fps" and (config.similarity_tiers or config.history_attention)
@@ -132,7 +133,7 @@ def _umair_fps(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
 
 def _lr(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
     if not config.first_order:
-        raise ValueError(
+        raise UserError(
             "model.first_order=false: model.name=lr is made of first-order weights; use true"
         )
     return LogisticRegression(first_order=_first_order(inputs))
@@ -288,10 +289,10 @@ def _deep(config: RankerConfig, in_dim: int) -> Tower:
 
 
 def _check_sizes(config: RankerConfig) -> None:
-    """Raise ValueError for sizes that no layer can have, all at once.
+    """Raise UserError for sizes that no layer can have, all at once.
 
     Raises:
-        ValueError: lists every offending key.
+        UserError: lists every offending key.
     """
     problems = [
         f"model.{key}={getattr(config, key)}: expected 1 or more"
@@ -315,4 +316,4 @@ def _check_sizes(config: RankerConfig) -> None:
     if not 0 <= config.embedding_init < math.inf:
         problems.append(f"model.embedding_init={config.embedding_init}: expected 0 or more")
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))

@@ -93,7 +93,7 @@ class ModalityTables(nn.Module):
         """Return the items of all histories of the batch, to be read one by one.
 
         A sharded collection only answers pooled, so the tables must be held whole
-        (recsys/train/run.py sees to it).
+        (recsys/run/assembly.py sees to it).
         """
         assert self.sequence_feature is not None, "built with a sequence_feature"
         # values [7, 3, 9, ...] of lengths [2, 0, 1, ...]: the items of row 0, row 1, row 2, ...

@@ -14,14 +14,15 @@ from torch import nn
 from torch.profiler import record_function
 
 from recsys.batch import Batch
-from recsys.model.interaction import build_cross
+from recsys.errors import UserError
+from recsys.model.cross import build_cross
+from recsys.model.fusion import UMCM_FORMS
+from recsys.model.linear import joined
 from recsys.model.loss import bce_loss
+from recsys.model.mlp import Tower
 from recsys.model.modality import History, ModalityTables
-from recsys.model.products import joined
-from recsys.model.sparse import FeatureColumns, build_tables
-from recsys.model.streams import TwoStreams
-from recsys.model.towers import Tower
-from recsys.model.umcm import UMCM_FORMS
+from recsys.model.tables import FeatureColumns, build_tables
+from recsys.model.two_stream import TwoStreams
 from recsys.schema import FeatureSpec, Manifest, TableSpec
 
 DENSE_PRECISIONS = ("fp32", "tf32", "bf16")
@@ -366,19 +367,19 @@ class UmairFps(nn.Module):
     ):
         """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
         second_order_dim: width of the feature vectors; 0 leaves the second-order term out.
-        two_streams: end in recsys/model/streams.py with `second_deep_dims`, `cross_heads` and gates
+        two_streams: end in recsys/model/two_stream.py with `second_deep_dims`, `cross_heads` and gates
         of `cross_width`.
-        past: modules of recsys/model/past.py whose outputs join z.
+        past: modules of recsys/model/history.py whose outputs join z.
         projection_dropout: of the projected modality vectors; None: as `dropout`.
         umcm_dropout: of the modality weights.
         user_activation: the user tower ends in an activation.
 
         Raises:
-            ValueError: unknown `umcm` or `cross`; heads that do not divide the streams.
+            UserError: unknown `umcm` or `cross`; heads that do not divide the streams.
         """
         super().__init__()
         if umcm not in UMCM_FORMS:
-            raise ValueError(f"model.umcm={umcm!r}: expected one of {', '.join(UMCM_FORMS)}")
+            raise UserError(f"model.umcm={umcm!r}: expected one of {', '.join(UMCM_FORMS)}")
         dim = tower_dims[-1]
         self.projections = Projections(
             modality_dims=modality_dims,
@@ -497,11 +498,11 @@ class Ranker(nn.Module):
         """Args: dense: maps DenseInputs to (logits [B], weights [B, M]) and has `modality_names`.
 
         Raises:
-            ValueError: unknown dense_precision.
+            UserError: unknown dense_precision.
         """
         super().__init__()
         if dense_precision not in DENSE_PRECISIONS:
-            raise ValueError(
+            raise UserError(
                 f"model.dense_precision={dense_precision!r}: expected one of "
                 f"{', '.join(DENSE_PRECISIONS)}"
             )
@@ -545,18 +546,18 @@ def select_features(manifest: Manifest, config: RankerConfig) -> list[FeatureSpe
     """Return the features the ranker reads, in manifest order.
 
     Raises:
-        ValueError: the config names a feature that the manifest does not have.
+        UserError: the config names a feature that the manifest does not have.
     """
     known = [f.name for f in manifest.features]
     named = list(config.features or []) + list(config.exclude_features)
     unknown = sorted(set(named) - set(known))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"model.features / model.exclude_features name {', '.join(unknown)}; the data set "
             f"{manifest.name!r} has {', '.join(known)}"
         )
     wanted = set(known if config.features is None else config.features)
     wanted -= set(config.exclude_features)
     if not wanted:
-        raise ValueError("model.features leaves no feature; name at least one")
+        raise UserError("model.features leaves no feature; name at least one")
     return [f for f in manifest.features if f.name in wanted]

@@ -16,23 +16,24 @@ from numpy.typing import NDArray
 from embedding.catalogue import Catalogue
 from embedding.nearest import PIECE_ROWS
 from embedding.store import FeatureTable
-from recsys.data.candidates import Candidates
 from recsys.data.dataset import Dataset
-from recsys.data.segments import ItemCounts, read_by_row_id, segments
-from recsys.files import PREPARE_AGAIN, new_folder, read_array, reading, write_json
-from recsys.metrics.oracle import oracle_metrics, true_probabilities
-from recsys.report.evaluation import (
+from recsys.errors import UserError
+from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.evaluate import (
     EvaluateConfig,
     evaluate_candidates,
     evaluate_importance,
     evaluate_rows,
     planted_shares,
 )
+from recsys.evaluation.predict import Predictions, by_score, users_of
+from recsys.evaluation.rows import write_predictions
+from recsys.evaluation.segments import ItemCounts, read_by_row_id, segments
+from recsys.files import PREPARE_AGAIN, new_folder, read_array, reading, write_json
+from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.items import read_items
 from recsys.schema import Manifest, SplitSpec, is_known
-from recsys.train.predict import Predictions, by_score, users_of
-from recsys.train.scored_rows import write_predictions
 
 SHOWN_ITEMS = 8
 """Liked and recommended items of a sample user."""
@@ -72,11 +73,11 @@ class Evaluation:
         """Evaluate the rows of the split.
 
         Raises:
-            ValueError: not every row was scored, once.
+            UserError: not every row was scored, once.
         """
         num_rows = self.dataset.num_rows
         if len(predictions.row_id) != num_rows or not num_rows:
-            raise ValueError(
+            raise UserError(
                 f"{len(predictions.row_id):,} rows were scored and the manifest counts {num_rows:,} "
                 f"in {self.config.split!r}: "
                 + (

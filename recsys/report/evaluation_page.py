@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.evaluation.evaluate import HEADLINE, ITEM_KINDS
+from recsys.evaluation.predict import Predictions
 from recsys.metrics.calibration import calibration_bins
 from recsys.report import figures
-from recsys.report.evaluation import (
-    HEADLINE,
-    ITEM_KINDS,
-    about_unknown_users,
-    name_of_input,
-    shown,
-)
+from recsys.report.evaluation_tables import about_unknown_users, name_of_input, shown
 from recsys.report.items import Item, picture_html
 from recsys.report.page import COLOURS, html_table, page
-from recsys.train.predict import Predictions
 
 MEANING = {
     "auc": "a positive scores above a negative, over all pairs; 0.5 is chance",

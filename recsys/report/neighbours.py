@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsys.distributed.threads import ProcessConfig
 from recsys.files import write_json
 from recsys.report.items import Item, picture_html, short
 from recsys.report.page import COLOURS, html_table, page
+from recsys.runtime.threads import ProcessConfig
 
 MODALITIES = {
     "semantic": "what is shown",

@@ -1,6 +1,6 @@
 """The sharding plan for people: verdict, tables and ranks in the terminal.
 
-In: the content of plan.json (recsys.distributed.plan). Called by launch/plan.py and launch/train.py;
+In: the content of plan.json (recsys.sharding.plan). Called by launch/plan.py and launch/train.py;
 recsys/report/plan_page.py draws the same as a page.
 """
 

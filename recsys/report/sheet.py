@@ -12,6 +12,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from recsys.errors import UserError
 from recsys.report.neighbours import (
     MARKS,
     MODALITIES,
@@ -53,7 +54,7 @@ def draw_sheet(
         marks: which are shown (recsys.report.neighbours.known_marks).
 
     Raises:
-        ValueError: too narrow for so many neighbours.
+        UserError: too narrow for so many neighbours.
     """
     pen = _Pen(width, answers, marks)
     height = pen.header(title, notes)
@@ -66,12 +67,12 @@ def tile_pixels(width: int, num_groups: int, num_columns: int) -> int:
     """Return the side of a neighbour's picture on a sheet `width` pixels wide.
 
     Raises:
-        ValueError: it would be too small to see.
+        UserError: it would be too small to see.
     """
     group = _group_pixels(width, num_groups)
     side = (group + _TILE_GAP) // num_columns - _TILE_GAP
     if side < 32:
-        raise ValueError(
+        raise UserError(
             f"sheet_width={width}: leaves {max(side, 0)} pixels for each of {num_groups} x "
             f"{num_columns} pictures, expected 32 or more; give a larger sheet_width or a smaller k"
         )

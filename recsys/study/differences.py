@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.errors import UserError
+from recsys.evaluation.rows import ScoredRows
 from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import bootstrap_auc, interval
-from recsys.train.scored_rows import ScoredRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def seed_scores(seeds: Sequence[ScoredRows], *, num_replicates: int, seed: int) 
     """Return the AUC of every seed's predictions, as they are and on resampled users.
 
     Raises:
-        ValueError: the predictions are not of the same rows.
+        UserError: the predictions are not of the same rows.
     """
     first = seeds[0]
     for other in seeds:
@@ -53,7 +54,7 @@ def seed_scores(seeds: Sequence[ScoredRows], *, num_replicates: int, seed: int) 
             np.array_equal(first.row_id_N, other.row_id_N)
             and np.array_equal(first.label_N, other.label_N)
         ):
-            raise ValueError(
+            raise UserError(
                 f"predictions of {len(first.row_id_N):,} and {len(other.row_id_N):,} rows are not of "
                 f"the same data; evaluate the runs again on one prepared data set"
             )
@@ -82,10 +83,10 @@ def paired_difference(ours: SeedScores, reference: SeedScores, *, seed: int) -> 
     Edge cases: the difference of a model to itself is 0 with the interval [0, 0].
 
     Raises:
-        ValueError: the models have different numbers of seeds.
+        UserError: the models have different numbers of seeds.
     """
     if ours.replicates_SR.shape != reference.replicates_SR.shape:
-        raise ValueError(
+        raise UserError(
             f"{len(ours.auc_S)} seeds against {len(reference.auc_S)}: a paired difference needs the "
             f"same seeds of both models"
         )

@@ -26,25 +26,26 @@ from hydra import compose
 from hydra.errors import HydraException
 from safetensors import safe_open
 
+from recsys.checkpoint.integrity import best_checkpoint, latest_checkpoint
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.distributed.threads import threads_of_process, usable_cores
+from recsys.errors import UserError
+from recsys.evaluation.rows import ScoredRows, scored_rows
 from recsys.files import read_json, reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
+from recsys.run.assembly import RunConfig, as_stored, check_run_config, read_stored
+from recsys.run.fingerprint import changes, fingerprint, scored_from
+from recsys.runtime.threads import threads_of_process, usable_cores
 from recsys.schema import read_manifest
-from recsys.train.fingerprint import changes, fingerprint, scored_from
-from recsys.train.integrity import best_checkpoint, latest_checkpoint
 from recsys.train.log import DIVERGED
-from recsys.train.run import RunConfig, as_stored, check_run_config, read_stored
-from recsys.train.scored_rows import ScoredRows, scored_rows
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Hydra keeps the state of a composition in globals; searches run in threads.
 _composing = threading.Lock()
 
 
-class DivergedError(ValueError):
+class DivergedError(UserError):
     """A training that ended because its loss or its scores were not finite."""
 
 
@@ -77,7 +78,7 @@ class StudyRun:
         included, and it was trained with them from its first step: a run that was extended is not.
 
         Raises:
-            ValueError: it holds another one, of other settings or other data; says which.
+            UserError: it holds another one, of other settings or other data; says which.
         """
         newest = latest_checkpoint(self.folder / "checkpoints")
         if newest is None:
@@ -86,7 +87,7 @@ class StudyRun:
         different = list(changes(stored, self.as_stored()).values())
         different += [f"extended: {text}" for text in stored.get("extended", [])]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: its run was trained with other settings ({'; '.join(different)}); "
                 f"use overwrite=true to train it anew, or move the folder away"
             )
@@ -161,7 +162,7 @@ class StudyRun:
         with reading(file, self.remedy):
             lines = file.read_text(encoding="utf-8").splitlines()
             if not lines:
-                raise ValueError("no lines")
+                raise UserError("no lines")
             rates = [json.loads(line).get("train/examples_per_second") for line in lines]
         known = [rate for rate in rates if rate is not None]
         return float(np.median(known)) if known else float("nan")
@@ -190,7 +191,7 @@ def study_run(
         data: arguments that name the recipe (recsys.job.same_data).
 
     Raises:
-        ValueError: the settings are none of launch/train.py.
+        UserError: the settings are none of launch/train.py.
     """
     keys = (WorkspaceConfig, RunConfig)
     written = typed_arguments([*data, override("run.name", name), *overrides], keys)
@@ -198,7 +199,7 @@ def study_run(
         with _composing:
             cfg = compose("train", overrides=[a for a in written if not a.startswith("-")])
     except HydraException as error:
-        raise ValueError(f"overrides of launch/train.py: {error}") from error
+        raise UserError(f"overrides of launch/train.py: {error}") from error
     _, config = read_job(cfg, keys)
     check_run_config(config)
     return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
@@ -221,11 +222,11 @@ class Commands:
         its share of the cores, on which the job is kept.
 
         Raises:
-            ValueError: more jobs at a time than cores.
+            UserError: more jobs at a time than cores.
         """
         cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
         if not 1 <= num_parallel * num_ranks <= len(cores):
-            raise ValueError(
+            raise UserError(
                 f"parallel={num_parallel} with ranks={num_ranks}: expected at least 1 and together "
                 f"no more than the {len(cores)} cores of this machine"
             )
@@ -262,7 +263,7 @@ class Commands:
             try:
                 if run.trained():
                     continue
-            except ValueError:
+            except UserError:
                 if not overwrite:
                     raise
                 again = ("run.overwrite=true",)
@@ -273,7 +274,7 @@ class Commands:
             run, again = entry
             try:
                 self.job("train", run.workspace, run.name, [*run.overrides, *again])
-            except ValueError as error:
+            except UserError as error:
                 if run.divergence() is None:
                     raise
                 raise DivergedError(f"{run.name}: {run.divergence()}") from error
@@ -296,7 +297,7 @@ class Commands:
         """Run launch/<name>.py and wait for it; its output goes to a log.
 
         Raises:
-            ValueError: it failed, and the last lines it wrote; or this process is being stopped.
+            UserError: it failed, and the last lines it wrote; or this process is being stopped.
         """
         command = [sys.executable]
         if self.num_ranks > 1:
@@ -311,7 +312,7 @@ class Commands:
         try:
             with open(log, "w", encoding="utf-8") as stream:
                 if self.is_stopped:
-                    raise ValueError(f"{name} {run_name or workspace}: not started, stopped before")
+                    raise UserError(f"{name} {run_name or workspace}: not started, stopped before")
                 process = subprocess.Popen(
                     command,
                     stdout=stream,
@@ -328,7 +329,7 @@ class Commands:
             self.shares.put(cores)
         if code:
             last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-6:])
-            raise ValueError(f"{shlex.join(command)}: failed with code {code} ({log}):\n{last}")
+            raise UserError(f"{shlex.join(command)}: failed with code {code} ({log}):\n{last}")
 
     def _all(self, one: Callable[[Any], str], entries: Sequence[Any]) -> None:
         try:

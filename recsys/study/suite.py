@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from recsys.errors import UserError
 from recsys.schema import name_problems
 
 
@@ -49,10 +50,10 @@ class SuiteConfig:
 
 
 def check_suite(suite: SuiteConfig) -> None:
-    """Raise ValueError where a suite cannot be run.
+    """Raise UserError where a suite cannot be run.
 
     Raises:
-        ValueError: the reference is no variant; a space is empty; a name is no folder name; lists
+        UserError: the reference is no variant; a space is empty; a name is no folder name; lists
             every problem.
     """
     problems = []
@@ -65,7 +66,7 @@ def check_suite(suite: SuiteConfig) -> None:
         problems += name_problems("suite.variants", name)
     problems += space_problems(suite.space, "suite.space")
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def space_problems(space: Mapping[str, SearchConfig], key: str) -> list[str]:

@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from recsys.errors import UserError
 from recsys.files import write_json
 from recsys.job import say
 from recsys.study.runs import Commands, DivergedError, study_run
@@ -39,7 +40,7 @@ def choose_settings(
         overwrite: train trials anew whose settings or data have changed.
 
     Raises:
-        ValueError: as `tune`; a setting that the model or the data does not have.
+        UserError: as `tune`; a setting that the model or the data does not have.
     """
     fixed = [*overrides, "run.seed=0"]
     base = study_run(commands.data, workspace, name, fixed)
@@ -84,7 +85,7 @@ def tune(
         measure: trains trial number n with overrides and returns its validation metric.
 
     Raises:
-        ValueError: an earlier search of this key had another space; every trial diverged; or what
+        UserError: an earlier search of this key had another space; every trial diverged; or what
             `measure` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def tune(
     written = {key: repr(search) for key, search in space.items()}
     stored = study.user_attrs.get("space", written)
     if stored != written:
-        raise ValueError(
+        raise UserError(
             f"{folder}: holds a search over {', '.join(stored)} with other bounds; move it away or "
             f"restore suite.space"
         )
@@ -119,7 +120,7 @@ def tune(
         _judge(study, folder.name, asked.number, _overrides(params), measure)
     failed = study.user_attrs.get("failed", {})
     if not study.get_trials(states=(TrialState.COMPLETE,)):
-        raise ValueError(
+        raise UserError(
             f"{folder}: all {len(study.trials)} trials diverged, so there is nothing to choose from. "
             f"The last: {list(failed.values())[-1]}"
         )

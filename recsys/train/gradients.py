@@ -1,7 +1,7 @@
 """Gradients of the dense part: their norm at every step, clipping, and the names of those that broke.
 
 What enters: a sharded ranker. What leaves: norms by step and parameter for the run's log. It hangs on
-the dense optimizer, so that both pipelines of recsys/distributed/pipeline.py pass by it. Shapes: S
+the dense optimizer, so that both pipelines of recsys/sharding/pipeline.py pass by it. Shapes: S
 steps, P dense parameters.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from recsys.distributed.shard import ShardedRanker
+from recsys.errors import NonFiniteError
+from recsys.sharding.apply import ShardedRanker
 
 _SHOWN = 3
 """Parameters named in a message; the others are counted."""
@@ -71,7 +72,7 @@ def check_finite(
         step: number of the first of the S steps.
 
     Raises:
-        FloatingPointError: names the first such step, the loss, and the parameters.
+        NonFiniteError: names the first such step, the loss, and the parameters.
     """
     for offset, (loss, norms_P) in enumerate(zip(losses_S, norms_SP, strict=True)):
         bad = [name for name, norm in zip(names, norms_P, strict=True) if not math.isfinite(norm)]
@@ -79,7 +80,7 @@ def check_finite(
             continue
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         shown = f"; the gradient of {', '.join(bad[:_SHOWN])}{more} is not finite" if bad else ""
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"the loss is {loss} at step {step + offset}{shown}; training stops on every rank and "
             f"the last checkpoint is from before. Lower optim.dense_learning_rate or "
             f"optim.table.learning_rate, set optim.max_grad_norm, or add optim.warmup_steps"

@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recsys.distributed.env import Env
+from recsys.checkpoint.state import TrainState
+from recsys.errors import NonFiniteError
 from recsys.files import json_text, reading, write_json, write_text, writing
 from recsys.metrics.predictions import NanScoresError
 from recsys.model.ranker import Scores
+from recsys.runtime.env import Env
 from recsys.train.gradients import Gradients, check_finite, total_norm
-from recsys.train.state import TrainState
 
 DIVERGED = "diverged.json"
 """Why the last training of a run was given up; a new attempt removes it."""
@@ -76,7 +77,7 @@ class RunLog:
         """Average the pending losses over ranks, check and write them.
 
         Raises:
-            FloatingPointError: a loss or a dense gradient is not finite; on every rank, naming the
+            NonFiniteError: a loss or a dense gradient is not finite; on every rank, naming the
                 first such step and the parameters.
         """
         if not self.losses:
@@ -127,7 +128,7 @@ class RunLog:
         """Write why training is given up, for whoever started it, where loss or scores are not finite."""
         try:
             yield
-        except (FloatingPointError, NanScoresError) as error:
+        except (NonFiniteError, NanScoresError) as error:
             if self.env.is_first:
                 write_json(self.file.with_name(DIVERGED), {"reason": str(error)})
             raise

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from recsys.batch import Batch
-from recsys.distributed.pipeline import Pipeline
-from recsys.distributed.shard import ShardedRanker
-from recsys.distributed.signals import Interrupted
+from recsys.checkpoint.state import TrainState
+from recsys.runtime.signals import Interrupted
+from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.pipeline import Pipeline
 from recsys.train.log import RunLog
-from recsys.train.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def train(
         stop_due: asked after every step, by all ranks; the same answer on each.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        NonFiniteError: the loss is not finite.
     """
 
     def conclude() -> bool:

@@ -19,11 +19,12 @@ from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from recsys.batch import Batch
-from recsys.distributed.env import Env
-from recsys.distributed.pipeline import Pipeline
+from recsys.errors import UserError
 from recsys.files import new_file, write_json, write_text
 from recsys.job import say
 from recsys.model.ranker import Scores
+from recsys.runtime.env import Env
+from recsys.sharding.pipeline import Pipeline
 
 WAIT = "wait for a batch"
 OTHER = "other"
@@ -66,10 +67,10 @@ class ProfileConfig:
 
 
 def check_profile(config: ProfileConfig) -> None:
-    """Raise ValueError for a value outside its choices.
+    """Raise UserError for a value outside its choices.
 
     Raises:
-        ValueError: lists every offending key.
+        UserError: lists every offending key.
     """
     problems = []
     if config.ranks not in ("first", "all"):
@@ -79,7 +80,7 @@ def check_profile(config: ProfileConfig) -> None:
     if config.skip_steps < 0:
         problems.append(f"profile.skip_steps={config.skip_steps}: expected 0 or more")
     if problems:
-        raise ValueError("configuration: " + "\n  ".join(problems))
+        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 @dataclass
@@ -285,7 +286,7 @@ def _is_range(event: Any) -> bool:
 
 
 def _onednn_flops(event: Any) -> int:
-    """FLOPs of a product of recsys/model/products.py, which torch's profiler does not count."""
+    """FLOPs of a product of recsys/model/linear.py, which torch's profiler does not count."""
     if event.name != "mkldnn::_linear_pointwise":
         return 0
     (rows, width), (out, _) = event.input_shapes[:2]

@@ -4,15 +4,15 @@ import time
 
 import torch.distributed as dist
 
+from recsys.checkpoint.state import TrainState
 from recsys.data.dataset import Loader
-from recsys.distributed.env import Env, first_rank_work
-from recsys.distributed.shard import ShardedRanker
-from recsys.distributed.signals import StopSignals
+from recsys.evaluation.predict import by_score, predict, users_of
 from recsys.job import say
 from recsys.metrics.summary import evaluate_predictions
+from recsys.runtime.env import Env, first_rank_work
+from recsys.runtime.signals import StopSignals
+from recsys.sharding.apply import ShardedRanker
 from recsys.train.log import RunLog
-from recsys.train.predict import by_score, predict, users_of
-from recsys.train.state import TrainState
 
 _STUCK_MARGIN = 0.005
 

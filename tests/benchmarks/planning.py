@@ -5,12 +5,12 @@ import resource
 import sys
 import time
 
-from recsys.data.outline import outline
+from recsys.data.planned_manifest import outline
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, Recipe
-from recsys.distributed.cluster import ClusterConfig
-from recsys.distributed.env import silence_libraries
-from recsys.train.advice import Planned
-from recsys.train.run import read_run_config
+from recsys.run.assembly import read_run_config
+from recsys.run.suggestions import Planned
+from recsys.runtime.env import silence_libraries
+from recsys.sharding.cluster import ClusterConfig
 
 
 def main(num_tables: int, num_ranks: int, search: str) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.distributed.env import start
-from recsys.distributed.pipeline import build_pipeline
+from recsys.checkpoint.integrity import newest_whole
+from recsys.checkpoint.saver import Saver
+from recsys.checkpoint.state import TrainState
 from recsys.model.build import batch_features
-from recsys.train.integrity import newest_whole
-from recsys.train.run import plan_and_shard, read_run_config
-from recsys.train.saver import Saver
-from recsys.train.state import TrainState
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start
+from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.synthetic import write_prepared
 from tests.benchmarks.test_training_scale import BATCH, loader_for
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from recsys.evaluation.predict import Predictions, by_score
 from recsys.metrics.bootstrap import bootstrap_metrics, bootstrap_units, draw_units, interval
 from recsys.metrics.summary import evaluate_predictions
-from recsys.train.predict import Predictions, by_score
 
 pytestmark = pytest.mark.bench
 ROWS, USERS, ITEMS = 10_000_000, 500_000, 200_000

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from recsys.data.dataset import Dataset, Loader
-from recsys.distributed.env import start
-from recsys.distributed.pipeline import build_pipeline
 from recsys.model.build import batch_features
-from recsys.train.run import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start
+from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.click_log import SHAPES, write_click_log
 from tests.benchmarks.side_by_side import BATCH, CONTENDERS, run_tessera
 

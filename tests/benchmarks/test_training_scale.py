@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from recsys.data.dataset import Dataset, Loader
-from recsys.distributed.env import start
-from recsys.distributed.pipeline import build_pipeline
 from recsys.model.build import batch_features
-from recsys.train.run import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start
+from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.synthetic import write_prepared
 
 pytestmark = pytest.mark.bench

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from recsys.data.candidates import RankingConfig, draw_candidates
 from recsys.data.dataset import Dataset
+from recsys.evaluation.candidates import RankingConfig, draw_candidates
 from tests.data.small_log import prepared, recipe, write_source
 from tests.reference.history import SPLITS, visible_positives
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from embedding.fine_tuning import fine_tune
 from embedding.pairs import BatchPlan, Pairs
 from embedding.text import build_scratch_encoder, load_text_encoder
-from recsys.distributed.env import first_rank_work, start, stop
+from recsys.runtime.env import first_rank_work, start, stop
 
 
 def pairs_of_words(count: int) -> Pairs:

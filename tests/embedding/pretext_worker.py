@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from embedding import pretext
-from recsys.distributed.env import start, stop
+from recsys.runtime.env import start, stop
 from tests.embedding.test_pretext import coloured_pictures, train, whole_pictures
 
 

@@ -18,7 +18,7 @@ from embedding.pretext import (
     tag_targets,
     train_on_tags,
 )
-from recsys.distributed.batch_norm import synchronise
+from recsys.sharding.batch_norm import synchronise
 from tests.processes import run_worker
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from embedding.probe import nearest_agreement
+from embedding.neighbour_accuracy import nearest_agreement
 from embedding.projection import (
     Contrastive,
     Discriminant,

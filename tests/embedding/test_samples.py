@@ -16,7 +16,7 @@ from embedding.pairs import Pairs, readable, split_by_entity
 from embedding.retrieval import retrieval_tasks
 from embedding.text import TextConfig
 from launch import embed
-from recsys.distributed.env import Env
+from recsys.runtime.env import Env
 from recsys.schema import Manifest
 
 NUM_ITEMS = 400

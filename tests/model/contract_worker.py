@@ -14,12 +14,12 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_world
 
-from recsys.distributed.env import start, stop
-from recsys.distributed.pipeline import build_pipeline
+from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
+from recsys.checkpoint.state import TrainState
 from recsys.model.build import RANKERS, batch_features
-from recsys.train.checkpoint import load_checkpoint, save_checkpoint
-from recsys.train.run import plan_and_shard, read_run_config
-from recsys.train.state import TrainState
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start, stop
+from recsys.sharding.pipeline import build_pipeline
 
 GLOBAL_BATCH = 32
 INPUTS = {

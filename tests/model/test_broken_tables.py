@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.evaluation.predict import Predictions, by_score
 from recsys.model.build import RANKERS
 from recsys.train.gradients import check_finite
-from recsys.train.predict import Predictions, by_score
 from tests.model.whole_tables import batch_of, ranker_of
 
 

@@ -9,16 +9,16 @@ import pytest
 import yaml
 
 from launch.compare import named_runs
-from recsys.data.candidates import RankingConfig
+from recsys.checkpoint.integrity import describe_file
+from recsys.checkpoint.integrity import write_manifest as write_checkpoint_manifest
+from recsys.evaluation.candidates import RankingConfig
+from recsys.evaluation.evaluate import EvaluateConfig
 from recsys.files import write_json
-from recsys.report.evaluation import EvaluateConfig
+from recsys.run.assembly import RunConfig, open_run_folder, read_run_config, read_stored
+from recsys.run.fingerprint import scored_from
 from recsys.schema import read_manifest, write_manifest
 from recsys.study.runs import Commands, DivergedError, StudyRun
-from recsys.train.fingerprint import scored_from
-from recsys.train.integrity import describe_file
-from recsys.train.integrity import write_manifest as write_checkpoint_manifest
 from recsys.train.log import DIVERGED
-from recsys.train.run import RunConfig, open_run_folder, read_run_config, read_stored
 from tests.feature_tables import write_table
 from tests.tiny_world import NUM_ITEMS, manifest
 

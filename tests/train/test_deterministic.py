@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 
-from recsys.distributed.env import start, stop
-from recsys.distributed.pipeline import build_pipeline
 from recsys.model.build import batch_features
-from recsys.train.run import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start, stop
+from recsys.sharding.pipeline import build_pipeline
 from tests import tiny_world
 
 SIZE = 64

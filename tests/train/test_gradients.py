@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.distributed.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.model.build import batch_features
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.sharding.optimizers import OptimConfig, check_optim
+from recsys.sharding.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.train.gradients import Gradients, check_finite, total_norm
-from recsys.train.optim import OptimConfig, check_optim
-from recsys.train.run import plan_and_shard, read_run_config
 from tests import tiny_world
 
 SIZE = 32

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import from_config
-from recsys.data.outline import outline
+from recsys.data.planned_manifest import outline
 from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
 from tests.small_runs import losses, options, write_features

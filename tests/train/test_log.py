@@ -2,9 +2,9 @@
 
 import torch
 
-from recsys.distributed.env import Env
+from recsys.checkpoint.state import TrainState
+from recsys.runtime.env import Env
 from recsys.train.log import RunLog
-from recsys.train.state import TrainState
 
 ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 

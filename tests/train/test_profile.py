@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from recsys.distributed.env import Env
-from recsys.model.products import linear_relu
+from recsys.model.linear import linear_relu
 from recsys.model.ranker import Scores
+from recsys.run.assembly import read_run_config
+from recsys.runtime.env import Env
 from recsys.train.profile import ProfileConfig, ProfiledPipeline, profiled
-from recsys.train.run import read_run_config
 
 NONE = torch.zeros(0)
 
@@ -76,7 +76,7 @@ def test_asked_number_of_steps_is_recorded_and_their_matrix_products_counted(fol
 
 
 def test_products_of_the_dense_part_are_counted_whoever_computes_them(tmp_path):
-    """recsys.model.products has oneDNN compute some, which torch's profiler takes for nothing."""
+    """recsys.model.linear has oneDNN compute some, which torch's profiler takes for nothing."""
 
     def multiply():
         linear_relu(torch.ones(64, 32), torch.ones(16, 32), torch.ones(16))

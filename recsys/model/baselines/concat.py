@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.mlp import Tower
 from recsys.model.ranker import DenseInputs
-from recsys.model.towers import Tower
 
 
 class Concat(nn.Module):

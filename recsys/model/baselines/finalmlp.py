@@ -1,7 +1,7 @@
 """FinalMLP (Mao et al., arXiv 2304.00902): two MLPs that see x0 through gates, joined bilinearly.
 
 The first gate reads user and context, the second the item; without item features (or without any
-of the other side) that gate is a learned vector. The equations stand in recsys/model/streams.py.
+of the other side) that gate is a learned vector. The equations stand in recsys/model/two_stream.py.
 Shapes: B rows.
 """
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
 from recsys.model.ranker import DenseInputs
-from recsys.model.streams import TwoStreams
+from recsys.model.two_stream import TwoStreams
 
 
 class FinalMlp(nn.Module):

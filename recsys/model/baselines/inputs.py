@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from recsys.model.products import joined
+from recsys.errors import UserError
+from recsys.model.linear import joined
 from recsys.model.ranker import DenseInputs, Projections
 
 
@@ -73,11 +74,11 @@ class Fields(nn.Module):
         """Args: num_features: sparse features; field_dim: their common width.
 
         Raises:
-            ValueError: the features differ in width.
+            UserError: the features differ in width.
         """
         super().__init__()
         if not field_dim:
-            raise ValueError(
+            raise UserError(
                 "model.table_dims: this model multiplies feature vectors with each other, and "
                 "theirs differ in width; leave model.table_dims empty or take another model.name"
             )

@@ -1,0 +1,175 @@
+"""Saves checkpoints while training goes on: a copy between two steps, the writing in a thread.
+
+What enters: the sharded model and the loop's state whenever a save is due. What leaves: checkpoints
+(checkpoint.py). Built by launch/train.py, called by the training loop.
+
+    step 100 | copy to host buffers | step 101 | step 102 | ...      main thread
+                                    | write, sync, checksum, agree, rename, prune |   saver thread
+
+Ranks meet in the thread on a gloo group of its own. One save is in flight at most: the next one, the
+end of training and a stop wait for it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recsys.checkpoint.folder import (
+    Snapshot,
+    host_buffers,
+    stored_tensors,
+    take_snapshot,
+    write_checkpoint,
+)
+from recsys.checkpoint.integrity import forget_unfinished
+from recsys.checkpoint.state import TrainState
+from recsys.runtime.env import GROUP_TIMEOUT, Env, first_rank_work
+from recsys.sharding.apply import ShardedRanker
+
+
+class Saver:
+    """Writes checkpoints of one run; a context that leaves no save in flight."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sharded: ShardedRanker,
+        env: Env,
+        keep_last: int,
+        in_background: bool,
+        on_failure: Callable[[], None],
+        report: Callable[[int, dict[str, float]], None],
+    ):
+        """All ranks make one together; unfinished checkpoints of killed processes are removed.
+
+        Args:
+            folder: the run's checkpoints/ folder.
+            keep_last: newest checkpoints kept beside the best one.
+            in_background: copy the tables and write in a thread; False: training waits.
+            on_failure: called from the thread when a save failed, so that the loop comes back and
+                hears of it.
+            report: takes a step and what its save cost.
+        """
+        self.folder = folder
+        self.sharded = sharded
+        self.env = env
+        self.keep_last = keep_last
+        self.in_background = in_background
+        self.on_failure = on_failure
+        self.report = report
+        self._buffers: dict[str, torch.Tensor] | None = None
+        self._error: Exception | None = None
+        self._costs: tuple[int, dict[str, float]] | None = None
+        self._group: dist.ProcessGroup | None = None
+        with first_rank_work(env) as is_first:
+            if is_first:
+                forget_unfinished(folder)
+        if in_background and env.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
+        self._blocking_seconds = 0.0
+        self._thread: threading.Thread | None = None
+        if in_background:
+            # Memory is had and touched while the first steps are taken.
+            self._start(self._touch, stored_tensors(sharded, env))
+
+    def save(self, state: TrainState, best: bool) -> None:
+        """Save `state`'s step; in the background, back as soon as everything is copied.
+
+        Raises:
+            OSError: this save, or in the background the one before it, could not be written; on
+                every rank.
+        """
+        started = time.perf_counter()
+        self.wait()
+        snapshot = take_snapshot(self.sharded, state, self.env, self._buffers)
+        if self.in_background:
+            self._start(self._write, snapshot, best)
+        else:
+            self._write(snapshot, best)
+        self._blocking_seconds = time.perf_counter() - started
+        if not self.in_background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight.
+
+        Raises:
+            OSError: it could not be written; on every rank.
+        """
+        self._join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if self._costs is not None:
+            step, costs = self._costs
+            self._costs = None
+            self.report(step, {"checkpoint/blocking_seconds": self._blocking_seconds} | costs)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        def run() -> None:
+            if self.env.device.type == "cuda":
+                torch.cuda.set_device(self.env.device)  # threads begin with device 0
+            work(*arguments)
+
+        self._thread = threading.Thread(target=run, name="saver", daemon=True)
+        self._thread.start()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _touch(self, stored: dict[str, torch.Tensor]) -> None:
+        try:
+            self._buffers = host_buffers(stored, self.env)
+        except RuntimeError as error:
+            self._error = OSError(
+                f"no memory for copies of the tables ({error}); use train.save_in_background=false"
+            )
+            self.on_failure()
+
+    def _write(self, snapshot: Snapshot, best: bool) -> None:
+        started = time.perf_counter()
+        try:
+            write_checkpoint(
+                self.folder,
+                snapshot,
+                env=self.env,
+                keep_last=self.keep_last,
+                best=best,
+                group=self._group,
+            )
+        except Exception as error:
+            self._error = error
+            self.on_failure()
+            return
+        step = snapshot.index["state"]["step"]
+        self._costs = (
+            step,
+            {
+                "checkpoint/write_seconds": time.perf_counter() - started,
+                "checkpoint/tables_gib_per_rank": snapshot.num_bytes / 2**30,
+            },
+        )
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+        else:
+            # A checkpoint from before the error is worth having; a failure of its own is not news.
+            self._join()

@@ -1,0 +1,247 @@
+"""The drawn world, put together and written: pictures, words, users, bookmarks, and their truth.
+
+Called by launch/demo.py. Everything is drawn from one seed and is bit-identical when drawn again, on
+any number of processes. The truth lies apart from the raw files; no job but evaluate reads it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from recsys.demo.content import SCENES, SUBJECTS, compose
+from recsys.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
+from recsys.demo.style import HANDS, Painter
+from recsys.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
+from recsys.errors import UserError
+from recsys.files import DRAW_AGAIN, new_folder, reading, write_json
+
+FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Size and nature of the drawn world."""
+
+    num_items: int = 3600
+    """Pictures."""
+    num_users: int = 1000
+    """Users."""
+    num_exposures: int = 300_000
+    """Rows of the log."""
+    num_captions: int = 6000
+    """Caption pairs for the text encoder, beside names, relations and explanations."""
+    picture_size: int = 96
+    """Side of a picture in pixels."""
+    strength: float = 4.0
+    """Sum of a user's three sensitivities: how decided tastes are."""
+    concentration: float = 0.8
+    """Evenness of the sensitivities; below 1 many users care for one thing mostly."""
+    bias: float = -3.6
+    """Constant of the logit; sets the bookmark rate."""
+    seed: int = 0
+    """Of everything."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue before it is painted."""
+
+    subject: list[str]
+    scene: list[str]
+    hand: np.ndarray
+    theme: list[str]
+    words: list[str]
+
+
+def draw_world(
+    config: WorldConfig, workspace: Path, *, processes: int, say: Callable[[str], None]
+) -> float:
+    """Write `<workspace>/raw/` and `<workspace>/truth/`; return the oracle's AUC over all rows.
+
+    Both folders appear whole.
+
+    Raises:
+        UserError: a size is too small to make a world.
+    """
+    _check(config)
+    rng = np.random.default_rng(config.seed)
+    items = _draw_items(config, rng)
+    # The truth, by which a world is known to be there, changes last.
+    with new_folder(workspace / "truth") as truth, new_folder(workspace / "raw") as raw:
+        (raw / "images").mkdir()
+        positions = _positions(items, rng)
+        audience = draw_audience(config.num_users, config.strength, config.concentration, rng)
+        exposures = draw_exposures(
+            audience, positions, num_exposures=config.num_exposures, bias=config.bias, rng=rng
+        )
+        pairs = text_pairs(rng, config.num_captions)
+        _paint(config, items, raw / "images", processes)
+        _contact_sheet(config, truth / "contact_sheet.png")
+        say(f"pictures: {config.num_items:,} by {len(HANDS)} hands")
+        users = [f"u{index:05d}" for index in range(config.num_users)]
+        names = [f"i{index:05d}" for index in range(config.num_items)]
+        _write(
+            raw / "interactions.parquet",
+            user_id=[users[u] for u in exposures.user],
+            item_id=[names[i] for i in exposures.item],
+            timestamp=exposures.timestamp,
+            label=exposures.label,
+        )
+        _write(
+            raw / "items.parquet",
+            item_id=names,
+            image=[f"images/{name}.png" for name in names],
+            title=[
+                f"{name_of(s, 'en')} / {name_of(c, 'en')}"
+                for s, c in zip(items.subject, items.scene, strict=True)
+            ],
+            tags=[f"{s}|{c}" for s, c in zip(items.subject, items.scene, strict=True)],
+            words=items.words,
+            artist=[HANDS[h].name for h in items.hand],
+        )
+        _write(
+            raw / "users.parquet",
+            user_id=users,
+            age_group=[f"age {a}" for a in audience.age_group],
+            country=[f"country {c}" for c in audience.country],
+        )
+        columns = [field.name for field in dataclasses.fields(TextPair)]
+        _write(
+            raw / "pairs.parquet",
+            **{name: [getattr(pair, name) for pair in pairs] for name in columns},
+        )
+        oracle = float(roc_auc_score(exposures.label, exposures.probability))
+        _write(
+            truth / "probabilities.parquet",
+            row_id=np.arange(config.num_exposures),
+            probability=exposures.probability,
+        )
+        sensitivities = {
+            f"sensitivity_{m}": audience.sensitivities[:, k] for k, m in enumerate(MODALITIES)
+        }
+        _write(truth / "users.parquet", user_id=users, **sensitivities)
+        _write(truth / "items.parquet", item_id=names, theme=items.theme)
+        world = {
+            "formula": FORMULA,
+            "settings": dataclasses.asdict(config),
+            "oracle_auc": oracle,
+            "bookmark_rate": float(exposures.label.mean()),
+        }
+        write_json(truth / "world.json", world)
+        say(
+            f"log: {config.num_exposures:,} exposures of {config.num_users:,} users, bookmark rate "
+            f"{exposures.label.mean():.3f}; {len(pairs):,} text pairs"
+        )
+    return oracle
+
+
+def drawn_already(config: WorldConfig, workspace: Path) -> bool:
+    """Return whether the workspace holds this very world.
+
+    Raises:
+        UserError: it holds another one (says how to replace it).
+    """
+    file = workspace / "truth" / "world.json"
+    if not (file.is_file() and (workspace / "raw").is_dir()):
+        return False
+    with reading(file, DRAW_AGAIN):
+        settings = json.loads(file.read_text())["settings"]
+    if settings != dataclasses.asdict(config):
+        raise UserError(
+            f"{workspace}: holds a world drawn with other settings ({settings}); use "
+            f"overwrite=true to draw it anew, or another workspace="
+        )
+    return True
+
+
+def _check(config: WorldConfig) -> None:
+    for key, least in (("num_items", 50), ("num_users", 10), ("num_exposures", 100)):
+        if getattr(config, key) < least:
+            raise UserError(f"world.{key}={getattr(config, key)}: expected {least} or more")
+    if config.num_exposures > config.num_users * config.num_items // 4:
+        raise UserError(
+            f"world.num_exposures={config.num_exposures}: expected at most a quarter of users x "
+            f"items, {config.num_users * config.num_items // 4}"
+        )
+
+
+def _draw_items(config: WorldConfig, rng: np.random.Generator) -> Items:
+    """Every item: a subject, a scene, a hand and a theme, independent of each other."""
+    count = config.num_items
+    subjects, scenes, themes = list(SUBJECTS), list(SCENES), list(THEME_WORDS)
+    subject = [subjects[i] for i in rng.permutation(np.arange(count) % len(subjects))]
+    scene = [scenes[i] for i in rng.permutation(np.arange(count) % len(scenes))]
+    hand = rng.permutation(np.arange(count) % len(HANDS))
+    theme = [themes[i] for i in rng.permutation(np.arange(count) % len(themes))]
+    words = [item_words(s, c, t, rng) for s, c, t in zip(subject, scene, theme, strict=True)]
+    return Items(subject, scene, hand, theme, words)
+
+
+def _positions(items: Items, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Where every item lies in the space of each modality, [items, 2]."""
+    subject_at = dict(zip(SUBJECTS, circle(len(SUBJECTS), rng), strict=True))
+    scene_at = dict(zip(SCENES, circle(len(SCENES), rng), strict=True))
+    theme_at = dict(zip(THEME_WORDS, circle(len(THEME_WORDS), rng), strict=True))
+    hand_at = circle(len(HANDS), rng)
+    content = [
+        0.8 * subject_at[s] + 0.6 * scene_at[c]
+        for s, c in zip(items.subject, items.scene, strict=True)
+    ]
+    return {
+        "semantic": np.array(content),
+        "style": hand_at[items.hand],
+        "text": np.array([theme_at[t] for t in items.theme]),
+    }
+
+
+def _paint(config: WorldConfig, items: Items, folder: Path, processes: int) -> None:
+    """Paint all pictures; each has a generator of its own, so the order does not matter."""
+    jobs = list(zip(range(config.num_items), items.subject, items.scene, items.hand, strict=True))
+    paint = partial(_paint_one, folder, config.picture_size, config.seed)
+    bar = partial(tqdm, total=len(jobs), desc="paint", unit="picture", disable=None)
+    if processes == 1:
+        for job in bar(jobs):
+            paint(job)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for _ in bar(pool.map(paint, jobs, chunksize=32)):
+            pass
+
+
+def _paint_one(folder: Path, size: int, seed: int, job: tuple[int, str, str, int]) -> None:
+    index, subject, scene, hand = job
+    rng = np.random.default_rng([seed, index])
+    picture = Painter(HANDS[hand], size, rng).paint(compose(subject, scene, rng))
+    picture.save(folder / f"i{index:05d}.png", optimize=False, compress_level=6)
+
+
+def _contact_sheet(config: WorldConfig, path: Path) -> None:
+    """Write a sheet for people: one row per hand, one column per subject."""
+    columns, gap, size = 12, 6, config.picture_size
+    side = size + gap
+    sheet = Image.new("RGB", (gap + columns * side, gap + len(HANDS) * side), "white")
+    scenes = list(SCENES)
+    for row, hand in enumerate(HANDS):
+        for column, subject in enumerate(list(SUBJECTS)[::2][:columns]):
+            rng = np.random.default_rng([config.seed, row, column])
+            scene = scenes[(column + math.floor(row / 2)) % len(scenes)]
+            picture = Painter(hand, size, rng).paint(compose(subject, scene, rng))
+            sheet.paste(picture, (gap + column * side, gap + row * side))
+    sheet.save(path)
+
+
+def _write(path: Path, **columns: object) -> None:
+    pq.write_table(pa.table(columns), path, compression="zstd")

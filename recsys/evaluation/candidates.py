@@ -1,0 +1,234 @@
+"""Candidates: what users are ranked on, as rows the loader reads like any split.
+
+What enters: a split of prepared data. What leaves: pairs of a user and a candidate item, each in the
+circumstances (history, context features) of the user's first relevant row of the split. Called by
+launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recsys.data.dataset import Dataset, read_columns
+from recsys.errors import UserError
+from recsys.schema import is_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingConfig:
+    """Who is ranked what, and how far down a list is read."""
+
+    num_users: int = 200
+    """Users drawn of those with a relevant item in the split; 0: no ranking, no recommendations."""
+    ks: list[int] = field(default_factory=lambda: [10, 50])
+    """Lengths of the lists."""
+    num_negatives: int = 100
+    """Drawn items of the sampled candidate sets."""
+    max_rows: int = 200_000
+    """Pairs scored at most. The full candidate set takes users x items; fewer users are ranked where
+    that is more, and none but sampled candidates where not even 20 users fit."""
+
+
+_FEWEST_USERS = 20
+EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
+"""Splits whose items a user has seen already: they are neither candidates nor relevant."""
+
+
+def check_ranking(config: RankingConfig) -> None:
+    """Raise UserError for settings nobody can be ranked by, all at once."""
+    problems = []
+    if config.num_users < 0:
+        problems.append(f"ranking.num_users={config.num_users}: expected 0 or more")
+    if not config.ks or min(config.ks) < 1:
+        problems.append(f"ranking.ks={config.ks}: expected lengths of 1 or more, such as [10]")
+    for name in ("num_negatives", "max_rows"):
+        if getattr(config, name) < 1:
+            problems.append(f"ranking.{name}={getattr(config, name)}: expected 1 or more")
+    if problems:
+        raise UserError("configuration: " + "\n  ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Pairs to score, user by user."""
+
+    user_row_N: NDArray[np.int64]
+    item_row_N: NDArray[np.int64]
+    relevant_N: NDArray[np.bool_]
+    """Whether the user has a positive of the item in the split."""
+    template_N: NDArray[np.int64]
+    """Row of the split, by number, whose circumstances the pair takes."""
+    is_full: bool
+    """Whether a user's candidates are all items that the user has not seen before."""
+
+
+def draw_candidates(
+    dataset: Dataset, *, config: RankingConfig, rng: np.random.Generator
+) -> Candidates | None:
+    """Return the pairs; None where there are no users or items, or no user has a relevant item.
+
+    Candidates are the items of which the user has no interaction in an earlier split; those of them
+    with a positive in this split are relevant. An item that the user knows is neither: it stands in
+    the history that the model reads, or was shown, and as a candidate only where it is liked again
+    it would give the answer away. Users stand at the moment before their first relevant item, so
+    that no relevant item stands in the history either. Of the unknown item row 0 nothing is known, it
+    is none.
+    """
+    manifest = dataset.manifest
+    num_items = manifest.num_item_rows - 1
+    if not config.num_users or not manifest.num_user_rows or num_items < 1:
+        return None
+    rows = dataset.read(0, dataset.num_rows)
+    users, items = (rows.column(c).to_numpy() for c in ("user_row", "item_row"))
+    positive = (rows.column("label").to_numpy() == 1) & is_known(users) & is_known(items)
+    is_relevant = positive & ~_are_known(dataset, users, items, positive)
+    eligible = np.unique(users[is_relevant])
+    if not eligible.size:
+        return None
+    is_full = config.max_rows // num_items >= min(_FEWEST_USERS, eligible.size)
+    per_user = num_items if is_full else config.num_negatives
+    num_users = min(config.num_users, eligible.size, max(config.max_rows // per_user, 1))
+    chosen = np.sort(rng.choice(eligible, size=num_users, replace=False))
+    relevant = _items_by_user(users[is_relevant], items[is_relevant], chosen)
+    seen = _seen_before(dataset, chosen)
+    first_rows = _first_rows(dataset, rows, is_relevant, chosen)
+    user_parts, item_parts, relevant_parts = [], [], []
+    for user in chosen.tolist():
+        candidates = _candidates_of(
+            relevant[user],
+            seen.get(user),
+            num_items,
+            None if is_full else config.num_negatives,
+            rng,
+        )
+        user_parts.append(np.full(candidates.size, user, dtype=np.int64))
+        item_parts.append(candidates)
+        relevant_parts.append(np.isin(candidates, relevant[user]))
+    user_row_N = np.concatenate(user_parts)
+    return Candidates(
+        user_row_N=user_row_N,
+        item_row_N=np.concatenate(item_parts),
+        relevant_N=np.concatenate(relevant_parts),
+        template_N=first_rows[np.searchsorted(chosen, user_row_N)],
+        is_full=is_full,
+    )
+
+
+def _candidates_of(
+    relevant: NDArray[np.int64],
+    seen: NDArray[np.int64] | None,
+    num_items: int,
+    num_negatives: int | None,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Return a user's candidates, ascending: all that were not seen, or so many of them drawn."""
+    out = relevant if seen is None else np.union1d(relevant, seen)
+    if num_negatives is None or num_negatives >= num_items - out.size:
+        return np.setdiff1d(np.arange(1, num_items + 1), [] if seen is None else seen)
+    drawn = np.zeros(0, dtype=np.int64)
+    while drawn.size < num_negatives:
+        more = rng.integers(1, num_items + 1, size=2 * num_negatives)
+        drawn = np.setdiff1d(np.union1d(drawn, more), out)
+    return np.union1d(rng.choice(drawn, size=num_negatives, replace=False), relevant)
+
+
+def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
+    keep = np.isin(users, chosen)
+    users, items = users[keep], items[keep].astype(np.int64)
+    order = np.argsort(users, kind="stable")
+    users, items = users[order], items[order]
+    if not users.size:
+        return {}
+    found, starts = np.unique(users, return_index=True)
+    parts = np.split(items, starts[1:])
+    return {int(user): np.unique(part) for user, part in zip(found, parts, strict=True)}
+
+
+def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yield (users, items) of the interactions of earlier splits, one row group at a time."""
+    for name in EARLIER[dataset.split]:
+        columns = ["row_id", "user_row", "item_row"]
+        for group in read_columns(dataset.prepared, dataset.manifest, name, columns):
+            users, items = (group.column(c).to_numpy() for c in columns[1:])
+            # A drawn negative is no interaction: nobody was shown it.
+            keep = dataset.manifest.is_interaction(group.column("row_id").to_numpy())
+            keep &= is_known(users) & is_known(items)
+            yield users[keep], items[keep]
+
+
+def _are_known(
+    dataset: Dataset, users: NDArray, items: NDArray, asked_N: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return which of the rows asked for are of an item that the user knows by earlier splits [N]."""
+
+    def pair(users: NDArray, items: NDArray) -> NDArray[np.int64]:
+        return users.astype(np.int64) * dataset.manifest.num_item_rows + items
+
+    pairs, place_N = np.unique(pair(users[asked_N], items[asked_N]), return_inverse=True)
+    known = np.zeros(pairs.size, dtype=bool)
+    if pairs.size:
+        for earlier_users, earlier_items in _earlier_interactions(dataset):
+            earlier = pair(earlier_users, earlier_items)
+            at = np.minimum(np.searchsorted(pairs, earlier), pairs.size - 1)
+            known[at[pairs[at] == earlier]] = True
+    are_known_N = np.zeros(users.size, dtype=bool)
+    are_known_N[asked_N] = known[place_N]
+    return are_known_N
+
+
+def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
+    """Return the items of the users' interactions in earlier splits."""
+    users, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for earlier_users, earlier_items in _earlier_interactions(dataset):
+        keep = np.isin(earlier_users, chosen)
+        users.append(earlier_users[keep])
+        items.append(earlier_items[keep])
+    return _items_by_user(np.concatenate(users), np.concatenate(items), chosen)
+
+
+def _first_rows(
+    dataset: Dataset, rows: pa.Table, is_relevant: NDArray[np.bool_], chosen: NDArray
+) -> NDArray[np.int64]:
+    """Return the number of each user's first relevant row by time, then past, then row id [U]."""
+    users, row_ids = (rows.column(c).to_numpy()[is_relevant] for c in ("user_row", "row_id"))
+    keys = [row_ids]
+    if "history_end" in rows.column_names:
+        keys.append(rows.column("history_end").to_numpy()[is_relevant])
+    if dataset.spec.timestamp_min is not None:
+        times = read_columns(dataset.prepared, dataset.manifest, dataset.split, ["timestamp"])
+        keys.append(pa.concat_tables(times).column(0).to_numpy()[is_relevant])
+    order = np.lexsort((*keys, users))
+    return np.flatnonzero(is_relevant)[order[np.searchsorted(users[order], chosen)]]
+
+
+class CandidateDataset(Dataset):
+    """Candidates in the place of a split: the loader batches them like any rows.
+
+    The row_id of a pair is its number among the candidates.
+    """
+
+    def __init__(self, dataset: Dataset, candidates: Candidates):
+        """Args: dataset: the split the candidates were drawn from."""
+        features = [feature.name for feature in dataset.features]
+        super().__init__(dataset.prepared, dataset.manifest, split=dataset.split, features=features)
+        self._rows = super().read(0, dataset.num_rows)
+        self._candidates = candidates
+        self.num_rows = candidates.user_row_N.size
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Return pairs [start, stop) with the columns of the split."""
+        part = slice(start, stop)
+        table = self._rows.take(pa.array(self._candidates.template_N[part]))
+        own = {
+            "row_id": np.arange(start, min(stop, self.num_rows)),
+            "label": self._candidates.relevant_N[part],
+            "item_row": self._candidates.item_row_N[part],
+        }
+        for name, values in own.items():
+            at = table.schema.get_field_index(name)
+            typed = pa.array(values.astype(table.schema.field(name).type.to_pandas_dtype()))
+            table = table.set_column(at, table.schema.field(name), typed)
+        return table

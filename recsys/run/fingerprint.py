@@ -1,0 +1,95 @@
+"""The fingerprint of a run: the keys that decide its result, of its configuration and of its data.
+
+One set of keys for every question whether a result is still the one asked for: whether a run may go
+on (recsys/run/assembly.py), whether a study may take a run, an evaluation or an earlier search for its
+own (recsys/study/, launch/compare.py). Everything else, such as ranks, plan or device, is how a run
+is carried out.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from embedding.store import read_feature_manifest
+from recsys.files import sha256_of
+from recsys.schema import Manifest, identity_of, read_manifest
+
+_TRAIN_KEYS = ("global_batch_size", "num_lanes", "metric")
+EXTENDABLE = ("train.epochs", "train.patience", "train.evaluate_every_steps")
+"""Of the keys that decide, those with other values of which a run may go on: it is extended."""
+
+
+def data_identity(workspace: Path, manifest: Manifest, modalities: Iterable[str]) -> dict[str, Any]:
+    """Return what a run reads, as config.yaml keeps it: the prepared data and the feature tables.
+
+    Args:
+        modalities: that the model looks up; tables that are not there are left out.
+    """
+    folders = {name: workspace / "features" / name for name in modalities}
+    return {
+        "name": manifest.name,
+        "checksums": manifest.checksums,
+        "features": {
+            name: read_feature_manifest(folder).identity
+            for name, folder in folders.items()
+            if manifest.has_modality(name) and (folder / "manifest.json").is_file()
+        },
+    }
+
+
+def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that decide a run's result, flat, with their values.
+
+    Args:
+        stored: sections as config.yaml holds them, with every key of `model`, `optim`, `train` and
+            `run`, and `data` as `data_identity` makes it; runs of earlier versions have no features.
+    """
+    found = {f"{s}.{key}": value for s in ("model", "optim") for key, value in stored[s].items()}
+    extendable = [key.removeprefix("train.") for key in EXTENDABLE]
+    found |= {f"train.{key}": stored["train"][key] for key in (*_TRAIN_KEYS, *extendable)}
+    found["run.seed"] = stored["run"]["seed"]
+    found["data.name"] = stored["data"]["name"]
+    found["data.identity"] = identity_of(stored["data"]["checksums"])
+    if "features" in stored["data"]:
+        found["data.features"] = stored["data"]["features"]
+    return found
+
+
+def fingerprint(stored: Mapping[str, Any]) -> str:
+    """Return a hash of the keys that decide: equal, the same result is asked for."""
+    content = json.dumps(deciding(stored), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return a text for every key that decides and differs, by key; unknown ones do not differ."""
+    before, after = deciding(stored), deciding(now)
+    return {
+        key: f"{key} was {before[key]!r}, is {value!r}"
+        for key, value in after.items()
+        if key in before and before[key] != value
+    }
+
+
+def scored_from(
+    workspace: Path, checkpoint: Path, modalities: Iterable[str], settings: Any
+) -> dict[str, Any]:
+    """Return what an evaluation is made from, as its metrics.json keeps it.
+
+    Args:
+        checkpoint: folder of the weights.
+        settings: the evaluation's configuration.
+    """
+    manifest = read_manifest(workspace)
+    data = data_identity(workspace, manifest, modalities)
+    listing = checkpoint / "manifest.json"
+    return {
+        # Checkpoints of earlier versions have no manifest.
+        "checkpoint": sha256_of(listing if listing.is_file() else checkpoint / "index.json")[:16],
+        "data": manifest.identity,
+        "features": data["features"],
+        "settings": dataclasses.asdict(settings),
+    }

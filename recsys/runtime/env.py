@@ -1,0 +1,279 @@
+"""Process facts: rank, world size, device, threads. The one place that reads torchrun's variables.
+
+Every job calls `start()` once; afterwards the same code runs as `python x.py` (a world of one) and
+under `torchrun` (many), on CPU with gloo and on GPU with nccl.
+"""
+
+import ctypes
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from recsys.errors import UserError
+from recsys.runtime.rendezvous import fresh_store
+from recsys.runtime.threads import threads_of_process, use_threads
+
+GROUP_TIMEOUT = timedelta(hours=6)
+"""Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
+is noticed at once, by its closed connection."""
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed; another C library is left as it is.
+
+    The activations of every step are otherwise given back and faulted in again, page by page: a fifth
+    of the step (LOG.md, 2026-11-26). Tables and other blocks above 32 MiB still go back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of malloc.h
+    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(trim_threshold, -1)
+    mallopt(top_pad, 64 * 2**20)
+
+
+def rank_from_environment() -> int:
+    """Return this process's global rank; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """Return the torchrun agent that a worker of it, or a script around the worker, descends from.
+
+    It is the first ancestor that does not have the agent's mark in the environment it began with.
+    """
+    while True:
+        pid = int(_stat_fields(pid, proc)[_PARENT])
+        try:
+            began_with = (proc / str(pid) / "environ").read_bytes()
+        except PermissionError:  # of another user, so none of ours
+            return pid
+        if not any(entry.startswith(b"TORCHELASTIC_RUN_ID=") for entry in began_with.split(b"\0")):
+            return pid
+
+
+def name_of_process(pid: int, proc: Path = Path("/proc")) -> str:
+    """Return what tells a process from every other one, of other hosts and other times too."""
+    boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    started = _stat_fields(pid, proc)[_START_TIME]
+    return f"process {pid} of {socket.gethostname()}, begun {started} ticks after boot {boot}"
+
+
+_PARENT, _START_TIME = 1, 19
+"""Fields of /proc/<pid>/stat behind the command, which may hold anything (proc(5): 4 and 22)."""
+
+
+def _stat_fields(pid: int, proc: Path) -> list[str]:
+    stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rpartition(")")[2].split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """Who this process is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    threads: int = 1
+    """That this rank computes with."""
+
+    @property
+    def is_first(self) -> bool:
+        """True in the process that writes shared files and speaks."""
+        return self.rank == 0
+
+
+def start(
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    deterministic: bool = False,
+    timeout_seconds: int = 1800,
+) -> Env:
+    """Set threads and device, join the process group, and return the facts.
+
+    Args:
+        device: `auto` (cuda where present), `cpu` or `cuda`.
+        threads: of this rank; None: see recsys/runtime/threads.py.
+        deterministic: let torch refuse operators that do not give the same bits every time.
+        timeout_seconds: how long a collective may wait for the other ranks.
+
+    Raises:
+        UserError: device is neither of the three, or cuda is asked for and absent; threads is not
+            1 or more.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device!r}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: no CUDA device is visible; use device=cpu or device=auto")
+    silence_libraries()
+    if deterministic:
+        _be_deterministic()
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    rank = rank_from_environment()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_threads = threads_of_process(
+        threads, num_processes=local_world_size, obey_environment=not _torchrun_set_threads()
+    ).count
+    use_threads(num_threads)
+    # Adam's averages of rows without a gradient decay into denormal numbers, with which a step over a
+    # replicated table of 200,000 rows takes 840 ms instead of 48 (LOG.md, 2026-11-24).
+    torch.set_flush_denormal(True)
+    _keep_freed_memory()
+    torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(torch_device)
+    timeout = timedelta(seconds=timeout_seconds)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo",
+                store=fresh_store(
+                    store, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
+                ),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+            )
+        else:
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+                timeout=timeout,
+            )
+    return Env(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        device=torch_device,
+        threads=num_threads,
+    )
+
+
+def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
+    """Return whether OMP_NUM_THREADS is torchrun's: it sets 1 for several processes, where it is unset.
+
+    Then the agent began without it. Where its environment cannot be read, 1 is taken for torchrun's.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        began_with = (proc / str(agent_of(os.getpid(), proc)) / "environ").read_bytes()
+    except PermissionError:
+        return True
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in began_with.split(b"\0"))
+
+
+def agents_of_start(env: Env) -> list[str]:
+    """Return the names of the torchrun agents that started the ranks; none without torchrun.
+
+    A restart of workers, and a group that meets anew after a host was lost or has come, shares an
+    agent with the one before it; another start of the same command shares none. The rendezvous id
+    and the restart count tell neither: people use one id again, and an agent counts for itself.
+    """
+    name = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        name = name_of_process(agent_of(os.getpid()))
+    names = [name]
+    if env.world_size > 1:
+        names = [None] * env.world_size
+        dist.all_gather_object(names, name)
+    return sorted({name for name in names if name is not None})
+
+
+def _be_deterministic() -> None:
+    """Choose operators that give the same bits every time; before CUDA is touched.
+
+    On GPU, FBGEMM's backward asks the same switch and then adds up a row's gradients in one order.
+    """
+    # cuBLAS reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    # Not needed for equal bits where nothing reads what it has not written; costs a pass each time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let matrix products of fp32 tensors run in TF32 on an NVIDIA GPU, or not; process-wide."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def silence_libraries() -> None:
+    """Drop library messages that nobody who runs a job can act on; errors still come through."""
+    for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # TorchRec speaks of replicated tables on the root logger.
+    logging.getLogger().addFilter(lambda r: "Sharding spec not found" not in r.getMessage())
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        for module in ("torch", "torchrec", "fbgemm_gpu", "tensordict"):
+            warnings.filterwarnings("ignore", category=category, module=module)
+
+
+def stop(exit_code: int = 0) -> None:
+    """End the job: wait for the other ranks and leave. Under torchrun this does not return.
+
+    Args:
+        exit_code: of the process; other than 0 this never returns.
+
+    Files are closed and written by then. The process ends without tearing libraries down: gloo's
+    threads, taken apart in whatever order, end a finished rank with SIGABRT now and then (LOG.md,
+    2026-11-24), and torchrun would call the whole job failed.
+    """
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    dist.destroy_process_group()
+    if exit_code:
+        sys.exit(exit_code)
+
+
+@contextmanager
+def first_rank_work(env: Env, group: dist.ProcessGroup | None = None) -> Iterator[bool]:
+    """Run a block on rank 0 only, with its outcome shared: an error there is raised on every rank.
+
+    Args:
+        group: of all ranks, where a thread beside the main one calls this; None: the default one.
+
+    Yields True on rank 0. Without this, an exception on rank 0 leaves the others waiting for the
+    process-group timeout.
+
+    Raises:
+        UserError: on the other ranks, with rank 0's sentence, when rank 0's block failed.
+    """
+    error: Exception | None = None
+    try:
+        yield env.is_first
+    except Exception as raised:
+        error = raised
+    outcome = [str(error) if error is not None and env.is_first else None]
+    if env.world_size > 1:
+        dist.broadcast_object_list(outcome, src=0, group=group)
+    if error is not None:
+        raise error
+    if outcome[0] is not None:
+        raise UserError(outcome[0])

@@ -1,0 +1,207 @@
+"""Candidates: who they are for whom, by hand, and as rows of a loader."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.data.dataset import Dataset, Loader
+from recsys.evaluation.candidates import (
+    CandidateDataset,
+    RankingConfig,
+    check_ranking,
+    draw_candidates,
+)
+from recsys.metrics.ranking import ranking_by_user
+from tests.data.small_log import prepared, recipe, write_source
+
+FEATURES = ["user_id", "item_id", "genres", "history", "history_recent"]
+# dan has no positive in the test split; eve's is of an item that she knew: nothing is relevant.
+LOG = """user_id,item_id,time,rating
+ann,10,100,5
+ann,20,200,5
+ann,30,300,1
+ann,40,400,5
+bob,20,50,4
+bob,30,60,2
+bob,20,70,5
+bob,40,80,4
+dan,10,10,4
+dan,20,20,4
+dan,30,30,4
+dan,40,40,1
+eve,10,10,5
+eve,20,20,4
+eve,30,30,1
+eve,10,40,5
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("candidates")
+    manifest, workspace = prepared(folder, recipe(write_source(folder / "raw", interactions=LOG)))
+    return manifest, workspace / "prepared"
+
+
+def the_split(world, split="test"):
+    manifest, folder = world
+    return Dataset(folder, manifest, split=split, features=FEATURES)
+
+
+def names(world):
+    """Raw ids by row: users, items."""
+    return [
+        pq.read_table(world[1] / f"{side}s.parquet").column(f"{side}_id").to_pylist()
+        for side in ("user", "item")
+    ]
+
+
+def as_sets(world, candidates):
+    users, items = names(world)
+    sets = {}
+    for user, item, relevant in zip(
+        candidates.user_row_N, candidates.item_row_N, candidates.relevant_N, strict=True
+    ):
+        sets.setdefault(users[user], set()).add((items[item], bool(relevant)))
+    return sets
+
+
+def draw(world, seed=0, **settings):
+    config = RankingConfig(**settings)
+    return draw_candidates(the_split(world), config=config, rng=np.random.default_rng(seed))
+
+
+def test_candidates_are_what_the_user_has_not_seen_and_the_positives_of_the_split(world):
+    candidates = draw(world)
+    assert candidates.is_full
+    # ann saw 10, 20, 30; her test row is 40, liked. bob saw 20 twice, and 30.
+    assert as_sets(world, candidates) == {
+        "ann": {("40", True), ("50", False)},
+        "bob": {("10", False), ("40", True), ("50", False)},
+    }
+
+
+def test_pairs_stand_in_the_circumstances_of_the_users_first_relevant_row(world):
+    dataset = the_split(world)
+    candidates = draw(world)
+    pairs = CandidateDataset(dataset, candidates)
+    assert pairs.num_rows == 5
+    rows, own = pairs.read(0, 5), dataset.read(0, dataset.num_rows)
+    assert rows.schema == own.schema
+    assert rows.column("row_id").to_pylist() == [0, 1, 2, 3, 4]
+    users = own.column("user_row").to_pylist()
+    for index in range(5):
+        user = int(candidates.user_row_N[index])
+        expected = own.column("history_end")[users.index(user)].as_py()
+        assert rows.column("user_row")[index].as_py() == user
+        assert rows.column("history_end")[index].as_py() == expected
+    assert pairs.read(3, 9).num_rows == 2
+
+
+def drawn_world(folder):
+    """Users with 10 of 60 items each at random, other items drawn as negatives of every split."""
+    rng = np.random.default_rng(3)
+    lines = ["user_id,item_id,time"]
+    for user in range(40):
+        liked = rng.choice(60, size=10, replace=False).tolist()
+        lines += [f"u{user},i{item},{second}" for second, item in enumerate(liked)]
+    items = "item_id\n" + "".join(f"i{item}\n" for item in range(60))
+    source = write_source(folder / "raw", interactions="\n".join(lines) + "\n", items=items)
+    return prepared(
+        folder,
+        recipe(
+            source,
+            interactions__label=None,
+            interactions__negatives={"per_positive": 4},
+            items={"file": "items.csv"},
+            split={"strategy": "per_user_time", "fractions": [0.6, 0.2, 0.2]},
+        ),
+    )
+
+
+def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
+    """A user knows 8 of 60 items before the test split, whatever was drawn: 52 candidates."""
+    manifest, workspace = drawn_world(tmp_path)
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    config = RankingConfig(ks=[10])
+    candidates = draw_candidates(dataset, config=config, rng=np.random.default_rng(0))
+    assert np.bincount(candidates.user_row_N)[1:].tolist() == [52] * 40
+    scores = np.zeros(candidates.user_row_N.size)
+    _, values = ranking_by_user(candidates.relevant_N, scores, candidates.user_row_N, ks=config.ks)
+    assert values["recall@10"] == pytest.approx(np.full(40, 10 / 52))
+
+
+def test_drawn_training_negatives_are_counted_apart(tmp_path):
+    manifest, workspace = drawn_world(tmp_path)
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    assert dataset.train_count().sum() == 40 * 6
+    assert dataset.drawn_count().sum() == 4 * 40 * 6
+    stored = dataset.drawn_count().tolist()
+    (workspace / "prepared" / "items" / "drawn_count.npy").unlink()
+    fresh = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
+    assert fresh.drawn_count().tolist() == stored, "data prepared before the array was written"
+
+
+def test_a_loader_batches_pairs_like_any_rows(world):
+    candidates = draw(world)
+    loader = Loader(
+        CandidateDataset(the_split(world), candidates),
+        global_batch_size=4,
+        rank=0,
+        world_size=1,
+        num_lanes=2,
+        shuffle=False,
+        seed=0,
+    )
+    seen = []
+    for batch in loader.batches(epoch=0):
+        real = batch.weights_B > 0
+        seen += zip(
+            batch.row_id_B[real].tolist(),
+            batch.user_row_B[real].tolist(),
+            batch.item_row_B[real].tolist(),
+            batch.labels_B[real].tolist(),
+            strict=True,
+        )
+    expected = zip(
+        range(5),
+        candidates.user_row_N.tolist(),
+        candidates.item_row_N.tolist(),
+        candidates.relevant_N.astype(float).tolist(),
+        strict=True,
+    )
+    assert sorted(seen) == sorted(expected)
+
+
+def test_where_users_times_items_are_too_many_candidates_are_drawn(world):
+    candidates = draw(world, max_rows=5, num_negatives=1)
+    assert not candidates.is_full
+    for items in as_sets(world, candidates).values():
+        assert sum(relevant for _, relevant in items) == 1
+        assert sum(not relevant for _, relevant in items) == 1
+    drawn = {
+        frozenset(as_sets(world, draw(world, seed, max_rows=5, num_negatives=1))["bob"])
+        for seed in range(20)
+    }
+    assert len(drawn) == 2, "10 or 50 beside 40"
+
+
+def test_num_users_bounds_the_users_and_zero_asks_for_none(world):
+    assert len(as_sets(world, draw(world, num_users=1))) == 1
+    assert draw(world, num_users=0) is None
+
+
+def test_a_split_without_positives_has_no_candidates(tmp_path):
+    log = LOG.replace("ann,40,400,5", "ann,40,400,1").replace("bob,40,80,4", "bob,40,80,1")
+    manifest, workspace = prepared(
+        tmp_path, recipe(write_source(tmp_path / "raw", interactions=log))
+    )
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=FEATURES)
+    assert draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0)) is None
+
+
+def test_bad_settings_are_named_all_at_once():
+    with pytest.raises(ValueError) as caught:
+        check_ranking(RankingConfig(num_users=-1, ks=[0], max_rows=0))
+    for key in ("num_users=-1", "ks=[0]", "max_rows=0"):
+        assert f"ranking.{key}" in str(caught.value)

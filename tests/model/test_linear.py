@@ -1,0 +1,113 @@
+"""Products with hand-written backward passes against autograd's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recsys.model.linear import full_cross, joined, linear_of_joined, linear_relu
+
+B, IN, OUT, LAYERS = 9, 5, 7, 3
+
+
+def plain_relu(x, weight, bias):
+    return torch.relu(F.linear(x, weight, bias))
+
+
+def plain_cross(x, kernels, biases):
+    last = x
+    for kernel, bias in zip(kernels, biases, strict=True):
+        last = x * (last @ kernel.T + bias[:, 0]) + last
+    return last
+
+
+def tensors(*shapes, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def gradients(out, inputs):
+    weights = torch.arange(out.numel(), dtype=out.dtype).reshape(out.shape).cos()
+    return torch.autograd.grad((out * weights).sum(), inputs)
+
+
+def assert_same(first, second, inputs, **tolerance):
+    torch.testing.assert_close(first, second, **tolerance)
+    for mine, theirs in zip(gradients(first, inputs), gradients(second, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_relu_equals_autograds_in_value_and_gradient(dtype):
+    x, weight, bias = inputs = tensors((B, IN), (OUT, IN), (OUT,), dtype=dtype)
+    assert_same(linear_relu(x, weight, bias), plain_relu(x, weight, bias), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_cross_equals_autograds_in_value_and_gradient(dtype):
+    x, *rest = inputs = tensors((B, IN), *[(IN, IN)] * LAYERS, *[(IN, 1)] * LAYERS, dtype=dtype)
+    kernels, biases = rest[:LAYERS], rest[LAYERS:]
+    loose = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    assert_same(full_cross(x, kernels, biases), plain_cross(x, kernels, biases), inputs, **loose)
+
+
+def test_input_without_gradient_gets_none_and_weights_theirs():
+    x, weight, bias = tensors((B, IN), (OUT, IN), (OUT,))
+    out = linear_relu(x.detach(), weight, bias)
+    expected = plain_relu(x.detach(), weight, bias)
+    assert_same(out, expected, [weight, bias])
+
+
+def test_transposed_and_sliced_inputs_are_taken_as_they_are():
+    wide, weight, bias = tensors((IN + 2, B), (OUT, IN), (OUT,))
+    x = wide.t()[:, 1:-1]
+    assert_same(linear_relu(x, weight, bias), plain_relu(x, weight, bias), [wide, weight, bias])
+
+
+def test_autocast_computes_in_bf16_and_gives_fp32_gradients():
+    x, *rest = inputs = tensors((B, IN), (IN, IN), (IN, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = full_cross(x, rest[:1], rest[1:])
+        hidden = linear_relu(x, rest[0], rest[1][:, 0])
+    assert out.dtype == hidden.dtype == torch.bfloat16
+    expected = plain_cross(x, rest[:1], rest[1:])
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+    for mine, theirs in zip(
+        gradients(out.float(), inputs), gradients(expected, inputs), strict=True
+    ):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_stays_nan(dtype):
+    """oneDNN's own relu makes 0 of it, and a broken input or gradient would not be seen behind it."""
+    x, kernel, bias = tensors((B, IN), (IN, IN), (IN, 1), dtype=dtype)
+    broken = x.detach().clone()
+    broken[3] = torch.nan
+    others = torch.arange(B) != 3
+    for run in (
+        lambda x: linear_relu(x, kernel, bias[:, 0]),
+        lambda x: full_cross(x, [kernel], [bias]),
+    ):
+        out = run(broken)
+        assert out[3].isnan().all() and not out[others].isnan().any()
+        (grad,) = torch.autograd.grad(out.sum(), kernel)
+        assert grad.isnan().all()
+        out = run(x)
+        reached = (out != 0).any(dim=1)
+        (grad,) = torch.autograd.grad(out, x, torch.full_like(out, torch.nan))
+        assert reached.any() and grad[reached].isnan().all()
+
+
+def test_linear_of_joined_parts_equals_that_of_their_concatenation():
+    first, second = inputs = tensors((B, 3), (B, 4))
+    linear = torch.nn.Linear(7, 2)
+    expected = linear(torch.cat([first, second], dim=1))
+    assert_same(linear_of_joined([first, second], linear), expected, [*inputs, linear.weight])
+
+
+def test_joining_skips_what_is_empty_and_copies_nothing_single():
+    some, more, nothing = torch.ones(B, 2), torch.zeros(B, 1), torch.ones(B, 0)
+    assert joined([nothing, some]) is some
+    assert joined([nothing]) is nothing
+    assert joined([some, nothing, more]).shape == (B, 3)

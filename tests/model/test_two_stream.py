@@ -1,0 +1,43 @@
+"""Two streams: the bilinear join matches its formula; a gate without context is the same for all."""
+
+import pytest
+import torch
+
+from recsys.model.two_stream import StreamGate, TwoStreams
+
+
+def streams(first_context_dim=3, num_heads=2):
+    torch.manual_seed(0)
+    return TwoStreams(
+        in_dim=5,
+        first_context_dim=first_context_dim,
+        second_context_dim=0,
+        first_dims=[6],
+        second_dims=[4],
+        gate_dim=4,
+        num_heads=num_heads,
+        dropout=0.0,
+        batch_norm=False,
+    )
+
+
+def test_logit_is_linear_plus_the_product_of_every_head():
+    model = streams()
+    x, context, nothing = torch.randn(7, 5), torch.randn(7, 3), torch.zeros(7, 0)
+    first = model.first(model.first_gate(context) * x)
+    second = model.second(model.second_gate(nothing) * x)
+    expected = model.linear(torch.cat([first, second], dim=1))[:, 0]
+    for head in range(2):
+        left, right = first[:, 3 * head : 3 * head + 3], second[:, 2 * head : 2 * head + 2]
+        expected = expected + ((left @ model.bilinear[head]) * right).sum(dim=1)
+    torch.testing.assert_close(model(x, context, nothing), expected)
+
+
+def test_gate_without_context_starts_open_and_is_the_same_for_every_row():
+    gate = StreamGate(context_dim=0, hidden_dim=4, out_dim=5)
+    torch.testing.assert_close(gate(torch.zeros(7, 0)), torch.ones(1, 5))
+
+
+def test_heads_that_do_not_divide_the_streams_are_refused():
+    with pytest.raises(ValueError, match="model.cross_heads=3: .* 6 and 4"):
+        streams(num_heads=3)

@@ -1,0 +1,100 @@
+"""Whose run a folder is: a restart of the same torchrun goes on with it, whatever it was told."""
+
+import os
+
+import pytest
+import yaml
+
+from recsys.run.assembly import open_run_folder, read_run_config, read_run_folder
+from recsys.runtime.env import agent_of, name_of_process
+from tests import tiny_world
+
+
+def open_as(workspace, launch, **run):
+    config = read_run_config({"run": {"name": "r", **run}})
+    return open_run_folder(workspace, config, tiny_world.manifest(), launch)
+
+
+@pytest.mark.parametrize("asked", [{"overwrite": True}, {"resume": "never"}])
+def test_a_restart_keeps_what_its_own_start_has_trained(tmp_path, asked):
+    """Restarted workers, a lost host, a host that took its place: an agent is there that was before."""
+    folder = open_as(tmp_path, ["agent 1", "agent 2"], **asked)
+    (folder / "checkpoints").mkdir()
+    for agents in (["agent 1", "agent 2"], ["agent 2"], ["agent 2", "agent 3"], ["agent 3"]):
+        assert open_as(tmp_path, agents, **asked) == folder
+        assert (folder / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("agents", [["agent 3", "agent 4"], []])
+def test_another_start_deletes_or_refuses_as_it_was_told(tmp_path, agents):
+    folder = open_as(tmp_path, ["agent 1", "agent 2"])
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="holds a run already"):
+        open_as(tmp_path, agents, resume="never")
+    open_as(tmp_path, agents, overwrite=True)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_plain_python_is_never_the_same_start(tmp_path):
+    folder = open_as(tmp_path, [])
+    (folder / "checkpoints").mkdir()
+    open_as(tmp_path, [], overwrite=True)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_folder_that_names_its_start_by_a_rendezvous_id_is_another_starts(tmp_path):
+    """As the folders were written once: people give every start the same id."""
+    folder = open_as(tmp_path, [])
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("launch: []", "launch: mine"))
+    (folder / "checkpoints").mkdir()
+    open_as(tmp_path, ["mine"], overwrite=True)
+    assert not (folder / "checkpoints").exists()
+
+
+def write_process(proc, pid, parent, command, environment):
+    (proc / str(pid)).mkdir(parents=True)
+    fields = ["S", str(parent), *["0"] * 17, str(pid * 10), "0"]
+    (proc / str(pid) / "stat").write_text(f"{pid} ({command}) {' '.join(fields)}\n")
+    (proc / str(pid) / "environ").write_bytes(b"\0".join(e.encode() for e in environment) + b"\0")
+
+
+def test_the_agent_is_found_behind_scripts_around_the_worker(tmp_path):
+    """Of two starts from one shell with one id the agents differ, of two restarts they do not."""
+    marked = ["HOME=/", "TORCHELASTIC_RUN_ID=mine"]
+    write_process(tmp_path, 10, 1, "bash", ["HOME=/"])
+    for agent, workers in ((20, (21, 22)), (30, (31,))):
+        write_process(tmp_path, agent, 10, "pt (main) x", ["HOME=/", "MY_TORCHELASTIC_RUN_ID=1"])
+        for worker in workers:
+            write_process(tmp_path, worker, agent, "sh", marked)
+            write_process(tmp_path, worker + 100, worker, "python", marked)
+    found = [agent_of(worker, tmp_path) for worker in (21, 121, 122, 31, 131)]
+    assert found == [20, 20, 20, 30, 30]
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("b007\n")
+    assert name_of_process(20, tmp_path).endswith(", begun 200 ticks after boot b007")
+
+
+def test_a_process_has_one_name_and_another_has_another():
+    parent = os.getppid()
+    assert name_of_process(os.getpid()) == name_of_process(os.getpid())
+    assert name_of_process(parent) != name_of_process(os.getpid())
+
+
+def test_a_run_from_before_a_key_was_there_was_made_with_its_default(tmp_path):
+    folder = open_as(tmp_path, [])
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    for section, key in (
+        ("model", "umcm_dropout"),
+        ("model", "projection_dropout"),
+        ("optim", "dense_l2"),
+    ):
+        del stored[section][key]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert read_run_folder(folder) == read_run_config({"run": {"name": "r"}})
+    open_as(tmp_path, [])
+    config = read_run_config({"run": {"name": "r"}, "model": {"umcm_dropout": 0.5}})
+    del stored["model"]["umcm"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="model.umcm_dropout was 0.0, is 0.5"):
+        open_run_folder(tmp_path, config, tiny_world.manifest(), [])

@@ -1,0 +1,149 @@
+"""Threads: the key, the variable, torchrun's own, affinity and control groups; libraries obey."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pyarrow
+import pytest
+import threadpoolctl
+import torch
+
+from launch import doctor
+from recsys.runtime import env as env_file
+from recsys.runtime import threads as threads_file
+from recsys.runtime.threads import Threads, threads_of_process, usable_cores, use_threads
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.fixture
+def no_groups(monkeypatch):
+    monkeypatch.setattr(threads_file, "_shares", lambda groups, membership: [])
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def cores_with(tmp_path, membership):
+    (tmp_path / "membership").write_text(membership)
+    return usable_cores(tmp_path / "groups", tmp_path / "membership")
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "expected"),
+    [
+        ("max 100000", "max 100000", 8),
+        ("200000 100000", "max 100000", 2),
+        ("max 100000", "350000 100000", 3),  # 3.5 cores: a fourth thread would wait for the others
+        ("600000 100000", "50000 100000", 1),
+        ("9900000 100000", "max 100000", 8),
+    ],
+)
+def test_the_tightest_limit_of_version_two_counts(tmp_path, own, above, expected):
+    write(tmp_path / "groups" / "pod" / "job", cpu__max=own)
+    write(tmp_path / "groups" / "pod", cpu__max=above)
+    assert cores_with(tmp_path, "0::/pod/job\n") == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("400000", 4), ("150000", 1)])
+@pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
+def test_limits_of_version_one_count(tmp_path, quota, expected, folder):
+    group = tmp_path / "groups" / folder / "job"
+    write(group, cpu__cfs_quota_us=quota, cpu__cfs_period_us="100000")
+    lines = f"4:memory:/other\n2:{folder}:/job\n1:cpuset:/\n0::/\n"
+    assert cores_with(tmp_path, lines) == expected
+
+
+def test_in_a_container_the_limit_lies_at_the_root_whatever_the_path_says(tmp_path):
+    write(tmp_path / "groups", cpu__max="200000 100000")
+    assert cores_with(tmp_path, "0::/kubepods/pod7/container\n") == 2
+
+
+def test_without_control_groups_affinity_alone_counts(tmp_path):
+    assert usable_cores(tmp_path, tmp_path / "absent") == 8
+
+
+def test_the_key_comes_first_then_the_variable_then_the_cores(no_groups, monkeypatch):
+    assert threads_of_process(None) == Threads(8, "8 cores / 1 process(es)")
+    assert threads_of_process(None, num_processes=3).count == 2
+    assert threads_of_process(None, num_processes=72).count == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of_process(None) == Threads(3, "OMP_NUM_THREADS")
+    assert threads_of_process(5) == Threads(5, "run.threads")
+    assert threads_of_process(None, num_processes=2, obey_environment=False).count == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "6,2")
+    assert threads_of_process(None).count == 6
+
+
+@pytest.mark.parametrize("given", ["0", "-2", "many", "2.5"])
+def test_what_is_no_number_of_threads_is_refused(no_groups, monkeypatch, given):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with pytest.raises(ValueError, match=f"OMP_NUM_THREADS='{given}': expected a whole number"):
+        threads_of_process(None)
+    with pytest.raises(ValueError, match="run.threads=0: expected 1 or more"):
+        threads_of_process(0)
+
+
+def test_doctor_says_what_jobs_will_use(no_groups, monkeypatch):
+    assert "8 cores" in doctor.machine_facts()
+    assert "uses 8 thread(s) (8 cores / 1 process(es))" in doctor.machine_facts()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert "uses 2 thread(s) (OMP_NUM_THREADS)" in doctor.machine_facts()
+    monkeypatch.setenv("OMP_NUM_THREADS", "two")
+    assert "OMP_NUM_THREADS='two': expected" in doctor.machine_facts()
+
+
+def test_every_library_is_told_and_other_threads_of_the_process_obey_too():
+    before = torch.get_num_threads()
+    try:
+        use_threads(3)
+        assert torch.get_num_threads() == 3 and pyarrow.cpu_count() == 3
+        pools = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        assert pools == {3}
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert seen == [3]
+    finally:
+        use_threads(before)
+
+
+AGENT = """
+import os, subprocess, sys
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does for several processes
+os.environ["TORCHELASTIC_RUN_ID"] = "none"
+subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+"""
+WORKER = "from recsys.runtime.env import _torchrun_set_threads as f; print(f())"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "True"), ("1", "False"), ("2", "False")])
+def test_one_thread_that_a_person_asked_for_is_told_from_torchruns(repository, given, expected):
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    if given is not None:
+        environment["OMP_NUM_THREADS"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT, WORKER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == expected, done.stderr[-2000:]
+
+
+def test_without_torchrun_the_variable_is_a_persons(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert not env_file._torchrun_set_threads()

@@ -1,0 +1,143 @@
+"""Runs under torchrun: trains the tiny world a few steps under one plan after another.
+
+Prints one JSON line on rank 0: the scores of a fixed batch under every plan, and for two large
+models what every rank planned to hold and what it holds. `--hosts` makes the ranks of one machine
+look like several hosts.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.types import ShardedTensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tiny_world
+
+from recsys.model.build import batch_features
+from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.runtime.env import start, stop
+from recsys.sharding.pipeline import build_pipeline
+
+GLOBAL_BATCH = 32
+LARGE_ROWS = 300_000
+TABLES = ("user_id", "item_id")
+SHARDINGS = ("data_parallel", "table_wise", "row_wise", "column_wise")
+HOST_SHARDINGS = ("table_row_wise", "table_column_wise", "grid_shard")
+
+
+def cases() -> dict[str, dict]:
+    """Plan and model keys by case."""
+    found = {kind: {"plan": {"sharding": dict.fromkeys(TABLES, kind)}} for kind in SHARDINGS}
+    found |= {kind: {"plan": {"sharding": dict.fromkeys(TABLES, kind)}} for kind in HOST_SHARDINGS}
+    found["pinned"] = {"plan": {"ranks": {"user_id": [0]}, "sharding": {"item_id": "row_wise"}}}
+    communication = {"forward_communication": "bf16", "backward_communication": "fp16"}
+    found["half_communication"] = {
+        "plan": {"sharding": dict.fromkeys(TABLES, "row_wise"), **communication}
+    }
+    found["half_tables"] = {
+        "plan": {"sharding": dict.fromkeys(TABLES, "row_wise")},
+        "model": {"half_tables": list(TABLES)},
+    }
+    return found
+
+
+def config(case: dict, optimizer: str):
+    """The tiny ranker with a case's keys."""
+    model = {"embedding_dim": 16, "tower_dims": [16, 8], "deep_dims": [8], "cross_rank": 4}
+    return read_run_config({
+        "model": {**model, "umcm": "mixture", **case.get("model", {})},
+        "optim": {
+            "table": {"name": optimizer},
+            "small_table_rows": LARGE_ROWS,
+            "dense_learning_rate": 0.01,
+        },
+        "plan": {"replicate_modality_bytes": 0, **case.get("plan", {})},
+        "train": {"global_batch_size": GLOBAL_BATCH},
+    })
+
+
+def build(case: dict, optimizer: str, env, user_rows: int = tiny_world.NUM_USERS):
+    """Plan, shard and train three steps; return the sharded ranker, the plan and the scores."""
+    torch.manual_seed(0)
+    manifest = tiny_world.manifest(user_rows)
+    ranker, content, sharded = plan_and_shard(
+        config=config(case, optimizer), manifest=manifest, vectors=tiny_world.vectors(), env=env
+    )
+    features = batch_features(ranker)
+    share = GLOBAL_BATCH // env.world_size
+    rows = range(env.rank * share, (env.rank + 1) * share)
+
+    def batch(step):
+        return tiny_world.batch(rows, features, step, env.world_size, GLOBAL_BATCH)
+
+    pipeline = build_pipeline("plain", sharded, env)
+    sharded.model.train()
+    batches = (batch(step) for step in range(3))
+    for _ in range(3):
+        pipeline.progress(batches)
+    pipeline.pause()
+    sharded.model.eval()
+    with torch.no_grad():
+        _, scores = sharded.model(batch(99))
+    gathered = [torch.empty_like(scores.logits_B) for _ in range(env.world_size)]
+    dist.all_gather(gathered, scores.logits_B)
+    return sharded, content, torch.sigmoid(torch.cat(gathered)).tolist()
+
+
+def live_bytes() -> int:
+    """Bytes of all storages that this process holds tensors of."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        # Asked of the type: objects of other libraries may do work when they are asked for theirs.
+        kind = type(found)
+        if not issubclass(kind, torch.Tensor) or issubclass(kind, ShardedTensor):
+            continue
+        if found.device.type != "cpu":
+            continue
+        for tensor in (found, found.grad if found.is_leaf else None):
+            if tensor is not None and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def main():
+    """Every case, then what two large models hold."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--cases", default=",".join(cases()))
+    args = parser.parse_args()
+    world_size = int(os.environ["WORLD_SIZE"])
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size // args.hosts)
+    env = start("cpu")
+    scores, shardings = {}, {}
+    for name in args.cases.split(","):
+        sharded, content, scores[name] = build(cases()[name], "sgd", env)
+        shardings[name] = {t["table"]: t["sharding"] for t in content["tables"]}
+        del sharded
+    held = {}
+    for optimizer in ("rowwise_adagrad", "adam"):
+        before = live_bytes()
+        sharded, content, _ = build({}, optimizer, env, LARGE_ROWS)
+        rank = content["ranks"][env.rank]
+        keys = ("weight_bytes", "frozen_bytes", "optimizer_bytes", "gradient_bytes", "dense_bytes")
+        mine = [sum(rank[key] for key in keys), live_bytes() - before]
+        everyone = [None] * env.world_size
+        dist.all_gather_object(everyone, mine)
+        held[optimizer] = everyone
+        del sharded
+    if env.is_first:
+        result = {"scores": scores, "shardings": shardings, "held": held}
+        print("RESULT " + json.dumps(result), flush=True)
+    stop()
+
+
+if __name__ == "__main__":
+    main()

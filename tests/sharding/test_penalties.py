@@ -1,0 +1,193 @@
+"""The L2 penalty of a table is l2 / 2 |W|^2 over every row, under every plan that takes it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.model.build import batch_features, build_ranker
+from recsys.run.assembly import build_plannable, plan_model, read_run_config
+from recsys.sharding.cluster import ClusterConfig
+from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, check_penalties
+from recsys.sharding.plan import check_matches
+from tests import tiny_world
+from tests.processes import worker_result
+from tests.sharding.penalty_worker import (
+    GLOBAL_BATCH,
+    L2,
+    OPTIMIZERS,
+    RATE,
+    SEED,
+    STEPS,
+    settings,
+    shards,
+    trained_tables,
+)
+
+WORKER = Path(__file__).with_name("penalty_worker.py")
+TABLES = ("user_id", "item_id", "tags")
+MODEL_PARALLEL = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard")
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    return worker_result(WORKER, ranks=2)
+
+
+@pytest.fixture(scope="module")
+def formula(one_process):
+    """The slow way: autograd of the loss with the penalty in it, and each optimizer's equations."""
+    return {name: by_the_formula(one_process, name) for name in OPTIMIZERS}
+
+
+def by_the_formula(env, optimizer):
+    config = settings(optimizer, {})
+    _, sharded = shards(env, config)
+    ranker = build_ranker(
+        manifest=tiny_world.manifest(), config=config.model, modality_dims={}, seed=SEED
+    )
+    ranker.inputs.to_empty(device="cpu")
+    weights = {}
+    for shard in sharded.table_shards():
+        weights[shard.table] = ranker.inputs.embeddings.embedding_bags[shard.table].weight
+        weights[shard.table].data.copy_(shard.weight)
+    first = {name: torch.zeros_like(w) for name, w in weights.items()}
+    second = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for step in range(STEPS):
+        batch = tiny_world.batch(range(GLOBAL_BATCH), batch_features(ranker), step)
+        loss, _ = ranker.train()(batch)
+        penalty = sum(L2 / 2 * weight.square().sum() for weight in weights.values())
+        gradients = torch.autograd.grad(loss + penalty, list(weights.values()))
+        for (name, weight), grad in zip(weights.items(), gradients, strict=True):
+            if optimizer == "sgd":
+                weight.data -= RATE * grad
+            elif optimizer == "rowwise_adagrad":
+                second[name] += grad.square().mean(dim=1, keepdim=True)
+                weight.data -= RATE * grad / (second[name].sqrt() + 1e-8)
+            else:
+                first[name] = 0.9 * first[name] + 0.1 * grad
+                second[name] = 0.999 * second[name] + 0.001 * grad.square()
+                mean = first[name] / (1 - 0.9 ** (step + 1))
+                square = second[name] / (1 - 0.999 ** (step + 1))
+                weight.data -= RATE * mean / (square.sqrt() + 1e-8)
+    return {name: weight.detach().numpy() for name, weight in weights.items()}
+
+
+def assert_tables(tables, expected):
+    assert sorted(tables) == sorted(TABLES)
+    for name, rows in tables.items():
+        np.testing.assert_allclose(rows, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("sharding", [{}, dict.fromkeys(TABLES, "data_parallel")])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_on_one_rank_the_penalty_is_the_formulas(one_process, formula, optimizer, sharding):
+    assert_tables(trained_tables(one_process, optimizer, sharding), formula[optimizer])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_on_two_ranks_the_penalty_is_the_formulas(two_ranks, formula, optimizer):
+    assert_tables(two_ranks[optimizer], formula[optimizer])
+
+
+def cluster(device):
+    return ClusterConfig(
+        name="two",
+        device=device,
+        hosts=2,
+        accelerators_per_host=2,
+        accelerator_memory_gib=4.0,
+        host_memory_gib=16.0,
+    )
+
+
+def plan(device="cpu", optimizer="auto", **sections):
+    """Plan a model whose every table has a penalty."""
+    config = read_run_config({
+        "model": {"embedding_dim": 8, "modalities": [], **sections.pop("model", {})},
+        "optim": {"table": {"name": optimizer, "l2": 0.1}, **sections.pop("optim", {})},
+        "train": {"global_batch_size": 64},
+        "plan": sections.pop("plan", {}),
+    })
+    manifest = tiny_world.manifest()
+    ranker, optimizers = build_plannable(
+        config=config, manifest=manifest, modality_dims={}, device_type=device
+    )
+    made = plan_model(
+        config=config,
+        manifest=manifest,
+        ranker=ranker,
+        optimizers=optimizers,
+        cluster=cluster(device),
+    )
+    return made, ranker, optimizers
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("optimizer", ["auto", *OPTIMIZERS])
+def test_every_table_with_a_penalty_is_replicated(device, optimizer):
+    made, _, _ = plan(device, optimizer)
+    assert {line["sharding"] for line in made["tables"]} == {"data_parallel"}
+    either, _, _ = plan(
+        device, optimizer, plan={"sharding": {"user_id": ["row_wise", "data_parallel"]}}
+    )
+    assert {line["sharding"] for line in either["tables"]} == {"data_parallel"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("optimizer", ["auto", "rowwise_adagrad", "sgd"])
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        *(
+            (f"plan.sharding.user_id={kind}", {"plan": {"sharding": {"user_id": kind}}})
+            for kind in MODEL_PARALLEL
+        ),
+        ("plan.ranks.user_id", {"plan": {"ranks": {"user_id": [1]}}}),
+        ("plan.kernels.user_id=fused_uvm", {"plan": {"kernels": {"user_id": "fused_uvm"}}}),
+        ("model.half_tables", {"model": {"half_tables": ["user_id"]}}),
+    ],
+)
+def test_every_other_form_is_refused_with_table_rows_and_keys(device, optimizer, key, sections):
+    expected = rf"optim.table.l2=0.1: .*'user_id' \(40 rows\).*{key} .*optim.tables.user_id.l2=0"
+    with pytest.raises(ValueError, match=expected):
+        plan(device, optimizer, **{name: dict(values) for name, values in sections.items()})
+    without = {"optim": {"tables": {"user_id": {"name": optimizer}}}}
+    if "kernels" not in key:  # a GPU's, and for tables that the planner chooses to cut
+        made, _, _ = plan(device, optimizer, **sections, **without)
+        shardings = {line["table"]: line["sharding"] for line in made["tables"]}
+        assert shardings["user_id"] != "data_parallel"
+        assert shardings["item_id"] == "data_parallel"
+
+
+def test_a_saved_plan_that_cuts_a_penalised_table_is_refused(one_process):
+    made, ranker, _ = plan(optim={"table": {"name": "sgd"}})
+    made["num_ranks"] = made["cluster"]["accelerators_per_host"] = 1
+    _, _, optimizers = plan(optimizer="sgd")
+    for line in made["tables"] + made["shards"]:
+        line["sharding"] = "row_wise" if line["table"] == "tags" else "data_parallel"
+    with pytest.raises(ValueError, match=r"'tags' \(9 rows\) has an L2 penalty .* says row_wise"):
+        check_matches(
+            made, model=ranker, optimizers=optimizers, env=one_process, source="plan.json"
+        )
+
+
+def test_a_large_table_is_refused_and_not_trained_by_another_rule():
+    rows = {"users": 2_000, "items": 20_000, "tags": 10}
+    auto = OptimConfig(table=TableOptimConfig(l2=0.1), small_table_rows=1_000)
+    with pytest.raises(
+        ValueError, match="'users' \\(2,000 rows\\).*name=adam\\)\n.*20,000"
+    ) as told:
+        check_penalties(auto, rows, {})
+    assert "tags" not in str(told.value)
+    named = OptimConfig(table=TableOptimConfig(name="sgd", l2=0.1), small_table_rows=1_000)
+    with pytest.raises(ValueError, match="'items' .*more than 10,000 rows") as told:
+        check_penalties(named, rows, {})
+    assert "users" not in str(told.value)
+    free = TableOptimConfig()
+    check_penalties(
+        OptimConfig(table=TableOptimConfig(l2=0.1), tables={"users": free, "items": free}),
+        rows | {"users": 10**9, "items": 10**9},
+        {"users": "model.half_tables"},
+    )

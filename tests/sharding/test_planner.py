@@ -1,0 +1,345 @@
+"""Plans for clusters that need not exist: verdicts by hand arithmetic, constraints, suggestions.
+
+Everything here runs in this process: no process group, no GPU, no storage for the tables.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from recsys.data.planned_manifest import outline, with_rows
+from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
+from recsys.files import write_json
+from recsys.run.assembly import build_plannable, read_run_config
+from recsys.run.suggestions import Planned, rate_clusters, suggest
+from recsys.runtime.env import Env
+from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster
+from recsys.sharding.plan import check_matches, read_plan, sharding_plan
+from recsys.sharding.search import DoesNotFitError
+
+ROWS = {"item_id": 5_000, "user_id": 40_000, "tags": 1_000}
+GPU = {"device": "cuda", "accelerators_per_host": 8, "batch_size_per_rank": 1024}
+H100 = ClusterConfig(name="h100", hosts=8, accelerator_memory_gib=79.1, host_memory_gib=2048, **GPU)
+
+
+def planned(cluster=None, rows=None, dims=None, **sections):
+    """A small catalogue with tags and a history, on two processes unless told otherwise."""
+    recipe = Recipe(
+        name="catalogue",
+        interactions=InteractionsRecipe(file="log.csv", user_id="user", item_id="item"),
+        items=ItemsRecipe(
+            image="picture", text=["title"], features={"tags": FeatureRecipe(kind="id_list")}
+        ),
+    )
+    return Planned(
+        config=read_run_config(sections),
+        manifest=outline(recipe, rows or ROWS),
+        modality_dims=dims or {},
+        cluster=cluster or ClusterConfig(accelerators_per_host=2),
+    )
+
+
+def table(content, name):
+    (line,) = [line for line in content["tables"] if line["table"] == name]
+    return line
+
+
+def billions(**sections):
+    rows = {"user_id": 2_000_000_000, "item_id": 500_000_000, "tags": 10_000_000}
+    dims = {"semantic": 1024, "style": 256, "text": 512}
+    return planned(H100, rows, dims, model={"embedding_dim": 128}, **sections)
+
+
+def test_billions_of_rows_fit_64_gpus_as_hand_arithmetic_says():
+    """Values: (2e9 + 5e8 + 1e7) rows x 128 x 4 bytes; state of row-wise Adagrad: 4 bytes a row;
+    frozen: 5e8 rows x (1028 + 260 + 516) x 2 bytes, a mask column and padding included."""
+    values = 2_510_000_000 * 128 * 4
+    state = 2_510_000_000 * 4
+    frozen = 500_000_000 * (1028 + 260 + 516) * 2
+    content = billions().plan()
+    summary = content["summary"]
+    assert summary["fits"]
+    assert summary["table_bytes"] == values + state + frozen == 3_099_160_000_000
+    assert sum(r["weight_bytes"] for r in content["ranks"]) == values
+    assert sum(r["frozen_bytes"] for r in content["ranks"]) == frozen
+    # 48.4 GB a rank of 84.9 GB, of which 15 % stay free; buffers are a small part of it.
+    for rank in content["ranks"]:
+        assert 0.98 * 48.4e9 < rank["hbm_bytes"] < 1.1 * 48.4e9
+        capacity = int(79.1 * GIB)
+        assert rank["headroom_bytes"] == capacity - int(0.15 * capacity) - rank["hbm_bytes"]
+    assert "3,099.2 GB over 64 rank(s)" in summary["verdict"]
+    assert table(content, "user_id")["sharding"] == "row_wise"
+
+
+def test_what_does_not_fit_names_the_table_and_by_how_much():
+    one_host = dataclasses.replace(H100, hosts=1)
+    with pytest.raises(DoesNotFitError) as raised:
+        dataclasses.replace(billions(), cluster=one_host).plan()
+    # A share of user_id: 2e9 / 8 rows x (512 + 4) bytes = 129 GB, of 84.9 GB x 0.85 = 72.2 GB.
+    assert raised.value.table == "user_id"
+    assert "takes 129.0 GB" in str(raised.value) and "72.2 GB of a rank's 84.9 GB" in str(
+        raised.value
+    )
+
+
+def test_every_suggestion_is_a_plan_that_fits():
+    small = ClusterConfig(hosts=1, accelerator_memory_gib=2.0, host_memory_gib=256, **GPU)
+    rows = {"user_id": 60_000_000, "item_id": 100_000, "tags": 1_000}
+    tight = planned(small, rows, model={"embedding_dim": 64})
+    # 60e6 rows x (64 x 4 + 4) bytes = 15.6 GB; 8 ranks x 2 GiB x 0.85 = 14.6 GB.
+    with pytest.raises(DoesNotFitError, match="table 'user_id'.* too much") as raised:
+        tight.plan()
+    found = {suggestion.keys: suggestion for suggestion in suggest(tight, raised.value)}
+    assert set(found) == {
+        "model.half_tables=[user_id]",
+        "model.embedding_dim=32",
+        "rows.user_id=42000000",
+        "plan.kernels.user_id=fused_uvm_caching plan.cache_load_factor.user_id=0.1",
+        "cluster.hosts=2",
+    }
+    assert all("fits custom" in suggestion.verdict for suggestion in found.values())
+    halved = dataclasses.replace(
+        tight,
+        config=read_run_config({"model": {"embedding_dim": 64, "half_tables": ["user_id"]}}),
+    ).plan()
+    assert table(halved, "user_id")["weight_bytes"] == 60_000_000 * 64 * 2
+
+
+def test_smallest_cluster_comes_first_and_one_too_small_says_why():
+    too_small = ClusterConfig(name="tiny", host_memory_gib=0.01)
+    large = ClusterConfig(name="large", accelerators_per_host=2)
+    rated = rate_clusters(planned(rows=ROWS | {"user_id": 400_000}), [large, too_small])
+    assert [cluster.name for cluster, _, _ in rated] == ["tiny", "large"]
+    assert rated[0][1] is None and "does not fit" in rated[0][2]
+    assert rated[1][1]["summary"]["fits"]
+
+
+def test_bytes_on_cpu_count_state_and_gradients_of_replicated_tables():
+    content = planned().plan()
+    user = table(content, "user_id")
+    assert user["sharding"] == "data_parallel" and user["optimizer"] == "adam"
+    copies, values = 2, 40_000 * 16 * 4
+    assert user["weight_bytes"] == copies * values
+    assert user["optimizer_bytes"] == copies * 2 * values
+    assert user["gradient_bytes"] == copies * values
+    assert [rank["gradient_bytes"] for rank in content["ranks"]] == [46_000 * 16 * 4] * 2
+
+
+LARGE = {"user_id": 10_000_000, "item_id": 1_000, "tags": 500}
+LARGE_BYTES = 10_000_000 * (16 + 1) * 4
+"""Of user_id: 16 fp32 values a row, and row-wise Adagrad's one."""
+SMALL_BYTES = (1_000 + 500) * 16 * 4 * 3
+"""Of the other two: fp32 values and Adam's two averages."""
+
+
+def on_cpu(host_memory_gib, num_ranks=1, **train):
+    cluster = ClusterConfig(accelerators_per_host=num_ranks, host_memory_gib=host_memory_gib)
+    return planned(cluster, LARGE, train=train, dims={"text": 127})
+
+
+def test_copies_that_checkpoints_are_written_from_are_counted_once_for_every_table():
+    """What is cut is copied where it lies; replicated tables by rank 0; frozen ones not at all."""
+    with_copies, without = (
+        on_cpu(16, 2, save_in_background=asked).plan() for asked in (True, False)
+    )
+    held = [[rank["ddr_bytes"] for rank in plan["ranks"]] for plan in (with_copies, without)]
+    copied = [rank["copy_bytes"] for rank in with_copies["ranks"]]
+    assert [both - alone for both, alone in zip(*held, strict=True)] == copied
+    assert [rank["copy_bytes"] for rank in without["ranks"]] == [0, 0]
+    assert table(with_copies, "user_id")["sharding"] == "row_wise"
+    assert table(with_copies, "item_id")["sharding"] == "data_parallel"
+    assert copied == [LARGE_BYTES // 2 + SMALL_BYTES, LARGE_BYTES // 2]
+
+
+def test_tables_that_fit_once_and_not_twice_ask_for_saving_in_the_foreground():
+    """0.85 GiB are 913 MB: enough for 680 MB, and not for 1,360 MB."""
+    tight = on_cpu(1.0)
+    with pytest.raises(DoesNotFitError, match=r"680.\d MB .* train.save_in_background=false") as no:
+        tight.plan()
+    keys = [suggestion.keys for suggestion in suggest(tight, no.value)]
+    assert keys[0] == "train.save_in_background=false"
+    content = on_cpu(1.0, save_in_background=False).plan()
+    (rank,) = content["ranks"]
+    frozen = 1_000 * 128 * 2
+    expected = LARGE_BYTES + SMALL_BYTES + SMALL_BYTES // 3 + frozen + rank["dense_bytes"]
+    assert rank["ddr_bytes"] == expected + rank["buffer_bytes"]
+
+
+def test_copies_of_tables_on_accelerators_need_host_memory():
+    """60 million rows of 65 fp32 values are 15.6 GB: 8 GiB of main memory do not hold them."""
+    rows = {"user_id": 60_000_000, "item_id": 100_000, "tags": 1_000}
+    host = ClusterConfig(hosts=1, accelerator_memory_gib=79.1, host_memory_gib=8, **GPU)
+    model = {"embedding_dim": 64}
+    with pytest.raises(
+        DoesNotFitError, match=r"main memory: .* 15.6 GB\. .*cluster.host_memory_gib"
+    ):
+        planned(host, rows, model=model).plan()
+    larger = dataclasses.replace(host, host_memory_gib=32)
+    copied = [rank["copy_bytes"] for rank in planned(larger, rows, model=model).plan()["ranks"]]
+    assert 15.6e9 <= sum(copied) < 15.7e9
+
+
+def test_small_frozen_tables_are_replicated_and_large_ones_cut():
+    dims = {"text": 127}
+    whole = table(planned(dims=dims).plan(), "modality_text")
+    assert whole["sharding"] == "replicated" and whole["weight_bytes"] == 2 * 5_000 * 128 * 2
+    cut = planned(dims=dims, plan={"replicate_modality_bytes": 0}).plan()
+    assert table(cut, "modality_text")["weight_bytes"] == 5_000 * 128 * 2
+    assert table(cut, "modality_text")["frozen"]
+
+
+def test_pinned_ranks_hold_their_table():
+    rowwise = {"table": {"name": "rowwise_adagrad"}}
+    content = planned(optim=rowwise, plan={"ranks": {"tags": [1], "user_id": [1, 0]}}).plan()
+    ranks = {name: [] for name in ("tags", "user_id")}
+    for shard in content["shards"]:
+        if shard["table"] in ranks:
+            ranks[shard["table"]].append(shard["rank"])
+    assert ranks == {"tags": [1], "user_id": [1, 0]}
+
+
+def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traffic():
+    keys = {"sharding": {"user_id": "row_wise"}}
+    plain = planned(H100, plan=keys).plan()
+    keys |= {"forward_communication": "fp16", "backward_communication": "bf16"}
+    keys |= {"kernels": {"user_id": "fused_uvm_caching"}, "cache_load_factor": {"user_id": 0.25}}
+    cached = planned(H100, plan=keys).plan()
+    before, after = table(plain, "user_id"), table(cached, "user_id")
+    assert after["output_bytes_per_step"] * 2 == before["output_bytes_per_step"]
+    assert after["kernel"] == "fused_uvm_caching" and after["cache_load_factor"] == 0.25
+    held = after["weight_bytes"] + after["optimizer_bytes"]
+    copied = sum(rank["copy_bytes"] for rank in cached["ranks"])
+    assert sum(rank["ddr_bytes"] for rank in cached["ranks"]) == held + copied
+    assert after["buffer_bytes"] > 0.25 * after["weight_bytes"]
+    applied = sharding_plan(cached).get_plan_for_module("inputs.embeddings")["user_id"]
+    assert applied.compute_kernel == "fused_uvm_caching"
+    assert applied.cache_params.load_factor == 0.25
+
+
+BAD_CONSTRAINTS = {
+    "unknown table": (
+        {"sharding": {"shop": "row_wise"}},
+        "plan.sharding.shop: no such table; the model has item_id, tags, user_id",
+    ),
+    "unknown type": ({"sharding": {"tags": "sideways"}}, "plan.sharding.tags='sideways': expected"),
+    "no type": ({"sharding": {"tags": []}}, r"plan.sharding.tags=\[\]: expected one of"),
+    "unknown kernel": (
+        {"kernels": {"tags": "magic"}},
+        "plan.kernels.tags='magic': expected one of",
+    ),
+    "kernel on CPU": (
+        {"kernels": {"tags": "fused_uvm"}},
+        "plan.kernels.tags=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
+    ),
+    "cache without kernel": (
+        {"cache_load_factor": {"tags": 0.5}},
+        "plan.cache_load_factor.tags: only with plan.kernels.tags=fused_uvm_caching",
+    ),
+    "rank outside": ({"ranks": {"tags": [2]}}, r"plan.ranks.tags=\[2\]: expected .* 0 to 1"),
+    "pinned rows": (
+        {"ranks": {"tags": [0]}, "sharding": {"tags": "row_wise"}},
+        "only table_wise and column_wise tables can be pinned",
+    ),
+    "feature": (
+        {"feature_lengths": {"shoe": 3}},
+        "plan.feature_lengths names shoe; the data has the features item_id, tags, user_id",
+    ),
+    "two at once": (
+        {"sharding": {"shop": "row_wise"}, "ranks": {"tags": [7]}},
+        "plan.sharding.shop: .*\n  plan.ranks.tags",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONSTRAINTS)
+def test_bad_constraint_names_table_and_key(case):
+    plan, sentence = BAD_CONSTRAINTS[case]
+    with pytest.raises(ValueError, match=f"(?s){sentence}"):
+        planned(plan=plan).plan()
+
+
+BAD_VALUES = {
+    "width": ({"model": {"embedding_dim": 10}}, "model.embedding_dim=10 for table"),
+    "precision": ({"plan": {"forward_communication": "int4"}}, "plan.forward_communication='int4'"),
+    "search": ({"plan": {"search": "deep"}}, "plan.search='deep': expected one of auto"),
+    "partition": ({"plan": {"min_partition": 6}}, "plan.min_partition=6: expected a multiple of 4"),
+    "half table": ({"model": {"half_tables": ["shop"]}}, "model.half_tables names shop"),
+    "half on CPU": (
+        {
+            "model": {"half_tables": ["tags"]},
+            "optim": {"table": {"name": "adam"}},
+        },
+        "model.half_tables names tags: its optimizer is adam, which on CPU",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_value_is_a_clear_sentence(case):
+    sections, sentence = BAD_VALUES[case]
+    with pytest.raises(ValueError, match=sentence):
+        planned(**sections).plan()
+
+
+def test_the_default_batch_is_planned_on_any_number_of_ranks():
+    """1,024 rows on 24 ranks are 42 or 43 a rank: all plan for 43, the last places left open."""
+    for num_ranks, rows in ((1, 1024), (3, 342), (24, 43), (72, 15)):
+        content = planned(ClusterConfig(hosts=1, accelerators_per_host=num_ranks)).plan()
+        assert content["batch_size_per_rank"] == rows
+        assert content["num_ranks"] == num_ranks
+
+
+def test_rows_are_checked_all_at_once():
+    with pytest.raises(ValueError, match="rows of user_id are not known|user_id are not known"):
+        planned(rows={"item_id": 5, "tags": 5})
+    with pytest.raises(
+        ValueError, match=r"rows.shop: no such table(?s:.*)rows.tags=-3: expected 1"
+    ):
+        with_rows(planned().manifest, {"shop": 4, "tags": -3})
+
+
+def test_cluster_values_are_checked_all_at_once():
+    bad = ClusterConfig(device="tpu", hosts=0, reserved_share=1.5, host_memory_gib=-1)
+    with pytest.raises(ValueError) as raised:
+        check_cluster(bad)
+    for key in ("device='tpu'", "hosts=0", "reserved_share=1.5", "host_memory_gib=-1"):
+        assert f"cluster.{key}" in str(raised.value)
+
+
+def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tmp_path):
+    content = planned(optim={"table": {"name": "sgd"}}).plan()
+    write_json(tmp_path / "plan.json", content)
+    read = read_plan(tmp_path / "plan.json")
+    assert read == content
+    env = Env(rank=0, world_size=2, local_rank=0, local_world_size=2, device=torch.device("cpu"))
+
+    def check(other, env=env):
+        ranker, optimizers = build_plannable(
+            config=other.config, manifest=other.manifest, modality_dims={}, device_type="cpu"
+        )
+        check_matches(read, model=ranker, optimizers=optimizers, env=env, source="plan.json")
+
+    check(planned(optim={"table": {"name": "sgd"}}))
+    other = planned(
+        rows=ROWS | {"tags": 1_001},
+        optim={"table": {"name": "sgd"}, "tables": {"user_id": {"name": "adam"}}},
+    )
+    with pytest.raises(ValueError) as raised:
+        check(other, dataclasses.replace(env, world_size=4))
+    sentence = str(raised.value)
+    assert "it is for 2 ranks, this job has 4" in sentence
+    assert "table 'tags' has rows 1001 and the plan says 1000" in sentence
+    assert "table 'user_id' has optimizer adam and the plan says sgd" in sentence
+    with pytest.raises(ValueError, match="no plan here"):
+        read_plan(tmp_path / "absent.json")
+
+
+def test_fast_search_finds_the_plan_of_the_full_one():
+    sections = {"plan": {"sharding": {"user_id": ["row_wise", "table_row_wise"]}}}
+    small = dataclasses.replace(H100, hosts=2, accelerators_per_host=2)
+    full, fast = (
+        planned(small, **{"plan": sections["plan"] | {"search": search}}).plan()
+        for search in ("full", "fast")
+    )
+    assert fast["summary"]["critical_path_ms"] <= 1.05 * full["summary"]["critical_path_ms"]
