@@ -2,7 +2,7 @@
 
 Multi-label binary cross-entropy; the classifying head is dropped afterwards. Runs on any number of
 ranks (DistributedDataParallel), each taking its share of every batch. A pass ends with a checkpoint
-from recsys.errors import NonFiniteError, UserError
+from recsys.errors import StorageError, NonFiniteError, UserError
 from which a killed run goes on. Shapes: B pictures, S side, T tags, D width.
 """
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from embedding.augmentation import random_crops
 from embedding.image import ImageEncoder
-from recsys.errors import NonFiniteError, UserError
+from recsys.errors import NonFiniteError, StorageError, UserError
 from recsys.files import EMBED_AGAIN, new_array, new_file, reading
 
 _LEAST_CROP = 0.75
@@ -339,13 +339,13 @@ class PictureCache:
         """Make room; one rank calls this before any rank opens it.
 
         Raises:
-            OSError: not enough space.
+            StorageError: not enough space.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = int(np.prod(self.shape))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(
+            raise StorageError(
                 f"{self.folder}: {needed / 2**30:.1f} GiB are needed for the pretext's pictures, "
                 f"{free / 2**30:.1f} GiB are free; lower encoder.image.pretext_max_pictures"
             )

@@ -122,7 +122,7 @@ def machine_facts() -> str:
     try:
         threads = found.threads_of_process(None)
         said = f"a job of one process uses {threads.count} thread(s) ({threads.reason})"
-    except UserError as error:
+    except ValueError as error:  # a UserError; this file imports nothing that may be missing
         said = str(error)
     return f"{found.usable_cores()} cores, {memory_gib:.1f} GiB of memory; {said}"
 

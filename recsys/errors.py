@@ -10,5 +10,9 @@ class UserError(ValueError):
     """
 
 
+class StorageError(UserError, OSError):
+    """A file could not be written or read; says which, and how much space is needed and free."""
+
+
 class NonFiniteError(UserError, FloatingPointError):
     """Training diverged: a loss or a gradient is not a finite number; says which setting to lower."""

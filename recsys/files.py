@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import UserError
+from recsys.errors import StorageError, UserError
 
 PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
@@ -56,7 +56,7 @@ _DISK_FULL_TEXT = re.compile(
 _IN_THE_MAKING = re.compile(r"\.(.+)\.[^.]*-[0-9a-f]{8}-[0-9a-f]{8}\.(part|part\.old|lock)")
 
 
-class DiskFullError(UserError, OSError):
+class DiskFullError(StorageError):
     """A file could not be written for want of space; the message names it and counts bytes."""
 
 

@@ -36,7 +36,7 @@ from recsys.checkpoint.integrity import (
     write_manifest,
 )
 from recsys.checkpoint.state import TrainState
-from recsys.errors import UserError
+from recsys.errors import StorageError, UserError
 from recsys.files import reading, replace_folder, write_json
 from recsys.runtime.env import Env, first_rank_work
 from recsys.sharding.apply import ShardedRanker, TableShard
@@ -148,7 +148,7 @@ def write_checkpoint(
         group: of all ranks, where a thread beside the main one calls this.
 
     Raises:
-        OSError: a file could not be written, on whichever rank; raised on every rank. Nothing of
+        StorageError: a file could not be written, on whichever rank; raised on every rank. Nothing of
             this checkpoint is left, and those before it are as they were.
     """
     state = snapshot.index["state"]
@@ -180,9 +180,9 @@ def write_checkpoint(
                     prune(folder, final, keep_last)
                 except OSError as raised:
                     error = _cannot_write(beside, state["step"], snapshot.num_bytes, raised)
-                    raise OSError(error) from raised
+                    raise StorageError(error) from raised
         if error is not None:
-            raise OSError(error)
+            raise StorageError(error)
     finally:
         if env.is_first:
             shutil.rmtree(beside, ignore_errors=True)
@@ -272,7 +272,7 @@ def _write_part(folder: Path, snapshot: Snapshot, env: Env) -> dict[str, dict[st
     """Write this rank's files and return their manifest entries.
 
     Raises:
-        OSError: a file could not be written.
+        StorageError: a file could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents = {f"random-rank{env.rank:05d}.pt": _pickled(snapshot.random)}
@@ -284,7 +284,7 @@ def _write_part(folder: Path, snapshot: Snapshot, env: Env) -> dict[str, dict[st
     try:
         save_file(snapshot.tables, folder / _tables_file(env))
     except SafetensorError as error:
-        raise OSError(f"{_tables_file(env)}: {error}") from error
+        raise StorageError(f"{_tables_file(env)}: {error}") from error
     return {name: describe_file(folder / name) for name in [*contents, _tables_file(env)]}
 
 

@@ -29,6 +29,7 @@ from recsys.checkpoint.folder import (
 )
 from recsys.checkpoint.integrity import forget_unfinished
 from recsys.checkpoint.state import TrainState
+from recsys.errors import StorageError
 from recsys.runtime.env import GROUP_TIMEOUT, Env, first_rank_work
 from recsys.sharding.apply import ShardedRanker
 
@@ -83,7 +84,7 @@ class Saver:
         """Save `state`'s step; in the background, back as soon as everything is copied.
 
         Raises:
-            OSError: this save, or in the background the one before it, could not be written; on
+            StorageError: this save, or in the background the one before it, could not be written; on
                 every rank.
         """
         started = time.perf_counter()
@@ -101,7 +102,7 @@ class Saver:
         """Wait for the save in flight.
 
         Raises:
-            OSError: it could not be written; on every rank.
+            StorageError: it could not be written; on every rank.
         """
         self._join()
         error, self._error = self._error, None
@@ -130,7 +131,7 @@ class Saver:
         try:
             self._buffers = host_buffers(stored, self.env)
         except RuntimeError as error:
-            self._error = OSError(
+            self._error = StorageError(
                 f"no memory for copies of the tables ({error}); use train.save_in_background=false"
             )
             self.on_failure()
