@@ -225,7 +225,7 @@ def _many_arguments(sources: Sequence[Source]) -> Measure:
     )
     return Measure(
         "arguments where no record is taken",
-        str(counts[0][0]),
+        str(max((n for n, _ in counts), default=0)),
         f"at most {MAX_ARGUMENTS}",
         [f"{name}: {n}" for n, name in counts if n > MAX_ARGUMENTS],
     )
