@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recsys.demo.content import Shape
+from recsys.demo.outlines import Shape
 
 OVERSAMPLING = 2
 ROLES = (

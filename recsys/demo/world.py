@@ -7,7 +7,7 @@ any number of processes. The truth lies apart from the raw files; no job but eva
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,15 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from recsys.demo.content import SCENES, SUBJECTS, compose
-from recsys.demo.exposure import MODALITIES, circle, draw_audience, draw_exposures
+from recsys.demo.exposure import (
+    MODALITIES,
+    Audience,
+    Exposures,
+    circle,
+    draw_audience,
+    draw_exposures,
+)
+from recsys.demo.scenes import SCENES, SUBJECTS, compose
 from recsys.demo.style import HANDS, Painter
 from recsys.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
 from recsys.errors import UserError
@@ -79,7 +86,7 @@ def draw_world(
     _check(config)
     rng = np.random.default_rng(config.seed)
     items = _draw_items(config, rng)
-    # The truth, by which a world is known to be there, changes last.
+    # truth/world.json says that a world is there, so the folder of the truth appears last.
     with new_folder(workspace / "truth") as truth, new_folder(workspace / "raw") as raw:
         (raw / "images").mkdir()
         positions = _positions(items, rng)
@@ -91,61 +98,86 @@ def draw_world(
         _paint(config, items, raw / "images", processes)
         _contact_sheet(config, truth / "contact_sheet.png")
         say(f"pictures: {config.num_items:,} by {len(HANDS)} hands")
-        users = [f"u{index:05d}" for index in range(config.num_users)]
-        names = [f"i{index:05d}" for index in range(config.num_items)]
-        _write(
-            raw / "interactions.parquet",
-            user_id=[users[u] for u in exposures.user],
-            item_id=[names[i] for i in exposures.item],
-            timestamp=exposures.timestamp,
-            label=exposures.label,
-        )
-        _write(
-            raw / "items.parquet",
-            item_id=names,
-            image=[f"images/{name}.png" for name in names],
-            title=[
-                f"{name_of(s, 'en')} / {name_of(c, 'en')}"
-                for s, c in zip(items.subject, items.scene, strict=True)
-            ],
-            tags=[f"{s}|{c}" for s, c in zip(items.subject, items.scene, strict=True)],
-            words=items.words,
-            artist=[HANDS[h].name for h in items.hand],
-        )
-        _write(
-            raw / "users.parquet",
-            user_id=users,
-            age_group=[f"age {a}" for a in audience.age_group],
-            country=[f"country {c}" for c in audience.country],
-        )
-        columns = [field.name for field in dataclasses.fields(TextPair)]
-        _write(
-            raw / "pairs.parquet",
-            **{name: [getattr(pair, name) for pair in pairs] for name in columns},
-        )
-        oracle = float(roc_auc_score(exposures.label, exposures.probability))
-        _write(
-            truth / "probabilities.parquet",
-            row_id=np.arange(config.num_exposures),
-            probability=exposures.probability,
-        )
-        sensitivities = {
-            f"sensitivity_{m}": audience.sensitivities[:, k] for k, m in enumerate(MODALITIES)
-        }
-        _write(truth / "users.parquet", user_id=users, **sensitivities)
-        _write(truth / "items.parquet", item_id=names, theme=items.theme)
-        world = {
-            "formula": FORMULA,
-            "settings": dataclasses.asdict(config),
-            "oracle_auc": oracle,
-            "bookmark_rate": float(exposures.label.mean()),
-        }
-        write_json(truth / "world.json", world)
+        _write_raw(raw, items=items, audience=audience, exposures=exposures, pairs=pairs)
+        oracle = _write_truth(config, truth, items=items, audience=audience, exposures=exposures)
         say(
             f"log: {config.num_exposures:,} exposures of {config.num_users:,} users, bookmark rate "
             f"{exposures.label.mean():.3f}; {len(pairs):,} text pairs"
         )
     return oracle
+
+
+def _write_raw(
+    folder: Path,
+    *,
+    items: Items,
+    audience: Audience,
+    exposures: Exposures,
+    pairs: Sequence[TextPair],
+) -> None:
+    """Write the files that a site would have: log, items, users, text pairs."""
+    users, names = _user_ids(len(audience.age_group)), _item_ids(len(items.subject))
+    _write(
+        folder / "interactions.parquet",
+        user_id=[users[u] for u in exposures.user],
+        item_id=[names[i] for i in exposures.item],
+        timestamp=exposures.timestamp,
+        label=exposures.label,
+    )
+    content = list(zip(items.subject, items.scene, strict=True))
+    _write(
+        folder / "items.parquet",
+        item_id=names,
+        image=[f"images/{name}.png" for name in names],
+        title=[f"{name_of(s, 'en')} / {name_of(c, 'en')}" for s, c in content],
+        tags=[f"{s}|{c}" for s, c in content],
+        words=items.words,
+        artist=[HANDS[h].name for h in items.hand],
+    )
+    _write(
+        folder / "users.parquet",
+        user_id=users,
+        age_group=[f"age {a}" for a in audience.age_group],
+        country=[f"country {c}" for c in audience.country],
+    )
+    columns = [field.name for field in dataclasses.fields(TextPair)]
+    _write(
+        folder / "pairs.parquet",
+        **{name: [getattr(pair, name) for pair in pairs] for name in columns},
+    )
+
+
+def _write_truth(
+    config: WorldConfig, folder: Path, *, items: Items, audience: Audience, exposures: Exposures
+) -> float:
+    """Write the probabilities behind the log and world.json; return the oracle's AUC over all rows."""
+    oracle = float(roc_auc_score(exposures.label, exposures.probability))
+    _write(
+        folder / "probabilities.parquet",
+        row_id=np.arange(config.num_exposures),
+        probability=exposures.probability,
+    )
+    sensitivities = {
+        f"sensitivity_{m}": audience.sensitivities[:, k] for k, m in enumerate(MODALITIES)
+    }
+    _write(folder / "users.parquet", user_id=_user_ids(config.num_users), **sensitivities)
+    _write(folder / "items.parquet", item_id=_item_ids(config.num_items), theme=items.theme)
+    world = {
+        "formula": FORMULA,
+        "settings": dataclasses.asdict(config),
+        "oracle_auc": oracle,
+        "bookmark_rate": float(exposures.label.mean()),
+    }
+    write_json(folder / "world.json", world)
+    return oracle
+
+
+def _user_ids(count: int) -> list[str]:
+    return [f"u{index:05d}" for index in range(count)]
+
+
+def _item_ids(count: int) -> list[str]:
+    return [f"i{index:05d}" for index in range(count)]
 
 
 def drawn_already(config: WorldConfig, workspace: Path) -> bool:
