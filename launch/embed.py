@@ -22,12 +22,8 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from embedding.catalogue import Catalogue, drawn
-from embedding.fine_tuning import fine_tune
-from embedding.heads import Pictures, fit_heads, gathered, measure
-from embedding.holdout import held_out
-from embedding.image import ImageConfig, ImageEncoder, chosen_style_head
-from embedding.job import (
+from embedding.features.catalogue import Catalogue, drawn
+from embedding.features.extraction import (
     UNUSABLE_FILE,
     Extraction,
     ImageExtractor,
@@ -37,23 +33,27 @@ from embedding.job import (
     fingerprint,
     sample_rows,
 )
-from embedding.pairs import BatchPlan, Pairs, read_pairs, readable, split_by_entity
-from embedding.pictures import load_pictures
-from embedding.pretext import (
+from embedding.holdout import held_out
+from embedding.image.encoder import ImageConfig, ImageEncoder, chosen_style_head
+from embedding.image.heads import Pictures, fit_heads, gathered, measure
+from embedding.image.pictures import load_pictures
+from embedding.image.pretext import (
     PictureCache,
     PretextConfig,
     TagData,
     tag_targets,
     train_on_tags,
 )
-from embedding.retrieval import retrieval_tasks
-from embedding.text import (
+from embedding.text.encoder import (
     TextConfig,
     TextEncoder,
     build_scratch_encoder,
     has_bfloat16,
     load_text_encoder,
 )
+from embedding.text.fine_tuning import fine_tune
+from embedding.text.pairs import BatchPlan, Pairs, read_pairs, readable, split_by_entity
+from embedding.text.retrieval import retrieval_tasks
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from embedding.store import open_features
+from embedding.features.store import open_features
 from recsys.checkpoint.folder import load_checkpoint
 from recsys.checkpoint.integrity import best_checkpoint, check_whole
 from recsys.config import from_config, plain, read_job

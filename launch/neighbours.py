@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import DictConfig
 
-from embedding.catalogue import Catalogue
-from embedding.nearest import PIECE_ROWS, Nearest, nearest
-from embedding.store import FeatureTable, open_features
+from embedding.features.catalogue import Catalogue
+from embedding.features.nearest import PIECE_ROWS, Nearest, nearest
+from embedding.features.store import FeatureTable, open_features
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError

@@ -17,7 +17,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from embedding.store import open_features
+from embedding.features.store import open_features
 from recsys.config import from_config, read_job, read_yaml
 from recsys.data.planned_manifest import outline, with_rows
 from recsys.data.workspace import WorkspaceConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from embedding.store import open_features
+from embedding.features.store import open_features
 from recsys.checkpoint.folder import load_checkpoint
 from recsys.checkpoint.integrity import newest_whole, restore_best
 from recsys.checkpoint.saver import Saver

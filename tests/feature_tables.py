@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from embedding.store import (
+from embedding.features.store import (
     ROW,
     FeatureManifest,
     FeatureTable,

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding.catalogue import Catalogue
-from embedding.image import ImageConfig
-from embedding.pairs import read_pairs
-from embedding.store import FeatureTable, open_features
-from embedding.text import TextConfig, TextEncoder, build_scratch_encoder
+from embedding.features.catalogue import Catalogue
+from embedding.features.store import FeatureTable, open_features
+from embedding.image.encoder import ImageConfig
+from embedding.text.encoder import TextConfig, TextEncoder, build_scratch_encoder
+from embedding.text.pairs import read_pairs
 from launch import embed
 from launch.compare import read_metrics
 from recsys.checkpoint.folder import load_checkpoint, save_checkpoint

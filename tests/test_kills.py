@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.store import FeatureTable
+from embedding.features.store import FeatureTable
 from tests.processes import Running
 from tests.small_runs import leftovers, losses, make_workspace, metrics, options
 

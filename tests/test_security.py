@@ -1,7 +1,7 @@
 """Files from strangers: nothing in them is run, none leads out of its folder, none is shown unescaped.
 
-SECURITY.md says what is promised. Pictures have tests of their own (tests/embedding/test_pictures.py),
-pages of items, users and runs too (tests/report/).
+SECURITY.md says what is promised. Pictures have tests of their own
+(tests/embedding/image/test_pictures.py), pages of items, users and runs too (tests/report/).
 """
 
 import ast
@@ -20,9 +20,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from embedding.image import build_backbone
-from embedding.store import FeatureTable, finished_shard
-from embedding.text import load_text_encoder
+from embedding.features.store import FeatureTable, finished_shard
+from embedding.image.encoder import build_backbone
+from embedding.text.encoder import load_text_encoder
 from recsys.config import check_config_folder, from_config
 from recsys.data.recipe import Recipe
 from recsys.job import check_config_arguments, with_local_config_folder

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedding.store import FeatureTable
+from embedding.features.store import FeatureTable
 from recsys.errors import UserError
 from recsys.evaluation.candidates import Candidates, RankingConfig, check_ranking
 from recsys.evaluation.predict import Predictions

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedding.catalogue import Catalogue
-from embedding.nearest import PIECE_ROWS
-from embedding.store import FeatureTable
+from embedding.features.catalogue import Catalogue
+from embedding.features.nearest import PIECE_ROWS
+from embedding.features.store import FeatureTable
 from recsys.data.dataset import Dataset
 from recsys.errors import UserError
 from recsys.evaluation.candidates import Candidates

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from embedding.catalogue import Catalogue
-from embedding.pictures import UnusablePictureError, load_picture, resolve_picture
+from embedding.features.catalogue import Catalogue
+from embedding.image.pictures import UnusablePictureError, load_picture, resolve_picture
 from recsys.schema import Manifest
 
 PICTURE_SIZE = 336

@@ -1,6 +1,6 @@
 """What picture vectors know, as a table in the terminal.
 
-In: what embedding.heads.measure returns. Called by launch/embed.py.
+In: what embedding.image.heads.measure returns. Called by launch/embed.py.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedding.store import read_feature_manifest
+from embedding.features.store import read_feature_manifest
 from recsys.files import sha256_of
 from recsys.schema import Manifest, identity_of, read_manifest
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from embedding.heads import Pictures, fit_heads
-from embedding.image import ImageEncoder
-from embedding.job import Extractor, ImageExtractor, TextExtractor, extract_features
-from embedding.pictures import load_picture
-from embedding.text import TextEncoder, load_text_encoder
+from embedding.features.extraction import Extractor, ImageExtractor, TextExtractor, extract_features
+from embedding.image.encoder import ImageEncoder
+from embedding.image.heads import Pictures, fit_heads
+from embedding.image.pictures import load_picture
+from embedding.text.encoder import TextEncoder, load_text_encoder
 from recsys.files import sha256_of
 from recsys.schema import Manifest, write_manifest
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from embedding.heads import Pictures, fit_heads, measure
 from embedding.holdout import held_out
-from embedding.image import SEMANTIC_HEADS, ImageEncoder
-from embedding.pictures import load_pictures
-from embedding.pretext import PretextConfig, TagData, tag_targets, train_on_tags
-from embedding.style import STYLE_HEADS
+from embedding.image.encoder import SEMANTIC_HEADS, ImageEncoder
+from embedding.image.heads import Pictures, fit_heads, measure
+from embedding.image.pictures import load_pictures
+from embedding.image.pretext import PretextConfig, TagData, tag_targets, train_on_tags
+from embedding.image.style import STYLE_HEADS
 
 pytestmark = pytest.mark.bench
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from embedding.catalogue import Catalogue
-from embedding.store import FeatureTable, read_feature_manifest
+from embedding.features.catalogue import Catalogue
+from embedding.features.store import FeatureTable, read_feature_manifest
 from recsys.files import sha256_of
 from tests.processes import family_of
 from tests.test_files import limited as full_disk

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding import heads
-from embedding.catalogue import drawn
-from embedding.heads import Pictures, fit_heads
+from embedding.features.catalogue import drawn
 from embedding.holdout import held_out
-from embedding.image import ImageConfig
-from embedding.pairs import Pairs, readable, split_by_entity
-from embedding.retrieval import retrieval_tasks
-from embedding.text import TextConfig
+from embedding.image import heads
+from embedding.image.encoder import ImageConfig
+from embedding.image.heads import Pictures, fit_heads
+from embedding.text.encoder import TextConfig
+from embedding.text.pairs import Pairs, readable, split_by_entity
+from embedding.text.retrieval import retrieval_tasks
 from launch import embed
 from recsys.runtime.env import Env
 from recsys.schema import Manifest

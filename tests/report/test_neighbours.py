@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from embedding.catalogue import Catalogue
-from embedding.store import FeatureTable
+from embedding.features.catalogue import Catalogue
+from embedding.features.store import FeatureTable
 from launch.neighbours import KEYS, rows_of, spread_rows
 from launch.neighbours import job as neighbours
 from recsys.job import typed_arguments

@@ -1,0 +1,331 @@
+"""The text encoder: a Sentence-Transformers model, loaded or built here, and its scaled vectors.
+
+Presets: `scratch` (a small transformer and a tokenizer made from the data set's own texts), a folder,
+or a hub name. embedding/text/fine_tuning.py trains it on text pairs by MultipleNegativesRankingLoss
+(Henderson et al. 2017). What leaves is a standard Sentence-Transformers folder.
+"""
+
+import copy
+import logging
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recsys.errors import UserError
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Progress bars and advice of the libraries; errors still come through.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import embedding.torchvision_ops  # noqa: E402, F401  isort: skip (before transformers)
+import transformers  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
+    Pooling,
+    Transformer,
+)
+from tokenizers import (  # noqa: E402
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
+
+from recsys.files import EMBED_AGAIN, reading, write_listing
+from recsys.schema import local_path
+
+transformers.logging.disable_progress_bar()
+for _library in ("sentence_transformers", "accelerate", "datasets"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
+    # What one library does not like about another's calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=_library)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text encoder; presets in configs/encoder/text/."""
+
+    path: str = "scratch"
+    """`scratch`, a Sentence-Transformers folder, or a hub name."""
+    max_tokens: int = 128
+    """Longer texts are cut."""
+    batch_size: int = 64
+    """Texts a forward pass."""
+    epochs: int = 0
+    """Passes over the pairs (fine-tuning); 0: as loaded. `scratch` needs at least 1."""
+    learning_rate: float = 5e-5
+    """Peak step size; 10 % of the steps warm up, then it falls to 0."""
+    pair_batch_size: int = 80
+    """Pairs a step over all ranks; the other pairs of the batch are the negatives."""
+    pair_max_tokens: int = 128
+    """Longer texts are cut in training (at `max_tokens` if that is less): long ones cost most of it."""
+    perspective_weights: dict[str, float] = field(
+        default_factory=lambda: {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
+    )
+    """How often an epoch passes over a perspective's pairs; 0.25: a quarter of them, 0: none."""
+    max_pairs: int = 200_000
+    """Most pairs an epoch takes; beyond it all perspectives shrink alike. 0: all of them."""
+    precision: str = "float32"
+    """Of the forward passes in training: `float32`, `bfloat16`, or `auto` (where the machine has it)."""
+    held_out_tenths: int = 1
+    """Tenths of the entities, chosen by name, that training never sees; they examine the encoder."""
+    max_queries: int = 1000
+    """Most queries per perspective and language in an evaluation; 0: no evaluation."""
+    evaluations: int = 3
+    """Evaluations while training, evenly spaced, beside those before and after."""
+    save_every_steps: int = 200
+    """Steps between checkpoints: what a killed run can lose."""
+    extend_vocabulary: int = 0
+    """Most characters that the tokenizer does not know and learns from the training pairs."""
+    vocabulary_size: int = 8000
+    """Tokens of the scratch tokenizer."""
+    hidden_dim: int = 128
+    """Width of the scratch transformer."""
+    num_layers: int = 2
+    """Layers of the scratch transformer."""
+
+
+def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> SentenceTransformer:
+    """Load a folder or hub name.
+
+    Raises:
+        UserError: neither a folder nor a hub name that can be reached.
+    """
+    try:
+        folder = local_path(path, "encoder.text.path")
+        model = SentenceTransformer(str(folder) if folder.is_dir() else path, device=str(device))
+    except Exception as error:  # the hub client raises many kinds; all mean: not there
+        raise UserError(
+            f"encoder.text.path={path!r}: no Sentence-Transformers folder and no hub name that can be "
+            f"loaded ({type(error).__name__}: {str(error)[:200].partition(chr(10))[0]})"
+        ) from error
+    known = model.max_seq_length
+    model.max_seq_length = min(max_tokens, known) if known else max_tokens
+    return model
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def word_pieces(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
+    """Return a WordPiece tokenizer trained on `texts`, the same one for the same texts.
+
+    The library numbers the characters within words in the order of a hash table and breaks ties
+    between merges by these numbers: equal runs learned different tokens. Naming them beforehand
+    fixes the numbers.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    within: set[str] = set()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            within.update(word[1:])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[*SPECIAL, *(f"##{character}" for character in sorted(within))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *learned])}
+    # A tokenizer of its own, in which those characters are no special tokens.
+    fresh = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    fresh.normalizer, fresh.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return fresh
+
+
+def build_scratch_encoder(
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    vocabulary_size: int,
+    hidden_dim: int,
+    num_layers: int,
+    max_tokens: int,
+    seed: int,
+    device: torch.device,
+) -> SentenceTransformer:
+    """Train a WordPiece tokenizer on `texts` and return an untrained small BERT with mean pooling.
+
+    Chinese characters are tokens of their own, so that one tokenizer serves all languages.
+    """
+    tokenizer = word_pieces(texts, vocabulary_size)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_tokens,
+    )
+    torch.manual_seed(seed)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(fast),
+            hidden_size=hidden_dim,
+            num_hidden_layers=num_layers,
+            num_attention_heads=4,
+            intermediate_size=2 * hidden_dim,
+            max_position_embeddings=max_tokens,
+        ),
+        add_pooling_layer=False,
+    )
+    base = folder / "untrained"
+    bert.save_pretrained(base)
+    fast.save_pretrained(base)
+    transformer = Transformer(str(base), max_seq_length=max_tokens)
+    shutil.rmtree(base)
+    pooling = Pooling(hidden_dim, pooling_mode="mean")
+    return SentenceTransformer(modules=[transformer, pooling], device=str(device))
+
+
+def extend_vocabulary(
+    model: SentenceTransformer, texts: Sequence[str], most: int, seed: int
+) -> list[str]:
+    """Give the tokenizer characters of `texts` that it does not know; return them, frequent first.
+
+    A WordPiece tokenizer reads a word with an unknown character as [UNK], all such words alike. A
+    character seen once is left unknown: nothing can be learned of it. New rows of the embedding
+    table are drawn from the distribution of the old ones.
+    """
+    tokenizer = model.tokenizer
+    known = set(tokenizer.get_vocab())
+    backend = tokenizer.backend_tokenizer
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        counts.update(set(normal) - known)
+    unknown = [
+        (character, count)
+        for character, count in counts.items()
+        # A character that has no token of its own may still stand within one.
+        if count > 1
+        and tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
+    ]
+    unknown.sort(key=lambda entry: (-entry[1], entry[0]))
+    added = [character for character, _ in unknown[:most]]
+    if added:
+        tokenizer.add_tokens([AddedToken(c, normalized=True, special=False) for c in added])
+        torch.manual_seed(seed)
+        bert: Any = model[0].auto_model
+        bert.resize_token_embeddings(len(tokenizer))
+    return added
+
+
+def has_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether training computes in bfloat16.
+
+    Raises:
+        UserError: `precision` is none of auto, float32, bfloat16.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"encoder.text.precision={precision!r}: expected auto, float32 or bfloat16")
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class TextEncoder:
+    """Model and the scaling fitted on a sample of the data's texts."""
+
+    def __init__(self, model: SentenceTransformer, batch_size: int):
+        """Keep the model; `fit_scaling` comes before `encode`."""
+        self.model = model.eval()
+        self.batch_size = batch_size
+        # Its own, because a tokenizer carries its padding with it and `tokens` runs in another thread.
+        self._counter: Any = copy.deepcopy(model.tokenizer)
+        self.mean: np.ndarray | None = None
+        self.deviation: np.ndarray | None = None
+
+    def batches(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return positions in `texts`, in batches of like length in tokens, the longest first."""
+        if callable(self._counter):
+            counted = self._counter(
+                list(texts),
+                truncation=True,
+                max_length=self.model.max_seq_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+        else:
+            counted = list(texts)  # static word vectors: no padding, so characters will do
+        order = np.argsort([-len(tokens) for tokens in counted], kind="stable")
+        return np.split(order, range(self.batch_size, len(order), self.batch_size))
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return the network's input for one batch, padded to its longest text; one thread at a time."""
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "")
+        return self.model.preprocess(list(texts), prompt=prompt)
+
+    @torch.inference_mode()
+    def vectors(self, tokens: dict[str, Any]) -> np.ndarray:
+        """Return unit-length sentence vectors of one batch of tokens, float32 [B, D]."""
+        device = self.model.device
+        inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in tokens.items()}
+        vectors_BD = self.model(inputs)["sentence_embedding"].float()
+        return torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
+
+    def raw(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit-length sentence vectors, float32 [N, D], N > 0; batched by length."""
+        parts = [
+            (at, self.vectors(self.tokens([texts[i] for i in at]))) for at in self.batches(texts)
+        ]
+        out = np.empty((len(texts), parts[0][1].shape[1]), dtype=np.float32)
+        for at, vectors in parts:
+            out[at] = vectors
+        return out
+
+    def fit_scaling(self, texts: Sequence[str]) -> None:
+        """Fit mean and deviation per dimension on a sample of texts.
+
+        Raises:
+            UserError: no text in the sample.
+        """
+        if not texts:
+            raise UserError("no text to fit the text encoder's scaling on; check items.text")
+        vectors = self.raw(texts)
+        self.mean = vectors.mean(axis=0)
+        # One factor for all dimensions keeps the angles between centred vectors.
+        self.deviation = np.full_like(self.mean, max(vectors.std(axis=0).mean(), 1e-6))
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return scaled vectors, float32 [N, D]; N > 0."""
+        return self.scaled(self.raw(texts))
+
+    def scaled(self, raw: np.ndarray) -> np.ndarray:
+        """Scale unit-length vectors as fitted."""
+        assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
+        return (raw - self.mean) / self.deviation
+
+    def save(self, folder: Path) -> None:
+        """Write the Sentence-Transformers folder, scaling.npz beside it, and files.json of both."""
+        # Without the library's model card, whose text differs from run to run.
+        self.model.save(str(folder / "model"), create_model_card=False)
+        assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
+        np.savez(folder / "scaling.npz", mean=self.mean, deviation=self.deviation)
+        # Sentence-Transformers loads a folder that lacks some of its files, and encodes differently.
+        write_listing(folder)
+
+    def load_scaling(self, folder: Path) -> None:
+        """Load what `save` wrote."""
+        file = folder / "scaling.npz"
+        with reading(file, f"delete {folder} and {EMBED_AGAIN}"):
+            stored: Any = np.load(file, allow_pickle=False)
+            self.mean, self.deviation = stored["mean"], stored["deviation"]

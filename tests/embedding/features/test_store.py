@@ -1,0 +1,100 @@
+"""The feature store: what is written is read back, across shards; what was changed is refused."""
+
+import numpy as np
+import pytest
+
+from embedding.features.store import FeatureTable, open_features
+from recsys.schema import Manifest
+from tests.feature_tables import write_table
+
+
+def write(workspace, name="text", shard_rows=4, num_rows=10, dim=3):
+    vectors = np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float16)
+    folder = workspace / "features" / name
+    write_table(folder, vectors, shard_rows=shard_rows)
+    return folder, vectors
+
+
+def manifest_of(items_checksum="c", num_rows=10, **known):
+    return Manifest(
+        name="t",
+        tables=(),
+        features=(),
+        splits={},
+        num_user_rows=0,
+        num_item_rows=num_rows,
+        items_checksum=items_checksum,
+        **known,
+    )
+
+
+def test_rows_are_read_across_shards(tmp_path):
+    folder, vectors = write(tmp_path)
+    table = FeatureTable(folder)
+    for start, stop in ((0, 10), (3, 5), (2, 9), (8, 10), (4, 8)):
+        np.testing.assert_array_equal(table.read(start, stop), vectors[start:stop])
+
+
+def test_missing_features_say_to_run_embed(tmp_path):
+    with pytest.raises(ValueError, match="no features here; run launch/embed.py"):
+        open_features(tmp_path, ["text"], manifest_of())
+
+
+def test_features_of_other_items_are_refused(tmp_path):
+    write(tmp_path)
+    assert open_features(tmp_path, ["text"], manifest_of())["text"].dim == 3
+    with pytest.raises(ValueError, match="made for other items .10 rows, checksum c"):
+        open_features(tmp_path, ["text"], manifest_of("other"))
+
+
+def test_features_of_other_texts_or_pictures_of_the_same_items_are_refused(tmp_path):
+    texts, pictures = ({"text": "t1", "image": "p1"}, {"text": "t1", "image": "p2"})
+    for name, made_of in (("text", "t1"), ("style", "p1")):
+        table = write_table(
+            tmp_path / "features" / name, np.ones((10, 3), dtype=np.float16), made_of=made_of
+        )
+        assert table.manifest.made_of == made_of
+    names = ["text", "style"]
+    assert list(open_features(tmp_path, names, manifest_of(column_checksums=texts))) == names
+    # Prepared before this was known: taken as it is.
+    assert open_features(tmp_path, names, manifest_of())
+    with pytest.raises(ValueError, match=r"style: made of other pictures .*launch/embed.py again"):
+        open_features(tmp_path, names, manifest_of(column_checksums=pictures))
+    with pytest.raises(ValueError, match=r"text: made of other texts .*launch/embed.py again"):
+        open_features(tmp_path, ["text"], manifest_of(column_checksums={"text": "t2"}))
+
+
+def test_a_table_that_does_not_know_its_texts_is_taken_with_a_note(tmp_path):
+    write(tmp_path)
+    notes = []
+    now = manifest_of(column_checksums={"text": "t1"})
+    assert list(open_features(tmp_path, ["text"], now, notes.append)) == ["text"]
+    (note,) = notes
+    assert "\n" not in note and note.startswith(f"note: {tmp_path / 'features' / 'text'} does not")
+    assert "of which texts it was made" in note and "launch/embed.py" in note
+
+
+def test_the_identity_of_a_table_is_that_of_its_vectors(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float16)
+
+    def identity(folder, values):
+        return write_table(tmp_path / folder, values, shard_rows=4).manifest.identity
+
+    first = identity("a", vectors)
+    assert identity("b", vectors) == first
+    vectors[9, 2] += 1
+    assert identity("a", vectors) != first
+    assert identity("c", vectors) != identity("b", vectors[::-1])
+
+
+def test_changed_and_truncated_shards_are_named(tmp_path):
+    folder, _ = write(tmp_path)
+    shard = folder / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="shard-00001.npy: changed since it was written"):
+        open_features(tmp_path, ["text"], manifest_of())
+    shard.write_bytes(bytes(content[:-4]))
+    with pytest.raises(ValueError, match="shard-00001.npy: cannot be read"):
+        open_features(tmp_path, ["text"], manifest_of())

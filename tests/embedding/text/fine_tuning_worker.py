@@ -1,0 +1,84 @@
+"""Fine-tunes a tiny encoder without dropout on hand-made pairs: `python fine_tuning_worker.py FOLDER`.
+
+Started by test_fine_tuning.py as one process and under torchrun as two; writes the weights.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from embedding.text.encoder import build_scratch_encoder, load_text_encoder
+from embedding.text.fine_tuning import fine_tune
+from embedding.text.pairs import BatchPlan, Pairs
+from recsys.runtime.env import first_rank_work, start, stop
+
+
+def pairs_of_words(count: int) -> Pairs:
+    """Words and their Chinese names, which share nothing with one another."""
+    words = [f"word{i}" for i in range(count)]
+    names = [f"{chr(0x4E00 + 7 * i)}{chr(0x4E00 + 7 * i + 3)}" for i in range(count)]
+    return Pairs(words, names, ["multilingual"] * count, words, [""] * count)
+
+
+def scratch(pairs: Pairs, folder: Path):
+    """A transformer of one layer whose tokenizer knows the pairs."""
+    return build_scratch_encoder(
+        pairs.anchor + pairs.positive,
+        folder,
+        vocabulary_size=300,
+        hidden_dim=32,
+        num_layers=1,
+        max_tokens=8,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def main() -> None:
+    """Train, and save what every rank ended with."""
+    folder = Path(sys.argv[1])
+    env = start("cpu")
+    pairs = pairs_of_words(24)
+    with first_rank_work(env) as is_first:
+        if is_first:
+            scratch(pairs, folder).save(str(folder / "untrained"))
+    model = load_text_encoder(str(folder / "untrained"), 8, env.device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plan = BatchPlan(
+        pairs,
+        epochs=4,
+        batch_size=8,
+        weights={"multilingual": 1.0},
+        max_pairs=1000,
+        num_ranks=env.world_size,
+        seed=0,
+    )
+    fine_tune(
+        model,
+        pairs,
+        [],
+        plan=plan,
+        new_characters=0,
+        max_tokens=8,
+        learning_rate=5e-3,
+        use_bfloat16=False,
+        evaluations=0,
+        save_every_steps=1000,
+        encode_batch_size=8,
+        folder=folder / "checkpoints",
+        seed=0,
+        rank=env.rank,
+        num_ranks=env.world_size,
+        barrier=dist.barrier,
+        say=print,
+    )
+    torch.save(model.state_dict(), folder / f"weights{env.rank}.pt")
+    stop()
+
+
+if __name__ == "__main__":
+    main()
