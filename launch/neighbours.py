@@ -199,10 +199,8 @@ def spread_rows(
     rng = np.random.default_rng(seed)
     num_items = catalogue.num_rows - 1
     drawn = rng.choice(num_items, size=min(num_items, POOL_ROWS), replace=False) + 1
-    num_vectors = {
-        int(row): sum(bool(table.read(row, row + 1).any()) for table in tables.values())
-        for row in drawn
-    }
+    counts = sum(table.has_vector(drawn).astype(int) for table in tables.values())
+    num_vectors = dict(zip(drawn.tolist(), np.asarray(counts).tolist(), strict=True))
     most = max(num_vectors.values(), default=0)
     if most == 0:
         raise UserError(
@@ -254,15 +252,15 @@ def read_answers(
     """Return the items asked about and their neighbours with all that a page shows of them."""
     shown = {row for n in found.values() for row in n.rows_QK.ravel().tolist() if row >= 0}
     items = read_items(catalogue, manifest, sorted(shown | set(rows)))
+    has_vector = {name: table.has_vector(np.array(rows)) for name, table in tables.items()}
     answers = []
     for query, row in enumerate(rows):
         groups = {}
         for name, near in found.items():
             pairs = zip(near.rows_QK[query], near.similarities_QK[query], strict=True)
-            has_vector = bool(tables[name].read(row, row + 1).any())
             groups[name] = (
                 [neighbour(items[row], items[int(r)], float(s)) for r, s in pairs if r >= 0]
-                if has_vector
+                if has_vector[name][query]
                 else None
             )
         answers.append(Answer(item=items[row], groups=groups))

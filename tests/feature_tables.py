@@ -18,12 +18,14 @@ from embedding.features.store import (
 def write_table(
     folder: Path, vectors: np.ndarray, *, shard_rows: int = 1024, **known: Any
 ) -> FeatureTable:
-    """Write vectors [N, D] in shards; `known` goes to the manifest."""
+    """Write vectors [N, D] in shards, rows of zeros as masked; `known` goes to the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for index, start in enumerate(range(0, len(vectors), shard_rows)):
         part = vectors[start : start + shard_rows]
-        entry = write_shard(folder, index, start, part, np.zeros(len(part), dtype=ROW))
+        rows = np.zeros(len(part), dtype=ROW)
+        rows["masked"] = ~part.astype(np.float16).any(axis=1)
+        entry = write_shard(folder, index, start, part, rows)
         shards.append(spec_of(entry))
     manifest = FeatureManifest(
         name=folder.name,

@@ -270,6 +270,25 @@ class FeatureTable:
                     f"the manifest's); run launch/embed.py again"
                 )
 
+    def has_vector(self, item_row_N: np.ndarray | None = None) -> np.ndarray:
+        """Return bool [N]: whether each of some item rows has a vector, read from the masks alone.
+
+        Args:
+            item_row_N: int [N], in any order; None: every row of the table, [num_rows].
+
+        Raises:
+            DamagedFileError: a file of masks is missing or broken.
+        """
+        wanted_N = np.arange(self.num_rows) if item_row_N is None else np.asarray(item_row_N)
+        shard_N = np.searchsorted(self._starts, wanted_N, side="right") - 1
+        found_N = np.zeros(len(wanted_N), dtype=bool)
+        for index in np.unique(shard_N):
+            shard = self.manifest.shards[index]
+            rows = read_array(self.folder / shard.rows_file, EMBED_AGAIN, mmap=True)
+            at = np.flatnonzero(shard_N == index)
+            found_N[at] = rows["masked"][wanted_N[at] - shard.start_row] == 0
+        return found_N
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) as float16 [stop - start, dim]; a masked row is all zero."""
         parts = []

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.features.catalogue import Catalogue
-from embedding.features.nearest import PIECE_ROWS
 from embedding.features.store import FeatureTable
 from recsys.data.dataset import Dataset
 from recsys.errors import UserError
@@ -56,7 +55,7 @@ class Evaluation:
         self.dataset = dataset
         self.config = config
         self.tables = tables
-        self.has_vector = {name: _has_vector(table) for name, table in tables.items()}
+        self.has_vector = {name: table.has_vector() for name, table in tables.items()}
         self.train_count = dataset.train_count()
         drawn_count = dataset.drawn_count()
         self.item_counts = (
@@ -301,12 +300,3 @@ class Evaluation:
 
 def _share(split: SplitSpec) -> str:
     return f"{split.num_positives / split.num_rows:.1%}" if split.num_rows else "-"
-
-
-def _has_vector(table: FeatureTable) -> NDArray[np.bool_]:
-    """Return whether each item row has a vector [I]; the table is read in pieces."""
-    pieces = [
-        (table.read(start, min(start + PIECE_ROWS, table.num_rows)) != 0).any(axis=1)
-        for start in range(0, table.num_rows, PIECE_ROWS)
-    ]
-    return np.concatenate(pieces)

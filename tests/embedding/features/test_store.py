@@ -35,6 +35,24 @@ def test_rows_are_read_across_shards(tmp_path):
         np.testing.assert_array_equal(table.read(start, stop), vectors[start:stop])
 
 
+def test_which_rows_have_a_vector_is_read_from_the_masks_alone(tmp_path, monkeypatch):
+    vectors = np.ones((10, 3), dtype=np.float16)
+    vectors[[0, 3, 9]] = 0
+    table = write_table(tmp_path / "text", vectors, shard_rows=4)
+
+    def fail(*_):
+        raise AssertionError("a vector is read")
+
+    monkeypatch.setattr(table, "read", fail)
+    monkeypatch.setattr(table, "_open", fail)
+    assert np.flatnonzero(~table.has_vector()).tolist() == [0, 3, 9]
+    assert table.has_vector(np.array([9, 1, 3, 8])).tolist() == [False, True, False, True]
+    assert table.has_vector(np.array([], dtype=np.int64)).tolist() == []
+    (tmp_path / "text" / "shard-00001.rows.npy").unlink()
+    with pytest.raises(ValueError, match=r"shard-00001.rows.npy: missing; run launch/embed.py"):
+        table.has_vector()
+
+
 def test_missing_features_say_to_run_embed(tmp_path):
     with pytest.raises(ValueError, match="no features here; run launch/embed.py"):
         open_features(tmp_path, ["text"], manifest_of())
