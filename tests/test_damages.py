@@ -19,7 +19,8 @@ from launch.compare import read_metrics
 from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
 from recsys.checkpoint.integrity import best_checkpoint, check_whole, newest_whole
 from recsys.checkpoint.state import TrainState
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader, ReadAhead
 from recsys.evaluation.evaluate import EvaluateConfig, compare_files
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.rows import _ids, write_predictions
@@ -94,7 +95,7 @@ def read_everything(workspace):
             num_lanes=1,
             shuffle=False,
             seed=0,
-            num_prefetch=0,
+            ahead=ReadAhead(num_prefetch=0),
         )
         assert len(list(loader.batches(epoch=0))) > 0
         rows = pq.read_table(prepared_folder / spec.files[0])

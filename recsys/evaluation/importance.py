@@ -17,7 +17,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.batch import Batch
-from recsys.data.dataset import Loader
+from recsys.data.loader import Loader
 from recsys.evaluation.predict import Predictions, predict
 from recsys.model.ranker import DenseInputs, Ranker
 from recsys.runtime.env import Env

@@ -15,7 +15,8 @@ import yaml
 
 from recsys.checkpoint.integrity import latest_checkpoint
 from recsys.config import from_config, read_yaml
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader, ReadAhead
 from recsys.errors import UserError
 from recsys.files import reading, write_text
 from recsys.job import say
@@ -495,8 +496,10 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         num_lanes=config.train.num_lanes,
         shuffle=shuffle,
         seed=config.run.seed,
-        num_prefetch=config.train.num_prefetch,
-        pin_memory=env.device.type == "cuda",
-        # Beside the thread that steps.
-        num_readers=max(1, env.threads - 1) if env.device.type == "cuda" else 0,
+        ahead=ReadAhead(
+            num_prefetch=config.train.num_prefetch,
+            pin_memory=env.device.type == "cuda",
+            # Beside the thread that steps.
+            num_readers=max(1, env.threads - 1) if env.device.type == "cuda" else 0,
+        ),
     )

@@ -5,7 +5,7 @@ import time
 import torch.distributed as dist
 
 from recsys.checkpoint.state import TrainState
-from recsys.data.dataset import Loader
+from recsys.data.loader import Loader
 from recsys.evaluation.predict import by_score, predict, users_of
 from recsys.job import say
 from recsys.metrics.summary import evaluate_predictions

@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader, ReadAhead
 from recsys.model.build import batch_features
 from recsys.run.assembly import plan_and_shard, read_run_config
 from recsys.runtime.env import start
@@ -77,7 +78,7 @@ def bare_steps(workspace, manifest, precision):
         num_lanes=8,
         shuffle=True,
         seed=0,
-        num_prefetch=0,
+        ahead=ReadAhead(num_prefetch=0),
     )
     batches = list(itertools.islice(loader.batches(0), 20))
     pipeline = build_pipeline("plain", sharded, env)

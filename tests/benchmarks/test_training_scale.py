@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader, ReadAhead
 from recsys.model.build import batch_features
 from recsys.run.assembly import plan_and_shard, read_run_config
 from recsys.runtime.env import start
@@ -26,7 +27,7 @@ def loader_for(workspace, manifest, features):
         num_lanes=8,
         shuffle=True,
         seed=0,
-        num_prefetch=0,
+        ahead=ReadAhead(num_prefetch=0),
     )
 
 

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.config import from_config
-from recsys.data import dataset as dataset_file
+from recsys.data import lanes as lanes_file
 from recsys.data import prepare as prepare_file
-from recsys.data.dataset import Dataset, Loader, jagged, prefetched
+from recsys.data.dataset import Dataset, jagged
+from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import prepare
 from recsys.data.recipe import Recipe
 from recsys.schema import FeatureSpec, Manifest, SplitSpec
@@ -107,7 +108,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(dataset_file, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(lanes_file, "BLOCK_ROWS", 32)
 
 
 def loader(world, *, split="train", features=FEATURES, **changes):
@@ -118,7 +119,7 @@ def loader(world, *, split="train", features=FEATURES, **changes):
         "num_lanes": 8,
         "shuffle": True,
         "seed": 3,
-        "num_prefetch": 0,
+        "ahead": ReadAhead(num_prefetch=0),
     }
     data = Dataset(world[0], world[1], split=split, features=features)
     return Loader(data, **{**options, **changes})
@@ -221,13 +222,13 @@ def test_a_step_holds_the_same_examples_on_any_number_of_ranks(world, world_size
 
 def test_ranks_that_share_a_lane_hold_each_row_of_it_once(world, monkeypatch):
     held = []
-    block = dataset_file._Block
+    block = lanes_file.Block
 
     def watched(rows, scalar_features, order):
         held.append(rows.num_rows if order is None else len(order))
         return block(rows, scalar_features, order)
 
-    monkeypatch.setattr(dataset_file, "_Block", watched)
+    monkeypatch.setattr(lanes_file, "Block", watched)
     rank_batches(world, 24)
     assert sum(held) == world[1].splits["train"].num_rows
 
@@ -381,17 +382,20 @@ def test_part_with_other_rows_than_the_manifest_is_named(world, tmp_path):
 
 def test_prefetched_batches_are_the_same(world):
     plain = list(loader(world).batches(0, 2))
-    assert_same(plain, list(loader(world, num_prefetch=3).batches(0, 2)))
+    assert_same(plain, list(loader(world, ahead=ReadAhead(num_prefetch=3)).batches(0, 2)))
 
 
 @pytest.mark.parametrize("start_step", [0, 5])
 def test_batches_are_the_same_when_blocks_are_read_ahead_by_threads(world, start_step):
     plain = list(loader(world).batches(1, start_step))
-    assert_same(plain, list(loader(world, num_readers=3).batches(1, start_step)))
+    assert_same(
+        plain,
+        list(loader(world, ahead=ReadAhead(num_readers=3, num_prefetch=0)).batches(1, start_step)),
+    )
 
 
 def test_abandoned_pass_ends_the_reading_threads(world):
-    batches = loader(world, num_readers=3, num_prefetch=2).batches(0)
+    batches = loader(world, ahead=ReadAhead(num_readers=3)).batches(0)
     next(batches)
     batches.close()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("reader")]
@@ -410,7 +414,7 @@ def test_an_error_in_the_prefetch_thread_reaches_the_consumer():
 
 def test_an_abandoned_pass_ends_its_thread(world):
     before = threading.active_count()
-    batches = loader(world, num_prefetch=2).batches(0)
+    batches = loader(world, ahead=ReadAhead()).batches(0)
     next(batches)
     assert threading.active_count() == before + 1
     batches.close()
@@ -463,7 +467,7 @@ def rows_loader(num_rows, **changes):
         "num_lanes": 8,
         "shuffle": True,
         "seed": 1,
-        "num_prefetch": 0,
+        "ahead": ReadAhead(num_prefetch=0),
     }
     return Loader(RowsInMemory(num_rows), **{**options, **changes})
 
@@ -502,7 +506,7 @@ def test_positions_of_a_step_are_dealt_to_the_ranks_in_order():
 
 def test_any_number_of_ranks_and_any_resume_take_the_same_steps(monkeypatch):
     """The default batch and lanes on 1 to 72 ranks; each goes on where another number stopped."""
-    monkeypatch.setattr(dataset_file, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(lanes_file, "BLOCK_ROWS", 128)
     alone, _ = steps_of(2500, 1)
     assert sorted(row for step in alone for row in step) == list(range(2500))
     assert [len(step) for step in alone] == [1024, 1024, 452]
@@ -542,7 +546,8 @@ def test_any_layout_gives_every_row_once_in_the_steps_of_one_rank(
 FIRST_BATCH = """
 import sys
 from pathlib import Path
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader
 from recsys.schema import read_manifest
 
 workspace = Path(sys.argv[1])

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader, ReadAhead
 from recsys.schema import read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
@@ -356,7 +357,7 @@ def test_fewer_rows_and_row_groups_than_ranks_leave_no_rank_without_steps(small,
             num_lanes=8,
             shuffle=True,
             seed=0,
-            num_prefetch=0,
+            ahead=ReadAhead(num_prefetch=0),
         )
         batches = list(loader.batches(0))
         steps.add(len(batches))

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.data.dataset import Dataset, Loader
+from recsys.data.dataset import Dataset
+from recsys.data.loader import Loader
 from recsys.evaluation.candidates import (
     CandidateDataset,
     RankingConfig,

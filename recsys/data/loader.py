@@ -1,0 +1,262 @@
+"""Loader: a split as Batches, every row once a pass, the same global batch for any number of ranks.
+
+What enters: a Dataset. What leaves: Batch objects of ids and labels. Called by train and evaluate.
+Shapes: B rows of this rank's batch, N of them real, F features.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.batch import Batch
+from recsys.data.dataset import Dataset, as_array
+from recsys.data.lanes import Lane, LaneRange, Part
+from recsys.schema import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAhead:
+    """Work of the loader that is done before the step asks for it."""
+
+    num_prefetch: int = 2
+    """Batches that a background thread makes ahead; 0: none."""
+    num_readers: int = 0
+    """Threads that read the lanes' next blocks while the current ones are used, at twice the memory;
+    0: a block is read when its first row is due."""
+    pin_memory: bool = False
+    """Leave batches in page-locked memory, from which they are copied to a GPU while it computes."""
+
+
+class Loader:
+    """This rank's part of the global batches of a split.
+
+    The split's N rows are cut into `num_lanes` lanes; the parquet is in random order, so a lane is a
+    random sample. Global batch k is the k-th slice of every lane, one after the other, and rank r of W
+    takes positions [r G / W, (r+1) G / W) of its G: its rows depend on the data, the seed, the epoch, G
+    and the lanes, never on the ranks. A rank reads the lanes that its positions touch.
+
+        G = 10 in 3 lanes, rank          0         1         2        3
+        lane, place in its slice     0.0 0.1 | 0.2 1.0 1.1 | 1.2 2.0 | 2.1 2.2 2.3
+
+    Every rank's batch has ceil(G / W) rows: what its positions do not fill, or a lane that has run out
+    leaves open, is padding of weight 0 at its end. A pass takes as many steps as the longest lane needs.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        num_lanes: int,
+        shuffle: bool,
+        seed: int,
+        ahead: ReadAhead = ReadAhead(),
+    ):
+        """Divide the split into lanes.
+
+        Args:
+            shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
+            ahead: threads that read and batch before the step asks.
+        """
+        self.dataset = dataset
+        self.global_batch_size = global_batch_size
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.ahead = ahead
+        self.scalar_features = [
+            f.name for f in dataset.features if f.source == "interaction" and not f.is_list
+        ]
+        """Features whose id, exactly one, stands in the row itself."""
+        self.batch_size = -(-global_batch_size // world_size)
+        """Rows of every batch of every rank, padding included."""
+        positions = [lane * global_batch_size // num_lanes for lane in range(num_lanes + 1)]
+        self.lanes = [
+            LaneRange(
+                lane=lane,
+                # As long as its slice is wide, so that all lanes end together.
+                start=low * dataset.num_rows // global_batch_size,
+                stop=high * dataset.num_rows // global_batch_size,
+                width=high - low,
+            )
+            for lane, (low, high) in enumerate(itertools.pairwise(positions))
+            if high > low
+        ]
+        self.steps_per_epoch = max(-(-(r.stop - r.start) // r.width) for r in self.lanes)
+        first = rank * global_batch_size // world_size
+        last = (rank + 1) * global_batch_size // world_size
+        self.own: list[tuple[LaneRange, int, int]] = []
+        """Lanes this rank reads, each with the part of its slice that is this rank's."""
+        for lane_range in self.lanes:
+            position = positions[lane_range.lane]
+            low = max(0, first - position)
+            high = min(lane_range.width, last - position)
+            if low < high:
+                self.own.append((lane_range, low, high))
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of a pass from `start_step` on; earlier blocks are not read."""
+        made = self._batches(epoch, start_step)
+        return prefetched(made, self.ahead.num_prefetch) if self.ahead.num_prefetch else made
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        if not self.ahead.num_readers:
+            yield from self._batches_of(epoch, start_step, None)
+            return
+        with ThreadPoolExecutor(self.ahead.num_readers, thread_name_prefix="reader") as readers:
+            yield from self._batches_of(epoch, start_step, readers)
+
+    def _batches_of(
+        self, epoch: int, start_step: int, readers: ThreadPoolExecutor | None
+    ) -> Iterator[Batch]:
+        lanes = [
+            Lane(
+                self.dataset,
+                lane_range,
+                self._rng(epoch, lane_range.lane),
+                low=low,
+                high=high,
+                scalar_features=self.scalar_features,
+                readers=readers,
+            )
+            for lane_range, low, high in self.own
+        ]
+        if readers is not None:
+            for lane in lanes:
+                lane.read_ahead(start_step)
+        for step in range(start_step, self.steps_per_epoch):
+            parts = [part for lane in lanes for part in lane.take(step)]
+            global_rows = sum(
+                max(0, min(r.width, r.stop - r.start - step * r.width)) for r in self.lanes
+            )
+            batch = self._batch(parts, global_rows)
+            yield batch.pin_memory() if self.ahead.pin_memory else batch
+
+    def _rng(self, epoch: int, lane: int) -> np.random.Generator | None:
+        return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None
+
+    def _batch(self, parts: list[Part], global_rows: int) -> Batch:
+        num_real = sum(stop - start for _, start, stop in parts)
+        ids_FN = np.zeros((len(self.scalar_features), num_real), dtype=np.int64)
+        columns: dict[str, np.ndarray] = {}
+        at = 0
+        for block, start, stop in parts:
+            upto = at + stop - start
+            ids_FN[:, at:upto] = block.ids_FN[:, start:stop]
+            for name, column in block.columns.items():
+                if name not in columns:
+                    columns[name] = np.zeros(num_real, dtype=column.dtype)
+                columns[name][at:upto] = column[start:stop]
+            at = upto
+        zeros = np.zeros(num_real, dtype=np.int64)
+        users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
+        features = self.dataset.features
+        # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
+        lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
+        if len(ids_FN) == len(features):
+            lengths_FB[:, :num_real] = 1
+            flat = ids_FN.reshape(-1)
+        else:
+            columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
+            values = []
+            for number, feature in enumerate(features):
+                feature_values, lengths_N = self._gather(feature, parts, columns, users, items)
+                values.append(feature_values.astype(np.int64, copy=False))
+                lengths_FB[number, :num_real] = lengths_N
+            flat = np.concatenate(values)
+        # Key-major: all rows of the first feature, then all rows of the second.
+        sparse = KeyedJaggedTensor(
+            keys=[f.name for f in features],
+            values=torch.from_numpy(flat),
+            lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        )
+        return Batch(
+            sparse=sparse,
+            labels_B=self._padded(columns.get("label", zeros), np.float32),
+            weights_B=self._padded(np.ones(num_real), np.float32),
+            row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),
+            user_row_B=self._padded(users, np.int64),
+            item_row_B=self._padded(items, np.int64),
+            global_rows=global_rows,
+            num_ranks=self.world_size,
+            num_real=num_real,
+        )
+
+    def _padded(self, values_N: np.ndarray, dtype: type[np.generic], fill: int = 0) -> torch.Tensor:
+        padded_B = np.full(self.batch_size, fill, dtype=dtype)
+        padded_B[: len(values_N)] = values_N
+        return torch.from_numpy(padded_B)
+
+    def _gather(
+        self,
+        feature: FeatureSpec,
+        parts: list[Part],
+        columns: dict[str, np.ndarray],
+        users: np.ndarray,
+        items: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a feature's ids end to end and how many each of the N rows has [N]."""
+        if feature.source == "history":
+            # A batch of padding alone has no column.
+            return self.dataset.history_ids(feature, users, columns.get("history_end", 0))
+        if feature.source != "interaction":
+            return self.dataset.side_ids(feature, users if feature.source == "user" else items)
+        if not feature.is_list:
+            return columns[feature.name], np.ones(len(users), dtype=np.int32)
+        lengths_N = np.zeros(len(users), dtype=np.int32)
+        found, at = [np.zeros(0, dtype=np.int64)], 0
+        for block, start, stop in parts:
+            lists = block.lists[feature.name].slice(start, stop - start)
+            upto = at + stop - start
+            lengths_N[at:upto] = as_array(pc.list_value_length(lists))
+            found.append(as_array(pc.list_flatten(lists)))
+            at = upto
+        return np.concatenate(found), lengths_N
+
+
+def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Yield the same batches, made up to `depth` ahead by a background thread.
+
+    An error in the thread is raised in the consumer; closing the generator ends the thread.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def hand_over(thing: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(thing, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                hand_over(batch)
+                if stopped.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:
+            hand_over(error)
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (thing := ready.get()) is not None:
+            if isinstance(thing, BaseException):
+                raise thing
+            yield thing
+    finally:
+        stopped.set()
+        thread.join()
