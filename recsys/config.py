@@ -5,6 +5,7 @@ hand flat arguments on. Nothing below `launch/` sees a DictConfig.
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 import re
@@ -28,11 +29,16 @@ _MAX_REFERENCES = 3
 """In one text; what two names can make of it stays short."""
 
 
-def from_config(schema: type[T], node: Any, key: str, base: T | None = None) -> T:
+def from_config(
+    schema: type[T], node: Any, key: str, base: T | None = None, *, stored: bool = False
+) -> T:
     """Return `schema(**node)` after a strict merge: unknown keys and wrong types are errors.
 
     A section may have a short form: with `SHORT_FORM = "file"` in its dataclass, a bare value of
     that field's type stands for the whole section (plan=auto for plan.file=auto).
+
+    A class names its removed keys in `REMOVED`, a mapping of each name to its off value and a text that
+    says what does its job now: {"old_switch": (False, "use other_key=x")}.
 
     Args:
         schema: a dataclass whose defaults `node` overrides; its fields may be dataclasses, and
@@ -41,12 +47,16 @@ def from_config(schema: type[T], node: Any, key: str, base: T | None = None) -> 
         key: where the node stands in the config ("train.optim"), empty at the top; used in messages
             only.
         base: holds the values of keys that are not given, in place of the defaults.
+        stored: an earlier version may have written `node`: a removed key at its off value is dropped.
 
     Raises:
         UserError: lists every offending key at once, with the allowed ones.
     """
     problems: list[str] = []
-    built = _build(schema, plain(node), key, problems, base)
+    content = plain(node)
+    built = _build(
+        schema, _without_removed(schema, content) if stored else content, key, problems, base
+    )
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))
     return built
@@ -61,11 +71,7 @@ def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
     given = plain(node, allow_missing=True)
     problems: list[str] = []
     known = {f.name for schema in schemas for f in dataclasses.fields(schema)}
-    problems += [
-        f"{name}: unknown key; expected one of {', '.join(sorted(known))}"
-        for name in given
-        if name not in known
-    ]
+    problems += [unknown_key(name, "", schemas) for name in given if name not in known]
     built = []
     for schema in schemas:
         names = {f.name for f in dataclasses.fields(schema)}
@@ -89,9 +95,7 @@ def _build(schema: Any, given: Any, key: str, problems: list[str], base: Any) ->
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for name in given:
         if name not in fields:
-            problems.append(
-                f"{_below(key, name)}: unknown key; expected one of {', '.join(sorted(fields))}"
-            )
+            problems.append(unknown_key(name, key, [schema]))
     values = {}
     num_before = len(problems)
     for name, spec in fields.items():
@@ -107,6 +111,37 @@ def _build(schema: Any, given: Any, key: str, problems: list[str], base: Any) ->
 
 
 _hints = functools.cache(typing.get_type_hints)
+
+
+def unknown_key(name: Any, key: str, schemas: Sequence[type]) -> str:
+    """Return the sentence that refuses a key: what does its job now, or the keys that there are.
+
+    Args:
+        name: the key that no schema has.
+        key: of the section it was given in; empty at the top.
+        schemas: dataclasses of that section.
+    """
+    for schema in schemas:
+        if name in (removed := getattr(schema, "REMOVED", {})):
+            return f"{_below(key, name)}: was removed; {removed[name][1]}"
+    known = sorted({f.name for schema in schemas for f in dataclasses.fields(schema)})
+    near = difflib.get_close_matches(str(name), known, n=1)
+    meant = f" (did you mean {_below(key, near[0])}?)" if near else ""
+    return f"{_below(key, name)}: unknown key; expected one of {', '.join(known)}{meant}"
+
+
+def _without_removed(schema: Any, given: Any) -> Any:
+    """Return a stored section without the removed keys that have their off values, at any depth."""
+    if not isinstance(given, dict):
+        return given
+    hints, removed = _hints(schema), getattr(schema, "REMOVED", {})
+    kept = {n: v for n, v in given.items() if n not in removed or v != removed[n][0]}
+    return {
+        name: _without_removed(hints[name], value)
+        if dataclasses.is_dataclass(hints.get(name))
+        else value
+        for name, value in kept.items()
+    }
 
 
 def _below(key: str, name: Any) -> str:

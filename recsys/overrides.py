@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from recsys.config import unknown_key
 from recsys.errors import UserError
 
 _OVERRIDE = re.compile(r"\+{0,2}([^=~+\s-][^=\s]*)=(.*)", re.DOTALL)
@@ -79,7 +80,7 @@ def typed(
             start = argument[: len(argument) - len(value)]
             written.append(start + (_as_text(value) if is_name else value))
         elif first not in hints:
-            problems.append(f"{first}: unknown key; expected one of {', '.join(sorted(hints))}")
+            problems.append(unknown_key(first, "", schemas))
         else:
             written.append(f"++{key}={_typed_value(_hint_of(hints, key), value)}")
     if problems:

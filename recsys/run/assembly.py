@@ -97,17 +97,18 @@ class RunConfig:
 SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))
 
 
-def read_run_config(sections: Mapping[str, Any]) -> RunConfig:
+def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> RunConfig:
     """Return the checked configuration.
 
     Args:
         sections: plain dicts, or their short forms, by section name; missing ones take their
             defaults.
+        stored: an earlier version may have written them (recsys.config.from_config).
 
     Raises:
         UserError: every problem of every section at once.
     """
-    config = from_config(RunConfig, dict(sections), "")
+    config = from_config(RunConfig, dict(sections), "", stored=stored)
     check_run_config(config)
     return config
 
@@ -303,7 +304,7 @@ def read_run_folder(folder: Path) -> RunConfig:
         )
     with reading(file, _CONFIG_REMEDY):
         stored = _read_stored(file)
-        return read_run_config({name: stored.get(name) for name in SECTIONS})
+        return read_run_config({name: stored.get(name) for name in SECTIONS}, stored=True)
 
 
 def build_plannable(
