@@ -8,7 +8,9 @@ no longer fit in `--seconds` are left out and named; one that fails is reported 
 """
 
 import argparse
+import gzip
 import json
+import math
 import os
 import shutil
 import statistics
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -194,7 +197,7 @@ def run_case(
             problem = f"cut off after {seconds:.0f} s"
     wall_seconds = time.perf_counter() - begun
     run = work / shape / "runs" / name
-    found = [run / "metrics.jsonl", run / "plan.json", *(run / "profile").glob("rank0.[mj]*")]
+    found = [run / "metrics.jsonl", run / "plan.json", *(run / "profile").glob("rank0.*")]
     for file in found:
         if file.is_file():
             shutil.copy(file, folder)
@@ -222,8 +225,45 @@ def run_case(
         "rates": [round(rate) for rate in rates],
         "peak_gib": max(peaks, default=None),
     }
-    profile = folder / "rank0.json"
-    return case | ({"profile": json.loads(profile.read_text())} if profile.is_file() else {})
+    trace = folder / "rank0.trace.json.gz"
+    return case | ({"profile": read_trace(trace, steps)} if trace.is_file() else {})
+
+
+PRODUCTS = {
+    "aten::mm": (0, 1),
+    "aten::bmm": (0, 1),
+    "aten::addmm": (1, 2),
+    "aten::_addmm_activation": (1, 2),
+    "aten::baddbmm": (1, 2),
+    "mkldnn::_linear_pointwise": (0, 1),
+}
+"""Operators that multiply matrices, and which of their inputs are the factors."""
+
+
+def read_trace(file: Path, num_steps: int) -> dict[str, object]:
+    """Return what a profile holds, per step: FLOPs of matrix products, and kernels by time.
+
+    `kernels` are the 15 costliest as (name, calls, milliseconds); `device_ms` counts all.
+    """
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        events = json.load(stream)["traceEvents"]
+    flops = 0
+    calls: Counter[str] = Counter()
+    milliseconds: Counter[str] = Counter()
+    for event in events:
+        name = event.get("name", "")
+        if name in PRODUCTS and event.get("cat") == "cpu_op":
+            left, right = (event["args"]["Input Dims"][place] for place in PRODUCTS[name])
+            # oneDNN's operator takes its weight as [out, in], the others theirs as [in, out].
+            flops += 2 * math.prod(left) * right[0 if name.startswith("mkldnn") else -1]
+        elif event.get("cat") == "kernel":
+            calls[name] += 1
+            milliseconds[name] += event["dur"] / 1e3 / num_steps
+    return {
+        "matrix_flops": flops / num_steps,
+        "device_ms": sum(milliseconds.values()),
+        "kernels": [(n, calls[n] / num_steps, ms) for n, ms in milliseconds.most_common(15)],
+    }
 
 
 def compare(
@@ -253,7 +293,7 @@ def compare(
         "floor_flops_ms": 1e3 * flop_seconds,
         "floor_bytes_ms": 1e3 * byte_seconds,
         "step_ms": 1e3 * step_seconds,
-        "device_ms": sum(stage["device"] for stage in profile["stages"].values()),
+        "device_ms": profile["device_ms"],
         "floor_share": (flop_seconds + byte_seconds) / step_seconds,
     }
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from recsys.model.linear import linear_relu
 from recsys.model.ranker import Scores
 from recsys.run.assembly import read_run_config
 from recsys.runtime.env import Env
@@ -18,10 +17,9 @@ NONE = torch.zeros(0)
 
 
 class Steps:
-    """A pipeline that waits 5 ms in its forward, multiplies matrices in its backward."""
+    """A pipeline that waits in its forward and multiplies matrices in its backward."""
 
-    def __init__(self, multiply=None):
-        self.multiply = multiply or (lambda: torch.ones(64, 32) @ torch.ones(32, 16))
+    def __init__(self):
         self.taken = 0
         self.pauses = 0
 
@@ -30,7 +28,7 @@ class Steps:
         with record_function("## forward 3 ##"), record_function("## lookup ##"):
             time.sleep(0.005)
         with record_function("## backward ##"):
-            self.multiply()
+            torch.ones(64, 32) @ torch.ones(32, 16)
         self.taken += 1
         return Scores(loss=NONE, logits_B=NONE, weights_BM=NONE, global_rows=100)
 
@@ -47,9 +45,9 @@ def env(rank=0):
     )
 
 
-def recorded(folder, steps=6, rank=0, multiply=None, **config):
+def recorded(folder, steps=6, rank=0, **config):
     pipeline = ProfiledPipeline(
-        Steps(multiply), config=ProfileConfig(enabled=True, **config), folder=folder, env=env(rank)
+        Steps(), config=ProfileConfig(enabled=True, **config), folder=folder, env=env(rank)
     )
     batches = iter(range(steps))
     for _ in range(steps):
@@ -65,45 +63,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_asked_number_of_steps_is_recorded_and_their_matrix_products_counted(folder):
-    measured = json.loads((folder / "rank0.json").read_text())
-    assert measured["num_steps"] == 3
-    assert measured["rows"] == 100
-    # 2 * 64 * 32 * 16 operations a step
-    assert measured["matrix_flops"] == 65_536
-    calls = {name: calls for name, calls, _, _ in measured["operators"]}
-    assert calls["aten::mm"] == 1
+def calls_in(table, operator):
+    """The number of calls in a table's line of an operator."""
+    (line,) = [line for line in table.splitlines() if line.strip().startswith(f"{operator} ")]
+    return int(line.split()[-1])
 
 
-def test_products_of_the_dense_part_are_counted_whoever_computes_them(tmp_path):
-    """recsys.model.linear has oneDNN compute some, which torch's profiler takes for nothing."""
-
-    def multiply():
-        linear_relu(torch.ones(64, 32), torch.ones(16, 32), torch.ones(16))
-
-    recorded(tmp_path, multiply=multiply, skip_steps=1, num_steps=2)
-    assert json.loads((tmp_path / "rank0.json").read_text())["matrix_flops"] == 65_536
+def test_asked_number_of_steps_is_recorded_by_operator(folder):
+    table = (folder / "rank0.txt").read_text()
+    assert table.startswith("3 training steps of ") and "rank 0 of 2" in table
+    assert calls_in(table, "aten::mm") == 3
+    assert calls_in(table, "## lookup ##") == 3
 
 
-def test_time_goes_to_the_innermost_named_stage(folder):
-    stages = json.loads((folder / "rank0.json").read_text())["stages"]
-    assert stages["lookup"]["glue"] > 4.9
-    assert stages["lookup"]["operators"] == 0
-    assert stages["dense backward"]["operators"] > 0
-    assert "wait for a batch" in stages
-
-
-def test_stages_add_up_to_the_step(folder):
-    measured = json.loads((folder / "rank0.json").read_text())
-    total = sum(s["operators"] + s["glue"] for s in measured["stages"].values())
-    assert total == pytest.approx(measured["step"], rel=0.02)
-
-
-def test_trace_opens_as_json_and_the_page_names_it(folder):
+def test_trace_opens_as_json_and_holds_what_was_recorded(folder):
     with gzip.open(folder / "rank0.trace.json.gz", "rt") as stream:
-        names = {event.get("name") for event in json.load(stream)["traceEvents"]}
-    assert "## lookup ##" in names
-    assert "rank0.trace.json.gz" in (folder / "rank0.md").read_text()
+        events = json.load(stream)["traceEvents"]
+    assert "## lookup ##" in {event.get("name") for event in events}
+    products = [event for event in events if event.get("name") == "aten::mm"]
+    assert [event["args"]["Input Dims"][:2] for event in products] == 3 * [[[64, 32], [32, 16]]]
     assert not list(folder.glob(".*")), "nothing half-written stays"
 
 
@@ -111,7 +89,7 @@ def test_other_ranks_record_only_when_asked(tmp_path):
     recorded(tmp_path / "first", rank=1, skip_steps=0, num_steps=1)
     assert not (tmp_path / "first").exists()
     recorded(tmp_path / "all", rank=1, skip_steps=0, num_steps=1, ranks="all")
-    assert (tmp_path / "all" / "rank1.md").is_file()
+    assert (tmp_path / "all" / "rank1.txt").is_file()
 
 
 def test_pause_ends_the_recording_and_reaches_the_pipeline(tmp_path):
@@ -123,7 +101,7 @@ def test_pause_ends_the_recording_and_reaches_the_pipeline(tmp_path):
         pipeline.progress(batches)
     pipeline.pause()
     pipeline.progress(batches)
-    assert json.loads((tmp_path / "rank0.json").read_text())["num_steps"] == 3
+    assert (tmp_path / "rank0.txt").read_text().startswith("3 training steps")
     assert (pipeline.pipeline.pauses, pipeline.pipeline.taken) == (1, 5)
 
 
