@@ -17,7 +17,7 @@ PACKAGES = ("embedding", "launch", "recsys")
 SOURCES = sorted(path for folder in PACKAGES for path in (REPOSITORY / folder).rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-PAGES = sorted(REPOSITORY.glob("*.md"))
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 SET_UP = [REPOSITORY / "Makefile", REPOSITORY / ".ci" / "run", REPOSITORY / "pyproject.toml"]
 SET_UP += sorted(REPOSITORY.glob("requirements*.txt"))
 
