@@ -169,7 +169,7 @@ def explain(planned: Planned, reason: DoesNotFitError) -> None:
     say(f"does not fit {planned.cluster.name}: {reason}")
     say("looking for changes that help, each planned:")
     if not print_suggestions(suggest(planned, reason)):
-        say("none of the usual changes is enough alone (fp16, width, rows, main memory, hosts)")
+        say("none is enough alone (row-wise sharding, half precision, more hosts)")
 
 
 def search_clusters(planned: Planned, names: list[str]) -> None:

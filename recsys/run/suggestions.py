@@ -1,4 +1,4 @@
-"""What to change where a plan does not fit: every suggestion is planned before it is made.
+"""Suggestions for tables that do not fit a cluster; each is planned before it is printed.
 
 What enters: a run's configuration, its data's manifest, the cluster, and what stands in the way.
 What leaves: changes that work, with the keys to set and the plan they lead to. Called by
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recsys.data.planned_manifest import with_rows
 from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
 from recsys.run.assembly import RunConfig, build_plannable, plan_model
@@ -20,12 +19,7 @@ from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.optimizers import TableOptimConfig
 from recsys.sharding.search import DoesNotFitError
 
-_NARROWEST = 8
-"""Columns below which no table is narrowed."""
-_FEWEST_ROWS_SHARE = 0.01
-"""Share of its rows below which no table is cut."""
 _MOST_HOSTS = 128
-_CACHED_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +66,8 @@ class Suggestion:
 
 
 def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
-    """Yield the changes that work, each planned; at most one of a kind."""
-    kinds = (_without_copies, _free_sharding, _other_optimizer, _half, _narrower, _fewer_rows)
-    for kind in (*kinds, _cached, _hosts):
+    """Yield the changes that work, each planned: row-wise sharding, half precision, more hosts."""
+    for kind in (_row_wise, _half_precision, _more_hosts):
         for change, keys, changed in kind(planned, reason):
             verdict = _verdict(changed)
             if verdict is not None:
@@ -83,16 +76,16 @@ def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
 
 
 def _verdict(planned: Planned) -> str | None:
-    """Return what the plan says, None where there is none."""
+    """Return the verdict of the plan, None where there is no plan."""
     try:
         return planned.plan()["summary"]["verdict"]
     except UserError:
-        # A change that asks for what does not go together is no suggestion.
+        # A change whose parts contradict each other is no suggestion.
         return None
 
 
 Change = tuple[str, str, Planned]
-"""What to do, the keys, and everything with the change."""
+"""A change in words, its keys, and everything with the change."""
 
 
 def _with(planned: Planned, section: str, **keys: Any) -> Planned:
@@ -102,46 +95,39 @@ def _with(planned: Planned, section: str, **keys: Any) -> Planned:
     )
 
 
-def _without_copies(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    if planned.config.train.save_in_background and planned.cluster.device == "cpu":
-        yield (
-            "write checkpoints from the tables themselves, while training waits",
-            "train.save_in_background=false",
-            _with(planned, "train", save_in_background=False),
-        )
+def _row_wise(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
+    """Cut the table that does not fit by rows: alone, then with row-wise Adagrad and no penalty.
 
-
-def _free_sharding(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    plan, table = planned.config.plan, reason.table
-    if table in plan.sharding or table in plan.ranks:
-        free = _with(
-            planned,
-            "plan",
-            sharding={t: k for t, k in plan.sharding.items() if t != table} | {table: "row_wise"},
-            ranks={t: r for t, r in plan.ranks.items() if t != table},
-        )
-        unpin = f" ~plan.ranks.{table}" if table in plan.ranks else ""
-        yield f"cut {table} by rows", f"plan.sharding.{table}=row_wise{unpin}", free
-
-
-def _other_optimizer(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    optim, table = planned.config.optim, reason.table
+    Tables that the configuration leaves free need no suggestion: the search has tried it.
+    """
+    plan, optim, table = planned.config.plan, planned.config.optim, reason.table
     if table is None or table.startswith(TABLE_PREFIX):
         return
     asked = optim.tables.get(table, optim.table)
-    if asked.name == "adam":
+    is_pinned = table in plan.ranks
+    unpin = f" ~plan.ranks.{table}" if is_pinned else ""
+    cut = _with(
+        planned,
+        "plan",
+        sharding=plan.sharding | {table: "row_wise"},
+        ranks={t: ranks for t, ranks in plan.ranks.items() if t != table},
+    )
+    keys = f"plan.sharding.{table}=row_wise{unpin}"
+    if table in plan.sharding or is_pinned:
+        yield f"cut {table} by rows", keys, cut
+    if asked.name not in ("auto", "rowwise_adagrad") or asked.l2:
         tables = optim.tables | {table: TableOptimConfig(name="rowwise_adagrad")}
-        without = " and without its L2 penalty" if asked.l2 else ""
+        penalty = " and without its L2 penalty" if asked.l2 else ""
         yield (
-            f"train {table} with row-wise Adagrad, whose state is one value a row{without}",
-            f"optim.tables.{table}.name=rowwise_adagrad",
-            _with(planned, "optim", tables=tables),
+            f"cut {table} by rows, trained with row-wise Adagrad (one value of state a row){penalty}",
+            f"{keys} optim.tables.{table}.name=rowwise_adagrad",
+            _with(cut, "optim", tables=tables),
         )
 
 
 def _trainable_rows(planned: Planned) -> dict[str, int]:
     """Rows of the tables the model trains, largest first."""
-    ranker, optimizers = build_plannable(
+    ranker, _ = build_plannable(
         config=planned.config,
         manifest=planned.manifest,
         modality_dims={},
@@ -151,7 +137,8 @@ def _trainable_rows(planned: Planned) -> dict[str, int]:
     return dict(sorted(rows.items(), key=lambda item: -item[1]))
 
 
-def _half(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
+def _half_precision(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
+    """Hold the largest tables in fp16: one of them, then two, and so on."""
     large = [t for t, rows in _trainable_rows(planned).items() if rows > 100_000]
     for count in range(1, len(large) + 1):
         tables = sorted({*planned.config.model.half_tables, *large[:count]})
@@ -163,56 +150,7 @@ def _half(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
             )
 
 
-def _narrower(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    dim = planned.config.model.embedding_dim // 2 // 4 * 4
-    while dim >= _NARROWEST:
-        yield (
-            f"make the tables {dim} wide instead of {planned.config.model.embedding_dim}",
-            f"model.embedding_dim={dim}",
-            _with(planned, "model", embedding_dim=dim),
-        )
-        dim = dim // 2 // 4 * 4
-
-
-def _fewer_rows(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    if reason.table is None:
-        return
-    # The rows of a modality table are the items.
-    table = "item_id" if reason.table.startswith(TABLE_PREFIX) else reason.table
-    rows = planned.manifest.table(table).num_rows
-    fewer = rows
-    while fewer > max(1, _FEWEST_ROWS_SHARE * rows):
-        fewer = int(float(f"{fewer * 0.7:.2g}"))
-        yield (
-            f"keep {fewer:,} rows of {table} instead of {rows:,} (min_count or hash_rows in the "
-            f"recipe)",
-            f"rows.{table}={fewer}",
-            dataclasses.replace(planned, manifest=with_rows(planned.manifest, {table: fewer})),
-        )
-
-
-def _cached(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
-    if planned.cluster.device != "cuda":
-        return
-    candidates = [reason.table, *_trainable_rows(planned)]
-    candidates += [TABLE_PREFIX + name for name in planned.modality_dims]
-    tables = [t for t in dict.fromkeys(candidates) if t is not None]
-    plan = planned.config.plan
-    for count in range(1, len(tables) + 1):
-        kernels = plan.kernels | dict.fromkeys(tables[:count], "fused_uvm_caching")
-        shares = plan.cache_load_factor | dict.fromkeys(tables[:count], _CACHED_SHARE)
-        yield (
-            f"keep {', '.join(tables[:count])} in main memory, {_CACHED_SHARE:.0%} cached on the "
-            f"accelerators (slower)",
-            " ".join(
-                f"plan.kernels.{t}=fused_uvm_caching plan.cache_load_factor.{t}={_CACHED_SHARE}"
-                for t in tables[:count]
-            ),
-            _with(planned, "plan", kernels=kernels, cache_load_factor=shares),
-        )
-
-
-def _hosts(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
+def _more_hosts(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
     """The fewest hosts by doubling and halving: only the last candidate is yielded."""
 
     def on(hosts: int) -> Planned:
