@@ -81,7 +81,7 @@ def job(cfg: DictConfig) -> None:
         say,
     )
     folder = workspace / "runs" / config.run.name
-    agents = agents_of_start(env)
+    agents = agents_of_start()
     with first_rank_work(env) as is_first:
         if is_first:
             # What does not fit the data is refused before a folder says how this run was started.
@@ -203,7 +203,7 @@ def restore(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -
     if newest is None:
         return TrainState()
     state = load_checkpoint(newest, sharded=sharded, env=env)
-    restore_best(folder / "checkpoints", state, env)
+    restore_best(folder / "checkpoints", state)
     say(f"resumed from {newest.name}: epoch {state.epoch}, step {state.step:,}")
     # Asked again: the number of epochs and the patience may have been raised since.
     patience = config.train.patience

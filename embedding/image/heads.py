@@ -4,7 +4,7 @@ Over any number of ranks: each runs the network on its share of the sample, rank
 over what it fitted. Called by launch/embed.py. Shapes: N pictures, S side, V views, D widths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from embedding.image.encoder import OUTPUTS, ImageEncoder
 from embedding.image.neighbour_accuracy import nearest_agreement
 from embedding.image.projection import Sample
 from recsys.errors import UserError
+from recsys.runtime.collectives import gather, share
 
 _REDUCTION_PICTURES = 1024
 """Pictures that centres and components are fitted on."""
@@ -51,13 +52,16 @@ def fit_heads(
         raise UserError("no usable picture to fit the image encoder's heads on")
     # The rank with most pictures speaks for all.
     first = int(np.argmax(counts))
-    if rank == first:
+
+    def fit_reductions() -> None:
         sample = drawn(len(pictures), _REDUCTION_PICTURES, seed)
         encoder.fit_reductions(pictures.pixels[sample], batch_size)
-    encoder.restore_fitted(_broadcast(encoder.fitted_state(), first, world))
+
+    _fit_on(first, encoder, fit_reductions)
     reduced = _reduced_views(encoder, pictures, num_views, batch_size, seed * 7919 + rank)
     parts = gathered((reduced, pictures.artists, pictures.contents), world)
-    if rank == 0:
+
+    def fit() -> None:
         artist_N = _labels([name for _, artists, _ in parts for name in artists])
         content_N = _labels([name for _, _, contents in parts for name in contents])
         samples = {
@@ -69,7 +73,8 @@ def fit_heads(
             for name in OUTPUTS
         }
         encoder.fit_heads(samples, seed)
-    encoder.restore_fitted(_broadcast(encoder.fitted_state(), 0, world))
+
+    _fit_on(0, encoder, fit)
 
 
 def _reduced_views(
@@ -100,18 +105,19 @@ def _labels(names: Sequence[str | None]) -> torch.Tensor:
 
 def gathered(value: Any, world_size: int) -> list[Any]:
     """Return the values of all ranks, by rank."""
-    values = [value] * world_size
-    if world_size > 1:
-        dist.all_gather_object(values, value)
+    values = gather(lambda: value)
+    assert len(values) == world_size, "one value a rank"
     return values
 
 
-def _broadcast(value: Any, source: int, world: int) -> Any:
-    if world == 1:
-        return value
-    values = [{k: v.cpu() for k, v in value.items()}]
-    dist.broadcast_object_list(values, src=source)
-    return values[0]
+def _fit_on(source: int, encoder: ImageEncoder, fit: Callable[[], None]) -> None:
+    """Call `fit` on rank `source`; all ranks' encoders take over what it fitted."""
+
+    def fitted() -> dict[str, torch.Tensor]:
+        fit()
+        return {name: values.cpu() for name, values in encoder.fitted_state().items()}
+
+    encoder.restore_fitted(share(fitted, source=source))
 
 
 def measure(

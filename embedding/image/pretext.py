@@ -27,6 +27,7 @@ from embedding.image.augmentation import random_crops
 from embedding.image.encoder import ImageEncoder
 from recsys.errors import NonFiniteError, StorageError, UserError
 from recsys.files import EMBED_AGAIN, new_array, new_file, reading
+from recsys.runtime.collectives import gather
 
 _LEAST_CROP = 0.75
 _MAX_POSITIVE_WEIGHT = 10.0
@@ -377,11 +378,7 @@ def mean_average_precision(
         with mixed_precision(device):
             parts.append(classifier(pixels).float().cpu())
     scores = torch.cat(parts) if parts else torch.zeros(0, len(data.tags))
-    gathered: list[Any] = [scores.numpy()]
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, scores.numpy())
-    scores_NT = np.concatenate(gathered)
+    scores_NT = np.concatenate(gather(scores.numpy))
     targets_NT = np.concatenate([data.targets[rows[r::world]] for r in range(world)])
     known = targets_NT.any(axis=0)
     if not known.any():

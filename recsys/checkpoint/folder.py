@@ -20,6 +20,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from recsys.checkpoint.integrity import (
 from recsys.checkpoint.state import TrainState
 from recsys.errors import StorageError, UserError
 from recsys.files import reading, replace_folder, write_json
-from recsys.runtime.env import Env, first_rank_work
+from recsys.runtime.collectives import gather, sharing_errors
+from recsys.runtime.env import Env
 from recsys.sharding.apply import ShardedRanker, TableShard
 
 CHECKPOINT_VERSION = 2
@@ -149,40 +151,29 @@ def write_checkpoint(
 
     Raises:
         StorageError: a file could not be written, on whichever rank; raised on every rank. Nothing of
-            this checkpoint is left, and those before it are as they were.
+            this checkpoint is left, and those before it are as they were; so after any other error.
+        RankError: another rank failed in another way.
     """
     state = snapshot.index["state"]
     final = folder / f"step-{state['step']:08d}"
     beside = folder / f".{final.name}"
-    files, error = {}, None
+
+    def written() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+        with _naming_space(beside, snapshot):
+            return snapshot.chunks, _write_part(beside, snapshot, env)
+
     try:
-        files = _write_part(beside, snapshot, env)
-    except OSError as raised:
-        error = _cannot_write(beside, state["step"], snapshot.num_bytes, raised)
-    parts: list[Any] = [(snapshot.chunks, files, error)]
-    if env.world_size > 1:
-        parts = [None] * env.world_size
-        dist.all_gather_object(parts, (snapshot.chunks, files, error), group=group)
-    error = next((failed for _, _, failed in parts if failed is not None), None)
-    try:
-        with first_rank_work(env, group) as is_first:
-            if is_first and error is None:
-                try:
-                    chunks = [chunk for part, _, _ in parts for chunk in part]
-                    write_json(beside / "index.json", {**snapshot.index, "chunks": chunks})
-                    files = {"index.json": describe_file(beside / "index.json")}
-                    write_manifest(
-                        beside, files | {n: f for _, p, _ in parts for n, f in p.items()}
-                    )
-                    replace_folder(beside, final)
-                    if best:
-                        point_to_best(folder, final.name, state["best_metric"])
-                    prune(folder, final, keep_last)
-                except OSError as raised:
-                    error = _cannot_write(beside, state["step"], snapshot.num_bytes, raised)
-                    raise StorageError(error) from raised
-        if error is not None:
-            raise StorageError(error)
+        parts = gather(written, group)
+        with sharing_errors(group), _naming_space(beside, snapshot):
+            if env.is_first:
+                chunks = [chunk for part, _ in parts for chunk in part]
+                write_json(beside / "index.json", {**snapshot.index, "chunks": chunks})
+                files = {"index.json": describe_file(beside / "index.json")}
+                write_manifest(beside, files | {n: f for _, p in parts for n, f in p.items()})
+                replace_folder(beside, final)
+                if best:
+                    point_to_best(folder, final.name, state["best_metric"])
+                prune(folder, final, keep_last)
     finally:
         if env.is_first:
             shutil.rmtree(beside, ignore_errors=True)
@@ -295,14 +286,24 @@ def _pickled(values: Any) -> bytes:
     return stream.getvalue()
 
 
-def _cannot_write(folder: Path, step: int, num_bytes: int, error: OSError) -> str:
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return (
-        f"{folder.parent}: the checkpoint of step {step:,} cannot be written ({error}); the tables "
-        f"of this rank take {num_bytes:,} bytes, {shutil.disk_usage(there).free:,} are free there. "
-        f"The checkpoints before it are whole: free some space, lower train.keep_last, or move the "
-        f"workspace (workspace=), and start the same command again"
-    )
+@contextmanager
+def _naming_space(folder: Path, snapshot: Snapshot) -> Iterator[None]:
+    """Say of a refused write how much space is needed and free.
+
+    Raises:
+        StorageError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        raise StorageError(
+            f"{folder.parent}: the checkpoint of step {snapshot.index['state']['step']:,} cannot be "
+            f"written ({error}); the tables of this rank take {snapshot.num_bytes:,} bytes, "
+            f"{shutil.disk_usage(there).free:,} are free there. The checkpoints before it are whole: "
+            f"free some space, lower train.keep_last, or move the workspace (workspace=), and start "
+            f"the same command again"
+        ) from error
 
 
 class _ChunkReader:

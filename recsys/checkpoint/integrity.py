@@ -15,13 +15,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from recsys.checkpoint.state import TrainState
 from recsys.errors import UserError
 from recsys.files import put_back, reading, sha256_of, sync, write_json
 from recsys.job import say
-from recsys.runtime.env import Env, first_rank_work
+from recsys.runtime.collectives import gather, share
+from recsys.runtime.env import Env
 
 MANIFEST = "manifest.json"
 BEST = "best.json"
@@ -74,10 +73,7 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1, read: bool = Tru
 
 def shared_damage_of(path: Path, env: Env) -> str | None:
     """Return what `damage_of` finds, every rank reading its share of the files; all ranks call it."""
-    found: list[str | None] = [damage_of(path, part=env.rank, num_parts=env.world_size)]
-    if env.world_size > 1:
-        mine, found = found[0], [None] * env.world_size
-        dist.all_gather_object(found, mine)
+    found = gather(lambda: damage_of(path, part=env.rank, num_parts=env.world_size))
     return next((damage for damage in found if damage is not None), None)
 
 
@@ -89,11 +85,7 @@ def newest_whole(folder: Path, env: Env) -> Path | None:
     Raises:
         UserError: there are checkpoints and none is whole: nothing starts from scratch unasked.
     """
-    names = [path.name for path in checkpoints_of(folder)]
-    if env.world_size > 1:
-        shared = [names]
-        dist.broadcast_object_list(shared, src=0)
-        names = shared[0]
+    names = share(lambda: [path.name for path in checkpoints_of(folder)])
     damages = []
     for name in reversed(names):
         damage = shared_damage_of(folder / name, env)
@@ -187,7 +179,7 @@ def point_to_best(folder: Path, name: str, metric: float | None) -> None:
     write_json(folder / BEST, {"checkpoint": name, "metric": metric})
 
 
-def restore_best(folder: Path, state: TrainState, env: Env) -> None:
+def restore_best(folder: Path, state: TrainState) -> None:
     """Make best.json and `state` agree after a resume; all ranks call this.
 
     A process killed between a checkpoint and best.json leaves the pointer one behind. Where the best
@@ -196,14 +188,14 @@ def restore_best(folder: Path, state: TrainState, env: Env) -> None:
     if state.best_metric is None:
         return
     name = f"step-{state.best_step:08d}"
-    kept = [False]
-    with first_rank_work(env) as is_first:
-        if is_first and damage_of(folder / name, read=False) is None:
+
+    def pointed() -> bool:
+        whole = damage_of(folder / name, read=False) is None
+        if whole:
             point_to_best(folder, name, state.best_metric)
-            kept = [True]
-    if env.world_size > 1:
-        dist.broadcast_object_list(kept, src=0)
-    if not kept[0]:
+        return whole
+
+    if not share(pointed):
         say(
             f"warning: the best checkpoint {folder / name} is not whole any more; the next "
             f"validation counts as the best so far"

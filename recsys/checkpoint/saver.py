@@ -30,7 +30,8 @@ from recsys.checkpoint.folder import (
 from recsys.checkpoint.integrity import forget_unfinished
 from recsys.checkpoint.state import TrainState
 from recsys.errors import StorageError
-from recsys.runtime.env import GROUP_TIMEOUT, Env, first_rank_work
+from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.env import GROUP_TIMEOUT, Env
 from recsys.sharding.apply import ShardedRanker
 
 
@@ -69,8 +70,8 @@ class Saver:
         self._error: Exception | None = None
         self._costs: tuple[int, dict[str, float]] | None = None
         self._group: dist.ProcessGroup | None = None
-        with first_rank_work(env) as is_first:
-            if is_first:
+        with sharing_errors():
+            if env.is_first:
                 forget_unfinished(folder)
         if in_background and env.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
@@ -89,7 +90,8 @@ class Saver:
         """
         started = time.perf_counter()
         self.wait()
-        snapshot = take_snapshot(self.sharded, state, self.env, self._buffers)
+        with sharing_errors():
+            snapshot = take_snapshot(self.sharded, state, self.env, self._buffers)
         if self.in_background:
             self._start(self._write, snapshot, best)
         else:
@@ -99,19 +101,20 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save in flight.
+        """Wait for the save in flight; all ranks call this.
 
         Raises:
             StorageError: it could not be written; on every rank.
         """
-        self._join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        if self._costs is not None:
-            step, costs = self._costs
-            self._costs = None
-            self.report(step, {"checkpoint/blocking_seconds": self._blocking_seconds} | costs)
+        with sharing_errors():
+            self._join()
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            if self._costs is not None:
+                step, costs = self._costs
+                self._costs = None
+                self.report(step, {"checkpoint/blocking_seconds": self._blocking_seconds} | costs)
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         def run() -> None:
@@ -130,7 +133,7 @@ class Saver:
     def _touch(self, stored: dict[str, torch.Tensor]) -> None:
         try:
             self._buffers = host_buffers(stored, self.env)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._error = StorageError(
                 f"no memory for copies of the tables ({error}); use train.save_in_background=false"
             )

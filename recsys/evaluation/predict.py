@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from recsys.batch import Batch
 from recsys.metrics.predictions import NanScoresError
+from recsys.runtime.collectives import gather_rows
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
 from recsys.sharding.apply import ShardedRanker
@@ -91,12 +91,12 @@ def predict(
         stacked_BC = torch.stack([c.double() for c in columns], dim=1)
         floats_BC.append(torch.cat([stacked_BC, scores.weights_BM.double()], dim=1).cpu())
     model.train()
-    ids_3N = _gather(torch.cat(ids_3B, dim=1).T.contiguous(), env)
-    floats_NC = _gather(torch.cat(floats_BC), env)
-    if ids_3N is None or floats_NC is None:
+    ids_N3 = gather_rows(lambda: torch.cat(ids_3B, dim=1).T.contiguous(), env.device)
+    floats_NC = gather_rows(lambda: torch.cat(floats_BC), env.device)
+    if ids_N3 is None or floats_NC is None:
         return None
-    real = floats_NC[:, 1] > 0
-    ids, floats = ids_3N[real], floats_NC[real]
+    real = floats_NC.numpy()[:, 1] > 0
+    ids, floats = ids_N3.numpy()[real], floats_NC.numpy()[real]
     return Predictions(
         row_id=ids[:, 0],
         user_row=ids[:, 1],
@@ -105,13 +105,3 @@ def predict(
         score=floats[:, 2],
         weights=floats[:, 3:].astype(np.float32),
     )
-
-
-def _gather(local_NC: torch.Tensor, env: Env) -> np.ndarray | None:
-    """Concatenate equally shaped tensors of all ranks on rank 0."""
-    if env.world_size == 1:
-        return local_NC.numpy()
-    local = local_NC.to(env.device)
-    parts = [torch.empty_like(local) for _ in range(env.world_size)] if env.is_first else None
-    dist.gather(local, parts, dst=0)
-    return torch.cat(parts).cpu().numpy() if parts is not None else None

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from recsys.errors import UserError
+from recsys.runtime.collectives import gather, sharing_errors
 from recsys.runtime.rendezvous import fresh_store
 from recsys.runtime.threads import threads_of_process, use_threads
 
@@ -184,21 +185,20 @@ def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
     return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in began_with.split(b"\0"))
 
 
-def agents_of_start(env: Env) -> list[str]:
+def agents_of_start() -> list[str]:
     """Return the names of the torchrun agents that started the ranks; none without torchrun.
 
     A restart of workers, and a group that meets anew after a host was lost or has come, shares an
     agent with the one before it; another start of the same command shares none. The rendezvous id
     and the restart count tell neither: people use one id again, and an agent counts for itself.
     """
-    name = None
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        name = name_of_process(agent_of(os.getpid()))
-    names = [name]
-    if env.world_size > 1:
-        names = [None] * env.world_size
-        dist.all_gather_object(names, name)
-    return sorted({name for name in names if name is not None})
+
+    def own_agent() -> str | None:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return None
+        return name_of_process(agent_of(os.getpid()))
+
+    return sorted({name for name in gather(own_agent) if name is not None})
 
 
 def _be_deterministic() -> None:
@@ -253,27 +253,7 @@ def stop(exit_code: int = 0) -> None:
 
 
 @contextmanager
-def first_rank_work(env: Env, group: dist.ProcessGroup | None = None) -> Iterator[bool]:
-    """Run a block on rank 0 only, with its outcome shared: an error there is raised on every rank.
-
-    Args:
-        group: of all ranks, where a thread beside the main one calls this; None: the default one.
-
-    Yields True on rank 0. Without this, an exception on rank 0 leaves the others waiting for the
-    process-group timeout.
-
-    Raises:
-        UserError: on the other ranks, with rank 0's sentence, when rank 0's block failed.
-    """
-    error: Exception | None = None
-    try:
+def first_rank_work(env: Env) -> Iterator[bool]:
+    """Run a block on rank 0 only, where it yields True; an error is raised on every rank."""
+    with sharing_errors():
         yield env.is_first
-    except Exception as raised:
-        error = raised
-    outcome = [str(error) if error is not None and env.is_first else None]
-    if env.world_size > 1:
-        dist.broadcast_object_list(outcome, src=0, group=group)
-    if error is not None:
-        raise error
-    if outcome[0] is not None:
-        raise UserError(outcome[0])

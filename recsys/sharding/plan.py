@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.planner.utils import placement
@@ -31,7 +30,8 @@ from torchrec.modules.embedding_configs import DataType
 from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
-from recsys.runtime.env import Env, first_rank_work
+from recsys.runtime.collectives import share
+from recsys.runtime.env import Env
 from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.estimate import forecast
 from recsys.sharding.optimizers import TableOptimizer
@@ -425,16 +425,13 @@ def share_plan(
     Raises:
         UserError: on every rank, with rank 0's sentence, when planning failed there.
     """
-    contents: list[Any] = [None]
-    with first_rank_work(env) as is_first:
-        if is_first:
-            contents[0] = make()
-            check_matches(contents[0], model=model, optimizers=optimizers, env=env, source=source)
-    if env.world_size > 1:
-        dist.broadcast_object_list(contents, src=0)
-    content = contents[0]
-    assert content is not None, "rank 0 planned without an error, so there is a plan"
-    return content
+
+    def made() -> dict[str, Any]:
+        content = make()
+        check_matches(content, model=model, optimizers=optimizers, env=env, source=source)
+        return content
+
+    return share(made)
 
 
 def check_matches(

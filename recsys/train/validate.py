@@ -2,14 +2,13 @@
 
 import time
 
-import torch.distributed as dist
-
 from recsys.checkpoint.state import TrainState
 from recsys.data.loader import Loader
-from recsys.evaluation.predict import by_score, predict, users_of
+from recsys.evaluation.predict import Predictions, by_score, predict, users_of
 from recsys.job import say
 from recsys.metrics.summary import evaluate_predictions
-from recsys.runtime.env import Env, first_rank_work
+from recsys.runtime.collectives import share
+from recsys.runtime.env import Env
 from recsys.runtime.signals import StopSignals
 from recsys.sharding.apply import ShardedRanker
 from recsys.train.log import RunLog
@@ -47,33 +46,31 @@ class Validation:
         started = time.perf_counter()
         batches = self.signals.watched(self.loader.batches(epoch=0))
         predictions = predict(self.sharded, batches, self.env)
-        value = [0.0]
-        with first_rank_work(self.env) as is_first:
-            if is_first:
-                assert predictions is not None, "rank 0 gathers the predictions"
-                predictions = by_score(predictions)
-                metrics = evaluate_predictions(
-                    labels_N=predictions.label,
-                    probabilities_N=predictions.score,
-                    user_rows_N=users_of(predictions, self.loader.dataset.manifest),
-                )
-                seconds = time.perf_counter() - started
-                metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
-                self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
-                say(
-                    f"epoch {state.epoch} step {state.step:,}: "
-                    f"train loss {self.log.last_loss:.4f}, validation AUC {metrics['auc']:.4f}, "
-                    f"log-loss {metrics['log_loss']:.4f} "
-                    f"({metrics['num_rows']:,} rows)"
-                )
-                if abs(metrics["auc"] - 0.5) < _STUCK_MARGIN:
-                    say(
-                        "warning: validation AUC is stuck at 0.5. Likely causes: labels that do "
-                        "not depend on the features (check the recipe's label), a learning rate "
-                        "too small or too large (optim.dense_learning_rate, optim.table), or "
-                        "features left out (model.features, model.modalities)"
-                    )
-                value[0] = metrics[self.metric]
-        if self.env.world_size > 1:
-            dist.broadcast_object_list(value, src=0)
-        return value[0]
+        return share(lambda: self._report(state, predictions, started))
+
+    def _report(self, state: TrainState, predictions: Predictions | None, started: float) -> float:
+        """Compute, print and write the metrics of all rows; return the one that decides."""
+        assert predictions is not None, "rank 0 gathers the predictions"
+        predictions = by_score(predictions)
+        metrics = evaluate_predictions(
+            labels_N=predictions.label,
+            probabilities_N=predictions.score,
+            user_rows_N=users_of(predictions, self.loader.dataset.manifest),
+        )
+        seconds = time.perf_counter() - started
+        metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
+        self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
+        say(
+            f"epoch {state.epoch} step {state.step:,}: "
+            f"train loss {self.log.last_loss:.4f}, validation AUC {metrics['auc']:.4f}, "
+            f"log-loss {metrics['log_loss']:.4f} "
+            f"({metrics['num_rows']:,} rows)"
+        )
+        if abs(metrics["auc"] - 0.5) < _STUCK_MARGIN:
+            say(
+                "warning: validation AUC is stuck at 0.5. Likely causes: labels that do "
+                "not depend on the features (check the recipe's label), a learning rate "
+                "too small or too large (optim.dense_learning_rate, optim.table), or "
+                "features left out (model.features, model.modalities)"
+            )
+        return metrics[self.metric]
