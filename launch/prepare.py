@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 
 from recsys.config import read_job
-from recsys.data.object_store import is_url
-from recsys.data.prepare import prepare
+from recsys.data.prepare.object_store import is_url
+from recsys.data.prepare.pipeline import prepare
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, say

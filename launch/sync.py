@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from recsys.config import read_job
-from recsys.data.object_store import sync
+from recsys.data.prepare.object_store import sync
 from recsys.job import hydra_job, run_job, say
 
 

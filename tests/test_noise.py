@@ -16,7 +16,7 @@ import torch
 
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
-from recsys.data.prepare import prepare
+from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import SPLITS, STRATEGIES, Recipe
 from recsys.evaluation.candidates import CandidateDataset, RankingConfig, draw_candidates
 from recsys.evaluation.predict import predict

@@ -11,7 +11,7 @@ import duckdb
 
 from recsys.data.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
-from recsys.data.sources import literal, quoted
+from recsys.data.sql import literal, quoted
 from recsys.schema import TableSpec
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recsys.config import from_config
-from recsys.data.prepare import prepare
+from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
 
 INTERACTIONS = """user_id,item_id,time,rating

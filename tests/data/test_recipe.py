@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.data.label import LabelRule, parse_label
+from recsys.data.prepare.label import LabelRule, parse_label
 from recsys.data.recipe import check_recipe
 from tests.data.small_log import recipe
 

@@ -8,7 +8,7 @@ import pytest
 
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
-from recsys.data.prepare import prepare
+from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
 from recsys.evaluation.evaluate import BootstrapConfig, EvaluateConfig, compare_files
 from recsys.evaluation.predict import Predictions, users_of

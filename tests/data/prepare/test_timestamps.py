@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.timestamps import DATES
+from recsys.data.prepare.timestamps import DATES
 from tests.data.small_log import INTERACTIONS, prepared, recipe, write_source
 
 LINES = [line.split(",") for line in INTERACTIONS.splitlines()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from recsys.data.sources import literal
+from recsys.data.sql import literal
 
 NUM_EXAMPLES = 3
 _BLANKS = r"\s\x{0085}\x{00a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.label import LabelRule, parse_label
+from recsys.data.prepare.label import LabelRule, parse_label
 from tests.data.small_log import prepared, recipe, write_source
 
 EVENTS = """user_id,item_id,time,event,paid

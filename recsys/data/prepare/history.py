@@ -17,8 +17,8 @@ splits do not follow one another in time, needs sequences of each split's own.
 
 import duckdb
 
+from recsys.data.prepare.split import order_hash
 from recsys.data.recipe import SPLITS
-from recsys.data.split import order_hash
 
 STORED = "SELECT user_row AS key, item_row AS value FROM sequence WHERE is_held = 1"
 """SQL of the stored positives by user, in the order of the table `sequence`."""

@@ -5,7 +5,7 @@ import os
 import fsspec
 import pytest
 
-from recsys.data.object_store import open_store, sync
+from recsys.data.prepare.object_store import open_store, sync
 from recsys.schema import local_path
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 

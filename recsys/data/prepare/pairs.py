@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import duckdb
 
+from recsys.data.prepare.sources import Source
 from recsys.data.recipe import PERSPECTIVES, PairsRecipe
-from recsys.data.sources import Source, literal, quoted
+from recsys.data.sql import literal, quoted
 
 ELEMENTS = (
     "a abbr b big blockquote br center cite code dd del div dl dt em font h[1-6] hr i img ins li ol p "

@@ -2,7 +2,8 @@
 
 import duckdb
 
-from recsys.data.sources import ROW_NUMBER, Source, literal, quoted, short
+from recsys.data.prepare.sources import ROW_NUMBER, Source
+from recsys.data.sql import literal, quoted, short
 
 LAST_SECOND = 253_402_300_799
 """Of the year 9999: what lies behind it are milliseconds, or no times at all."""

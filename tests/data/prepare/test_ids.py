@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.train import job as train
-from recsys.data.spelling import HABITS, gather_ids, overlap_of, plain_ids_sql, two_spellings
+from recsys.data.prepare.spelling import (
+    HABITS,
+    gather_ids,
+    overlap_of,
+    plain_ids_sql,
+    two_spellings,
+)
 from recsys.runtime.env import Env
 from recsys.schema import SplitSpec, write_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source

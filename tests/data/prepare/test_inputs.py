@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data import prepare as prepare_file
-from recsys.data.checks import leaves_root
-from recsys.data.prepare import prepare
+from recsys.data.prepare import pipeline as pipeline_file
+from recsys.data.prepare.checks import leaves_root
+from recsys.data.prepare.pipeline import prepare
 from recsys.schema import leaves_folder, read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
@@ -428,7 +428,7 @@ def test_a_failure_at_the_last_step_keeps_the_earlier_result(tmp_path, monkeypat
     def full(*_):
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(prepare_file, "write_manifest", full)
+    monkeypatch.setattr(pipeline_file, "write_manifest", full)
     with pytest.raises(OSError, match=r"w/prepared: .* disk is full .* before is unchanged"):
         prepared(tmp_path, recipe(source, history__max_length=2))
     assert read_manifest(workspace).checksums == manifest.checksums

@@ -18,20 +18,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.data.sql import literal, quoted, short
 from recsys.errors import UserError
 
 ROW_NUMBER = "source_row"
 """Column that every view has: the row's place in its file."""
-
-
-def quoted(name: str) -> str:
-    """Return an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,15 +298,3 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise UserError(f"{path}: columns {', '.join(twice)}: a name is given twice; rename one")
     if ROW_NUMBER in lower:
         raise UserError(f"{path}: column {ROW_NUMBER!r}: the name is taken; rename it")
-
-
-def short(error: Exception) -> str:
-    """Return what an error says, in one line and without advice on options a recipe lacks."""
-    lines: list[str] = []
-    for line in str(error).splitlines():
-        if not line.strip() or line.startswith("Possible"):
-            break
-        line = line.strip()
-        # A line of the file may be as long as it likes.
-        lines.append(line if len(line) <= 160 else f"{line[:120]}... ({len(line):,} characters)")
-    return "; ".join(lines)[:800]

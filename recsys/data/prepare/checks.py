@@ -10,7 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from recsys.data.sources import Source, quoted, short
+from recsys.data.prepare.sources import Source
+from recsys.data.sql import quoted, short
 from recsys.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.prepare import lists_by_key, prepare
+from recsys.data.prepare.pipeline import lists_by_key, prepare
 from recsys.data.recipe import Recipe
 from tests.data.small_log import recipe
 

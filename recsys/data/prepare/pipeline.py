@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.checks import (
+from recsys.data.prepare.checks import (
     Problems,
     is_null,
     is_written_oddly,
@@ -29,11 +29,26 @@ from recsys.data.checks import (
     merged_ids,
     note_ids_written_two_ways,
 )
-from recsys.data.history import STORED, are_stored_by_split, build_sequence, stand_in_time_sql
-from recsys.data.label import RULES, label_sql, parse_label, unusable_label
-from recsys.data.negatives import draw_negatives
-from recsys.data.object_store import fetched
-from recsys.data.pairs import PairCounts, build_pairs, pair_columns
+from recsys.data.prepare.history import (
+    STORED,
+    are_stored_by_split,
+    build_sequence,
+    stand_in_time_sql,
+)
+from recsys.data.prepare.label import RULES, label_sql, parse_label, unusable_label
+from recsys.data.prepare.negatives import draw_negatives
+from recsys.data.prepare.object_store import fetched
+from recsys.data.prepare.pairs import PairCounts, build_pairs, pair_columns
+from recsys.data.prepare.sources import Source, TextFormat
+from recsys.data.prepare.spelling import gather_ids, overlap_of, two_spellings
+from recsys.data.prepare.split import order_hash, split_sql
+from recsys.data.prepare.timestamps import (
+    LAST_ODD_SECOND,
+    dates_among_numbers,
+    format_problem,
+    seconds_sql,
+    unusable_times,
+)
 from recsys.data.recipe import (
     PERSPECTIVES,
     SPLITS,
@@ -43,16 +58,7 @@ from recsys.data.recipe import (
     check_recipe,
     source_file,
 )
-from recsys.data.sources import Source, TextFormat, literal, quoted, short
-from recsys.data.spelling import gather_ids, overlap_of, two_spellings
-from recsys.data.split import order_hash, split_sql
-from recsys.data.timestamps import (
-    LAST_ODD_SECOND,
-    dates_among_numbers,
-    format_problem,
-    seconds_sql,
-    unusable_times,
-)
+from recsys.data.sql import literal, quoted, short
 from recsys.data.vocab import FeatureTable, build_vocabulary, value_sql
 from recsys.errors import UserError
 from recsys.files import new_array, new_folder, sha256_of

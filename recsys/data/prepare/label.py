@@ -6,7 +6,7 @@ What enters: `interactions.label` of a recipe. What leaves: SQL for prepare.
 import re
 from dataclasses import dataclass
 
-from recsys.data.sources import literal, quoted
+from recsys.data.sql import literal, quoted
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARED = re.compile(rf"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")

@@ -143,7 +143,7 @@ def test_user_known_from_test_alone_is_unknown(tmp_path):
 
 
 def test_preparing_again_gives_the_same_bytes_for_any_number_of_threads(tmp_path):
-    from recsys.data.prepare import prepare
+    from recsys.data.prepare.pipeline import prepare
 
     made = recipe(write_source(tmp_path / "raw"))
     first = prepare(made, tmp_path / "a", memory_limit="500MB", threads=1)
