@@ -95,8 +95,10 @@ class Shuffle:
             }
         else:
             inputs.interests = [
-                (m, v[order_B], p[order_B]) if m == self.name else (m, v, p)
-                for m, v, p in inputs.interests
+                (v[order_B], p[order_B]) if modality == self.name else (v, p)
+                for (modality, _), (v, p) in zip(
+                    self.ranker.inputs.interests, inputs.interests, strict=True
+                )
             ]
         return (inputs,)
 

@@ -16,14 +16,13 @@ from recsys.model.baselines.dcn import Dcn
 from recsys.model.baselines.dcn_v2 import DcnV2
 from recsys.model.baselines.deepfm import DeepFM
 from recsys.model.baselines.fibinet import FiBiNet
-from recsys.model.baselines.finalmlp import FinalMlp
+from recsys.model.baselines.finalmlp import FinalMlp, TwoStreams
 from recsys.model.baselines.fm import FactorizationMachine
 from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.lr import LogisticRegression
 from recsys.model.baselines.masknet import MaskNet
 from recsys.model.baselines.xdeepfm import XDeepFM
 from recsys.model.cross import build_cross
-from recsys.model.history import HistoryAttention, SimilarityTiers
 from recsys.model.mlp import Tower
 from recsys.model.ranker import (
     Ranker,
@@ -32,7 +31,6 @@ from recsys.model.ranker import (
     UmairFps,
     select_features,
 )
-from recsys.model.two_stream import TwoStreams
 from recsys.schema import Manifest
 
 
@@ -57,7 +55,6 @@ def build_ranker(
         raise UserError(f"model.name={config.name!r}: expected one of {', '.join(RANKERS)}")
     features = select_features(manifest, config)
     dims = {name: modality_dims[name] for name in config.modalities if name in modality_dims}
-    past = config.name == "umair_fps" and (config.similarity_tiers or config.history_attention)
     inputs = RankerInputs(
         tables=manifest.tables,
         features=features,
@@ -69,7 +66,7 @@ def build_ranker(
         table_dims=config.table_dims,
         half_tables=config.half_tables,
         first_order=config.first_order,
-        sequence=bool(past),
+        similarity_tiers=config.similarity_tiers if config.name == "umair_fps" else 0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,19 +87,6 @@ def batch_features(ranker: Ranker) -> list[str]:
 
 
 def _umair_fps(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
-    past: list[nn.Module] = []
-    if inputs.sequence and config.similarity_tiers:
-        past.append(
-            SimilarityTiers(modality_dims=inputs.modality_dims, num_tiers=config.similarity_tiers)
-        )
-    if inputs.sequence and config.history_attention:
-        past.append(
-            HistoryAttention(
-                modality_dims=inputs.modality_dims,
-                dim=config.tower_dims[-1],
-                hidden_dim=config.cross_width,
-            )
-        )
     return UmairFps(
         user_dim=inputs.user_dim,
         item_dim=inputs.item_dim,
@@ -123,11 +107,7 @@ def _umair_fps(config: RankerConfig, inputs: RankerInputs) -> nn.Module:
         projection_dropout=config.projection_dropout,
         umcm_dropout=config.umcm_dropout,
         user_activation=config.user_activation,
-        two_streams=config.two_streams,
-        second_deep_dims=config.second_deep_dims,
-        cross_heads=config.cross_heads,
-        cross_width=config.cross_width,
-        past=past,
+        similarity_dim=inputs.similarity_dim,
     )
 
 

@@ -6,14 +6,14 @@ Shapes: B rows, E modality width, M modalities.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from recsys.model.history import History
 
 TABLE_PREFIX = "modality_"
 
@@ -89,7 +89,7 @@ class ModalityTables(nn.Module):
                     vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
             return vectors
 
-    def sequence(self, sparse: KeyedJaggedTensor) -> "History":
+    def sequence(self, sparse: KeyedJaggedTensor) -> History:
         """Return the items of all histories of the batch, to be read one by one.
 
         A sharded collection only answers pooled, so the tables must be held whole
@@ -110,47 +110,6 @@ class ModalityTables(nn.Module):
     def _key(self, feature: str, modality: str) -> str:
         # TorchRec names an output feature@table as soon as several tables read the feature.
         return feature if len(self.dims) == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
-
-
-@dataclass
-class History:
-    """Every item of every history of a batch; T counts them all. Vectors are read when asked for."""
-
-    tables: dict[str, torch.Tensor]
-    """Stored rows of all items by modality, in the layout of `ModalityTables`."""
-    dims: dict[str, int]
-    """Vector width E by modality."""
-    item_T: torch.Tensor
-    """Item rows."""
-    row_T: torch.Tensor
-    """The row of the batch that each item belongs to."""
-
-    def vectors(self, modality: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (vector [T, E], present [T]) without gradient."""
-        with torch.no_grad():
-            return _split(self.tables[modality][self.item_T], self.dims[modality])
-
-    def cosines(self, modality: str, item_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (cosine with the row's item [T], present [T]) without gradient.
-
-        A zero vector has the cosine 0 with everything.
-        """
-        table_ND, dim = self.tables[modality], self.dims[modality]
-        # [T, E] is gigabytes for long histories: a piece of it at a time stays in a CPU's cache.
-        piece = 4096 if table_ND.device.type == "cpu" else 262144
-        cosines, presents = [], []
-        with torch.no_grad():
-            unit_BE = F.normalize(item_BE.float(), dim=1)
-            for item_P, row_P in zip(
-                self.item_T.split(piece), self.row_T.split(piece), strict=True
-            ):
-                stored_PD = table_ND[item_P].float()
-                past_PE = stored_PD[:, :dim]
-                norm_P = torch.linalg.vector_norm(past_PE, dim=1)
-                dot_P = (past_PE * unit_BE[row_P]).sum(dim=1)
-                cosines.append(dot_P / norm_P.clamp_min(1e-12))
-                presents.append((stored_PD[:, dim] > 0).float())
-        return torch.cat(cosines), torch.cat(presents)
 
 
 def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

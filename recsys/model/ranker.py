@@ -7,6 +7,7 @@ Shapes: B rows, D table width, E modality width, M modalities, H tower width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,12 @@ from recsys.batch import Batch
 from recsys.errors import UserError
 from recsys.model.cross import build_cross
 from recsys.model.fusion import UMCM_FORMS
+from recsys.model.history import SimilarityTiers
 from recsys.model.linear import joined
 from recsys.model.loss import bce_loss
 from recsys.model.mlp import Tower
-from recsys.model.modality import History, ModalityTables
+from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, build_tables
-from recsys.model.two_stream import TwoStreams
 from recsys.schema import FeatureSpec, Manifest, TableSpec
 
 DENSE_PRECISIONS = ("fp32", "tf32", "bf16")
@@ -34,6 +35,18 @@ SPARSE_MODALITY = "ids"
 class RankerConfig:
     """Architecture of a ranker; presets in configs/model/."""
 
+    REMOVED: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "two_streams": (
+            False,
+            "it brought no gain (LOG.md, 2026-11-26); model=finalmlp is the ranker of two streams",
+        ),
+        "history_attention": (
+            False,
+            "it brought no gain (LOG.md, 2026-11-26); model.similarity_tiers=16 compares the item with "
+            "the history's items",
+        ),
+    }
+    """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
     name: str = "umair_fps"
     """`umair_fps`, or a baseline of recsys/model/baselines."""
     features: list[str] | None = None
@@ -68,7 +81,7 @@ class RankerConfig:
     cross_layers: int = 2
     """Layers of the cross network; of a baseline's CIN or attention, or its mask blocks."""
     cross_heads: int = 2
-    """Attention heads of AutoInt; parts into which two streams are cut for their product."""
+    """Attention heads of AutoInt; parts into which FinalMLP's streams are cut for their product."""
     cross_width: int = 16
     """Width of a baseline's layer: CIN's feature maps, an attention head, a mask block, a gate."""
     cross_rank: int = 32
@@ -76,18 +89,12 @@ class RankerConfig:
     cross_experts: int = 4
     """Experts of the low-rank mixture."""
     deep_dims: list[int] = field(default_factory=lambda: [64, 32, 16])
-    """Hidden widths of the final MLP (of two streams: the first)."""
+    """Hidden widths of the final MLP (of FinalMLP: the first stream)."""
     second_deep_dims: list[int] = field(default_factory=list)
-    """Hidden widths of the second stream; empty: those of the first."""
-    two_streams: bool = False
-    """UMAIR-FPS ends in two gated streams joined bilinearly, as FinalMLP does, not in one MLP. No
-    gain on either real log (LOG.md)."""
+    """Hidden widths of FinalMLP's second stream; empty: those of the first."""
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities between the item and the history, per modality
     (SimTier); 0: none. Needs frozen tables held whole (plan.replicate_modality_bytes)."""
-    history_attention: bool = False
-    """Attention of the item over the history's modality vectors (DIN). Needs frozen tables held
-    whole (plan.replicate_modality_bytes). No gain on either real log (LOG.md)."""
     first_order: bool = True
     """Add a first-order weight of every sparse feature to the logit."""
     second_order: bool = False
@@ -126,10 +133,10 @@ class RankerInputs(nn.Module):
         table_dims: Mapping[str, int],
         half_tables: Sequence[str],
         first_order: bool,
-        sequence: bool = False,
+        similarity_tiers: int = 0,
     ):
         """Args: modality_dims: vector width E of every modality in use; may be empty.
-        sequence: hand on the first history item by item, too; without history or modality, nothing.
+        similarity_tiers: of the histogram over the first history; 0, or no history or modality: none.
         """
         super().__init__()
         self.embeddings = build_tables(
@@ -151,14 +158,19 @@ class RankerInputs(nn.Module):
             if modality in interest_modalities
             for feature in history_features
         ]
-        self.sequence = sequence and bool(modality_dims) and bool(history_features)
+        has_history = bool(modality_dims) and bool(history_features)
+        self.similarity = (
+            SimilarityTiers(modality_dims=modality_dims, num_tiers=similarity_tiers)
+            if similarity_tiers and has_history
+            else None
+        )
         self.modality = (
             ModalityTables(
                 dims=modality_dims,
                 num_rows=num_item_rows,
                 item_feature="item_id",
                 history_features=history_features if self.interests else [],
-                sequence_feature=history_features[0] if self.sequence else None,
+                sequence_feature=history_features[0] if self.similarity is not None else None,
             )
             if modality_dims
             else None
@@ -191,37 +203,43 @@ class RankerInputs(nn.Module):
         """Width of the item's sparse input y."""
         return self.item_columns.out_dim
 
+    @property
+    def similarity_dim(self) -> int:
+        """Width S of the similarity histograms; 0 without."""
+        return 0 if self.similarity is None else self.similarity.out_dim
+
     def forward(self, batch: Batch) -> "DenseInputs":
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
         embeddings = self.embeddings(batch.sparse)
         user_BD, user_first_order_B = self.user_columns(embeddings, batch.sparse)
         item_BD, item_first_order_B = self.item_columns(embeddings, batch.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        interests: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-        history = None
+        interests: list[tuple[torch.Tensor, torch.Tensor]] = []
+        first_order_B = user_first_order_B + item_first_order_B
+        similarity_BS = first_order_B[:, None][:, :0]
         if self.modality is not None:
             looked_up = self.modality(batch.sparse)
             items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
             # Indexed, not unpacked: the pipeline traces this method with symbolic tensors.
             interests = [
-                (m, looked_up[m][feature][0], looked_up[m][feature][1])
+                (looked_up[m][feature][0], looked_up[m][feature][1])
                 for m, feature in self.interests
             ]
-            if self.sequence:
-                history = self.modality.sequence(batch.sparse)
+            if self.similarity is not None:
+                similarity_BS = self.similarity(self.modality.sequence(batch.sparse), items)
         return DenseInputs(
             user_BX=user_BD,
             item_BY=item_BD,
             modalities=items,
             interests=interests,
-            first_order_B=user_first_order_B + item_first_order_B,
-            history=history,
+            first_order_B=first_order_B,
+            similarity_BS=similarity_BS,
         )
 
 
 @dataclass
 class DenseInputs:
-    """What the dense part of a ranker sees of a batch."""
+    """Inputs of the dense part of a ranker; tensors only, of B rows each."""
 
     user_BX: torch.Tensor
     """User features and context, concatenated."""
@@ -229,15 +247,16 @@ class DenseInputs:
     """The item's sparse features, concatenated."""
     modalities: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
-    interests: list[tuple[str, torch.Tensor, torch.Tensor]]
-    """Interest vectors: modality, vector [B, E], and whether the history holds any [B]."""
+    interests: list[tuple[torch.Tensor, torch.Tensor]]
+    """In the order of `RankerInputs.interests`: the interest vector [B, E] and whether the history
+    holds any [B]."""
     first_order_B: torch.Tensor
     """Sum of the first-order weights."""
-    history: History | None = None
-    """The items of the histories one by one. None unless asked for."""
+    similarity_BS: torch.Tensor
+    """Histograms of similarities between the item and the history; [B, 0] without."""
 
     def first(self, num_rows: int) -> "DenseInputs":
-        """Return the first rows alone; those behind them have no history."""
+        """Return the first rows alone."""
         return DenseInputs(
             user_BX=self.user_BX[:num_rows],
             item_BY=self.item_BY[:num_rows],
@@ -246,11 +265,11 @@ class DenseInputs:
                 for name, (vector_BE, present_B) in self.modalities.items()
             },
             interests=[
-                (name, vector_BE[:num_rows], present_B[:num_rows])
-                for name, vector_BE, present_B in self.interests
+                (vector_BE[:num_rows], present_B[:num_rows])
+                for vector_BE, present_B in self.interests
             ],
             first_order_B=self.first_order_B[:num_rows],
-            history=self.history,
+            similarity_BS=self.similarity_BS[:num_rows],
         )
 
 
@@ -271,6 +290,7 @@ class Projections(nn.Module):
             name: nn.Linear(width, dim) for name, width in modality_dims.items()
         })
         self.shared_projection = shared_projection
+        self.interests = list(interests)
         self.interest_dim = sum(dim if shared_projection else modality_dims[m] for m in interests)
 
     def items(self, inputs: DenseInputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -287,7 +307,7 @@ class Projections(nn.Module):
         An empty history is a zero vector.
         """
         parts = [inputs.user_BX]
-        for name, vector_BE, present_B in inputs.interests:
+        for name, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
             if self.shared_projection:
                 vector_BE = self.linear[name](vector_BE) * present_B[:, None]
             parts.append(vector_BE)
@@ -333,8 +353,7 @@ class UmairFps(nn.Module):
     Two terms are ours. The match u . m_k (`match`): the softmax of the attention keeps only how the
     modalities compare, and forgets whether the user likes any of them. The second-order term q . p
     (`second_order`, see SecondOrder): what small data says plainly need not pass through towers.
-    Options beyond the paper: two gated streams in place of the last MLP (`two_streams`), histograms
-    of similarities and attention over the history (`past`).
+    Beyond the paper too: histograms of similarities between the item and the history join z.
     """
 
     def __init__(
@@ -359,23 +378,17 @@ class UmairFps(nn.Module):
         projection_dropout: float | None = None,
         umcm_dropout: float = 0.0,
         user_activation: bool = False,
-        two_streams: bool = False,
-        second_deep_dims: Sequence[int] = (),
-        cross_heads: int = 1,
-        cross_width: int = 16,
-        past: Sequence[nn.Module] = (),
+        similarity_dim: int = 0,
     ):
         """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
         second_order_dim: width of the feature vectors; 0 leaves the second-order term out.
-        two_streams: end in recsys/model/two_stream.py with `second_deep_dims`, `cross_heads` and gates
-        of `cross_width`.
-        past: modules of recsys/model/history.py whose outputs join z.
+        similarity_dim: width of the similarity histograms, which join z.
         projection_dropout: of the projected modality vectors; None: as `dropout`.
         umcm_dropout: of the modality weights.
         user_activation: the user tower ends in an activation.
 
         Raises:
-            UserError: unknown `umcm` or `cross`; heads that do not divide the streams.
+            UserError: unknown `umcm` or `cross`.
         """
         super().__init__()
         if umcm not in UMCM_FORMS:
@@ -416,9 +429,7 @@ class UmairFps(nn.Module):
             nn.init.constant_(self.match.weight, num_modalities**-0.5)
         fused_dim = num_modalities * dim if umcm == "concat" else dim
         fused_dim = fused_dim if num_modalities else 0
-        self.past = nn.ModuleList(past)
-        past_dims: list[int] = [module.out_dim for module in past]  # type: ignore[misc]
-        cross_dim = dim + fused_dim + sum(past_dims)
+        cross_dim = dim + fused_dim + similarity_dim
         cross_dim += num_modalities if self.match is not None else 0
         self.cross = build_cross(
             form=cross,
@@ -427,24 +438,10 @@ class UmairFps(nn.Module):
             rank=cross_rank,
             num_experts=cross_experts,
         )
-        self.streams: TwoStreams | None = None
-        if two_streams:
-            self.streams = TwoStreams(
-                in_dim=cross_dim,
-                first_context_dim=dim,
-                second_context_dim=fused_dim,
-                first_dims=deep_dims,
-                second_dims=second_deep_dims or deep_dims,
-                gate_dim=cross_width,
-                num_heads=cross_heads,
-                dropout=dropout,
-                batch_norm=batch_norm,
-            )
-        else:
-            self.deep = Tower(
-                in_dim=cross_dim, hidden_dims=deep_dims, dropout=dropout, batch_norm=batch_norm
-            )
-            self.logit = nn.Linear(self.deep.out_dim, 1)
+        self.deep = Tower(
+            in_dim=cross_dim, hidden_dims=deep_dims, dropout=dropout, batch_norm=batch_norm
+        )
+        self.logit = nn.Linear(self.deep.out_dim, 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], modality weights [B, M])."""
@@ -457,7 +454,6 @@ class UmairFps(nn.Module):
             vectors.append(self.dropout(vector_BH))
             present.append(present_B)
         parts, weights_BM = [user_BH], user_BH[:, :0]
-        fused_BC = weights_BM
         direct_B = torch.zeros_like(inputs.first_order_B)
         if vectors:
             vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
@@ -469,12 +465,9 @@ class UmairFps(nn.Module):
                 direct_B = direct_B + self.match(match_BM)[:, 0]
         if self.second_order is not None:
             direct_B = direct_B + self.second_order(inputs)
-        parts += [module(inputs) for module in self.past]
+        parts.append(inputs.similarity_BS)
         crossed_BN = self.cross(torch.cat(parts, dim=1))
-        if self.streams is not None:
-            logits_B = self.streams(crossed_BN, user_BH, fused_BC)
-        else:
-            logits_B = self.logit(self.deep(crossed_BN))[:, 0]
+        logits_B = self.logit(self.deep(crossed_BN))[:, 0]
         return logits_B + direct_B, weights_BM
 
 

@@ -448,11 +448,11 @@ def plan_and_shard(
     )
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
     replicate = any(line["sharding"] == REPLICATED for line in content["tables"])
-    if ranker.inputs.sequence and not replicate:
+    if ranker.inputs.similarity is not None and not replicate:
         modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
         raise UserError(
-            f"model.similarity_tiers / model.history_attention read single items of the histories "
-            f"and need the frozen tables whole on every rank: they take {modality_bytes:,} bytes, "
+            f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
+            f"whole on every rank: they take {modality_bytes:,} bytes, "
             f"plan.replicate_modality_bytes={config.plan.replicate_modality_bytes:,} allows less"
         )
     sharded = shard_ranker(

@@ -29,13 +29,11 @@ INPUTS = {
 OPTIONS = {
     "umair_fps+global": {"umcm": "global"},
     "umair_fps+concat": {"umcm": "concat"},
-    "umair_fps+two_streams": {"two_streams": True},
     "umair_fps+similarity_tiers": {"similarity_tiers": 5},
-    "umair_fps+history_attention": {"history_attention": True},
 }
 
 NORMALISED = {
-    "umair_fps": {"two_streams": True, "umcm": "mixture"},
+    "umair_fps": {"umcm": "mixture"},
     "finalmlp": {},
     "deepfm": {"dense_precision": "bf16"},
 }

@@ -15,10 +15,7 @@ WORKER = Path(__file__).with_name("contract_worker.py")
 STEPS = 30
 FIRST_STEPS = 5
 CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
-CASES += [
-    f"umair_fps+{option}/all"
-    for option in ("global", "concat", "two_streams", "similarity_tiers", "history_attention")
-]
+CASES += [f"umair_fps+{option}/all" for option in ("global", "concat", "similarity_tiers")]
 
 NORMALISED = [f"{name}+batch_norm" for name in ("umair_fps", "finalmlp", "deepfm")]
 """Trained on padded batches of 32, 18, 10 and 1 real rows: two ranks of 16 rows share them."""

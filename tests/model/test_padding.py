@@ -7,8 +7,7 @@ from recsys.model.build import RANKERS
 from tests.model.whole_tables import batch_of, ranker_of
 
 NORMALISED = sorted(set(RANKERS) - {"lr", "fm"})
-OPTIONS = [("umair_fps", {"two_streams": True}), ("umair_fps", {"umcm": "mixture"})]
-OPTIONS += [("umair_fps", {"similarity_tiers": 4, "history_attention": True})]
+OPTIONS = [("umair_fps", {"umcm": "mixture"}), ("umair_fps", {"similarity_tiers": 4})]
 CASES = [(name, {}) for name in NORMALISED] + OPTIONS
 
 

@@ -7,9 +7,7 @@ from recsys.model.build import RANKERS
 from tests.model.whole_tables import batch_of, ranker_of
 
 OPTIONS = [
-    {"history_attention": True},
     {"similarity_tiers": 5},
-    {"two_streams": True},
     {"second_order": True},
     {"batch_norm": True},
     *({"umcm": form} for form in ("senet", "mixture", "global", "concat")),

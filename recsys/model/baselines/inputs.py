@@ -89,6 +89,7 @@ class Fields(nn.Module):
         for parameter in self.linear.parameters():
             # As small as the embeddings start, so that neither drowns the other.
             nn.init.normal_(parameter, std=0.002)
+        self.interests = list(interests)
         self.num_fields = num_features + len(modality_dims) + len(interests)
 
     @property
@@ -102,7 +103,7 @@ class Fields(nn.Module):
         for name, linear in self.linear.items():
             vector_BE, present_B = inputs.modalities[name]
             parts.append(linear(vector_BE) * present_B[:, None])
-        for name, vector_BE, present_B in inputs.interests:
+        for name, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
             parts.append(self.linear[name](vector_BE) * present_B[:, None])
         return torch.cat(parts, dim=1).unflatten(1, (self.num_fields, self.field_dim))
 
@@ -133,7 +134,7 @@ class FirstOrder(nn.Module):
         for name, linear in self.items.items():
             vector_BE, present_B = inputs.modalities[name]
             total_B = total_B + linear(vector_BE)[:, 0] * present_B
-        for linear, (_, vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
+        for linear, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
             total_B = total_B + linear(vector_BE)[:, 0] * present_B
         return total_B
 

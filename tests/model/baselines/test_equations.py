@@ -83,8 +83,9 @@ def dense_inputs():
         user_BX=torch.randn(B, 2 * D),
         item_BY=torch.randn(B, D),
         modalities={"text": (torch.randn(B, 7), present)},
-        interests=[("text", torch.randn(B, 7), present.flip(0))],
+        interests=[(torch.randn(B, 7), present.flip(0))],
         first_order_B=torch.zeros(B),
+        similarity_BS=torch.zeros(B, 0),
     )
 
 

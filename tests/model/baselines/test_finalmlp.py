@@ -1,9 +1,9 @@
-"""Two streams: the bilinear join matches its formula; a gate without context is the same for all."""
+"""FinalMLP: the bilinear join matches its formula; a gate without context is the same for all rows."""
 
 import pytest
 import torch
 
-from recsys.model.two_stream import StreamGate, TwoStreams
+from recsys.model.baselines.finalmlp import StreamGate, TwoStreams
 
 
 def streams(first_context_dim=3, num_heads=2):
