@@ -37,6 +37,7 @@ MODULES: dict[str, str] = {
     "pyarrow": "pyarrow",
     "pillow": "PIL.Image",
     "hydra-core": "hydra",
+    "pydantic": "pydantic",
     "scikit-learn": "sklearn",
     "threadpoolctl": "threadpoolctl",
     "matplotlib": "matplotlib",

@@ -18,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from embedding.features.store import open_features
-from recsys.config import from_config, read_job, read_yaml
+from recsys.config import from_config, read_job
+from recsys.config_files import read_yaml
 from recsys.data.planned_manifest import outline, with_rows
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError

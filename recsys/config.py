@@ -1,65 +1,60 @@
-"""From a Hydra config node to a frozen dataclass: the border where configuration ends.
+"""Configuration: from a Hydra config node to frozen, checked dataclasses.
 
-Every component keeps a frozen dataclass beside it; builders in `launch/` call `from_config` and
-hand flat arguments on. Nothing below `launch/` sees a DictConfig.
+What enters: a DictConfig or plain dictionaries. What leaves: objects of the dataclasses that the
+components keep, or one error with every problem. Called by the jobs in `launch/`; nothing below sees a
+DictConfig.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
-import os
-import re
+import json
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from recsys.errors import UserError
 
 T = TypeVar("T")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MAX_DEPTH = 50
-"""Of lists and mappings in each other, in a YAML file."""
-_REFERENCE = re.compile(r"\$\{(workspace|data\.name)\}")
-_MAX_REFERENCES = 3
-"""In one text; what two names can make of it stays short."""
 
 
 def from_config(
     schema: type[T], node: Any, key: str, base: T | None = None, *, stored: bool = False
 ) -> T:
-    """Return `schema(**node)` after a strict merge: unknown keys and wrong types are errors.
+    """Return `schema(**node)`, checked: unknown keys, wrong types and values out of bounds are errors.
 
-    A section may have a short form: with `SHORT_FORM = "file"` in its dataclass, a bare value of
-    that field's type stands for the whole section (plan=auto for plan.file=auto).
-
-    A class names its removed keys in `REMOVED`, a mapping of each name to its off value and a text that
-    says what does its job now: {"old_switch": (False, "use other_key=x")}.
+    pydantic checks types and bounds (`Annotated[int, Field(ge=1)]`). A class may have
+    - `problems()`, a method that returns a text for everything else that is wrong, such as keys that
+      contradict each other; each text begins with the field's name
+    - `SHORT_FORM = "file"`: a bare value of that field's type stands for the whole section (plan=auto
+      for plan.file=auto)
+    - `REMOVED`, a mapping of each removed key to its off value and a text that says what does its job
+      now: {"old_switch": (False, "use other_key=x")}.
 
     Args:
         schema: a dataclass whose defaults `node` overrides; its fields may be dataclasses, and
             dicts and lists of dataclasses, to any depth.
         node: a DictConfig, a dict, or None (all defaults).
-        key: where the node stands in the config ("train.optim"), empty at the top; used in messages
-            only.
+        key: of the node in the config ("train.optim"), empty at the top; used in messages only.
         base: holds the values of keys that are not given, in place of the defaults.
         stored: an earlier version may have written `node`: a removed key at its off value is dropped.
 
     Raises:
         UserError: lists every offending key at once, with the allowed ones.
     """
-    problems: list[str] = []
     content = plain(node)
-    built = _build(
-        schema, _without_removed(schema, content) if stored else content, key, problems, base
-    )
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
-    return built
+    if stored:
+        content = _without_removed(schema, content)
+    if base is not None and isinstance(content, dict):
+        content = dataclasses.asdict(typing.cast(Any, base)) | content
+    built, problems = _read(schema, content, key)
+    _refuse(problems)
+    return typing.cast(T, built)
 
 
 def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
@@ -69,48 +64,242 @@ def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
         UserError: every problem of every key at once.
     """
     given = plain(node, allow_missing=True)
-    problems: list[str] = []
     known = {f.name for schema in schemas for f in dataclasses.fields(schema)}
-    problems += [unknown_key(name, "", schemas) for name in given if name not in known]
-    built = []
+    problems = [unknown_key(name, "", schemas) for name in given if name not in known]
+    read = []
     for schema in schemas:
         names = {f.name for f in dataclasses.fields(schema)}
         own = {name: value for name, value in given.items() if name in names}
-        built.append(_build(schema, own, "", problems, None))
+        built, found = _read(schema, own, "")
+        read.append(built)
+        problems += found
+    _refuse(problems)
+    return read
+
+
+def check(built: Any, key: str) -> None:
+    """Raise UserError for everything that the `problems` of a dataclass, at any depth, complain of.
+
+    Args:
+        key: of the dataclass in the config; used in messages only.
+    """
+    _refuse(_problems_of(built, key))
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))
-    return built
 
 
-def _build(schema: Any, given: Any, key: str, problems: list[str], base: Any) -> Any:
-    given = {} if given is None else given
-    hints = _hints(schema)
-    short = getattr(schema, "SHORT_FORM", None)
-    if short is not None and type(given) is hints[short]:
-        given = {short: given}
-    if not isinstance(given, dict):
-        or_short = f", or a value of {key}.{short}" if short else ""
-        problems.append(f"{key}: {given!r} given; expected keys and values{or_short}")
-        return None
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    for name in given:
-        if name not in fields:
-            problems.append(unknown_key(name, key, [schema]))
-    values = {}
-    num_before = len(problems)
-    for name, spec in fields.items():
-        missing = spec.default is dataclasses.MISSING
-        missing = missing and spec.default_factory is dataclasses.MISSING
-        if name in given:
-            values[name] = _value(hints[name], given[name], _below(key, name), problems)
-        elif base is not None:
-            values[name] = getattr(base, name)
-        elif missing:
-            problems.append(f"{_below(key, name)}: missing, a value is required")
-    return schema(**values) if len(problems) == num_before else None
+def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
+    """Return a checked dataclass, None where it cannot be built, and the problems of its values."""
+    tree = [{} if given is None else copy.deepcopy(given)]
+    if problems := list(_unreadable(tree[0], key)):
+        return None, problems
+    # JSON mode: nested dictionaries are read as dataclasses, and yet every type is strict.
+    adapter = TypeAdapter(list[schema], config=ConfigDict(extra="forbid", strict=True))
+    mended = True
+    while mended:
+        try:
+            (built,) = adapter.validate_json(json.dumps(tree))
+            return built, _problems_of(built, key)
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+        mended = bool(sum(_mend(schema, tree, e["loc"], e["type"]) for e in errors))
+    problems = [_sentence(schema, e, key) for e in errors]
+    broken = {e["loc"][1] for e in errors if len(e["loc"]) > 1}
+    for name, hint in _hints(schema).items():
+        sound = isinstance(tree[0], dict) and name in tree[0] and name not in broken
+        if sound and dataclasses.is_dataclass(hint):
+            problems += _read(hint, tree[0][name], _below(key, name))[1]
+    return None, problems
+
+
+def _unreadable(given: Any, key: str) -> Iterator[str]:
+    """Yield a text for every name and value that no configuration may hold, at any depth."""
+    if isinstance(given, dict):
+        for name, value in given.items():
+            if not isinstance(name, str):
+                quote = _quote_hint(name) or "; write it between quotes"
+                yield f"{key or name}: the name {name!r} is no text{quote}"
+            yield from _unreadable(value, _below(key, name))
+    elif isinstance(given, list):
+        for index, value in enumerate(given):
+            yield from _unreadable(value, f"{key}[{index}]")
+    elif isinstance(given, str):
+        if not given.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in given):
+            yield f"{key}: {given!r} does not fit; expected text in UTF-8"
+    elif not isinstance(given, bool | int | float | None):
+        yield f"{key}: {given!r} does not fit; YAML takes it for no text: write it between quotes"
+
+
+def _problems_of(built: Any, key: str) -> list[str]:
+    """Return what the `problems` of a value and of everything in it complain of, with full keys."""
+    if isinstance(built, dict):
+        return [p for name, value in built.items() for p in _problems_of(value, _below(key, name))]
+    if isinstance(built, list):
+        return [p for i, value in enumerate(built) for p in _problems_of(value, f"{key}[{i}]")]
+    if not dataclasses.is_dataclass(built):
+        return []
+    problems = []
+    for spec in dataclasses.fields(built):
+        problems += _problems_of(getattr(built, spec.name), _below(key, spec.name))
+    if hasattr(built, "problems"):
+        problems += [_below(key, problem) for problem in built.problems()]
+    return problems
+
+
+def _mend(schema: Any, tree: list[Any], loc: Sequence[Any], error: str) -> bool:
+    """Put a value of the right type in place of one that YAML wrote in another way; False: none."""
+    holder = functools.reduce(lambda node, name: node[name], loc[:-1], tree)
+    if error not in _MENDED or loc[-1] == "[key]":
+        return False
+    value, hint = holder[loc[-1]], without_none(type_at(schema, loc[1:]))
+    try:
+        holder[loc[-1]] = _MENDED[error](value, hint)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def _section(value: Any, hint: Any) -> dict[str, Any]:
+    """Return {} for a section without content, and a section by its short form."""
+    if value is None:
+        return {}
+    short = getattr(hint, "SHORT_FORM", None)
+    if short is None or type(value) is not _hints(hint)[short]:
+        raise TypeError
+    return {short: value}
+
+
+def _empty(value: Any, hint: Any) -> Any:
+    """Return an empty list or dictionary of dataclasses where none is given."""
+    if value is not None or not dataclasses.is_dataclass(typing.get_args(hint)[-1]):
+        raise TypeError
+    return typing.get_origin(hint)()
+
+
+def _text(value: Any, _: Any) -> str:
+    # YAML has read it: 1e3 or no cannot be known any more from 1000.0 or False.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return str(value)
+
+
+def _integer(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):  # 2e9
+        raise TypeError
+    return int(value)
+
+
+def _number(value: Any, _: Any) -> float:
+    if not isinstance(value, str):
+        raise TypeError
+    return float(value)
+
+
+def _truth(value: Any, _: Any) -> bool:
+    if str(value).lower() not in ("true", "false", "1", "0"):
+        raise TypeError
+    return str(value).lower() in ("true", "1")
+
+
+_MENDED: dict[str, Callable[[Any, Any], Any]] = {
+    "dataclass_type": _section,
+    "dict_type": _empty,
+    "list_type": _empty,
+    "string_type": _text,
+    "int_type": _integer,
+    "float_type": _number,
+    "bool_type": _truth,
+}
+"""What YAML and people write in another way than JSON, by pydantic's name of the error."""
 
 
 _hints = functools.cache(typing.get_type_hints)
+
+
+def type_at(hint: Any, path: Sequence[str | int]) -> Any:
+    """Return the type of what is at a path of keys and indices below a type.
+
+    `Any` where the type does not say, also for a key that a dataclass does not have.
+    """
+    for name in path:
+        holder: Any = without_none(hint)
+        if dataclasses.is_dataclass(holder):
+            hint = _hints(typing.cast(type, holder)).get(str(name), Any)
+        else:
+            in_holder = typing.get_origin(holder) in (dict, list)
+            hint = typing.get_args(holder)[-1] if in_holder else Any
+    return hint
+
+
+def without_none(hint: Any) -> Any:
+    """Return X of the type `X | None`; any other type as it is."""
+    of = typing.get_args(hint)
+    return next(h for h in of if h is not type(None)) if type(None) in of else hint
+
+
+def _below(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _sentence(schema: Any, error: Any, key: str) -> str:
+    """Return one problem that pydantic found, with the full name of its key."""
+    loc, given, kind, context = (
+        error["loc"][1:],
+        error["input"],
+        error["type"],
+        error.get("ctx", {}),
+    )
+    for name in loc:
+        key = f"{key}[{name}]" if isinstance(name, int) else _below(key, name)
+    if kind == "unexpected_keyword_argument":
+        section = key.removesuffix(str(loc[-1])).removesuffix(".")
+        return unknown_key(loc[-1], section, [without_none(type_at(schema, loc[:-1]))])
+    if kind == "missing":
+        return f"{key}: missing, a value is required"
+    hint = without_none(type_at(schema, loc))
+    if kind == "dataclass_type":
+        short = getattr(hint, "SHORT_FORM", None)
+        or_short = f", or a value of {key}.{short}" if short else ""
+        return f"{key}: {given!r} given; expected keys and values{or_short}"
+    if kind == "dict_type":
+        return f"{key}: {given!r} given; expected names and, for each, its value"
+    if kind == "list_type":
+        return f"{key}: {given!r} given; expected {type_text(hint)}"
+    if kind in _BOUNDS:
+        return f"{key}={given}: expected {_BOUNDS[kind].format(**context)}"
+    expected = context["expected"] if kind == "literal_error" else type_text(hint)
+    if kind == "literal_error" and isinstance(given, str):
+        return f"{key}={given!r}: expected {expected}"
+    return f"{key}: {given!r} does not fit; expected {expected}{_quote_hint(given)}"
+
+
+_BOUNDS = {
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "less than {lt}",
+}
+"""Words for a bound, by pydantic's name of the error."""
+
+
+def type_text(hint: Any) -> str:
+    """Return a type as people write it: text, int, list[str]."""
+    if hint is str:
+        return "text"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _quote_hint(given: Any) -> str:
+    """Return advice for a value or name that is text only between quotes; "" for any other."""
+    values = list(given) if isinstance(given, dict | list) else [given]
+    if any(isinstance(value, bool) for value in values):
+        return "; unquoted, YAML takes yes, no, on, off, true and false for booleans: write 'no'"
+    if any(isinstance(value, float) for value in values):
+        return "; unquoted, YAML takes it for a number: write it between quotes"
+    return ""
 
 
 def unknown_key(name: Any, key: str, schemas: Sequence[type]) -> str:
@@ -142,205 +331,6 @@ def _without_removed(schema: Any, given: Any) -> Any:
         else value
         for name, value in kept.items()
     }
-
-
-def _below(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
-
-
-def _value(hint: Any, given: Any, key: str, problems: list[str]) -> Any:
-    """Return `given` as the type `hint` says, noting what does not fit."""
-    inner = hint
-    if type(None) in typing.get_args(hint):  # "X | None"
-        if given is None:
-            return None
-        inner = next(h for h in typing.get_args(hint) if h is not type(None))
-    if dataclasses.is_dataclass(inner):
-        return _build(inner, given, key, problems, None)
-    of, origin = typing.get_args(inner), typing.get_origin(inner)
-    if origin in (list, dict) and given is None and dataclasses.is_dataclass(of[-1]):
-        return origin()
-    if origin is dict:
-        if not isinstance(given, dict):
-            problems.append(f"{key}: {given!r} given; expected names and, for each, its value")
-            return None
-        for name in given:
-            if not isinstance(name, str):
-                hint = _quote_hint(name) or "; write it between quotes"
-                problems.append(f"{key}: the name {name!r} is no text{hint}")
-        return {k: _value(of[1], v, f"{key}.{k}", problems) for k, v in given.items()}
-    if origin is list:
-        if not isinstance(given, list):
-            problems.append(f"{key}: {given!r} given; expected {_shown(hint)}")
-            return None
-        return [_value(of[0], v, f"{key}[{i}]", problems) for i, v in enumerate(given)]
-    if inner is str:
-        # YAML has read it: 1e3 or no cannot be known any more from 1000.0 or False.
-        if isinstance(given, bool) or not isinstance(given, str | int):
-            problems.append(f"{key}: {given!r} does not fit; expected text{_quote_hint(given)}")
-        return str(given)
-    if inner in _CONVERT:
-        try:
-            return _CONVERT[inner](given)
-        except (ValueError, TypeError, OverflowError):
-            problems.append(f"{key}: {given!r} does not fit; expected {_shown(hint)}")
-            return None
-    assert inner is Any, f"{key}: no values of type {hint} are read here"
-    return given
-
-
-def _integer(given: Any) -> int:
-    if isinstance(given, float) and given.is_integer():  # 2e9
-        return int(given)
-    if isinstance(given, bool) or not isinstance(given, int | str):
-        raise TypeError
-    return int(given)
-
-
-def _number(given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float | str):
-        raise TypeError
-    return float(given)
-
-
-def _truth(given: Any) -> bool:
-    if isinstance(given, bool):
-        return given
-    if str(given).lower() in ("true", "false", "1", "0"):
-        return str(given).lower() in ("true", "1")
-    raise TypeError
-
-
-_CONVERT: dict[Any, Callable[[Any], Any]] = {int: _integer, float: _number, bool: _truth}
-
-
-def _quote_hint(given: Any) -> str:
-    """Return advice for a value or name that is text only between quotes; "" for any other."""
-    values = list(given) if isinstance(given, dict | list) else [given]
-    if any(isinstance(value, bool) for value in values):
-        return "; unquoted, YAML takes yes, no, on, off, true and false for booleans: write 'no'"
-    if any(isinstance(value, float) for value in values):
-        return "; unquoted, YAML takes it for a number: write it between quotes"
-    return ""
-
-
-def _shown(hint: Any) -> str:
-    """Return a type as people write it: list[int], not <class 'list'>."""
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
-    """Refuse YAML files that reach beyond their group: they may come from a stranger.
-
-    Hydra makes objects of any class where its own section says so (callbacks, launchers, log
-    handlers), and interpolations read the environment. Recipes and presets need neither: they may
-    refer to ${workspace} and ${data.name} and to nothing else.
-
-    Args:
-        folder: its files are looked at, also behind symbolic links.
-        is_ours: files at the top are the jobs' own and may have a hydra section.
-
-    Raises:
-        UserError: names every file and key.
-    """
-    problems = []
-    for path in _yaml_files(folder):
-        if not (is_ours and path.parent == folder):
-            problems += [f"{path}: {problem}" for problem in _reaching_beyond(path)]
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
-
-
-def _yaml_files(folder: Path) -> Iterator[Path]:
-    """Yield the YAML files below a folder, behind links too; every real folder once."""
-    seen = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(
-            f for f in folders if os.path.realpath(os.path.join(place, f)) not in seen
-        )
-        seen |= {os.path.realpath(os.path.join(place, f)) for f in folders}
-        yield from (Path(place) / name for name in sorted(files) if name.endswith(".yaml"))
-
-
-def _reaching_beyond(path: Path) -> list[str]:
-    try:
-        nodes = [read_yaml(path)]
-    except UserError as error:
-        return [str(error).removeprefix(f"{path}: ")]
-    text = path.read_text(encoding="utf-8")
-    package = re.search(r"^\s*#\s*@package\s+(\S*hydra\S*)", text, flags=re.MULTILINE)
-    problems = [f"package {package[1]} is Hydra's own"] if package else []
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            nodes += [*node.keys(), *node.values()]
-            problems += [
-                f"key {name!r}: only the jobs' own files may configure Hydra"
-                for name in map(str, node)
-                if "_target_" in name or "hydra" in name.lower()
-            ]
-            entries = node.get("defaults")
-            if isinstance(entries, list):
-                problems += [
-                    f"defaults {entry!r}: only the jobs' own files may configure Hydra"
-                    for entry in entries
-                    if isinstance(entry, str) and "hydra" in entry.lower()
-                ]
-        elif isinstance(node, list):
-            nodes += node
-        elif isinstance(node, str):
-            rest, num_references = _REFERENCE.subn("", node)
-            if "${" in rest or num_references > _MAX_REFERENCES:
-                problems.append(
-                    f"{node[:200]!r}: may refer to ${{workspace}} and ${{data.name}} only, and at "
-                    f"most {_MAX_REFERENCES} times; give other values on the command line"
-                )
-    return problems
-
-
-def read_yaml(path: Path) -> Any:
-    """Return the content of a file of plain YAML, whoever wrote it.
-
-    Raises:
-        UserError: no YAML, no UTF-8, nested too deep, or aliases (*x) that repeat far more than
-            stands in the file; nothing is expanded before.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if problem := _unbounded(text):
-            raise UserError(f"{path}: {problem}")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 -- it is the safe one
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not plain YAML ({str(error).splitlines()[0]})") from error
-
-
-def _unbounded(text: str) -> str | None:
-    """Return what makes a YAML text too large to read; None where it is not."""
-    sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []  # anchor, and the total before
-    total = num_events = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        num_events += 1
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                return f"alias *{event.anchor}: stands inside of itself or before its anchor"
-            total += sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            total += 1
-            if event.anchor:
-                sizes[event.anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, total))
-            total += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_nodes.pop()
-            if anchor:
-                sizes[anchor] = total - before
-        if len(open_nodes) > _MAX_DEPTH:
-            return f"more than {_MAX_DEPTH} lists and mappings in each other"
-        if total > 1_000 + 2 * num_events:
-            return "aliases (*name) that repeat far more than stands in the file; write values out"
-    return None
 
 
 def plain(node: Any, allow_missing: bool = False) -> Any:

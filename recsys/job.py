@@ -19,7 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recsys.config import check_config_folder
+from recsys.config_files import check_config_folder
 from recsys.errors import UserError
 from recsys.files import is_disk_full
 from recsys.overrides import override, typed
@@ -62,8 +62,8 @@ def hydra_job(
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a launch file's `main` from a function of the composed configuration.
 
-    Every configuration file within reach is looked at first (recsys.config.check_config_folder), and
-    what the schemas call text is handed to Hydra as text (recsys.overrides.typed).
+    Every configuration file within reach is looked at first (recsys/config_files.py), and what the
+    schemas call text is handed to Hydra as text (recsys.overrides.typed).
 
     Args:
         name: of the root file in configs/.

@@ -13,14 +13,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from recsys.config import unknown_key
+from recsys.config import type_at, unknown_key, without_none
 from recsys.errors import UserError
 
 _OVERRIDE = re.compile(r"\+{0,2}([^=~+\s-][^=\s]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 _WORDS = ("null", "true", "false", "nan", "inf")
-_NO_HINT = object()
 
 
 def quoted(text: str) -> str:
@@ -82,7 +81,8 @@ def typed(
         elif first not in hints:
             problems.append(unknown_key(first, "", schemas))
         else:
-            written.append(f"++{key}={_typed_value(_hint_of(hints, key), value)}")
+            hint = type_at(hints[first], key.split(".")[1:])
+            written.append(f"++{key}={_typed_value(hint, value)}")
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))
     return written
@@ -95,41 +95,16 @@ def top_level(schemas: Sequence[type]) -> dict[str, Any]:
     }
 
 
-def _without_none(hint: Any) -> Any:
-    of = typing.get_args(hint)
-    if type(None) in of:
-        return next(h for h in of if h is not type(None))
-    return hint
-
-
-def _hint_of(hints: dict[str, Any], key: str) -> Any:
-    """Return the type at a dotted key; _NO_HINT where the schema does not say."""
-    first, *others = key.split(".")
-    hint = hints[first]
-    for name in others:
-        inner = _without_none(hint)
-        of = typing.get_args(inner)
-        if dataclasses.is_dataclass(inner):
-            hint = typing.get_type_hints(inner).get(name, _NO_HINT)
-        elif typing.get_origin(inner) is dict:
-            hint = of[1]
-        elif typing.get_origin(inner) is list:
-            hint = of[0]
-        else:
-            return _NO_HINT
-    return hint
-
-
 def _typed_value(hint: Any, value: str) -> str:
-    inner = _without_none(hint)
+    inner = without_none(hint)
     of, origin = typing.get_args(inner), typing.get_origin(inner)
     stripped = value.strip()
     if inner is not hint and stripped.lower() == "null":
         return stripped
-    if inner is str:
+    if inner is str or origin is typing.Literal:
         return _as_text(value)
     if stripped.startswith("[") and stripped.endswith("]"):
-        of_element = of[0] if origin is list else _NO_HINT
+        of_element = of[0] if origin is list else Any
         parts = _parts(stripped[1:-1], ",[{")
         return f"[{','.join(_typed_value(of_element, part) for part in parts)}]"
     if stripped.startswith("{") and stripped.endswith("}"):
@@ -137,18 +112,12 @@ def _typed_value(hint: Any, value: str) -> str:
         for part in _parts(stripped[1:-1], ",:[{"):
             name, colon, element = part.partition(":")
             entries.append(
-                name + colon + _typed_value(_entry_hint(inner, name.strip()), element.strip())
+                name + colon + _typed_value(type_at(inner, [name.strip()]), element.strip())
             )
         return f"{{{','.join(entries)}}}"
     if dataclasses.is_dataclass(inner) and stripped.lower() not in _WORDS:
         return _as_text(value)  # a section's short form, such as plan=path/to/plan.json
     return value
-
-
-def _entry_hint(inner: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(inner):
-        return typing.get_type_hints(inner).get(name, _NO_HINT)
-    return typing.get_args(inner)[1] if typing.get_origin(inner) is dict else _NO_HINT
 
 
 def _as_text(value: str) -> str:

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from embedding.features.store import FeatureTable, finished_shard
 from embedding.image.encoder import build_backbone
 from embedding.text.encoder import load_text_encoder
-from recsys.config import check_config_folder, from_config
+from recsys.config import from_config
+from recsys.config_files import check_config_folder
 from recsys.data.recipe import Recipe
 from recsys.job import check_config_arguments, with_local_config_folder
 from recsys.report.plan_page import write_plan_page

@@ -30,6 +30,7 @@ LAYERS = {
     "recsys.schema": 2,
     "recsys.batch": 2,
     "recsys.config": 3,
+    "recsys.config_files": 3,
     "recsys.overrides": 4,
     "recsys.runtime": 4,
     "recsys.job": 5,

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from recsys.checkpoint.integrity import latest_checkpoint
-from recsys.config import from_config, read_yaml
+from recsys.config import from_config
+from recsys.config_files import read_yaml
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
 from recsys.errors import UserError
