@@ -25,7 +25,7 @@ from recsys.evaluation.evaluate import EvaluateConfig
 from recsys.files import read_json, write_json
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import METRICS, Line, print_comparison, write_comparison
-from recsys.run.assembly import check_run_data, read_run_folder
+from recsys.run.folder import check_run_data, read_run_folder
 from recsys.runtime.threads import ProcessConfig
 from recsys.schema import NOT_READ_BY_RANKERS, read_manifest
 from recsys.study.differences import SeedScores, paired_difference, seed_scores

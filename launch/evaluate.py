@@ -34,14 +34,9 @@ from recsys.model.build import batch_features
 from recsys.overrides import override
 from recsys.report.evaluation_folder import Evaluation
 from recsys.report.evaluation_tables import print_comparison, print_metrics
-from recsys.run.assembly import (
-    build_loader,
-    check_run_data,
-    loader_of,
-    plan_and_shard,
-    read_run_folder,
-)
+from recsys.run.assembly import build_loader, loader_of, plan_and_shard
 from recsys.run.fingerprint import scored_from
+from recsys.run.folder import check_run_data, read_run_folder
 from recsys.runtime.env import first_rank_work, rank_from_environment, start, stop
 from recsys.schema import read_manifest
 from recsys.sharding.optimizers import without_penalties

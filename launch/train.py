@@ -29,15 +29,9 @@ from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.overrides import override
 from recsys.report.plan import print_plan
-from recsys.run.assembly import (
-    RunConfig,
-    build_loader,
-    build_plannable,
-    check_classes,
-    check_run_config,
-    open_run_folder,
-    plan_and_shard,
-)
+from recsys.run.assembly import build_loader, build_plannable, plan_and_shard
+from recsys.run.config import RunConfig, check_classes, check_run_config
+from recsys.run.folder import open_run_folder
 from recsys.runtime.env import (
     Env,
     agents_of_start,

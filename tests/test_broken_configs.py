@@ -20,7 +20,8 @@ from recsys.config import from_config, plain, read_job
 from recsys.data.planned_manifest import outline
 from recsys.data.recipe import Recipe, check_recipe, named_features
 from recsys.evaluation.evaluate import check_evaluation
-from recsys.run.assembly import SECTIONS, build_plannable, check_run_config, read_run_config
+from recsys.run.assembly import build_plannable
+from recsys.run.config import SECTIONS, check_run_config, read_run_config
 from recsys.sharding.cluster import ClusterConfig, check_cluster
 from recsys.study.suite import SuiteConfig, check_suite, space_problems
 from tests import tiny_world

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recsys.config import from_config, plain
 from recsys.data.recipe import Recipe
-from recsys.run.assembly import SECTIONS, read_run_config
+from recsys.run.config import SECTIONS, read_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))

@@ -26,14 +26,10 @@ from recsys.evaluation.predict import Predictions
 from recsys.evaluation.rows import _ids, write_predictions
 from recsys.evaluation.segments import SegmentsConfig, segments
 from recsys.files import write_json
-from recsys.run.assembly import (
-    build_plannable,
-    check_run_data,
-    open_run_folder,
-    plan_model,
-    read_run_config,
-)
+from recsys.run.assembly import build_plannable, plan_model
+from recsys.run.config import read_run_config
 from recsys.run.fingerprint import scored_from
+from recsys.run.folder import check_run_data, open_run_folder
 from recsys.schema import read_manifest
 from recsys.sharding.cluster import local_cluster
 from recsys.sharding.plan import read_plan

@@ -22,7 +22,8 @@ from recsys.evaluation.candidates import CandidateDataset, RankingConfig, draw_c
 from recsys.evaluation.predict import predict
 from recsys.metrics.ranking import ranking_by_user
 from recsys.model.build import RANKERS, batch_features
-from recsys.run.assembly import build_loader, loader_of, plan_and_shard, read_run_config
+from recsys.run.assembly import build_loader, loader_of, plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.sharding.pipeline import build_pipeline
 from tests.reference.chance import errors_of_auc, errors_of_gauc, errors_of_mean
 

@@ -28,7 +28,8 @@ from recsys.config_files import check_config_folder
 from recsys.data.recipe import Recipe
 from recsys.job import check_config_arguments, with_local_config_folder
 from recsys.report.plan_page import write_plan_page
-from recsys.run.assembly import build_plannable, plan_model, read_run_config
+from recsys.run.assembly import build_plannable, plan_model
+from recsys.run.config import read_run_config
 from recsys.schema import name_problems, read_manifest, write_manifest
 from recsys.sharding.cluster import ClusterConfig, check_cluster
 from recsys.sharding.plan import read_plan

@@ -1,7 +1,7 @@
 """The fingerprint of a run: the keys that decide its result, of its configuration and of its data.
 
 One set of keys for every question whether a result is still the one asked for: whether a run may go
-on (recsys/run/assembly.py), whether a study may take a run, an evaluation or an earlier search for its
+on (recsys/run/folder.py), whether a study may take a run, an evaluation or an earlier search for its
 own (recsys/study/, launch/compare.py). Everything else, such as ranks, plan or device, is how a run
 is carried out.
 """

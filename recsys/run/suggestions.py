@@ -13,7 +13,8 @@ from typing import Any
 
 from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
-from recsys.run.assembly import RunConfig, build_plannable, plan_model
+from recsys.run.assembly import build_plannable, plan_model
+from recsys.run.config import RunConfig
 from recsys.schema import Manifest
 from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.optimizers import TableOptimConfig

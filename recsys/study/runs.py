@@ -34,8 +34,9 @@ from recsys.evaluation.rows import ScoredRows, scored_rows
 from recsys.files import read_json, reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
-from recsys.run.assembly import RunConfig, as_stored, check_run_config, read_stored
+from recsys.run.config import RunConfig, check_run_config
 from recsys.run.fingerprint import changes, fingerprint, scored_from
+from recsys.run.folder import as_stored, read_stored
 from recsys.runtime.threads import threads_of_process, usable_cores
 from recsys.schema import read_manifest
 from recsys.train.log import DIVERGED

@@ -7,7 +7,7 @@ import time
 
 from recsys.data.planned_manifest import outline
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, Recipe
-from recsys.run.assembly import read_run_config
+from recsys.run.config import read_run_config
 from recsys.run.suggestions import Planned
 from recsys.runtime.env import silence_libraries
 from recsys.sharding.cluster import ClusterConfig

@@ -15,7 +15,8 @@ import torch
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.runtime.env import start
 from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.click_log import SHAPES, write_click_log

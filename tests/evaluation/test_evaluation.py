@@ -33,7 +33,8 @@ from recsys.metrics.summary import evaluate_predictions
 from recsys.report.evaluation_page import DataCounts, Recommendation, SampleUser, write_report
 from recsys.report.evaluation_tables import print_metrics
 from recsys.report.items import Item
-from recsys.run.assembly import open_run_folder, read_run_config
+from recsys.run.config import read_run_config
+from recsys.run.folder import open_run_folder
 from recsys.schema import Manifest, SplitSpec, read_manifest, write_manifest
 from tests.feature_tables import write_table
 

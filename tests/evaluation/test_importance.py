@@ -7,7 +7,8 @@ import torch
 from recsys.evaluation.importance import Shuffle, score_shuffled, shuffled_inputs
 from recsys.evaluation.predict import predict
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from tests import tiny_world
 
 SIZE = 16

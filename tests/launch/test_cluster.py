@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from torch.distributed.run import get_args_parser
 
 from recsys.config import plain
-from recsys.run.assembly import SECTIONS, read_run_config
+from recsys.run.config import SECTIONS, read_run_config
 
 CLUSTER = Path(__file__).resolve().parents[2] / "launch" / "cluster"
 ARGUMENTS = ["train", "data=demo", "workspace=/shared/a b", "run.name=mine", "train.epochs=2"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from recsys.model.history import History, SimilarityTiers
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from tests.tiny_world import manifest, vectors
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from recsys.config import plain
 from recsys.model.build import build_ranker
-from recsys.run.assembly import SECTIONS, build_plannable, plan_and_shard, read_run_config
+from recsys.run.assembly import build_plannable, plan_and_shard
+from recsys.run.config import SECTIONS, read_run_config
 from tests import tiny_world
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

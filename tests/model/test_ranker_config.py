@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.run.assembly import read_run_config
+from recsys.run.config import read_run_config
 
 
 def test_run_configuration_of_an_earlier_version_is_read_without_its_removed_keys():

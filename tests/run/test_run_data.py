@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import yaml
 
-from recsys.run.assembly import check_run_data, open_run_folder, read_run_config
+from recsys.run.config import read_run_config
+from recsys.run.folder import check_run_data, open_run_folder
 from recsys.schema import read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 from tests.feature_tables import write_table

@@ -5,7 +5,8 @@ import os
 import pytest
 import yaml
 
-from recsys.run.assembly import open_run_folder, read_run_config, read_run_folder
+from recsys.run.config import read_run_config
+from recsys.run.folder import open_run_folder, read_run_folder
 from recsys.runtime.env import agent_of, name_of_process
 from tests import tiny_world
 

@@ -7,7 +7,8 @@ process `trained_tables` does the same on one rank.
 import json
 
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from tests import tiny_world
 

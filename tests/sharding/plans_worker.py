@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_world
 
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from recsys.sharding.pipeline import build_pipeline
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from recsys.model.build import batch_features, build_ranker
-from recsys.run.assembly import build_plannable, plan_model, read_run_config
+from recsys.run.assembly import build_plannable, plan_model
+from recsys.run.config import read_run_config
 from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, check_penalties
 from recsys.sharding.plan import check_matches

@@ -11,7 +11,8 @@ import torch
 from recsys.data.planned_manifest import outline, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
 from recsys.files import write_json
-from recsys.run.assembly import build_plannable, read_run_config
+from recsys.run.assembly import build_plannable
+from recsys.run.config import read_run_config
 from recsys.run.suggestions import Planned, rate_clusters, suggest
 from recsys.runtime.env import Env
 from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster

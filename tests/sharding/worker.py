@@ -17,7 +17,8 @@ import tiny_world
 from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
 from recsys.checkpoint.state import TrainState
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from recsys.sharding.pipeline import build_pipeline
 

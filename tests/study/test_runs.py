@@ -14,8 +14,9 @@ from recsys.checkpoint.integrity import write_manifest as write_checkpoint_manif
 from recsys.evaluation.candidates import RankingConfig
 from recsys.evaluation.evaluate import EvaluateConfig
 from recsys.files import write_json
-from recsys.run.assembly import RunConfig, open_run_folder, read_run_config, read_stored
+from recsys.run.config import RunConfig, read_run_config
 from recsys.run.fingerprint import scored_from
+from recsys.run.folder import open_run_folder, read_stored
 from recsys.schema import read_manifest, write_manifest
 from recsys.study.runs import Commands, DivergedError, StudyRun
 from recsys.train.log import DIVERGED

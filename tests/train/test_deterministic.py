@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from recsys.sharding.pipeline import build_pipeline
 from tests import tiny_world

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from recsys.model.build import batch_features
-from recsys.run.assembly import plan_and_shard, read_run_config
+from recsys.run.assembly import plan_and_shard
+from recsys.run.config import read_run_config
 from recsys.sharding.optimizers import OptimConfig, check_optim
 from recsys.sharding.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.train.gradients import Gradients, check_finite, total_norm

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import record_function
 
 from recsys.model.ranker import Scores
-from recsys.run.assembly import read_run_config
+from recsys.run.config import read_run_config
 from recsys.runtime.env import Env
 from recsys.train.profile import ProfileConfig, ProfiledPipeline, profiled
 

@@ -1,0 +1,148 @@
+"""Folder of a run: how it is opened, and what its config.yaml says of the run and its data.
+
+In: a workspace and a run's configuration. Out: W/runs/<run.name>/config.yaml, or the configuration a run
+was trained with. Called by launch/train.py, launch/evaluate.py, launch/compare.py and recsys/study/.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recsys.checkpoint.integrity import latest_checkpoint
+from recsys.config_files import read_yaml
+from recsys.errors import UserError
+from recsys.files import reading, write_text
+from recsys.job import say
+from recsys.run.config import SECTIONS, RunConfig, read_run_config
+from recsys.run.fingerprint import EXTENDABLE, changes, data_identity
+from recsys.schema import Manifest
+
+_CONFIG_REMEDY = "put back a copy of it, or train anew with run.overwrite=true"
+
+
+def open_run_folder(
+    workspace: Path, config: RunConfig, manifest: Manifest, launch: Sequence[str] = ()
+) -> Path:
+    """Create or re-open the run's folder and write its config.yaml; rank 0 only.
+
+    Args:
+        launch: the agents of this start of torchrun; a folder that one of them had a part in is
+            resumed, whatever run.overwrite and run.resume say.
+
+    Raises:
+        UserError: the folder holds a run that may not be resumed, or one of another configuration
+            (names the keys that differ).
+    """
+    folder = workspace / "runs" / config.run.name
+    now = as_stored(workspace, config, manifest)
+    extended: list[str] = []
+    stored_file = folder / "config.yaml"
+    own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
+    if config.run.overwrite and own:
+        say(f"run.overwrite: {folder} was made by this very start of torchrun and is kept")
+    elif config.run.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if stored_file.is_file():
+        if config.run.resume == "never" and not own:
+            raise UserError(
+                f"{folder}: holds a run already; use run.resume=auto to go on with it, "
+                f"run.overwrite=true to delete it, or another run.name"
+            )
+        before = read_stored(folder)
+        changed = changes(before, now)
+        refused = [text for key, text in changed.items() if key not in EXTENDABLE]
+        if refused:
+            raise UserError(
+                f"{folder}: its run was started with other settings ({'; '.join(refused)}); "
+                f"restore them, or use run.overwrite=true or another run.name"
+            )
+        if latest_checkpoint(folder / "checkpoints") is not None:
+            extended = [*before.get("extended", []), *changed.values()]
+    folder.mkdir(parents=True, exist_ok=True)
+    now |= {"launch": list(launch), "extended": extended}
+    write_text(stored_file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def _read_stored(file: Path) -> dict[str, Any]:
+    """Return the content of a run's config.yaml."""
+    with reading(file, _CONFIG_REMEDY):
+        stored = read_yaml(file)
+        if not isinstance(stored, dict):
+            raise UserError(f"{type(stored).__name__}, expected sections")
+    return stored
+
+
+def _launch_of(stored_file: Path) -> list[str]:
+    launch = _read_stored(stored_file).get("launch")
+    return launch if isinstance(launch, list) else []
+
+
+def as_stored(workspace: Path, config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """Return a run's configuration and the identity of its data as config.yaml keeps them."""
+    data = data_identity(workspace, manifest, config.model.modalities)
+    return {**dataclasses.asdict(config), "data": data}
+
+
+def read_stored(folder: Path) -> dict[str, Any]:
+    """Return the config.yaml of a run; keys that came later have their defaults.
+
+    Raises:
+        UserError: no run there, or no configuration of one.
+    """
+    config = read_run_folder(folder)
+    return {**_read_stored(folder / "config.yaml"), **dataclasses.asdict(config)}
+
+
+def check_run_data(folder: Path, config: RunConfig, manifest: Manifest) -> None:
+    """Refuse data other than a run was trained on: its tables would mean other users and items.
+
+    Args:
+        folder: of the run, <workspace>/runs/<name>/.
+
+    Raises:
+        UserError: prepared/ or a feature table that the run reads has changed (says what).
+    """
+    stored, workspace = read_stored(folder), folder.parents[1]
+    if "features" not in (stored.get("data") or {}):
+        what = "vectors" if stored.get("data") else "data"
+        say(
+            f"note: {folder} does not say on which {what} it was trained; today's are taken for them"
+        )
+    if not stored.get("data"):
+        return
+    now = as_stored(workspace, config, manifest)
+    changed = [text for key, text in changes(stored, now).items() if key.startswith("data.")]
+    if changed:
+        before = stored["data"]["checksums"]
+        names = sorted({*before, *manifest.checksums})
+        files = [name for name in names if before.get(name) != manifest.checksums.get(name)]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        differing = f"; prepared/ differs in {', '.join(files[:3])}{more}" if files else ""
+        raise UserError(
+            f"{folder}: was trained on other data than {workspace} holds now ({'; '.join(changed)}"
+            f"{differing}); its tables would mean other users, items or vectors. Put the prepared/ and "
+            f"features/ back that it was trained on, or train anew (launch/train.py "
+            f"run.name={folder.name} run.overwrite=true)"
+        )
+
+
+def read_run_folder(folder: Path) -> RunConfig:
+    """Return the configuration a run was trained with.
+
+    Raises:
+        UserError: no run there (says to train).
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(
+            f"{file}: no run here; expected one trained with this run.name and workspace= "
+            f"(launch/train.py)"
+        )
+    with reading(file, _CONFIG_REMEDY):
+        stored = _read_stored(file)
+        return read_run_config({name: stored.get(name) for name in SECTIONS}, stored=True)
