@@ -171,7 +171,7 @@ def test_best_pointer_catches_up_with_a_resume(tmp_path):
         write(tmp_path, step)
     point_to_best(tmp_path, "step-00000003", 0.6)
     state = TrainState(step=6, best_step=6, best_metric=0.7)
-    restore_best(tmp_path, state, ALONE)
+    restore_best(tmp_path, state)
     assert best_checkpoint(tmp_path).name == "step-00000006"
     assert json.loads((tmp_path / "best.json").read_text())["metric"] == 0.7
 
@@ -179,7 +179,7 @@ def test_best_pointer_catches_up_with_a_resume(tmp_path):
 def test_a_lost_best_checkpoint_is_forgotten(tmp_path, capsys):
     write(tmp_path, 6)
     state = TrainState(step=6, best_step=3, best_metric=0.7)
-    restore_best(tmp_path, state, ALONE)
+    restore_best(tmp_path, state)
     assert state.best_metric is None
     assert "step-00000003 is not whole any more" in capsys.readouterr().out
 
