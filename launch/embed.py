@@ -59,7 +59,6 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.files import (
     EMBED_AGAIN,
-    check_listing,
     new_folder,
     put_back,
     read_json,
@@ -67,6 +66,7 @@ from recsys.files import (
     write_json,
 )
 from recsys.job import hydra_job, next_command, run_job, say, stage
+from recsys.listing import check_listing
 from recsys.report.neighbour_accuracy import print_agreement
 from recsys.report.retrieval import show_retrieval, write_retrieval
 from recsys.runtime.env import Env, first_rank_work, start, stop

@@ -8,24 +8,19 @@ paths. Called by everything that writes or reads a file of a workspace. Beside p
     .prepared.OWNER.part.old   the one before, between two renames where the file system has no exchange
     .prepared.OWNER.lock       held with flock by the process that makes it
 
-OWNER is host, boot and a random number. Only what nobody holds any more is removed, and only on the
-host or kernel that made it: the lock of another machine cannot always be seen.
+Only what nobody holds any more is removed, and only on the machine that made it (locks.py).
 """
 
-import csv
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import secrets
 import shutil
-import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,15 +28,14 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import StorageError, UserError
+from recsys.locks import final_name, hold, is_dead, is_ours, new_owner
 
 PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
 DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
 
-_LISTING = "files.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_FULL_TEXT = re.compile(
     # The system's own words, as Rust, Arrow and DuckDB hand them on; then numpy's and torch's, whose
@@ -51,9 +45,6 @@ _DISK_FULL_TEXT = re.compile(
     r"max_temp_directory_size",
     flags=re.IGNORECASE,
 )
-
-
-_IN_THE_MAKING = re.compile(r"\.(.+)\.[^.]*-[0-9a-f]{8}-[0-9a-f]{8}\.(part|part\.old|lock)")
 
 
 class DiskFullError(StorageError):
@@ -78,9 +69,9 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
         DiskFullError: there is no space. What was at `path` is as it was, as after any error.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{_owner()}.part")
+    beside = path.with_name(f".{path.name}.{new_owner()}.part")
     with writing(path, num_bytes):
-        lock = _hold(beside)
+        lock = hold(beside)
     try:
         with writing(path, num_bytes):
             yield beside
@@ -104,10 +95,10 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target)
-    stem = target.parent / f".{target.name}.{_owner()}"
+    stem = target.parent / f".{target.name}.{new_owner()}"
     beside, lock_file = Path(f"{stem}.part"), Path(f"{stem}.lock")
     with writing(target):
-        lock = _hold(lock_file)
+        lock = hold(lock_file)
     try:
         with writing(target):
             beside.mkdir()
@@ -144,17 +135,37 @@ def replace_folder(made: Path, target: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def move_folder(folder: Path, target: Path) -> None:
+    """Give a folder another name on the same file system, synced; the target's parents are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(folder, target)
+    sync(target.parent)
+    sync(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; its name goes first, so that nobody finds half of it."""
+    hidden = folder.with_name(f".{folder.name}.gone")
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden)
+
+
 def put_back(target: Path) -> None:
     """Return the name `target` to the version that a killed process had taken it from.
 
-    Nothing happens where `target` is there, or where the process lives and is about to rename.
+    Nothing happens where `target` is there, or where the process lives and is about to rename; what
+    another machine has begun stays, with a note.
     """
     target = Path(os.path.realpath(target))
     if target.exists():
         return
     for old in target.parent.glob(f".{target.name}*.old"):
         lock_file = old.with_name(old.name.removesuffix(".part.old") + ".lock")
-        if not lock_file.exists() or _is_free(lock_file):
+        if lock_file.exists() and not is_ours(lock_file):
+            _note(
+                f"{target} is being replaced on another machine; if no job runs there, rename {old}"
+            )
+        elif not lock_file.exists() or is_dead(lock_file):
             with suppress(FileExistsError):  # somebody else was faster
                 os.rename(old, target)
                 sync(target.parent)
@@ -168,14 +179,17 @@ def tidy(target: Path) -> None:
     """
     put_back(target)
     for lock_file in sorted(target.parent.glob(f".{target.name}.*.lock")):
-        if not _is_ours(lock_file):
-            print(
-                f"note: {lock_file.with_suffix('.part')} was begun on another machine and is left "
-                f"alone; delete it and {lock_file.name} if no job runs there",
-                file=sys.stderr,
+        if not is_ours(lock_file):
+            _note(
+                f"{lock_file.with_suffix('.part')} was begun on another machine and is left alone; "
+                f"delete it and {lock_file.name} if no job runs there"
             )
-        elif _is_free(lock_file):
+        elif is_dead(lock_file):
             _remove(lock_file, target)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _remove(lock_file: Path, target: Path) -> None:
@@ -192,13 +206,8 @@ def _remove(lock_file: Path, target: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files that killed processes of this machine left in a folder."""
     for path in folder.glob(".*.part"):
-        if path.is_file() and _is_ours(path) and _is_free(path):
+        if path.is_file() and is_dead(path):
             path.unlink(missing_ok=True)
-
-
-def is_unfinished(name: str) -> bool:
-    """Return whether a relative path leads into what is in the making, or names its lock."""
-    return any(_IN_THE_MAKING.fullmatch(part) for part in Path(name).parts)
 
 
 @contextmanager
@@ -256,36 +265,6 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-_PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-_FORMULA = re.compile(r"\s*[=+@\uff1d\uff0b\uff20\uff0d-]|[\t\n]")
-"""What spreadsheets take for a formula (OWASP, CSV injection), full-width signs included."""
-
-
-def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Write a CSV file and return its rows: readers see all of it or what was there before.
-
-    A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, also as
-    texts, stay as they are.
-    """
-    count = 0
-    with new_file(path) as beside, open(beside, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        for row in rows:
-            writer.writerow([_inert(cell) for cell in row])
-            count += 1
-    return count
-
-
-def _inert(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
-    # Python's writer quotes a line feed, but not a carriage return, which also ends a line.
-    text = cell.replace("\r\n", "\n").replace("\r", "\n")
-    is_formula = _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text)
-    return f"'{text}" if is_formula else text
 
 
 def write_array(path: str | Path, values: np.ndarray) -> str:
@@ -371,34 +350,6 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def write_listing(folder: Path) -> None:
-    """Write files.json: the sha256 of every file below `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-    write_json(folder / _LISTING, {"sha256": listed})
-
-
-def check_listing(folder: Path, remedy: str) -> None:
-    """Compare the files below `folder` with its files.json, of libraries that go on without some.
-
-    Folders of earlier versions have none and pass, and so do files that came later.
-
-    Raises:
-        DamagedFileError: a file is missing or has changed; says `remedy`.
-    """
-    listing = folder / _LISTING
-    if not listing.exists():
-        return
-    with reading(listing, remedy):
-        listed = dict(read_json(listing, remedy)["sha256"])
-    for name, sha256 in listed.items():
-        with reading(folder / name, remedy):
-            if sha256_of(folder / name) != sha256:
-                raise UserError(
-                    "changed since it was written: its sha256 differs from files.json's"
-                )
-
-
 def sha256_of(path: str | Path) -> str:
     """Return the hex sha256 of a file, read in 1 MiB pieces."""
     digest = hashlib.sha256()
@@ -425,73 +376,9 @@ def _no_space(path: Path, num_bytes: int | None, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EDQUOT, errno.EFBIG):
         reason = str(error.strerror).lower()
     return (
-        f"{_final(path)}: cannot be written, {reason} ({needed}{shutil.disk_usage(there).free:,} "
+        f"{final_name(path)}: cannot be written, {reason} ({needed}{shutil.disk_usage(there).free:,} "
         f"bytes free); free some space or use another workspace=. What was there before is unchanged"
     )
-
-
-# Who writes
-
-
-def _final(path: Path) -> Path:
-    """Return what a path in a folder that is in the making will be called."""
-    return Path(*(_IN_THE_MAKING.sub(r"\1", part) for part in path.parts))
-
-
-def _owner() -> str:
-    return f"{_host()}-{_boot()}-{secrets.token_hex(4)}"
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
-
-
-def _boot() -> str:
-    """Return what names the running kernel, which containers share and hosts do not."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text()[:8] if file.is_file() else "00000000"
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a file beside was made on this host, or by this kernel in another container."""
-    parts = path.name.rsplit(".", 2)[-2].rsplit("-", 2)
-    return len(parts) == 3 and (parts[0] == _host() or parts[1] == _boot())
-
-
-def _is_free(path: Path) -> bool:
-    """Return whether no process holds the lock of a file; False where that cannot be known."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:  # gone in the meantime, or somebody else's
-        return False
-    try:
-        return _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hold(path: Path) -> int:
-    """Create a file and lock it until it is closed or the process ends; return its descriptor."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        locked = _try_lock(descriptor)
-        # Another process may have taken the new file for a leftover before it was locked.
-        if not locked or (path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor))):
-            return descriptor
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Lock an open file; False where another process holds it or the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return False
-        raise
-    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

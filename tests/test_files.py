@@ -1,6 +1,5 @@
 """Writing and reading of files: one whole version at every moment, whatever fails in between."""
 
-import csv
 import errno
 import itertools
 import json
@@ -20,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recsys import files
+from recsys import files, locks
 from recsys.files import (
     DamagedFileError,
     DiskFullError,
@@ -32,7 +31,6 @@ from recsys.files import (
     read_json,
     remove_leftovers,
     tidy,
-    write_csv,
     write_json,
     write_text,
     writing,
@@ -212,6 +210,42 @@ def test_half_built_folders_of_other_machines_stay_with_a_note(tmp_path, capfd):
     assert "begun on another machine" in capfd.readouterr().err
 
 
+def owned(name: str, machine: str, boot: str, monkeypatch, tmp_path) -> str:
+    """Return a name in the making as a process of that machine and boot gives it; locks say so too."""
+    for attribute, text in (("_MACHINE_ID", machine), ("_BOOT_ID", boot)):
+        file = tmp_path.with_name(f"{tmp_path.name}-{attribute}")
+        file.write_text(text)
+        monkeypatch.setattr(locks, attribute, file)
+    return f".{name}.{locks.new_owner()}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "boot", "is_taken_for_dead"),
+    [
+        ("machine-a", "1111aaaa", True),
+        ("machine-b", "1111aaaa", True),  # another container on the same kernel
+        ("machine-a", "2222bbbb", True),  # before this machine was started again
+        ("machine-b", "2222bbbb", False),  # a host of the same name
+        ("", "2222bbbb", False),  # a host that cannot be told from this one
+    ],
+)
+def test_a_half_built_folder_is_taken_for_dead_on_the_machine_that_began_it_only(
+    tmp_path, monkeypatch, machine, boot, is_taken_for_dead
+):
+    stem = owned("prepared", machine, boot, monkeypatch, tmp_path)
+    (tmp_path / f"{stem}.part").mkdir()
+    (tmp_path / f"{stem}.lock").touch()
+    (tmp_path / f"{stem}.part.old").mkdir()
+    file = tmp_path / f"{owned('x.json', machine, boot, monkeypatch, tmp_path)}.part"
+    file.touch()
+    owned("", "machine-a" if machine else "", "1111aaaa", monkeypatch, tmp_path)
+    put_back(tmp_path / "prepared")
+    assert (tmp_path / "prepared").exists() == is_taken_for_dead
+    tidy(tmp_path / "prepared")
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == (1 if is_taken_for_dead else 4)
+
+
 def test_a_link_to_a_folder_on_another_disk_stays_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "w").mkdir()
@@ -350,30 +384,3 @@ def test_numbers_that_json_does_not_have_are_null(tmp_path):
         "all": {"gauc": None, "interval": [None, 0.5]},
         "pair": [None, 1, True, None, "NaN"],
     }
-
-
-@pytest.mark.parametrize(
-    ("cell", "written"),
-    [
-        ("=cmd|'/c calc'!A0", "'=cmd|'/c calc'!A0"),
-        ("+1+cmd", "'+1+cmd"),
-        ("-2+3", "'-2+3"),
-        ("@SUM(A1)", "'@SUM(A1)"),
-        ("\t=1", "'\t=1"),
-        (" =1", "' =1"),
-        ("\r=1", "'\n=1"),
-        ("a\rb", "a\nb"),
-        ("\uff1d1", "'\uff1d1"),
-        ("-5", "-5"),
-        ("+1.5e-3", "+1.5e-3"),
-        (-0.25, "-0.25"),
-        ("a=b", "a=b"),
-        ("", ""),
-        (None, ""),
-    ],
-)
-def test_a_cell_that_a_spreadsheet_would_run_is_text(tmp_path, cell, written):
-    assert write_csv(tmp_path / "x.csv", ["name", "n"], [[cell, 1]]) == 1
-    with open(tmp_path / "x.csv", encoding="utf-8", newline="") as stream:
-        assert list(csv.reader(stream)) == [["name", "n"], [written, "1"]]
-    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]

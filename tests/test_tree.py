@@ -26,7 +26,10 @@ NON_ASCII = ("recsys/demo/", "tests/data/", "tests/embedding/")
 
 LAYERS = {
     "recsys.errors": 0,
+    "recsys.locks": 0,
     "recsys.files": 1,
+    "recsys.listing": 2,
+    "recsys.spreadsheet": 2,
     "recsys.schema": 2,
     "recsys.batch": 2,
     "recsys.config": 3,
@@ -55,6 +58,8 @@ RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 GROUND_FLOOR = (
     "recsys.errors",
     "recsys.files",
+    "recsys.listing",
+    "recsys.spreadsheet",
     "recsys.schema",
     "recsys.runtime",
     "recsys.job",
@@ -118,11 +123,15 @@ def test_files_are_named_by_what_they_hold():
 
 
 def test_files_import_the_standard_library_and_numpy_only():
-    (path,) = [path for path in SOURCES if name_of(path) == "recsys/files.py"]
+    names = [f"recsys/{name}.py" for name in ("locks", "files", "listing", "spreadsheet")]
+    paths = [path for path in SOURCES if name_of(path) in names]
+    assert len(paths) == len(names)
+    allowed = ("numpy", "recsys.errors", "recsys.locks", "recsys.files")
     found = [
         n
+        for path in paths
         for _, n in imports_of(path)
-        if not below(n, "numpy", "recsys.errors", *sys.stdlib_module_names)
+        if not below(n, *allowed, *sys.stdlib_module_names)
     ]
     assert not found
 
@@ -315,6 +324,20 @@ def test_no_exception_is_swallowed():
         if isinstance(node, ast.ExceptHandler) and all(isinstance(x, ast.Pass) for x in node.body)
     ]
     assert not found
+
+
+def test_only_files_renames():
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        if name_of(path) != "recsys/files.py"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute)
+        and (
+            node.attr in ("rename", "renames") or ast.unparse(node) in ("os.replace", "shutil.move")
+        )
+    ]
+    assert not found, "write by new_file or new_folder, move by move_folder, of recsys/files.py"
 
 
 def lines_of(paths: list[Path]) -> Iterator[tuple[str, str]]:

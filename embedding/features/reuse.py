@@ -15,7 +15,14 @@ import numpy as np
 import xxhash
 
 from embedding.features.store import ROW, finished_shard
-from recsys.files import EMBED_AGAIN, DamagedFileError, new_array, new_folder, read_array
+from recsys.files import (
+    EMBED_AGAIN,
+    DamagedFileError,
+    move_folder,
+    new_array,
+    new_folder,
+    read_array,
+)
 
 BUCKET_ROWS = 1 << 21
 """Rows sorted at a time, in some 150 MB; a thousand million rows make 512 files."""
@@ -83,9 +90,7 @@ class EarlierTables:
         while (self.root / str(number) / folder.name).exists():
             number += 1
         shutil.rmtree(self.root / "index", ignore_errors=True)
-        target = self.root / str(number) / folder.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
+        move_folder(folder, self.root / str(number) / folder.name)
 
     def remove(self) -> None:
         """Delete all of it."""

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from recsys.errors import UserError
-from recsys.files import write_csv
+from recsys.spreadsheet import write_csv
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 """What is read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that start

@@ -43,7 +43,8 @@ from tokenizers import (  # noqa: E402
 )
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
 
-from recsys.files import EMBED_AGAIN, reading, write_listing
+from recsys.files import EMBED_AGAIN, reading
+from recsys.listing import write_listing
 from recsys.schema import local_path
 
 transformers.logging.disable_progress_bar()

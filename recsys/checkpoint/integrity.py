@@ -9,7 +9,6 @@ the best one) and studies.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from recsys.checkpoint.state import TrainState
 from recsys.errors import UserError
-from recsys.files import put_back, reading, sha256_of, sync, write_json
+from recsys.files import put_back, reading, remove_folder, sha256_of, sync, write_json
 from recsys.job import say
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
@@ -227,6 +226,4 @@ def prune(folder: Path, newest: Path, keep_last: int) -> None:
         kept.add(best_checkpoint(folder).name)
     for path in checkpoints_of(folder):
         if path.name not in kept:
-            hidden = path.with_name(f".{path.name}.gone")
-            os.replace(path, hidden)
-            shutil.rmtree(hidden)
+            remove_folder(path)

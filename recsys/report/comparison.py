@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from recsys.files import write_csv, write_text
+from recsys.files import write_text
 from recsys.report.page import html_table, page
 from recsys.report.terminal import console
+from recsys.spreadsheet import write_csv
 from recsys.study.differences import Difference
 
 METRICS = {

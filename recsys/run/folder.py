@@ -5,7 +5,6 @@ was trained with. Called by launch/train.py, launch/evaluate.py, launch/compare.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from recsys.checkpoint.integrity import latest_checkpoint
 from recsys.config_files import read_yaml
 from recsys.errors import UserError
-from recsys.files import reading, write_text
+from recsys.files import new_folder, reading, write_text
 from recsys.job import say
 from recsys.run.config import SECTIONS, RunConfig, read_run_config
 from recsys.run.fingerprint import EXTENDABLE, changes, data_identity
@@ -44,9 +43,8 @@ def open_run_folder(
     own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
     if config.run.overwrite and own:
         say(f"run.overwrite: {folder} was made by this very start of torchrun and is kept")
-    elif config.run.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    if stored_file.is_file():
+    anew = config.run.overwrite and not own and folder.is_dir()
+    if stored_file.is_file() and not anew:
         if config.run.resume == "never" and not own:
             raise UserError(
                 f"{folder}: holds a run already; use run.resume=auto to go on with it, "
@@ -62,9 +60,14 @@ def open_run_folder(
             )
         if latest_checkpoint(folder / "checkpoints") is not None:
             extended = [*before.get("extended", []), *changed.values()]
-    folder.mkdir(parents=True, exist_ok=True)
     now |= {"launch": list(launch), "extended": extended}
-    write_text(stored_file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(now, sort_keys=False, allow_unicode=True)
+    if anew:
+        with new_folder(folder) as beside:
+            write_text(beside / stored_file.name, text)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(stored_file, text)
     return folder
 
 

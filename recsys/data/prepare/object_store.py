@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from recsys.data.recipe import Recipe, named_files
 from recsys.errors import UserError
-from recsys.files import is_unfinished, new_file
+from recsys.files import new_file
+from recsys.locks import is_unfinished
 from recsys.schema import check_inside, local_path
 
 _LAST = ("manifest.json", "index.json", "best.json")
