@@ -1,6 +1,7 @@
-"""Batch: what the loader hands to the pipeline and the pipeline to the ranker.
+"""Features and Batch: rows as a ranker scores them, and rows as training takes them.
 
-Ids and labels only; modality vectors are looked up by item row inside the model.
+Features hold ids and lengths, which a request can give; a Batch adds labels, weights and row ids.
+Modality vectors are in neither: the model looks them up by item row.
 Shapes: B rows of this rank (padding included), F sparse features.
 """
 
@@ -12,21 +13,42 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass
-class Batch(Pipelineable):
-    """One rank's part of a global batch.
+class Features(Pipelineable):
+    """Ids of B rows: the input of a Scorer.
 
     The KeyedJaggedTensor is key-major, one stride of B lengths per feature, e.g. F=2, B=3:
 
         key        row 0     row 1     row 2
         user_id    [7]       [7]       [12]
         tags       [1, 4]    []        [2, 4, 9]
+    """
+
+    sparse: KeyedJaggedTensor
+    """int64 rows of the embedding tables, int32 lengths [F * B]."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Features":
+        """Return a copy on `device`."""
+        return Features(self.sparse.to(device=device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the CUDA allocator that `stream` still uses these tensors."""
+        self.sparse.record_stream(stream)
+
+    def pin_memory(self) -> "Features":
+        """Return a copy in page-locked host memory."""
+        return Features(self.sparse.pin_memory())
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's part of a global batch: Features with labels, weights and row ids.
 
     Where a global batch is not divided by the ranks, and at the end of a pass, a batch is padded at
     its end to full size with rows of weight 0 and no ids, so that every rank takes the same number of
     equally shaped steps.
     """
 
-    sparse: KeyedJaggedTensor
+    features: Features
     labels_B: torch.Tensor
     """float32, 0 or 1."""
     weights_B: torch.Tensor
@@ -57,30 +79,21 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Return a copy on `device`."""
-        return Batch(
-            sparse=self.sparse.to(device=device, non_blocking=non_blocking),
-            labels_B=self.labels_B.to(device, non_blocking=non_blocking),
-            weights_B=self.weights_B.to(device, non_blocking=non_blocking),
-            row_id_B=self.row_id_B.to(device, non_blocking=non_blocking),
-            user_row_B=self.user_row_B.to(device, non_blocking=non_blocking),
-            item_row_B=self.item_row_B.to(device, non_blocking=non_blocking),
-            global_rows=self.global_rows,
-            num_ranks=self.num_ranks,
-            num_real=self.num_real,
-        )
+        moved = [tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()]
+        features = self.features.to(device, non_blocking=non_blocking)
+        return Batch(features, *moved, self.global_rows, self.num_ranks, self.num_real)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the CUDA allocator that `stream` still uses these tensors."""
-        self.sparse.record_stream(stream)
+        self.features.record_stream(stream)
         for tensor in self._tensors():
             tensor.record_stream(stream)
 
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked host memory."""
         pinned = [tensor.pin_memory() for tensor in self._tensors()]
-        return Batch(
-            self.sparse.pin_memory(), *pinned, self.global_rows, self.num_ranks, self.num_real
-        )
+        features = self.features.pin_memory()
+        return Batch(features, *pinned, self.global_rows, self.num_ranks, self.num_real)
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return (

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.batch import Batch
+from recsys.batch import Batch, Features
 from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS = 40, 60, 9
@@ -84,10 +84,12 @@ def batch(
     lengths = [len(row_values) for name in features for row_values in per_feature[name]]
     size = len(labels)
     return Batch(
-        sparse=KeyedJaggedTensor(
-            keys=features,
-            values=torch.tensor(values, dtype=torch.int64),
-            lengths=torch.tensor(lengths, dtype=torch.int64),
+        features=Features(
+            KeyedJaggedTensor(
+                keys=features,
+                values=torch.tensor(values, dtype=torch.int64),
+                lengths=torch.tensor(lengths, dtype=torch.int64),
+            )
         ),
         labels_B=torch.tensor(labels),
         weights_B=torch.ones(size),
@@ -101,15 +103,17 @@ def batch(
 
 def padded(batch: Batch, num_padding: int) -> Batch:
     """The batch with rows of weight 0 and empty lists behind it, as the loader pads one."""
-    keys = batch.sparse.keys()
-    lengths_FB = batch.sparse.lengths().reshape(len(keys), -1)
+    keys = batch.features.sparse.keys()
+    lengths_FB = batch.features.sparse.lengths().reshape(len(keys), -1)
     more = torch.zeros(len(keys), num_padding, dtype=lengths_FB.dtype)
     zeros = torch.zeros(num_padding)
     return Batch(
-        sparse=KeyedJaggedTensor(
-            keys=keys,
-            values=batch.sparse.values(),
-            lengths=torch.cat([lengths_FB, more], dim=1).flatten(),
+        features=Features(
+            KeyedJaggedTensor(
+                keys=keys,
+                values=batch.features.sparse.values(),
+                lengths=torch.cat([lengths_FB, more], dim=1).flatten(),
+            )
         ),
         labels_B=torch.cat([batch.labels_B, zeros]),
         weights_B=torch.cat([batch.weights_B, zeros]),

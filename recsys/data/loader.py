@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.batch import Batch
+from recsys.batch import Batch, Features
 from recsys.data.dataset import Dataset, as_array
 from recsys.data.lanes import Lane, LaneRange, Part
 from recsys.schema import FeatureSpec
@@ -181,7 +181,7 @@ class Loader:
             lengths=torch.from_numpy(lengths_FB.reshape(-1)),
         )
         return Batch(
-            sparse=sparse,
+            features=Features(sparse),
             labels_B=self._padded(columns.get("label", zeros), np.float32),
             weights_B=self._padded(np.ones(num_real), np.float32),
             row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),

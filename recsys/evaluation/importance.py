@@ -19,7 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.batch import Batch
 from recsys.data.loader import Loader
 from recsys.evaluation.predict import Predictions, predict
-from recsys.model.ranker import DenseInputs, Ranker
+from recsys.model.inputs import DenseInputs
+from recsys.model.ranker import Ranker
 from recsys.runtime.env import Env
 from recsys.sharding.apply import ShardedRanker
 

@@ -23,15 +23,11 @@ from recsys.model.baselines.lr import LogisticRegression
 from recsys.model.baselines.masknet import MaskNet
 from recsys.model.baselines.xdeepfm import XDeepFM
 from recsys.model.cross import build_cross
+from recsys.model.inputs import RankerInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import (
-    Ranker,
-    RankerConfig,
-    RankerInputs,
-    UmairFps,
-    select_features,
-)
-from recsys.schema import Manifest
+from recsys.model.ranker import Ranker, RankerConfig, Scorer
+from recsys.model.umair_fps import UmairFps
+from recsys.schema import FeatureSpec, Manifest
 
 
 def build_ranker(
@@ -71,7 +67,28 @@ def build_ranker(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dense = RANKERS[config.name](config, inputs)
-    return Ranker(inputs=inputs, dense=dense, dense_precision=config.dense_precision)
+    return Ranker(Scorer(inputs=inputs, dense=dense, dense_precision=config.dense_precision))
+
+
+def select_features(manifest: Manifest, config: RankerConfig) -> list[FeatureSpec]:
+    """Return the features the ranker reads, in manifest order.
+
+    Raises:
+        UserError: the config names a feature that the manifest does not have.
+    """
+    known = [f.name for f in manifest.features]
+    named = list(config.features or []) + list(config.exclude_features)
+    unknown = sorted(set(named) - set(known))
+    if unknown:
+        raise UserError(
+            f"model.features / model.exclude_features name {', '.join(unknown)}; the data set "
+            f"{manifest.name!r} has {', '.join(known)}"
+        )
+    wanted = set(known if config.features is None else config.features)
+    wanted -= set(config.exclude_features)
+    if not wanted:
+        raise UserError("model.features leaves no feature; name at least one")
+    return [f for f in manifest.features if f.name in wanted]
 
 
 def batch_features(ranker: Ranker) -> list[str]:

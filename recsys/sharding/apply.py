@@ -390,7 +390,7 @@ def _with_optimizers(
             dense_parameters[name] = parameter
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in dense_parameters.items():
-        l2 = dense_penalty(optim, name.removeprefix("dense."), parameter.dim())
+        l2 = dense_penalty(optim, name.removeprefix("scorer.dense."), parameter.dim())
         groups.setdefault(l2, []).append(parameter)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     dense_optimizer = kinds[optim.dense_name](

@@ -50,9 +50,9 @@ from recsys.sharding.search import (
 )
 
 PLAN_VERSION = 1
-TABLES_PATH = "inputs.embeddings"
+TABLES_PATH = "scorer.inputs.embeddings"
 """Where the trainable EmbeddingBagCollection sits in a Ranker."""
-MODALITY_PATH = "inputs.modality.tables"
+MODALITY_PATH = "scorer.inputs.modality.tables"
 """Where the frozen one sits."""
 _VALUE_BYTES = {DataType.FP32: 4, DataType.FP16: 2}
 _DTYPES = {DataType.FP32: "fp32", DataType.FP16: "fp16"}
@@ -398,8 +398,8 @@ def plan_tables(
 
 def _skeleton(model: Ranker, with_frozen: bool) -> nn.Module:
     """Return a module that holds the ranker's collections at their paths, and nothing else."""
-    root, inputs = nn.Module(), nn.Module()
-    root.inputs = inputs
+    root, scorer, inputs = nn.Module(), nn.Module(), nn.Module()
+    root.scorer, scorer.inputs = scorer, inputs
     inputs.embeddings = model.inputs.embeddings
     if with_frozen and model.inputs.modality is not None:
         modality = nn.Module()

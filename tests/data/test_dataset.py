@@ -141,8 +141,8 @@ def real_rows(batches):
 def examples_of(batch):
     """row_id -> what the batch holds of it, one row after another."""
     lists = {}
-    for key in batch.sparse.keys():
-        part = batch.sparse[key]
+    for key in batch.features.sparse.keys():
+        part = batch.features.sparse[key]
         lists[key] = [
             part.values()[start:end].tolist()
             for start, end in itertools.pairwise(part.offsets().tolist())
@@ -166,8 +166,8 @@ def tensors(batch):
         batch.row_id_B,
         batch.user_row_B,
         batch.item_row_B,
-        batch.sparse.values(),
-        batch.sparse.lengths(),
+        batch.features.sparse.values(),
+        batch.features.sparse.lengths(),
         torch.tensor(batch.global_rows),
     ]
 
@@ -175,7 +175,7 @@ def tensors(batch):
 def assert_same(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert one.sparse.keys() == other.sparse.keys()
+        assert one.features.sparse.keys() == other.features.sparse.keys()
         assert all(map(torch.equal, tensors(one), tensors(other)))
 
 
@@ -190,7 +190,7 @@ def test_every_example_equals_the_slow_reference(world, split, shuffle):
     expected = expected_examples(*world, split, FEATURES)
     found = {}
     for batch in loader(world, split=split, shuffle=shuffle).batches(0):
-        assert batch.sparse.keys() == FEATURES
+        assert batch.features.sparse.keys() == FEATURES
         examples = examples_of(batch)
         assert not examples.keys() & found.keys()
         found |= examples
@@ -281,15 +281,15 @@ def test_padding_has_weight_zero_and_no_ids(world):
     assert set(padded.row_id_B[pad].tolist()) == {-1}
     for tensor in (padded.labels_B, padded.user_row_B, padded.item_row_B):
         assert not tensor[pad].any()
-    for key in padded.sparse.keys():
-        assert not padded.sparse[key].lengths()[pad].any()
+    for key in padded.features.sparse.keys():
+        assert not padded.features.sparse[key].lengths()[pad].any()
 
 
 def test_padding_has_no_ids_where_every_feature_stands_in_the_row():
     one = rows_loader(3, global_batch_size=4, num_lanes=1, shuffle=False)
     (batch,) = one.batches(0)
-    assert batch.sparse["place"].lengths().tolist() == [1, 1, 1, 0]
-    assert batch.sparse["place"].values().tolist() == [1, 2, 3]
+    assert batch.features.sparse["place"].lengths().tolist() == [1, 1, 1, 0]
+    assert batch.features.sparse["place"].values().tolist() == [1, 2, 3]
 
 
 def test_more_lanes_than_rows_still_gives_every_row_once(world):
@@ -306,8 +306,8 @@ def test_only_the_columns_of_the_features_are_read(world):
     plain = Dataset(*world, split="train", features=["user_id", "item_id"])
     assert plain.read(0, 3).column_names == ["row_id", "label", "user_row", "item_row"]
     (batch, *_) = loader(world, features=["item_id", "user_id"]).batches(0)
-    assert batch.sparse.keys() == ["item_id", "user_id"]
-    assert torch.equal(batch.sparse["user_id"].values(), batch.user_row_B)
+    assert batch.features.sparse.keys() == ["item_id", "user_id"]
+    assert torch.equal(batch.features.sparse["user_id"].values(), batch.user_row_B)
 
 
 def test_reading_a_range_equals_a_slice_of_the_whole(world):

@@ -77,13 +77,13 @@ def test_a_shuffled_input_equals_a_batch_in_which_it_alone_is_exchanged(world):
     whole = batch_of(ranker)
     order = torch.arange(SIZE)
     order[: SIZE - 3] = torch.roll(order[: SIZE - 3], -1)
-    keys = whole.sparse.keys()
-    lists = {key: whole.sparse[key].to_dense() for key in keys}
+    keys = whole.features.sparse.keys()
+    lists = {key: whole.features.sparse[key].to_dense() for key in keys}
     lists["tags"] = [lists["tags"][i] for i in order]
     values = [v for key in keys for row in lists[key] for v in row.tolist()]
     lengths = [len(row) for key in keys for row in lists[key]]
     other = batch_of(ranker)
-    other.sparse = type(other.sparse)(
+    other.features.sparse = type(other.features.sparse)(
         keys=keys, values=torch.tensor(values), lengths=torch.tensor(lengths)
     )
     expected = scores(world, [other])

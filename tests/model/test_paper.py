@@ -84,7 +84,7 @@ def test_penalties_lie_on_matrices_of_projections_senet_and_final_mlp(paper, umc
     )
     names = {id(p): name for name, p in sharded.model.named_parameters()}
     penalised = {
-        names[id(p)].removeprefix("dense."): group["weight_decay"]
+        names[id(p)].removeprefix("scorer.dense."): group["weight_decay"]
         for group in sharded.dense_optimizer.param_groups
         for p in group["params"]
         if group["weight_decay"]

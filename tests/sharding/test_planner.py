@@ -16,7 +16,7 @@ from recsys.run.config import read_run_config
 from recsys.run.suggestions import Planned, rate_clusters, suggest
 from recsys.runtime.env import Env
 from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster
-from recsys.sharding.plan import check_matches, read_plan, sharding_plan
+from recsys.sharding.plan import TABLES_PATH, check_matches, read_plan, sharding_plan
 from recsys.sharding.search import DoesNotFitError
 
 ROWS = {"item_id": 5_000, "user_id": 40_000, "tags": 1_000}
@@ -234,7 +234,7 @@ def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traf
     copied = sum(rank["copy_bytes"] for rank in cached["ranks"])
     assert sum(rank["ddr_bytes"] for rank in cached["ranks"]) == held + copied
     assert after["buffer_bytes"] > 0.25 * after["weight_bytes"]
-    applied = sharding_plan(cached).get_plan_for_module("inputs.embeddings")["user_id"]
+    applied = sharding_plan(cached).get_plan_for_module(TABLES_PATH)["user_id"]
     assert applied.compute_kernel == "fused_uvm_caching"
     assert applied.cache_params.load_factor == 0.25
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class FieldAttention(nn.Module):

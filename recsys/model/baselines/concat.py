@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class Concat(nn.Module):

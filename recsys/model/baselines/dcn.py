@@ -9,8 +9,8 @@ from torch import nn
 from torchrec.modules.crossnet import VectorCrossNet
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class Dcn(nn.Module):

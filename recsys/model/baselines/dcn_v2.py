@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.linear import linear_of_joined
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class DcnV2(nn.Module):

@@ -8,8 +8,8 @@ from torch import nn
 
 from recsys.model.baselines.fm import second_order
 from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class DeepFM(nn.Module):

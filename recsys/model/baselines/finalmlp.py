@@ -14,8 +14,8 @@ from torch import nn
 
 from recsys.errors import UserError
 from recsys.model.baselines.inputs import Concatenation, unmeasured
+from recsys.model.inputs import DenseInputs
 from recsys.model.mlp import Tower
-from recsys.model.ranker import DenseInputs
 
 
 class StreamGate(nn.Module):

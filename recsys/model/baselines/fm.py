@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.ranker import DenseInputs
+from recsys.model.inputs import DenseInputs
 
 
 def second_order(fields_BFD: torch.Tensor) -> torch.Tensor:

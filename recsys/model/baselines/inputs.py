@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from recsys.errors import UserError
+from recsys.model.inputs import DenseInputs
 from recsys.model.linear import joined
-from recsys.model.ranker import DenseInputs, Projections
+from recsys.model.projections import Projections
 
 
 class Concatenation(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import FirstOrder, unmeasured
-from recsys.model.ranker import DenseInputs
+from recsys.model.inputs import DenseInputs
 
 
 class LogisticRegression(nn.Module):

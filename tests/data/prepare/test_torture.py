@@ -369,4 +369,4 @@ def test_fewer_rows_and_row_groups_than_ranks_leave_no_rank_without_steps(small,
 
 
 def torch_all_finite(batch):
-    return bool(batch.labels_B.isfinite().all() and (batch.sparse.values() >= 0).all())
+    return bool(batch.labels_B.isfinite().all() and (batch.features.sparse.values() >= 0).all())

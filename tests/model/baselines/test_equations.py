@@ -12,7 +12,8 @@ from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.masknet import MaskBlock
 from recsys.model.baselines.xdeepfm import CompressedInteraction
 from recsys.model.build import build_ranker
-from recsys.model.ranker import DenseInputs, RankerConfig
+from recsys.model.inputs import DenseInputs
+from recsys.model.ranker import RankerConfig
 from tests.tiny_world import manifest
 
 B, F, D = 4, 5, 3

@@ -1,0 +1,174 @@
+"""Inputs of a ranker: the lookups in trainable and frozen tables, and the tensors that they give.
+
+RankerInputs is the sparse half of a Scorer (recsys/model/ranker.py); DenseInputs is the border to the
+dense half, which can be exported without KeyedJaggedTensors.
+Shapes: B rows, D table width, E modality width, S width of the similarity histograms.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from recsys.batch import Features
+from recsys.model.history import SimilarityTiers
+from recsys.model.modality import ModalityTables
+from recsys.model.tables import FeatureColumns, build_tables
+from recsys.schema import FeatureSpec, TableSpec
+
+
+@dataclass
+class DenseInputs:
+    """Inputs of the dense part of a ranker; tensors only, of B rows each."""
+
+    user_BX: torch.Tensor
+    """User features and context, concatenated."""
+    item_BY: torch.Tensor
+    """The item's sparse features, concatenated."""
+    modalities: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    """Per modality: the item's vector [B, E] and whether it has one [B]."""
+    interests: list[tuple[torch.Tensor, torch.Tensor]]
+    """In the order of `RankerInputs.interests`: the interest vector [B, E] and whether the history
+    holds any [B]."""
+    first_order_B: torch.Tensor
+    """Sum of the first-order weights."""
+    similarity_BS: torch.Tensor
+    """Histograms of similarities between the item and the history; [B, 0] without."""
+
+    def first(self, num_rows: int) -> "DenseInputs":
+        """Return the first rows alone."""
+        return DenseInputs(
+            user_BX=self.user_BX[:num_rows],
+            item_BY=self.item_BY[:num_rows],
+            modalities={
+                name: (vector_BE[:num_rows], present_B[:num_rows])
+                for name, (vector_BE, present_B) in self.modalities.items()
+            },
+            interests=[
+                (vector_BE[:num_rows], present_B[:num_rows])
+                for vector_BE, present_B in self.interests
+            ],
+            first_order_B=self.first_order_B[:num_rows],
+            similarity_BS=self.similarity_BS[:num_rows],
+        )
+
+
+class RankerInputs(nn.Module):
+    """Sparse half of a ranker: trainable and frozen tables; Features in, DenseInputs out."""
+
+    def __init__(
+        self,
+        *,
+        tables: Sequence[TableSpec],
+        features: Sequence[FeatureSpec],
+        num_item_rows: int,
+        modality_dims: Mapping[str, int],
+        interest_modalities: Sequence[str],
+        history_features: Sequence[str],
+        embedding_dim: int,
+        table_dims: Mapping[str, int],
+        half_tables: Sequence[str],
+        first_order: bool,
+        similarity_tiers: int = 0,
+    ):
+        """Args: modality_dims: vector width E of every modality in use; may be empty.
+        similarity_tiers: of the histogram over the first history; 0, or no history or modality: none.
+        """
+        super().__init__()
+        self.embeddings = build_tables(
+            tables=tables,
+            features=features,
+            embedding_dim=embedding_dim,
+            table_dims=table_dims,
+            half_tables=half_tables,
+        )
+        dims = {c.name: c.embedding_dim for c in self.embeddings.embedding_bag_configs()}
+        user_side = [f for f in features if f.side != "item"]
+        item_side = [f for f in features if f.side == "item"]
+        self.user_columns = FeatureColumns(features=user_side, dims=dims, first_order=first_order)
+        self.item_columns = FeatureColumns(features=item_side, dims=dims, first_order=first_order)
+        self.modality_dims = dict(modality_dims)
+        self.interests = [
+            (modality, feature)
+            for modality in modality_dims
+            if modality in interest_modalities
+            for feature in history_features
+        ]
+        has_history = bool(modality_dims) and bool(history_features)
+        self.similarity = (
+            SimilarityTiers(modality_dims=modality_dims, num_tiers=similarity_tiers)
+            if similarity_tiers and has_history
+            else None
+        )
+        self.modality = (
+            ModalityTables(
+                dims=modality_dims,
+                num_rows=num_item_rows,
+                item_feature="item_id",
+                history_features=history_features if self.interests else [],
+                sequence_feature=history_features[0] if self.similarity is not None else None,
+            )
+            if modality_dims
+            else None
+        )
+
+    @property
+    def user_dim(self) -> int:
+        """Width of the user's sparse features and context, interests not counted."""
+        return self.user_columns.out_dim
+
+    @property
+    def num_features(self) -> int:
+        """Sparse features of both sides."""
+        return len(self.user_columns.feature_names) + len(self.item_columns.feature_names)
+
+    @property
+    def field_dim(self) -> int:
+        """Common width of the feature vectors; 0 where widths differ."""
+        widths = {*self.user_columns.feature_dims, *self.item_columns.feature_dims}
+        return widths.pop() if len(widths) == 1 else 0
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the feature vectors; 0 where a side lacks features or widths differ."""
+        both = self.user_columns.feature_names and self.item_columns.feature_names
+        return self.field_dim if both else 0
+
+    @property
+    def item_dim(self) -> int:
+        """Width of the item's sparse input y."""
+        return self.item_columns.out_dim
+
+    @property
+    def similarity_dim(self) -> int:
+        """Width S of the similarity histograms; 0 without."""
+        return 0 if self.similarity is None else self.similarity.out_dim
+
+    def forward(self, features: Features) -> DenseInputs:
+        """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
+        embeddings = self.embeddings(features.sparse)
+        user_BD, user_first_order_B = self.user_columns(embeddings, features.sparse)
+        item_BD, item_first_order_B = self.item_columns(embeddings, features.sparse)
+        items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        interests: list[tuple[torch.Tensor, torch.Tensor]] = []
+        first_order_B = user_first_order_B + item_first_order_B
+        similarity_BS = first_order_B[:, None][:, :0]
+        if self.modality is not None:
+            looked_up = self.modality(features.sparse)
+            items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
+            # Indexed, not unpacked: the pipeline traces this method with symbolic tensors.
+            interests = [
+                (looked_up[m][feature][0], looked_up[m][feature][1])
+                for m, feature in self.interests
+            ]
+            if self.similarity is not None:
+                similarity_BS = self.similarity(self.modality.sequence(features.sparse), items)
+        return DenseInputs(
+            user_BX=user_BD,
+            item_BY=item_BD,
+            modalities=items,
+            interests=interests,
+            first_order_B=first_order_B,
+            similarity_BS=similarity_BS,
+        )

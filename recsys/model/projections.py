@@ -1,0 +1,54 @@
+"""Projections: linear maps of modality vectors into a common width, shared by items and interests.
+
+Called by UMAIR-FPS and, through Concatenation, by baselines.
+Shapes: B rows, E modality width, H common width, X width of the user input.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from recsys.model.inputs import DenseInputs
+from recsys.model.linear import joined
+
+
+class Projections(nn.Module):
+    """One linear map W_m per modality into a common width, for items and, shared, for interests."""
+
+    def __init__(
+        self,
+        *,
+        modality_dims: Mapping[str, int],
+        interests: Sequence[str],
+        dim: int,
+        shared_projection: bool,
+    ):
+        """Args: interests: modality of every interest vector, in order; dim: the common width H."""
+        super().__init__()
+        self.linear = nn.ModuleDict({
+            name: nn.Linear(width, dim) for name, width in modality_dims.items()
+        })
+        self.shared_projection = shared_projection
+        self.interests = list(interests)
+        self.interest_dim = sum(dim if shared_projection else modality_dims[m] for m in interests)
+
+    def items(self, inputs: DenseInputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (ReLU(W_m e_m + b_m) [B, H], present [B]) of every modality, in order."""
+        projected = []
+        for name, linear in self.linear.items():
+            vector_BE, present_B = inputs.modalities[name]
+            projected.append((torch.relu(linear(vector_BE)), present_B))
+        return projected
+
+    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the user input x [B, X]: user features beside the interest vectors.
+
+        An empty history is a zero vector.
+        """
+        parts = [inputs.user_BX]
+        for name, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
+            if self.shared_projection:
+                vector_BE = self.linear[name](vector_BE) * present_B[:, None]
+            parts.append(vector_BE)
+        return joined(parts)
