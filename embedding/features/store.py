@@ -24,6 +24,8 @@ import numpy as np
 from embedding.image.pictures import REASONS
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, read_array, reading, sha256_of, write_array, write_json
+from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.env import is_first_of_host
 from recsys.schema import Manifest, check_inside, misfits
 
 STORE_VERSION = 2
@@ -310,7 +312,9 @@ def open_features(
     manifest: Manifest,
     say: Callable[[str], None] = print,
 ) -> dict[str, FeatureTable]:
-    """Open feature tables by name.
+    """Open feature tables by name; all ranks call this.
+
+    The first rank of each host compares small tables with their sha256 (`VERIFY_BYTES`) for the others.
 
     Args:
         manifest: of the prepared data whose items, texts and pictures the vectors must be of.
@@ -318,34 +322,42 @@ def open_features(
             versions); today's are taken for them.
 
     Raises:
-        UserError: a table is missing, broken, or was made for other items, texts or pictures.
+        UserError: a table is missing, broken, or was made for other items, texts or pictures; on every
+            rank.
     """
-    tables = {}
-    for name in names:
-        folder = workspace / "features" / name
-        table = FeatureTable(folder)
-        made = table.manifest
-        if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
-            raise UserError(
-                f"{folder}: made for other items ({made.count:,} rows, checksum "
-                f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
-                f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
-            )
-        column = "text" if name == "text" else "image"
-        contents = "texts" if column == "text" else "pictures"
-        now = manifest.column_checksums.get(column, "")
-        if not made.made_of:
-            say(
-                f"note: {folder} does not say of which {contents} it was made; today's are taken for "
-                f"them (launch/prepare.py and launch/embed.py note it; what has not changed is kept)"
-            )
-        if made.made_of and now and made.made_of != now:
-            raise UserError(
-                f"{folder}: made of other {contents} than the "
-                f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
-                f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"
-            )
-        if 2 * table.num_rows * table.dim <= VERIFY_BYTES:
-            table.verify()
-        tables[name] = table
+    with sharing_errors():
+        tables = {name: FeatureTable(workspace / "features" / name) for name in names}
+        for table in tables.values():
+            _check_source(table, manifest, say)
+            if is_first_of_host() and 2 * table.num_rows * table.dim <= VERIFY_BYTES:
+                table.verify()
     return tables
+
+
+def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Refuse a table that was made for other items, texts or pictures than the prepared data has.
+
+    Raises:
+        UserError: names the table and both checksums.
+    """
+    folder, made = table.folder, table.manifest
+    if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
+        raise UserError(
+            f"{folder}: made for other items ({made.count:,} rows, checksum "
+            f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
+            f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
+        )
+    column = "text" if folder.name == "text" else "image"
+    contents = "texts" if column == "text" else "pictures"
+    now = manifest.column_checksums.get(column, "")
+    if not made.made_of:
+        say(
+            f"note: {folder} does not say of which {contents} it was made; today's are taken for "
+            f"them (launch/prepare.py and launch/embed.py note it; what has not changed is kept)"
+        )
+    if made.made_of and now and made.made_of != now:
+        raise UserError(
+            f"{folder}: made of other {contents} than the "
+            f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
+            f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"
+        )

@@ -49,6 +49,15 @@ def rank_from_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_first_of_host() -> bool:
+    """Return whether this process does what one rank of each host does; True without torchrun."""
+    return _local_rank() == 0
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
     """Return the torchrun agent that a worker of it, or a script around the worker, descends from.
 
@@ -127,7 +136,7 @@ def start(
     use_cuda = device != "cpu" and torch.cuda.is_available()
     rank = rank_from_environment()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = _local_rank()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     num_threads = threads_of_process(
         threads, num_processes=local_world_size, obey_environment=not _torchrun_set_threads()

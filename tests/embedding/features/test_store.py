@@ -1,11 +1,16 @@
 """The feature store: what is written is read back, across shards; what was changed is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from embedding.features.store import FeatureTable, open_features
 from recsys.schema import Manifest
 from tests.feature_tables import write_table
+from tests.processes import worker_result
+
+WORKER = Path(__file__).with_name("store_worker.py")
 
 
 def write(workspace, name="text", shard_rows=4, num_rows=10, dim=3):
@@ -116,3 +121,25 @@ def test_changed_and_truncated_shards_are_named(tmp_path):
     shard.write_bytes(bytes(content[:-4]))
     with pytest.raises(ValueError, match="shard-00001.npy: cannot be read"):
         open_features(tmp_path, ["text"], manifest_of())
+
+
+def test_one_rank_of_a_host_hashes_for_all(tmp_path):
+    for name in ("text", "style"):
+        write(tmp_path, name, shard_rows=10)
+    first, second = worker_result(WORKER, tmp_path, ranks=2)
+    assert first["hashed"] == ["text", "style"] and second["hashed"] == []
+    assert first["error"] is None and second["error"] is None
+    assert first["rows"] == second["rows"] and len(first["rows"]["text"]) == 2
+
+
+def test_what_the_hashing_rank_finds_is_raised_on_every_rank(tmp_path):
+    for name in ("text", "style"):
+        folder, _ = write(tmp_path, name, shard_rows=10)
+    shard = folder / "shard-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    first, second = worker_result(WORKER, tmp_path, ranks=2)
+    assert second["hashed"] == []
+    assert f"UserError: {shard}: changed since it was written" in first["error"]
+    assert first["error"] == second["error"]
