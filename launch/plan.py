@@ -34,7 +34,7 @@ from recsys.report.plan import (
     size,
 )
 from recsys.report.plan_page import write_plan_page
-from recsys.run.config import RunConfig, check_run_config
+from recsys.run.config import RunConfig
 from recsys.run.suggestions import Planned, examples_per_second, rate_clusters, suggest
 from recsys.runtime.env import silence_libraries
 from recsys.schema import Manifest, local_path, read_manifest
@@ -72,7 +72,6 @@ def job(cfg: DictConfig) -> None:
     place, run, config = read_job(cfg, KEYS)
     cluster = config.cluster
     check_cluster(cluster)
-    check_run_config(run)
     check_planning(config)
     manifest, modality_dims = read_tables(place, run, config)
     planned = Planned(

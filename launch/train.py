@@ -30,7 +30,7 @@ from recsys.model.build import batch_features
 from recsys.overrides import override
 from recsys.report.plan import print_plan
 from recsys.run.assembly import build_loader, build_plannable, plan_and_shard
-from recsys.run.config import RunConfig, check_classes, check_run_config
+from recsys.run.config import RunConfig, check_classes
 from recsys.run.folder import open_run_folder
 from recsys.runtime.env import (
     Env,
@@ -57,7 +57,6 @@ def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a run."""
     # 1. Configuration, all of it checked before anything is built.
     place, config = read_job(cfg, KEYS)
-    check_run_config(config)
     workspace = place.folder
 
     # 2. Who we are, and which data there is.

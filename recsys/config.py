@@ -269,8 +269,9 @@ def _sentence(schema: Any, error: Any, key: str) -> str:
     if kind == "list_type":
         return f"{key}: {given!r} given; expected {type_text(hint)}"
     if kind in _BOUNDS:
-        return f"{key}={given}: expected {_BOUNDS[kind].format(**context)}"
-    expected = context["expected"] if kind == "literal_error" else type_text(hint)
+        bound = {n: f"{b:g}" if isinstance(b, float) else b for n, b in context.items()}
+        return f"{key}={given}: expected {_BOUNDS[kind].format(**bound)}"
+    expected = type_text(hint)
     if kind == "literal_error" and isinstance(given, str):
         return f"{key}={given!r}: expected {expected}"
     return f"{key}: {given!r} does not fit; expected {expected}{_quote_hint(given)}"
@@ -286,9 +287,12 @@ _BOUNDS = {
 
 
 def type_text(hint: Any) -> str:
-    """Return a type as people write it: text, int, list[str]."""
+    """Return a type as people write it: text, int, list[str], its choices."""
     if hint is str:
         return "text"
+    if typing.get_origin(hint) is typing.Literal:
+        *others, last = map(str, typing.get_args(hint))
+        return f"{', '.join(others)} or {last}" if others else last
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 

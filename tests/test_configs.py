@@ -114,6 +114,8 @@ def test_text_that_yaml_reads_as_a_boolean_or_number_is_to_be_quoted(tmp_path, t
 
 
 def test_quoted_it_is_text(tmp_path):
-    (tmp_path / "x.yaml").write_text("name: 'no'\npairs: [{language: 'on'}]\nsource: 2024\n")
+    rest = "interactions: {file: a.csv, label: clicked}\nsplit: {strategy: random}\n"
+    text = "name: 'no'\npairs: [{file: a.csv, language: 'on'}]\nsource: 2024\n"
+    (tmp_path / "x.yaml").write_text(text + rest)
     recipe = from_config(Recipe, plain(OmegaConf.load(tmp_path / "x.yaml")), "data")
     assert (recipe.name, recipe.pairs[0].language, recipe.source) == ("no", "on", "2024")

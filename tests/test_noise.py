@@ -6,6 +6,7 @@ Distances are counted in standard errors over users; BOUND of them is exceeded b
 times, and seeds are fixed.
 """
 
+import typing
 from functools import cache
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
 from recsys.data.prepare.pipeline import prepare
-from recsys.data.recipe import SPLITS, STRATEGIES, Recipe
+from recsys.data.recipe import SPLITS, Recipe, SplitRecipe
 from recsys.evaluation.candidates import CandidateDataset, RankingConfig, draw_candidates
 from recsys.evaluation.predict import predict
 from recsys.metrics.ranking import ranking_by_user
@@ -42,7 +43,7 @@ WORLDS = [
 ]
 ALL_WORLDS = [
     (strategy, source, scope)
-    for strategy in STRATEGIES
+    for strategy in typing.get_args(SplitRecipe.__annotations__["strategy"])
     for source in SOURCES
     for scope in ("train", "past")
     if not (source.endswith("again") and scope == "past")

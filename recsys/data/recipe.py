@@ -7,30 +7,20 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
-from recsys.errors import UserError
+from pydantic import Field
+
+from recsys.config import check
+from recsys.data.text_format import format_problems
 from recsys.schema import leaves_folder
 
 SPLITS = ("train", "valid", "test")
-STRATEGIES = ("time", "per_user_time", "random", "given")
 PERSPECTIVES = ("multilingual", "relation", "explanation")
-FEATURE_KINDS = ("id", "id_list", "numeric")
-UNKNOWN_ITEM_RULES = ("error", "drop", "keep")
-RESERVED_NAMES = {
-    *("user_id", "item_id", "history", "history_recent"),
-    *(
-        "row_id",
-        "label",
-        "user_row",
-        "item_row",
-        "timestamp",
-        "history_end",
-        "unknown_user",
-        "ts",
-        "split",
-        "given",
-    ),
-}
+RESERVED_NAMES = frozenset(
+    "user_id item_id history history_recent row_id label user_row item_row timestamp history_end "
+    "unknown_user ts split given".split()
+)
 """Features and columns that every data set has: no feature of a recipe is called so."""
 
 
@@ -40,31 +30,44 @@ class FeatureRecipe:
 
     column: str | None = None
     """Column of the file; null: the feature's own name."""
-    kind: str = "id"
+    kind: Literal["id", "id_list", "numeric"] = "id"
     """`id`, `id_list` (several ids in one text), or `numeric` (bucketed)."""
     separator: str = "|"
     """Between the ids of an id_list; a Parquet column of lists needs none."""
     extract: str | None = None
     """Regular expression whose first group is the value; null: the whole text."""
-    min_count: int = 1
+    min_count: Annotated[int, Field(ge=1)] = 1
     """Ids seen less often than this share the unknown row 0."""
-    hash_rows: int = 0
+    hash_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of a hashed table (row 0 included, no vocabulary); 0: build a vocabulary."""
-    quantiles: int = 16
+    quantiles: Annotated[int, Field(ge=2)] = 16
     """Buckets of about equal count for a numeric column without cuts."""
     cuts: list[float] = field(default_factory=list)
     """Upper bounds of numeric buckets, ascending; empty: quantiles."""
-    side: str | None = None
+    side: Literal["user", "item", "context"] | None = None
     """Tower of an interaction feature: `user`, `item` or `context`; null: context."""
+
+    def problems(self) -> list[str]:
+        """Return a text for every value that no column can be read by."""
+        problems = []
+        if self.cuts != sorted(self.cuts):
+            problems.append(f"cuts={self.cuts}: expected ascending numbers")
+        if not all(math.isfinite(cut) for cut in self.cuts):
+            problems.append(f"cuts={self.cuts}: expected finite numbers")
+        if self.hash_rows == 1:
+            problems.append("hash_rows=1: expected 0, or 2 and more")
+        if self.separator == "":
+            problems.append("separator='': expected text between list elements")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class NegativesRecipe:
     """Negatives drawn for a log of positives only."""
 
-    strategy: str = "uniform"
+    strategy: Literal["uniform", "popularity"] = "uniform"
     """`uniform` over items, or `popularity`: in proportion to an item's positives of the split."""
-    per_positive: int = 4
+    per_positive: Annotated[int, Field(ge=1)] = 4
     """Negatives drawn for each positive: items that the user has no positive of in its split or an
     earlier one; for a positive that repeats an earlier item, other earlier items of the user."""
     seed: int = 0
@@ -101,14 +104,28 @@ class InteractionsRecipe:
     every row is a positive."""
     negatives: NegativesRecipe | None = None
     """How negatives are drawn where every row is a positive."""
-    unknown_items: str = "error"
+    unknown_items: Literal["error", "drop", "keep"] = "error"
     """Rows whose item is not in the items file: `error`, `drop`, or `keep` as unknown row 0."""
-    user_min_count: int = 1
+    user_min_count: Annotated[int, Field(ge=1)] = 1
     """Users with fewer training rows, and not in a users file, share the unknown row 0."""
-    item_min_count: int = 1
+    item_min_count: Annotated[int, Field(ge=1)] = 1
     """Without an items file: items with fewer training rows share the unknown row 0."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse features of the row itself (context)."""
+
+    def problems(self) -> list[str]:
+        """Return a text for every contradiction between label, negatives and columns."""
+        problems = _file_problems(self, is_log=True)
+        if self.label is None and self.negatives is None:
+            problems.append(
+                "label: missing, expected a 0/1 column or a rule such as "
+                '"rating >= 4"; for a log of positives only set interactions.negatives'
+            )
+        if self.negatives is not None and self.label is not None:
+            problems.append("negatives: only where interactions.label is null")
+        if self.negatives is not None and not (self.user_id and self.item_id):
+            problems.append("negatives: needs interactions.user_id and item_id")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +161,10 @@ class ItemsRecipe:
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse item features."""
 
+    def problems(self) -> list[str]:
+        """Return a text for a file that is missing, or that cannot be read as it says."""
+        return _file_problems(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UsersRecipe:
@@ -163,6 +184,10 @@ class UsersRecipe:
     """Column of the id, unique."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse user features."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a file that is missing, or that cannot be read as it says."""
+        return _file_problems(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +220,14 @@ class PairsRecipe:
     language: str | None = None
     """The anchor's language: a code (two or three letters: ja, zh-Hans), or a column; null: unknown."""
 
+    def problems(self) -> list[str]:
+        """Return a text for a file that cannot be read as it says, and for empty separators."""
+        return _file_problems(self) + [
+            f"{key}='': expected text between list elements"
+            for key in ("anchor_separator", "positive_separator")
+            if getattr(self, key) == ""
+        ]
+
 
 Section = InteractionsRecipe | ItemsRecipe | UsersRecipe | PairsRecipe
 """A section of a recipe that names raw files."""
@@ -204,24 +237,40 @@ Section = InteractionsRecipe | ItemsRecipe | UsersRecipe | PairsRecipe
 class SplitRecipe:
     """How rows are divided into train, valid and test."""
 
-    strategy: str = "time"
+    strategy: Literal["time", "per_user_time", "random", "given"] = "time"
     """`time` (one clock for all), `per_user_time`, `random`, or `given` (one file each)."""
     fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, valid and test."""
     seed: int = 0
     """Of the random split and of the order of rows in the files."""
 
+    def problems(self) -> list[str]:
+        """Return a text for shares that are none."""
+        shares = self.fractions
+        if len(shares) != 3 or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
+            return [f"fractions={shares}: expected three shares that sum to 1"]
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRecipe:
     """A user's earlier positives."""
 
-    max_length: int = 50
+    max_length: Annotated[int, Field(ge=0)] = 50
     """Most recent positives a row may see; 0: no history."""
-    recent_length: int = 10
+    recent_length: Annotated[int, Field(ge=0)] = 10
     """Most recent positives of the short-term interest."""
-    scope: str = "train"
+    scope: Literal["train", "past"] = "train"
     """`train`: training positives only; `past`: everything strictly earlier, as at serving."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a short-term history longer than the whole."""
+        if self.recent_length > self.max_length:
+            return [
+                f"recent_length={self.recent_length}: expected 0 to "
+                f"history.max_length={self.max_length}"
+            ]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +294,10 @@ class Recipe:
     history: HistoryRecipe = field(default_factory=HistoryRecipe)
     """Sequences of earlier positives."""
 
+    def problems(self) -> list[str]:
+        """Return a text for everything in which sections contradict each other."""
+        return _split_problems(self) + _path_problems(self) + _name_problems(self)
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise UserError for settings that contradict each other, all at once.
@@ -252,143 +305,67 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         UserError: lists every offending key with what was expected.
     """
-    log, split, problems = recipe.interactions, recipe.split, []
-    if split.strategy not in STRATEGIES:
-        problems.append(f"split.strategy={split.strategy!r}: expected {', '.join(STRATEGIES)}")
-    if split.strategy == "given" and sorted(log.files) != sorted(SPLITS):
+    check(recipe, "data")
+
+
+def _split_problems(recipe: Recipe) -> list[str]:
+    """Return a text for everything that the split needs and the log lacks."""
+    log, strategy, problems = recipe.interactions, recipe.split.strategy, []
+    if strategy == "given" and sorted(log.files) != sorted(SPLITS):
         problems.append(
             f"interactions.files={sorted(log.files)}: split.strategy=given needs train, valid, test"
         )
-    if split.strategy != "given" and not log.file:
+    if strategy != "given" and not log.file:
         problems.append("interactions.file: missing, a file below data.source is required")
-    if split.strategy in ("time", "per_user_time") and not log.timestamp:
+    if strategy in ("time", "per_user_time") and not log.timestamp:
         problems.append(
-            f"interactions.timestamp: missing, split.strategy={split.strategy} needs a time column "
+            f"interactions.timestamp: missing, split.strategy={strategy} needs a time column "
             f"(or use split.strategy=random)"
         )
-    if split.strategy == "per_user_time" and not log.user_id:
+    if strategy == "per_user_time" and not log.user_id:
         problems.append("interactions.user_id: missing, split.strategy=per_user_time needs users")
-    fractions = split.fractions
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        problems.append(f"split.fractions={split.fractions}: expected three shares that sum to 1")
-    if log.label is None and log.negatives is None:
-        problems.append(
-            "interactions.label: missing, expected a 0/1 column or a rule such as "
-            '"rating >= 4"; for a log of positives only set interactions.negatives'
-        )
-    if log.negatives is not None:
-        if log.label is not None:
-            problems.append("interactions.negatives: only where interactions.label is null")
-        if not (log.user_id and log.item_id):
-            problems.append("interactions.negatives: needs interactions.user_id and item_id")
-        if log.negatives.strategy not in ("uniform", "popularity"):
-            problems.append(
-                f"interactions.negatives.strategy={log.negatives.strategy!r}: expected uniform or "
-                f"popularity"
-            )
-        if log.negatives.per_positive < 1:
-            problems.append(
-                f"interactions.negatives.per_positive={log.negatives.per_positive}: expected 1 or "
-                f"more"
-            )
-    problems += _path_problems(recipe)
-    for key, section in _sections_with_files(recipe).items():
-        problems += _format_problems(key, section)
-    for key in ("user_min_count", "item_min_count"):
-        if getattr(log, key) < 1:
-            problems.append(f"interactions.{key}={getattr(log, key)}: expected 1 or more")
-    if log.unknown_items not in UNKNOWN_ITEM_RULES:
-        problems.append(
-            f"interactions.unknown_items={log.unknown_items!r}: expected "
-            f"{', '.join(UNKNOWN_ITEM_RULES)}"
-        )
-    if recipe.history.scope not in ("train", "past"):
-        problems.append(f"history.scope={recipe.history.scope!r}: expected train or past")
     if recipe.history.scope == "past" and not log.timestamp:
         problems.append("history.scope=past: needs interactions.timestamp")
-    if not 0 <= recipe.history.recent_length <= recipe.history.max_length:
-        problems.append(
-            f"history.recent_length={recipe.history.recent_length}: expected 0 to "
-            f"history.max_length={recipe.history.max_length}"
-        )
-    for key, feature in named_features(recipe):
-        if feature.kind not in FEATURE_KINDS:
-            problems.append(f"{key}.kind={feature.kind!r}: expected {', '.join(FEATURE_KINDS)}")
-        if feature.side not in (None, "user", "item", "context"):
-            problems.append(f"{key}.side={feature.side!r}: expected user, item or context")
-        if feature.cuts != sorted(feature.cuts):
-            problems.append(f"{key}.cuts={feature.cuts}: expected ascending numbers")
-        if feature.hash_rows < 0 or feature.hash_rows == 1:
-            problems.append(f"{key}.hash_rows={feature.hash_rows}: expected 0, or 2 and more")
-        if feature.min_count < 1:
-            problems.append(f"{key}.min_count={feature.min_count}: expected 1 or more")
-        if feature.quantiles < 2:
-            problems.append(f"{key}.quantiles={feature.quantiles}: expected 2 or more")
-        if feature.separator == "":
-            problems.append(f"{key}.separator='': expected text between list elements")
-        if not all(math.isfinite(cut) for cut in feature.cuts):
-            problems.append(f"{key}.cuts={feature.cuts}: expected finite numbers")
-    for index, pairs in enumerate(recipe.pairs):
-        for key in ("anchor_separator", "positive_separator"):
-            if getattr(pairs, key) == "":
-                problems.append(f"pairs[{index}].{key}='': expected text between list elements")
-    names = [key.rsplit(".", 1)[1] for key, _ in named_features(recipe) if ".tags." not in key]
-    # SQL does not tell upper from lower case.
-    lower = [name.lower() for name in names]
-    for name in sorted(set(names)):
-        if lower.count(name.lower()) > 1 or name.lower() in RESERVED_NAMES:
-            problems.append(
-                f"feature {name!r}: the name is taken; give it another and name its column"
-            )
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-            problems.append(f"feature {name!r}: expected letters, digits and underscores")
-    if problems:
-        raise UserError(f"recipe {recipe.name!r}: " + "\n  ".join(problems))
-
-
-def _sections_with_files(recipe: Recipe) -> dict[str, Section]:
-    """Sections that name raw files, by config key."""
-    named: dict[str, Section] = {"interactions": recipe.interactions}
-    named |= {"items": recipe.items} if recipe.items else {}
-    named |= {"users": recipe.users} if recipe.users else {}
-    return named | {f"pairs[{index}]": pairs for index, pairs in enumerate(recipe.pairs)}
-
-
-def _format_problems(key: str, section: Section) -> list[str]:
-    """What cannot be right of how a section's text files are written."""
-    problems = []
-    if key != "interactions" and not section.file:
-        problems.append(f"{key}.file: missing, a file below data.source is required")
-    delimiter, quote = section.delimiter, section.quote
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
-        problems.append(
-            f"{key}.delimiter={delimiter!r}: expected one character, no quote or line end"
-        )
-    if quote and (len(quote) != 1 or quote in "\r\n\0" or quote == (delimiter or ",")):
-        problems.append(f"{key}.quote={quote!r}: expected one character, or '' for no quoting")
-    try:
-        "".encode(section.encoding)
-    except (LookupError, ValueError):
-        problems.append(
-            f"{key}.encoding={section.encoding!r}: expected a text encoding, for example utf-8, "
-            f"utf-16, latin-1, cp932"
-        )
-    lower_header = [name.lower() for name in section.header]
-    if len(set(lower_header)) < len(lower_header):
-        problems.append(f"{key}.header={section.header}: a name is given twice")
     return problems
 
 
+def _name_problems(recipe: Recipe) -> list[str]:
+    """Return a text for every feature whose name is taken, or is no name."""
+    problems = []
+    keys = {key: key.rsplit(".", 1)[1] for key, _ in named_features(recipe) if ".tags." not in key}
+    # SQL does not tell upper from lower case.
+    lower = [name.lower() for name in keys.values()]
+    for key, name in sorted(keys.items(), key=lambda item: item[1]):
+        if lower.count(name.lower()) > 1 or name.lower() in RESERVED_NAMES:
+            problems.append(
+                f"{key}: feature {name!r}: the name is taken; give it another and name its column"
+            )
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            problems.append(f"{key}: feature {name!r}: expected letters, digits and underscores")
+    return problems
+
+
+def _file_problems(section: Section, *, is_log: bool = False) -> list[str]:
+    """Return a text for a file that is missing, or that cannot be read as its section says."""
+    missing = (
+        [] if section.file or is_log else ["file: missing, a file below data.source is required"]
+    )
+    return missing + format_problems(
+        delimiter=section.delimiter,
+        quote=section.quote,
+        encoding=section.encoding,
+        header=section.header,
+    )
+
+
 def _files_by_key(recipe: Recipe) -> dict[str, str]:
-    """Files below `source` that the recipe names, by config key."""
-    log = recipe.interactions
+    """Return the files below `source` that the recipe names, by config key."""
+    log, items, users = recipe.interactions, recipe.items, recipe.users
     named = {"interactions.file": log.file or ""}
     named |= {f"interactions.files.{split}": file for split, file in log.files.items()}
-    named |= {
-        f"{key}.file": section.file or ""
-        for key, section in _sections_with_files(recipe).items()
-        if key != "interactions"
-    }
+    named |= {"items.file": items.file} if items else {}
+    named |= {"users.file": users.file} if users else {}
+    named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
     return {key: name for key, name in named.items() if name}
 
 

@@ -6,17 +6,16 @@ Called by launch/train.py, launch/plan.py and recsys/study/, and to read the con
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from recsys.config import from_config
 from recsys.errors import UserError
 from recsys.model.ranker import RankerConfig
 from recsys.schema import Manifest, name_problems
 from recsys.sharding.optimizers import OptimConfig, check_optim
-from recsys.sharding.pipeline import PIPELINES
 from recsys.sharding.plan import PlanConfig, check_plan
 from recsys.train.loop import TrainConfig
-from recsys.train.profile import ProfileConfig, check_profile
+from recsys.train.profile import ProfileConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +26,21 @@ class RunSettings:
     """Folder below workspace/runs/."""
     seed: int = 0
     """Of weights, batch order and dropout."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
     threads: int | None = None
     """Threads of every rank; null: OMP_NUM_THREADS where torchrun did not set it, else the cores this
     host may use over its ranks."""
-    resume: str = "auto"
+    resume: Literal["auto", "never"] = "auto"
     """`auto`: go on from the newest checkpoint; `never`: refuse a folder that has one."""
     overwrite: bool = False
     """Delete an earlier run of this name first."""
     deterministic: bool = False
     """Only operators that give the same bits every time: two runs are equal; slower on GPU."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a name that is no folder's."""
+        return name_problems("name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,20 @@ class RunConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Recording of some steps."""
 
+    def problems(self) -> list[str]:
+        """Return a text for every value outside its choices, of optimizers and plan."""
+        problems: list[str] = []
+        checks: list[Callable[[], None]] = [
+            lambda: check_optim(self.optim),
+            lambda: check_plan(self.plan),
+        ]
+        for check in checks:
+            try:
+                check()
+            except UserError as error:
+                problems += str(error).removeprefix("configuration: ").split("\n  ")
+        return problems
+
 
 SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))
 
@@ -72,55 +89,7 @@ def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> Run
     Raises:
         UserError: every problem of every section at once.
     """
-    config = from_config(RunConfig, dict(sections), "", stored=stored)
-    check_run_config(config)
-    return config
-
-
-def check_run_config(config: RunConfig) -> None:
-    """Raise UserError for values outside their choices, of all sections at once."""
-    problems: list[str] = []
-    checks: list[Callable[[], None]] = [
-        lambda: check_optim(config.optim),
-        lambda: check_plan(config.plan),
-        lambda: check_profile(config.profile),
-    ]
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error).removeprefix("configuration: "))
-    problems += _train_problems(config.train)
-    problems += _run_problems(config.run)
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
-
-
-def _train_problems(train: TrainConfig) -> list[str]:
-    problems = []
-    for key in ("epochs", "global_batch_size", "log_every_steps", "num_lanes", "keep_last"):
-        if getattr(train, key) < 1:
-            problems.append(f"train.{key}={getattr(train, key)}: expected 1 or more")
-    if not train.stop_within_seconds > 0:
-        problems.append(
-            f"train.stop_within_seconds={train.stop_within_seconds}: expected more than 0"
-        )
-    for key in ("evaluate_every_steps", "save_every_steps", "patience", "num_prefetch"):
-        if getattr(train, key) < 0:
-            problems.append(f"train.{key}={getattr(train, key)}: expected 0 or more")
-    if train.pipeline not in PIPELINES:
-        problems.append(f"train.pipeline={train.pipeline!r}: expected {', '.join(PIPELINES)}")
-    if train.metric not in ("auc", "log_loss"):
-        problems.append(f"train.metric={train.metric!r}: expected auc or log_loss")
-    return problems
-
-
-def _run_problems(run: RunSettings) -> list[str]:
-    problems = []
-    problems += name_problems("run.name", run.name)
-    if run.resume not in ("auto", "never"):
-        problems.append(f"run.resume={run.resume!r}: expected auto or never")
-    return problems
+    return from_config(RunConfig, dict(sections), "", stored=stored)
 
 
 def check_classes(manifest: Manifest, metric: str) -> None:

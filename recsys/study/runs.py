@@ -34,7 +34,7 @@ from recsys.evaluation.rows import ScoredRows, scored_rows
 from recsys.files import read_json, reading
 from recsys.job import say, typed_arguments
 from recsys.overrides import override
-from recsys.run.config import RunConfig, check_run_config
+from recsys.run.config import RunConfig
 from recsys.run.fingerprint import changes, fingerprint, scored_from
 from recsys.run.folder import as_stored, read_stored
 from recsys.runtime.threads import threads_of_process, usable_cores
@@ -202,7 +202,6 @@ def study_run(
     except HydraException as error:
         raise UserError(f"overrides of launch/train.py: {error}") from error
     _, config = read_job(cfg, keys)
-    check_run_config(config)
     return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
 
 

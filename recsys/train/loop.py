@@ -8,7 +8,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
 
 from recsys.batch import Batch
 from recsys.checkpoint.state import TrainState
@@ -22,35 +24,35 @@ from recsys.train.log import RunLog
 class TrainConfig:
     """Length and rhythm of training."""
 
-    epochs: int = 10
+    epochs: Annotated[int, Field(ge=1)] = 10
     """Most passes over the training split."""
-    global_batch_size: int = 1024
+    global_batch_size: Annotated[int, Field(ge=1)] = 1024
     """Rows of one step over all ranks: the same rows whatever their number."""
-    pipeline: str = "auto"
+    pipeline: Literal["auto", "sparse_dist", "plain"] = "auto"
     """`sparse_dist` (TorchRec's overlapped pipeline), `plain`, or `auto`: the first where there is a
     GPU or more than one rank, else the second."""
-    evaluate_every_steps: int = 0
+    evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between validations; 0: once at the end of each epoch."""
-    save_every_steps: int = 0
+    save_every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0: with every validation only."""
-    log_every_steps: int = 20
+    log_every_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between lines of metrics.jsonl."""
-    patience: int = 3
+    patience: Annotated[int, Field(ge=0)] = 3
     """Validations without improvement after which training stops; 0: never."""
-    metric: str = "auc"
+    metric: Literal["auc", "log_loss"] = "auc"
     """Validation metric that names the best checkpoint: `auc` (higher) or `log_loss` (lower)."""
-    keep_last: int = 2
+    keep_last: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints kept beside the best one."""
     save_in_background: bool = True
     """Copy the tables to host memory and go on training while they are written; false: wait, on CPU
     without the copy, which plans then leave no room for."""
-    stop_within_seconds: float = 25.0
+    stop_within_seconds: Annotated[float, Field(gt=0)] = 25.0
     """Seconds from SIGTERM or SIGINT to the end of the process, saved or not; torchrun kills after
     its own --shutdown-timeout, 30."""
-    num_lanes: int = 8
+    num_lanes: Annotated[int, Field(ge=1)] = 8
     """Ranges the training split is cut into, of which every batch takes a slice. Ranks beyond this
     number read a range together."""
-    num_prefetch: int = 2
+    num_prefetch: Annotated[int, Field(ge=0)] = 2
     """Batches prepared ahead by a background thread; 0: none."""
 
 

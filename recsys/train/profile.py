@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch.profiler import ProfilerActivity, profile
 
 from recsys.batch import Batch
-from recsys.errors import UserError
 from recsys.files import new_file, write_text
 from recsys.job import say
 from recsys.model.ranker import Scores
@@ -31,29 +31,12 @@ class ProfileConfig:
 
     enabled: bool = False
     """Record; the recorded steps are slower, the others are not."""
-    skip_steps: int = 20
+    skip_steps: Annotated[int, Field(ge=0)] = 20
     """Steps before the recording starts, so that caches and threads are warm."""
-    num_steps: int = 10
+    num_steps: Annotated[int, Field(ge=1)] = 10
     """Steps recorded; a validation or a checkpoint ends the recording earlier."""
-    ranks: str = "first"
+    ranks: Literal["first", "all"] = "first"
     """`first`: rank 0 alone; `all`: every rank writes its own files."""
-
-
-def check_profile(config: ProfileConfig) -> None:
-    """Raise UserError for a value outside its choices.
-
-    Raises:
-        UserError: lists every offending key.
-    """
-    problems = []
-    if config.ranks not in ("first", "all"):
-        problems.append(f"profile.ranks={config.ranks!r}: expected first or all")
-    if config.num_steps < 1:
-        problems.append(f"profile.num_steps={config.num_steps}: expected 1 or more")
-    if config.skip_steps < 0:
-        problems.append(f"profile.skip_steps={config.skip_steps}: expected 0 or more")
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 class ProfiledPipeline:

@@ -116,5 +116,5 @@ def test_profile_true_is_short_for_enabled_and_problems_are_listed():
     steps = Steps()
     config = read_run_config({}).profile
     assert profiled(steps, config=config, folder=None, env=env()) is steps
-    with pytest.raises(ValueError, match=r"profile.ranks='some'.*\n.*profile.num_steps=0"):
+    with pytest.raises(ValueError, match=r"profile.num_steps=0: .*\n.*profile.ranks='some'"):
         read_run_config({"profile": {"ranks": "some", "num_steps": 0}})
