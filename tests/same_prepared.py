@@ -70,8 +70,23 @@ def write_cases(raw: Path) -> dict[str, Path]:
     made["dropped items, pairs"] = recipe(
         more,
         interactions__unknown_items="drop",
-        pairs=[{"file": "names.csv", "anchor": "title", "positive": "name", "language": "en"}],
+        pairs=[
+            {
+                "file": "names.csv",
+                "anchor": "title",
+                "positive": "name",
+                "perspective": "multilingual",
+                "language": "en",
+            }
+        ],
         history={"max_length": 0, "recent_length": 0},
+    )
+    made["two list features of the log"] = recipe(
+        small,
+        interactions__features={
+            "digits": {"column": "item_id", "kind": "id_list", "separator": "0"},
+            "stars": {"column": "rating", "kind": "id_list", "hash_rows": 9},
+        },
     )
     made["hashed lists"] = recipe(
         more,

@@ -19,7 +19,7 @@ from recsys.config import from_config
 from recsys.data import lanes as lanes_file
 from recsys.data.dataset import Dataset, jagged
 from recsys.data.loader import Loader, ReadAhead, prefetched
-from recsys.data.prepare import pipeline as pipeline_file
+from recsys.data.prepare import writing as writing_file
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
 from recsys.schema import FeatureSpec, Manifest, SplitSpec
@@ -98,8 +98,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     write_raw(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_file, "ROW_GROUP_ROWS", 70)
-        patch.setattr(pipeline_file, "PART_ROWS", 210)
+        patch.setattr(writing_file, "ROW_GROUP_ROWS", 70)
+        patch.setattr(writing_file, "PART_ROWS", 210)
         made = from_config(Recipe, {**RECIPE, "source": str(folder)}, "data")
         manifest = prepare(made, folder / "w", memory_limit="500MB", threads=2)
     assert manifest.splits["train"].num_rows > 500

@@ -1,18 +1,24 @@
-"""Everything wrong with the input, reported at once: file, column, first row and count.
+"""Problems with the input, collected and reported at once: file, column, first row and count."""
 
-Called by prepare on the views of `sources`, before anything is derived from them.
-"""
-
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
+from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import Source
 from recsys.data.sql import quoted, short
 from recsys.errors import UserError
+
+
+class Condition(NamedTuple):
+    """A condition that no row of a file may fulfil."""
+
+    column: str
+    is_bad: str
+    """SQL over the row's columns, true for a bad row."""
+    wrong: str
+    """Sentence on a bad row."""
 
 
 @dataclass
@@ -34,22 +40,18 @@ class Problems:
 
     def note(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        engine: Engine,
         source: Source,
-        conditions: list[tuple[str, str, str]],
+        conditions: list[Condition],
     ) -> int:
-        """Scan a file once and note every condition that holds in some row; return its rows.
-
-        Args:
-            conditions: (column, SQL condition that is true for a bad row, what is wrong).
-        """
+        """Scan a file once and note every condition that holds in some row; return its rows."""
         selected = ["count(*)"]
-        for column, condition, _ in conditions:
-            bad = f"FILTER (WHERE {condition})"
+        for column, is_bad, _ in conditions:
+            bad = f"FILTER (WHERE {is_bad})"
             shown = quoted(column) if column in source.columns else "NULL"
             selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
             selected += [f"arg_min({shown}, source_row) {bad}"]
-        row = self.scan(connection, source, f"SELECT {', '.join(selected)} FROM {source.view}")
+        row = self.scan(engine, source, f"SELECT {', '.join(selected)} FROM {source.view}")
         if row is None:
             return 0
         for index, (column, _, wrong) in enumerate(conditions):
@@ -63,28 +65,24 @@ class Problems:
                 )
         return row[0]
 
-    def note_duplicates(
-        self, connection: duckdb.DuckDBPyConnection, source: Source, column: str
-    ) -> None:
+    def note_duplicates(self, engine: Engine, source: Source, column: str) -> None:
         """Note ids that stand in more than one row."""
         query = (
             f"SELECT count(*), min(first), arg_min(id, first) FROM (SELECT {quoted(column)} AS id, "
             f"min(source_row) AS first FROM {source.view} WHERE {quoted(column)} IS NOT NULL "
             f"GROUP BY id HAVING count(*) > 1)"
         )
-        count, first, value = self.scan(connection, source, query) or (0, 0, "")
+        count, first, value = self.scan(engine, source, query) or (0, 0, "")
         if count:
             self.found.append(
                 f"{source.path}: column {column!r}: duplicate id: {count:,} "
                 f"id{'s' if count > 1 else ''}, first at data row {first:,} ({value!r})"
             )
 
-    def scan(
-        self, connection: duckdb.DuckDBPyConnection, source: Source, query: str
-    ) -> tuple | None:
+    def scan(self, engine: Engine, source: Source, query: str) -> tuple | None:
         """Return the only row of an aggregate over a file; None, and a note, if it is broken."""
         try:
-            return connection.execute(query).fetchall()[0]
+            return engine.one(query)
         except duckdb.OutOfMemoryException:
             raise  # the machine's fault, not the file's
         except duckdb.Error as error:
@@ -93,7 +91,7 @@ class Problems:
 
 
 def note_ids_written_two_ways(
-    connection: duckdb.DuckDBPyConnection, problems: Problems, ids: list[tuple[Source, str]]
+    engine: Engine, problems: Problems, ids: list[tuple[Source, str]]
 ) -> None:
     """Note ids that differ from another only in spaces around them or in `.0` behind a number.
 
@@ -119,7 +117,7 @@ def note_ids_written_two_ways(
             f"FROM ({odd}) WHERE plain IN (SELECT id FROM ({known}) WHERE id IN "
             f"(SELECT plain FROM ({odd})))"
         )
-        count, first, value, meant = problems.scan(connection, source, query) or (0, 0, "", "")
+        count, first, value, meant = problems.scan(engine, source, query) or (0, 0, "", "")
         if count:
             problems.found.append(
                 f"{source.path}: column {column!r}: an id that elsewhere is written {meant!r}: "
@@ -138,16 +136,8 @@ def is_null(column: str) -> str:
     return f"({quoted(column)} IS NULL OR trim({quoted(column)}) = '')"
 
 
-def leaves_root(path: str) -> str:
-    """SQL: the path, parted by slashes, is absolute or climbs out of its root (`leaves_folder`)."""
-    return (
-        f"({path} IS NOT NULL AND (regexp_matches({path}, '^(/|[A-Za-z]:/)') OR "
-        f"list_contains(string_split({path}, '/'), '..')))"
-    )
-
-
-def merged_ids(source: Source, column: str) -> tuple[str, str, str]:
-    """Condition on a file's row: its id is a floating-point number beyond the last exact one.
+def merged_ids(source: Source, column: str) -> Condition:
+    """Return the condition that an id is a floating-point number beyond the last exact one.
 
     From there on a float stands for several whole numbers: what were two users may be one.
     """
@@ -155,44 +145,9 @@ def merged_ids(source: Source, column: str) -> tuple[str, str, str]:
     text = f"trim({quoted(column)})"
     may_be = f"(contains({quoted(column)}, '.') OR contains({quoted(column)}, '+'))"  # cheap
     is_float = f"{may_be} AND regexp_full_match({text}, '-?[0-9]+[.][0-9]+|-?[0-9.]+[eE][+][0-9]+')"
-    return (
+    return Condition(
         column,
         f"{is_float} AND abs(try_cast({text} AS DOUBLE)) >= {2**bits}",
         f"an id in floating point of 2^{bits} or more, where neighbouring numbers are one; write ids "
         f"as whole numbers or as text",
     )
-
-
-@dataclass
-class Pictures:
-    """What the file system says of the items' pictures."""
-
-    num_missing: int = 0
-    """Items without a picture path, or without a file there."""
-    num_outside: int = 0
-    """Items whose picture lies outside of the image root, through a symbolic link."""
-    first_outside: tuple[int, str] | None = None
-    """Row and path of the first of these."""
-
-
-def look_for_pictures(rows: Iterable[tuple[int, str | None]], root: Path) -> Pictures:
-    """Look once at every picture file; `rows`: row and path relative to `root`, without `..`."""
-    root = root.resolve()
-    pictures = Pictures()
-    is_inside: dict[str, bool] = {}
-    for row, image in rows:
-        if image is None:
-            pictures.num_missing += 1
-            continue
-        path = os.path.join(root, image)
-        folder = os.path.dirname(path)
-        if folder not in is_inside:
-            is_inside[folder] = Path(os.path.realpath(folder)).is_relative_to(root)
-        if not is_inside[folder] or (
-            os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root)
-        ):
-            pictures.num_outside += 1
-            pictures.first_outside = min(pictures.first_outside or (row, image), (row, image))
-        elif not os.path.isfile(path):
-            pictures.num_missing += 1
-    return pictures

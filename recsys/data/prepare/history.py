@@ -1,7 +1,8 @@
 """Users' earlier positives: stored sequences per user, and how far into them each row may look.
 
-Called by prepare. One rule for every split strategy: a row sees its user's positives strictly before
-its time (rows of one second do not see each other) of
+In: `placed`. Out: the stored sequences as files, and a table (row_id, history_end). One rule for every
+split strategy: a row sees its user's positives strictly before its time (rows of one second do not see
+each other) of
 
 - scope `train`: the training split;
 - scope `past`: the row's own split and earlier ones. With `time` and `per_user_time` these are all
@@ -15,13 +16,13 @@ What a row may see is a leading part of a stored sequence. Only `past` with `ran
 splits do not follow one another in time, needs sequences of each split's own.
 """
 
-import duckdb
+from pathlib import Path
 
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
-from recsys.data.recipe import SPLITS
-
-STORED = "SELECT user_row AS key, item_row AS value FROM sequence WHERE is_held = 1"
-"""SQL of the stored positives by user, in the order of the table `sequence`."""
+from recsys.data.prepare.writing import write_lists
+from recsys.data.recipe import SPLITS, Recipe
+from recsys.schema import FeatureSpec, HistorySpec
 
 
 def are_stored_by_split(scope: str, strategy: str) -> bool:
@@ -34,39 +35,94 @@ def stand_in_time_sql(seed: int) -> str:
     return f"CAST({order_hash(seed, 'log.row_id')} >> 3 AS BIGINT) + (CAST(split AS BIGINT) << 61)"
 
 
-def build_sequence(
-    connection: duckdb.DuckDBPyConnection, scope: str, strategy: str, split: str
-) -> None:
-    """Create the table `sequence` of users' rows in order, and add its readers to the table `ends`.
+def history_spec(recipe: Recipe) -> HistorySpec | None:
+    """Return the manifest's history entry, None without users, items or length."""
+    log, history = recipe.interactions, recipe.history
+    if not (log.user_id and log.item_id and history.max_length):
+        return None
+    return HistorySpec(
+        max_length=history.max_length,
+        recent_length=history.recent_length,
+        scope=history.scope,
+        is_by_split=are_stored_by_split(history.scope, recipe.split.strategy),
+    )
 
-    `ends` gets (row_id, history_end): the leading entries of the user's stored positives that the row
-    may see. Rows of unknown users see nothing and have no line there.
+
+def history_features(history: HistorySpec) -> list[FeatureSpec]:
+    """Return the manifest's features that read histories."""
+    names = ["history"] + ["history_recent"] * bool(history.recent_length)
+    return [
+        FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
+        for name in names
+    ]
+
+
+def write_histories(
+    engine: Engine, history: HistorySpec, placed: Table, num_user_rows: int, prepared: Path
+) -> tuple[Table, int]:
+    """Write the stored sequences, values and offsets [num_user_rows + 1] by user row.
+
+    Args:
+        placed: with row_id, label, user_row, item_row, ts and split.
+
+    Returns:
+        The table (row_id, history_end): how many leading entries of the user's stored positives the
+        row may see; rows of unknown users have no line. And the number of stored positives.
+    """
+    placed.needs("row_id", "label", "user_row", "item_row", "ts", "split")
+    ends = engine.create(
+        "ends", "SELECT 0::BIGINT AS row_id, 0::INTEGER AS history_end WHERE false"
+    )
+    num_stored = 0
+    for split in SPLITS if history.is_by_split else SPLITS[-1:]:
+        sequence = build_sequence(engine, placed, history, split)
+        engine.append(ends, ends_sql(sequence))
+        folder = prepared / history.folder(split)
+        folder.mkdir(parents=True)
+        stored = f"SELECT user_row AS key, item_row AS value FROM {sequence} WHERE is_held = 1"
+        num_values = write_lists(
+            engine, stored, folder / "values.npy", folder / "offsets.npy", num_user_rows
+        )
+        num_stored = max(num_stored, num_values)
+        engine.drop(sequence)
+    return ends, num_stored
+
+
+def build_sequence(engine: Engine, placed: Table, history: HistorySpec, split: str) -> Table:
+    """Return users' rows in order: (row_id, user_row, item_row, ts, is_held, reads).
 
     Args:
         split: whose rows read the sequence; where splits have none of their own, all rows do.
     """
-    is_by_split = are_stored_by_split(scope, strategy)
     index = SPLITS.index(split)
-    last = 0 if scope == "train" else index if is_by_split else len(SPLITS) - 1
-    reads = f"split = {index}" if is_by_split else "true"
-    connection.execute(
-        f"CREATE OR REPLACE TABLE sequence AS SELECT row_id, user_row, item_row, ts, "
-        f"CAST(label = 1 AND item_row > 0 AND split <= {last} AS INTEGER) AS is_held, "
-        f"{reads} AS reads FROM placed WHERE user_row > 0 ORDER BY user_row, ts, row_id"
+    last = 0 if history.scope == "train" else index if history.is_by_split else len(SPLITS) - 1
+    reads = f"split = {index}" if history.is_by_split else "true"
+    return engine.create(
+        "sequence",
+        f"SELECT row_id, user_row, item_row, ts, CAST(label = 1 AND item_row > 0 AND split <= {last} "
+        f"AS INTEGER) AS is_held, {reads} AS reads FROM {placed} WHERE user_row > 0 "
+        f"ORDER BY user_row, ts, row_id",
     )
-    # Windows without PARTITION BY and ORDER BY pass over the sorted table once, row by row: time and
-    # memory do not depend on how many rows a user has, as they would with one window for each user.
+
+
+def ends_sql(sequence: Table) -> str:
+    """SQL of (row_id, history_end) of the rows that read a sequence.
+
+    Windows without PARTITION BY and ORDER BY pass over the sorted table once, row by row: time and
+    memory do not depend on how many rows a user has, as they would with one window for each user.
+    """
+    sequence.needs("row_id", "user_row", "ts", "is_held", "reads")
     # `before` never falls, so its last value at the first row of a moment, or of a user, is the
     # largest so far.
     over = "OVER (ROWS UNBOUNDED PRECEDING)"
     counted = (
         f"SELECT row_id, reads, sum(is_held) {over} - is_held AS before, "
         f"user_row IS DISTINCT FROM lag(user_row) OVER () AS begins_user, "
-        f"ts IS DISTINCT FROM lag(ts) OVER () AS begins_time FROM sequence"
+        f"ts IS DISTINCT FROM lag(ts) OVER () AS begins_time FROM {sequence}"
     )
     of_time = f"max(CASE WHEN begins_user OR begins_time THEN before END) {over}"
     of_user = f"max(CASE WHEN begins_user THEN before END) {over}"
-    connection.execute(
-        f"INSERT INTO ends SELECT row_id, history_end FROM (SELECT row_id, reads, "
+    return (
+        f"SELECT row_id, history_end FROM (SELECT row_id, reads, "
         f"CAST({of_time} - {of_user} AS INTEGER) AS history_end FROM ({counted})) WHERE reads"
     )

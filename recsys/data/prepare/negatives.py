@@ -1,19 +1,17 @@
 """Negatives for a log of positives only: items without a positive of the user so far, seeded.
 
-Drawn in SQL, so that a log of any length fits; called by prepare after the split.
+In: `placed` and the items' vocabulary. Out: the drawn items, a few for each positive. Drawn in SQL, so
+that a log of any length fits.
 """
 
-import duckdb
-
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.recipe import SPLITS, NegativesRecipe
 
 _ROUNDS = 30
 
 
-def draw_negatives(
-    connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, rows_in: int
-) -> int:
-    """Append drawn rows (label 0, row ids from `rows_in` on) to `placed`; return how many.
+def draw_negatives(engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table) -> Table:
+    """Return drawn items (row_id of the positive, user_id, k, item_id, item_row).
 
     For every positive, `per_positive` different items that the user has no positive of in the
     positive's split or an earlier one. What is made for a split knows that split and earlier ones,
@@ -32,91 +30,150 @@ def draw_negatives(
 
     Items are told apart by id: those that share the unknown row 0 are drawn too, else row 0 would be
     positive always. A user who knows nearly every item, or who repeats all of them, may get fewer.
+
+    Args:
+        placed: positives alone, with row_id, user_id, item_id, item_row and split.
+        items: vocabulary (id, row).
+    """
+    placed.needs("row_id", "user_id", "item_id", "item_row", "split")
+    drawn = engine.create(
+        "drawn",
+        "SELECT 0::BIGINT AS row_id, '' AS user_id, 0::BIGINT AS k, '' AS item_id, "
+        "0::INTEGER AS item_row WHERE false",
+        is_temporary=True,
+    )
+    for split in range(len(SPLITS)):
+        pool = _pool(engine, recipe, placed, items, split)
+        known = _known(engine, placed, split)
+        _draw_for(engine, recipe, _wanted(engine, recipe, placed, known, split), pool, known, drawn)
+        engine.drop(pool, known)
+    return drawn
+
+
+def add_negatives(engine: Engine, placed: Table, drawn: Table, first_row_id: int) -> None:
+    """Append the drawn rows to `placed`: label 0, row ids from `first_row_id` on.
+
     Everything else of a drawn row is its positive's, the time and the context too: a context that only
     positives have would give the label away.
     """
-    connection.execute(
-        "CREATE TEMP TABLE drawn (row_id BIGINT, user_id VARCHAR, k BIGINT, item_id VARCHAR, "
-        "item_row INTEGER)"
+    engine.append(
+        placed,
+        f"SELECT p.* REPLACE ({first_row_id} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS "
+        f"row_id, CAST(0 AS UTINYINT) AS label, d.item_id AS item_id, d.item_row AS item_row) "
+        f"FROM {drawn} d JOIN {placed} p ON p.row_id = d.row_id",
     )
-    for split in range(len(SPLITS)):
-        _draw_for(connection, recipe, split)
-    connection.execute(
-        f"INSERT INTO placed SELECT p.* REPLACE ("
-        f"{rows_in} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS row_id, "
-        f"CAST(0 AS UTINYINT) AS label, d.item_id AS item_id, d.item_row AS item_row) "
-        f"FROM drawn d JOIN placed p ON p.row_id = d.row_id"
-    )
-    (count,) = connection.execute("SELECT count(*) FROM drawn").fetchall()[0]
-    connection.execute("DROP TABLE drawn")
-    return count
 
 
-def _draw_for(connection: duckdb.DuckDBPyConnection, recipe: NegativesRecipe, split: int) -> None:
-    """Add to `drawn` the negatives of one split; `placed` holds positives alone."""
+def _pool(
+    engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table, split: int
+) -> Table:
+    """Return what a split's negatives are drawn from: (place, item_id, item_row), places from 0."""
     if recipe.strategy == "uniform":
-        pool = (
-            "SELECT row_number() OVER (ORDER BY item_row, item_id) - 1 AS place, item_id, item_row "
-            "FROM (SELECT id AS item_id, row AS item_row FROM item_vocab "
-            f"UNION SELECT item_id, item_row FROM placed WHERE split <= {split})"
+        query = (
+            f"SELECT row_number() OVER (ORDER BY item_row, item_id) - 1 AS place, item_id, item_row "
+            f"FROM (SELECT id AS item_id, row AS item_row FROM {items} "
+            f"UNION SELECT item_id, item_row FROM {placed} WHERE split <= {split})"
         )
     else:
-        pool = (
-            "SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
-            f"FROM placed WHERE split = {split}"
+        query = (
+            f"SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
+            f"FROM {placed} WHERE split = {split}"
         )
-    connection.execute(f"CREATE TEMP TABLE pool AS {pool}")
-    (size,) = connection.execute("SELECT count(*) FROM pool").fetchall()[0]
-    connection.execute(
-        f"CREATE TEMP TABLE known AS SELECT user_id, item_id, any_value(item_row) AS item_row, "
-        f"bool_or(split < {split}) AS is_earlier, bool_or(split = {split}) AS is_now FROM placed "
-        f"WHERE split <= {split} GROUP BY user_id, item_id"
+    return engine.create("pool", query, is_temporary=True)
+
+
+def _known(engine: Engine, placed: Table, split: int) -> Table:
+    """Return the users' positives up to a split: (user_id, item_id, item_row, is_earlier, is_now)."""
+    return engine.create(
+        "known",
+        f"SELECT user_id, item_id, any_value(item_row) AS item_row, bool_or(split < {split}) AS "
+        f"is_earlier, bool_or(split = {split}) AS is_now FROM {placed} WHERE split <= {split} "
+        f"GROUP BY user_id, item_id",
+        is_temporary=True,
     )
-    connection.execute(
-        f"CREATE TEMP TABLE wanted AS SELECT p.row_id, p.user_id, k, n.is_earlier AS is_repeat "
-        f"FROM placed p JOIN known n ON n.user_id = p.user_id AND n.item_id = p.item_id, "
-        f"range({recipe.per_positive}) AS r(k) WHERE p.split = {split}"
+
+
+def _wanted(
+    engine: Engine, recipe: NegativesRecipe, placed: Table, known: Table, split: int
+) -> Table:
+    """Return a line for each negative of a split: (row_id, user_id, k, is_repeat)."""
+    return engine.create(
+        "wanted",
+        f"SELECT p.row_id, p.user_id, k, n.is_earlier AS is_repeat FROM {placed} p JOIN {known} n "
+        f"ON n.user_id = p.user_id AND n.item_id = p.item_id, range({recipe.per_positive}) AS r(k) "
+        f"WHERE p.split = {split}",
+        is_temporary=True,
     )
+
+
+def _draw_for(
+    engine: Engine, recipe: NegativesRecipe, wanted: Table, pool: Table, known: Table, drawn: Table
+) -> None:
+    """Append to `drawn` the negatives of one split, and drop `wanted`."""
     # What a repeat's negatives come from: the items of each user side by side, numbered through.
-    connection.execute(
-        "CREATE TEMP TABLE had AS SELECT row_number() OVER () - 1 AS place, * FROM (SELECT user_id, "
-        "item_id, item_row FROM known WHERE is_earlier AND NOT is_now ORDER BY user_id, item_id)"
+    had = engine.create(
+        "had",
+        f"SELECT row_number() OVER () - 1 AS place, * FROM (SELECT user_id, item_id, item_row "
+        f"FROM {known} WHERE is_earlier AND NOT is_now ORDER BY user_id, item_id)",
+        is_temporary=True,
     )
-    connection.execute(
-        "CREATE TEMP TABLE users_had AS SELECT user_id, min(place) AS first, count(*) AS num_items "
-        "FROM had GROUP BY user_id"
+    users_had = engine.create(
+        "users_had",
+        f"SELECT user_id, min(place) AS first, count(*) AS num_items FROM {had} GROUP BY user_id",
+        is_temporary=True,
     )
     for attempt in range(_ROUNDS):
         luck = f"md5_number_lower(concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k))"
-        # In steps: joins side by side need memory for each at once.
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT w.row_id, w.user_id, w.k, p.item_id, "
-            f"p.item_row FROM wanted w JOIN pool p ON p.place = {luck} % {size} "
-            f"WHERE NOT w.is_repeat"
-        )
-        connection.execute(
-            "CREATE OR REPLACE TEMP TABLE allowed AS SELECT * FROM chosen c WHERE NOT EXISTS "
-            "(SELECT 1 FROM known n WHERE n.user_id = c.user_id AND n.item_id = c.item_id)"
-        )
-        connection.execute(
-            f"INSERT INTO allowed SELECT w.row_id, w.user_id, w.k, h.item_id, h.item_row FROM "
-            f"(SELECT w.*, u.first + {luck} % u.num_items AS place FROM wanted w "
-            f"JOIN users_had u ON u.user_id = w.user_id WHERE w.is_repeat) w "
-            f"JOIN had h ON h.place = w.place"
-        )
+        allowed = _allowed(engine, luck, wanted, pool, known, (had, users_had))
         # One item once per positive; what collides with a known or drawn item waits for the next
         # round.
-        connection.execute(
-            "INSERT INTO drawn SELECT row_id, user_id, min(k), item_id, item_row FROM allowed c "
-            "WHERE NOT EXISTS (SELECT 1 FROM drawn d WHERE d.row_id = c.row_id AND "
-            "d.item_id = c.item_id) GROUP BY row_id, user_id, item_id, item_row"
+        engine.append(
+            drawn,
+            f"SELECT row_id, user_id, min(k), item_id, item_row FROM {allowed} c "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {drawn} d WHERE d.row_id = c.row_id AND "
+            f"d.item_id = c.item_id) GROUP BY row_id, user_id, item_id, item_row",
         )
-        connection.execute(
-            "DELETE FROM wanted w WHERE EXISTS "
-            "(SELECT 1 FROM drawn d WHERE d.row_id = w.row_id AND d.k = w.k)"
+        engine.drop(allowed)
+        engine.delete(
+            wanted,
+            f"EXISTS (SELECT 1 FROM {drawn} d WHERE d.row_id = {wanted}.row_id AND "
+            f"d.k = {wanted}.k)",
         )
-        (left,) = connection.execute("SELECT count(*) FROM wanted").fetchall()[0]
-        if not left:
+        if not engine.count(wanted):
             break
-    for table in ("pool", "known", "wanted", "had", "users_had", "chosen", "allowed"):
-        connection.execute(f"DROP TABLE {table}")
+    engine.drop(wanted, had, users_had)
+
+
+def _allowed(
+    engine: Engine, luck: str, wanted: Table, pool: Table, known: Table, had: tuple[Table, Table]
+) -> Table:
+    """Return one round's candidates (row_id, user_id, k, item_id, item_row) of the wanted negatives.
+
+    Args:
+        luck: SQL of a number for a line `w` of `wanted`.
+        had: each user's items of earlier splits side by side, and where a user's begin.
+    """
+    size = engine.count(pool)
+    items_had, users_had = had
+    # In steps: joins side by side need memory for each at once.
+    chosen = engine.create(
+        "chosen",
+        f"SELECT w.row_id, w.user_id, w.k, p.item_id, p.item_row FROM {wanted} w "
+        f"JOIN {pool} p ON p.place = {luck} % {size} WHERE NOT w.is_repeat",
+        is_temporary=True,
+    )
+    allowed = engine.create(
+        "allowed",
+        f"SELECT * FROM {chosen} c WHERE NOT EXISTS (SELECT 1 FROM {known} n "
+        f"WHERE n.user_id = c.user_id AND n.item_id = c.item_id)",
+        is_temporary=True,
+    )
+    engine.append(
+        allowed,
+        f"SELECT w.row_id, w.user_id, w.k, h.item_id, h.item_row FROM "
+        f"(SELECT w.*, u.first + {luck} % u.num_items AS place FROM {wanted} w "
+        f"JOIN {users_had} u ON u.user_id = w.user_id WHERE w.is_repeat) w "
+        f"JOIN {items_had} h ON h.place = w.place",
+    )
+    engine.drop(chosen)
+    return allowed

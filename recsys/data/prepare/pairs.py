@@ -1,17 +1,20 @@
-"""Text pairs: what teaches and examines the text encoder, cleaned and counted, as one DuckDB table.
+"""Text pairs: what teaches and examines the text encoder, cleaned and counted.
 
-What enters: the recipe's `pairs` over their raw files, or over the items file. What leaves: the table
-`pairs` (anchor, positive, perspective, entity, language) in the order of the files. Called by prepare.
+In: the recipe's `pairs` over their raw files, or over the items file. Out: a table (anchor, positive,
+perspective, entity, language) in the order of the files.
 """
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import duckdb
+from duckdb.sqltypes import VARCHAR
 
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.sources import Source
-from recsys.data.recipe import PERSPECTIVES, PairsRecipe
+from recsys.data.recipe import PERSPECTIVES, ItemsRecipe, PairsRecipe
 from recsys.data.sql import literal, quoted
 
 ELEMENTS = (
@@ -64,45 +67,45 @@ def is_code(language: str) -> bool:
 
 
 def build_pairs(
-    connection: duckdb.DuckDBPyConnection,
-    sources: list[tuple[PairsRecipe, Source]],
-    item_id: str | None,
-    items_file: str | None,
-) -> PairCounts:
-    """Create the table `pairs` and return what became of the files' pairs.
+    engine: Engine, sources: Sequence[tuple[PairsRecipe, Source]], items: ItemsRecipe | None
+) -> tuple[Table, PairCounts]:
+    """Return the pairs of all files in their order, and what became of the files' pairs.
 
     Args:
-        item_id: column of the item's id in `items_file`: the entity of pairs made from that file.
+        items: its file's id is the entity of pairs made from that file.
     """
-    connection.create_function("unescaped", html.unescape, ["VARCHAR"], "VARCHAR")  # type: ignore[list-item, arg-type]
+    unescape: Any = html.unescape
+    engine.connection.create_function("unescaped", unescape, [VARCHAR], VARCHAR)
     parts = [
-        _part_sql(part, pairs, source, item_id if pairs.file == items_file else None)
+        _part_sql(
+            part, pairs, source, items.item_id if items and pairs.file == items.file else None
+        )
         for part, (pairs, source) in enumerate(sources)
     ]
     reason = (
         "CASE WHEN anchor = '' OR positive = '' THEN 'blank' WHEN anchor = positive THEN "
         "'identical' END"
     )
-    connection.execute(
-        f"CREATE TABLE pairs_in AS SELECT *, {reason} AS reason FROM ({' UNION ALL '.join(parts)})"
+    given = engine.create(
+        "pairs_in", f"SELECT *, {reason} AS reason FROM ({' UNION ALL '.join(parts)})"
     )
     # The first of equal pairs is kept, in the order of the files. Two texts that belong together in
     # two languages, or for two entities, are two pairs.
     place = "part, source_row, i, j"
     columns = "anchor, positive, perspective, entity, language"
-    connection.execute(
-        f"CREATE TABLE pairs AS SELECT {columns} FROM pairs_in WHERE reason IS NULL QUALIFY "
-        f"row_number() OVER (PARTITION BY {columns} ORDER BY {place}) = 1 ORDER BY {place}"
+    kept = engine.create(
+        "pairs",
+        f"SELECT {columns} FROM {given} WHERE reason IS NULL QUALIFY "
+        f"row_number() OVER (PARTITION BY {columns} ORDER BY {place}) = 1 ORDER BY {place}",
     )
-    row = connection.execute(
-        "SELECT count(*), count(*) FILTER (WHERE is_cleaned), count(*) FILTER (WHERE reason = "
-        "'blank'), count(*) FILTER (WHERE reason = 'identical'), (SELECT count(*) FROM pairs) "
-        "FROM pairs_in"
-    ).fetchall()[0]
-    connection.execute("DROP TABLE pairs_in")
-    num_in, num_cleaned, blank, identical, num_kept = row
+    num_in, num_cleaned, blank, identical = engine.one(
+        f"SELECT count(*), count(*) FILTER (WHERE is_cleaned), count(*) FILTER (WHERE reason = "
+        f"'blank'), count(*) FILTER (WHERE reason = 'identical') FROM {given}"
+    )
+    engine.drop(given)
+    num_kept = engine.count(kept)
     repeated = num_in - blank - identical - num_kept
-    return PairCounts(
+    return kept, PairCounts(
         num_in=num_in,
         num_kept=num_kept,
         num_cleaned=num_cleaned,

@@ -1,14 +1,13 @@
 """Spellings of ids: what log and catalogue lack of each other, and which ids are one written in two ways.
 
-Ids are compared as text, so 7 and 007 are two users. Called by prepare, which gathers the different
-ids of the log and of the users or items file once (`gather_ids`); all the rest works on that table.
+Ids are compared as text, so 7 and 007 are two users. `gather_ids` gathers the different ids of the log
+and of the users or items file once; all the rest works on that table.
 """
 
 import unicodedata
 from dataclasses import dataclass
 
-import duckdb
-
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.sql import literal
 
 NUM_EXAMPLES = 3
@@ -57,10 +56,8 @@ class Overlap:
     """The first few that the log lacks."""
 
 
-def gather_ids(
-    connection: duckdb.DuckDBPyConnection, table: str, log_ids: str, listed_ids: str | None
-) -> None:
-    """Create the table of different ids: id, whether the log has it, whether the catalogue does.
+def gather_ids(engine: Engine, log_ids: str, listed_ids: str | None) -> Table:
+    """Return the table of different ids: (id, in_log, is_listed).
 
     Args:
         log_ids, listed_ids: SQL of one column `id`.
@@ -68,23 +65,25 @@ def gather_ids(
     parts = f"SELECT DISTINCT id, true AS in_log, false AS is_listed FROM ({log_ids})"
     if listed_ids:
         parts += f" UNION ALL SELECT id, false, true FROM ({listed_ids})"
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT id, bool_or(in_log) AS in_log, "
-        f"bool_or(is_listed) AS is_listed FROM ({parts}) WHERE id IS NOT NULL GROUP BY id"
+    return engine.create(
+        "ids",
+        f"SELECT id, bool_or(in_log) AS in_log, bool_or(is_listed) AS is_listed FROM ({parts}) "
+        f"WHERE id IS NOT NULL GROUP BY id",
+        is_temporary=True,
     )
 
 
-def overlap_of(connection: duckdb.DuckDBPyConnection, table: str) -> Overlap:
+def overlap_of(engine: Engine, ids: Table) -> Overlap:
     """Count what log and catalogue lack of each other."""
 
     def first(condition: str) -> tuple[str, ...]:
-        query = f"SELECT id FROM {table} WHERE {condition} ORDER BY id LIMIT {NUM_EXAMPLES}"
-        return tuple(row[0] for row in connection.execute(query).fetchall())
+        query = f"SELECT id FROM {ids} WHERE {condition} ORDER BY id LIMIT {NUM_EXAMPLES}"
+        return tuple(row[0] for row in engine.rows(query))
 
-    num_log, num_listed, num_shared = connection.execute(
+    num_log, num_listed, num_shared = engine.one(
         f"SELECT count(*) FILTER (WHERE in_log), count(*) FILTER (WHERE is_listed), "
-        f"count(*) FILTER (WHERE in_log AND is_listed) FROM {table}"
-    ).fetchall()[0]
+        f"count(*) FILTER (WHERE in_log AND is_listed) FROM {ids}"
+    )
     return Overlap(
         num_log=num_log,
         num_listed=num_listed,
@@ -94,51 +93,24 @@ def overlap_of(connection: duckdb.DuckDBPyConnection, table: str) -> Overlap:
     )
 
 
-def two_spellings(
-    connection: duckdb.DuckDBPyConnection, table: str, what: str, catalogue: str | None
-) -> str | None:
+def two_spellings(engine: Engine, ids: Table, what: str, catalogue: str | None) -> str | None:
     """Return a sentence on the ids that only habits of writing tell apart, None where there are none.
 
     Every habit found is named, with how many ids are written so and a few of them beside what they
     probably mean.
 
     Args:
-        table: of `gather_ids`.
+        ids: of `gather_ids`.
         what: "user" or "item".
         catalogue: name of its file; None where ids stand in the log alone.
     """
-    place = "''"
-    if catalogue:
-        place = (
-            f"CASE WHEN in_log AND is_listed THEN ' (both)' WHEN in_log THEN ' (log)' "
-            f"ELSE {literal(f' ({catalogue})')} END"
-        )
-    respelled = plain_ids_sql(f"SELECT id, {place} AS place FROM {table} WHERE {_MAY_DIFFER}")
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE respelled AS FROM ({respelled}) WHERE plain <> id"
-    )
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE spellings AS FROM respelled UNION ALL SELECT id, {place}, "
-        f"id, 0 FROM {table} WHERE id IN (SELECT plain FROM respelled)"
-    )
-    # The plain form stands for the others where some file has it, else the first of them.
-    rank = "CASE WHEN id = plain THEN '' ELSE id END"
-    one = "struct_pack(id, place, habits)"
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE pairs_of_spellings AS SELECT s.plain, one, s.id AS other, "
-        f"s.place AS other_place, s.habits | one.habits AS habits FROM spellings s JOIN (SELECT plain, "
-        f"arg_min({one}, {rank}) AS one FROM spellings GROUP BY plain HAVING count(*) > 1) f "
-        f"ON s.plain = f.plain AND s.id <> one.id"
-    )
-    (count,) = connection.execute(
-        "SELECT count(DISTINCT plain) FROM pairs_of_spellings"
-    ).fetchall()[0]
-    found = connection.execute(
+    pairs = _pairs_of_spellings(engine, ids, catalogue)
+    (count,) = engine.one(f"SELECT count(DISTINCT plain) FROM {pairs}")
+    found = engine.rows(
         f"SELECT habits, count(*) AS n, arg_min([one.id, one.place, other, other_place], other, "
-        f"{NUM_EXAMPLES}) FROM pairs_of_spellings GROUP BY habits ORDER BY n DESC, habits"
-    ).fetchall()
-    for name in ("respelled", "spellings", "pairs_of_spellings"):
-        connection.execute(f"DROP TABLE {name}")
+        f"{NUM_EXAMPLES}) FROM {pairs} GROUP BY habits ORDER BY n DESC, habits"
+    )
+    engine.drop(pairs)
     if not count:
         return None
     causes = []
@@ -155,6 +127,36 @@ def two_spellings(
         f"{are} written in more than one way, and each way counts as {a} {what} of its own: "
         f"{' | '.join(causes)}"
     )
+
+
+def _pairs_of_spellings(engine: Engine, ids: Table, catalogue: str | None) -> Table:
+    """Return ids with the same plain form: (plain, one, other, other_place, habits)."""
+    place = "''"
+    if catalogue:
+        place = (
+            f"CASE WHEN in_log AND is_listed THEN ' (both)' WHEN in_log THEN ' (log)' "
+            f"ELSE {literal(f' ({catalogue})')} END"
+        )
+    plain = plain_ids_sql(f"SELECT id, {place} AS place FROM {ids} WHERE {_MAY_DIFFER}")
+    respelled = engine.create("respelled", f"FROM ({plain}) WHERE plain <> id", is_temporary=True)
+    spellings = engine.create(
+        "spellings",
+        f"FROM {respelled} UNION ALL SELECT id, {place}, id, 0 FROM {ids} "
+        f"WHERE id IN (SELECT plain FROM {respelled})",
+        is_temporary=True,
+    )
+    # The plain form stands for the others where some file has it, else the first of them.
+    rank = "CASE WHEN id = plain THEN '' ELSE id END"
+    one = "struct_pack(id, place, habits)"
+    pairs = engine.create(
+        "pairs_of_spellings",
+        f"SELECT s.plain, one, s.id AS other, s.place AS other_place, s.habits | one.habits AS habits "
+        f"FROM {spellings} s JOIN (SELECT plain, arg_min({one}, {rank}) AS one FROM {spellings} "
+        f"GROUP BY plain HAVING count(*) > 1) f ON s.plain = f.plain AND s.id <> one.id",
+        is_temporary=True,
+    )
+    engine.drop(respelled, spellings)
+    return pairs
 
 
 def plain_ids_sql(query: str) -> str:

@@ -1,7 +1,6 @@
-"""Train, valid and test: one SQL expression per strategy. Called by prepare."""
+"""Split: which interactions train, validate and test."""
 
-import duckdb
-
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.quantiles import quantiles
 from recsys.data.recipe import SplitRecipe
 
@@ -11,8 +10,8 @@ def order_hash(seed: int, key: str = "row_id") -> str:
     return f"md5_number_lower(concat('{seed}:', {key}))"
 
 
-def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str:
-    """Return SQL of (row_id, split) over the table `log`; split is 0 train, 1 valid, 2 test.
+def split_log(engine: Engine, log: Table, recipe: SplitRecipe) -> Table:
+    """Return the table (row_id, split) of a log; split is 0 train, 1 valid, 2 test.
 
     - `time`: rows up to the 80 % quantile of time train, up to 90 % validate, later test; rows of one
       second stay together.
@@ -20,15 +19,24 @@ def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str
       falls into rows of one second cuts these by a seeded hash of user and item: by item id, a low
       id would mean train and a high one test.
     - `random`: by a seeded hash of the row number.
+    - `given`: by the file.
+
+    Args:
+        log: with row_id, user_id, item_id, ts and given.
     """
+    log.needs("row_id", "user_id", "item_id", "ts", "given")
+    return engine.create("splits", _split_sql(engine, log, recipe))
+
+
+def _split_sql(engine: Engine, log: Table, recipe: SplitRecipe) -> str:
     first, second = recipe.fractions[0], recipe.fractions[0] + recipe.fractions[1]
     if recipe.strategy == "given":
-        return "SELECT row_id, given AS split FROM log"
+        return f"SELECT row_id, given AS split FROM {log}"
     if recipe.strategy == "time":
-        low, high = quantiles(connection, "SELECT ts AS value FROM log", [first, second])
+        low, high = quantiles(engine.connection, f"SELECT ts AS value FROM {log}", [first, second])
         return (
             f"SELECT row_id, CASE WHEN ts <= {low} THEN 0 WHEN ts <= {high} THEN 1 ELSE 2 END "
-            f"AS split FROM log"
+            f"AS split FROM {log}"
         )
     if recipe.strategy == "per_user_time":
         # A newline keeps apart what two ids together would spell.
@@ -37,10 +45,10 @@ def split_sql(connection: duckdb.DuckDBPyConnection, recipe: SplitRecipe) -> str
         return (
             f"SELECT row_id, CASE WHEN place <= floor({first} * n + 1e-9) THEN 0 "
             f"WHEN place <= floor({second} * n + 1e-9) THEN 1 ELSE 2 END AS split FROM "
-            f"(SELECT row_id, {place} AS place, count(*) OVER (PARTITION BY user_id) AS n FROM log)"
+            f"(SELECT row_id, {place} AS place, count(*) OVER (PARTITION BY user_id) AS n FROM {log})"
         )
     share = f"({order_hash(recipe.seed)} / 18446744073709551616.0)"
     return (
         f"SELECT row_id, CASE WHEN {share} < {first} THEN 0 WHEN {share} < {second} THEN 1 ELSE 2 "
-        f"END AS split FROM log"
+        f"END AS split FROM {log}"
     )

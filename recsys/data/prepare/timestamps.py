@@ -2,6 +2,7 @@
 
 import duckdb
 
+from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import ROW_NUMBER, Source
 from recsys.data.sql import literal, quoted, short
 
@@ -65,7 +66,7 @@ def unusable_times(column: str, written: str | None) -> list[tuple[str, str]]:
     ]
 
 
-def format_problem(connection: duckdb.DuckDBPyConnection, written: str | None) -> str | None:
+def format_problem(engine: Engine, written: str | None) -> str | None:
     """Return what is wrong with `interactions.timestamp_format`; None where nothing is."""
     key = f"interactions.timestamp_format={written!r}"
     if written is None or written in (SECONDS, MILLISECONDS):
@@ -73,16 +74,14 @@ def format_problem(connection: duckdb.DuckDBPyConnection, written: str | None) -
     if "%" not in written:
         return f"{key}: expected {SECONDS}, {MILLISECONDS}, or a pattern such as '%Y%m%d'"
     try:
-        connection.execute(f"SELECT strptime('', {literal(written)}) WHERE false")
-        connection.execute(f"SELECT try_strptime('', {literal(written)})")
+        engine.rows(f"SELECT strptime('', {literal(written)}) WHERE false")
+        engine.rows(f"SELECT try_strptime('', {literal(written)})")
     except duckdb.Error as error:
         return f"{key}: {short(error)}"
     return None
 
 
-def dates_among_numbers(
-    connection: duckdb.DuckDBPyConnection, source: Source, column: str
-) -> str | None:
+def dates_among_numbers(engine: Engine, source: Source, column: str) -> str | None:
     """Return a sentence where most numbers of a column are dates: they would become seconds of 1970.
 
     The first rows of the file speak for all.
@@ -100,7 +99,7 @@ def dates_among_numbers(
         f"WHERE {ROW_NUMBER} < {_LOOKED_AT_ROWS} LIMIT {_LOOKED_AT_ROWS})"
     )
     try:
-        num_rows, *found = connection.execute(query).fetchall()[0]
+        num_rows, *found = engine.one(query)
     except duckdb.Error:
         return None  # the checks that follow say of every row what is wrong with it
     for written, count, example in zip(DATES, found[::2], found[1::2], strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.train import job as train
+from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.spelling import (
     HABITS,
     gather_ids,
@@ -76,9 +78,10 @@ def spelled(log_ids, listed_ids):
     with duckdb.connect() as connection:
         for name, ids in (("l", log_ids), ("c", listed_ids)):
             connection.execute(f"CREATE TABLE {name} AS SELECT unnest($1::VARCHAR[]) AS id", [ids])
-        gather_ids(connection, "ids", "FROM l", "FROM c")
+        engine = Engine(connection, Path())
+        gathered = gather_ids(engine, "FROM l", "FROM c")
         file = "c.csv" if listed_ids else None
-        return two_spellings(connection, "ids", "item", file), overlap_of(connection, "ids")
+        return two_spellings(engine, gathered, "item", file), overlap_of(engine, gathered)
 
 
 def test_spellings_are_counted_by_cause_with_three_examples_and_their_places():

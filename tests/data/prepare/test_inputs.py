@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.data.prepare import pipeline as pipeline_file
-from recsys.data.prepare.checks import leaves_root
+from recsys.data.prepare.pictures import leaves_root
 from recsys.data.prepare.pipeline import prepare
 from recsys.schema import leaves_folder, read_manifest
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source

@@ -1,14 +1,18 @@
 """Prepare in memory far below its data: every statement spills, and the result is the same."""
 
 import dataclasses
+import tracemalloc
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.prepare.pipeline import lists_by_key, prepare
+from recsys.data.prepare.engine import BATCH_ROWS, Engine
+from recsys.data.prepare.pipeline import prepare
+from recsys.data.prepare.writing import lists_by_key, write_lists
 from recsys.data.recipe import Recipe
 from tests.data.small_log import recipe
 
@@ -103,6 +107,23 @@ def test_a_log_larger_than_memory_is_prepared(tmp_path):
 def test_every_statement_fits_into_memory_far_below_its_data(tmp_path, variant):
     # As text the log has some 80 bytes a row; the database keeps several tables as long as it.
     prepared_within(tmp_path, variant, num_rows=2_000_000, memory_limit="100MB")
+
+
+def test_lists_are_written_in_pieces_of_one_batch(tmp_path):
+    num_rows, num_values = 400_000, 2_000_000
+    lists = f"SELECT range // 5 AS key, CAST(range AS INTEGER) AS value FROM range({num_values})"
+    with duckdb.connect() as connection:
+        engine = Engine(connection, tmp_path)
+        write_lists(engine, lists, tmp_path / "warm.npy", tmp_path / "up.npy", num_rows)
+        tracemalloc.start()
+        total = write_lists(engine, lists, tmp_path / "v.npy", tmp_path / "o.npy", num_rows)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    values, offsets = np.load(tmp_path / "v.npy"), np.load(tmp_path / "o.npy")
+    assert total == num_values and np.array_equal(values, np.arange(num_values))
+    assert np.array_equal(offsets, np.arange(num_rows + 1) * 5)
+    batch_bytes = BATCH_ROWS * (8 + 4)  # a key and a value
+    assert peak_bytes < 8 * batch_bytes < values.nbytes < offsets.nbytes + values.nbytes
 
 
 @given(

@@ -1,0 +1,132 @@
+"""Engine: the DuckDB database of one preparation, and handles of its tables.
+
+A step of prepare takes tables and returns tables. `Engine.create` gives each table a name of its own,
+so a step can read only what it was given. The SQL of a step names its inputs through their handles;
+another engine may therefore run it on a part of each.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from recsys.data.sql import literal, short
+from recsys.errors import UserError
+
+BATCH_ROWS = 65_536
+"""Rows of the record batches in which query results arrive, at most."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A relation of the database: in SQL text it stands for its name."""
+
+    relation: str
+    """SQL that can follow FROM: a name, or a function that reads a file."""
+    columns: tuple[str, ...]
+    """Names of its columns, in order."""
+
+    def __str__(self) -> str:
+        return self.relation
+
+    def needs(self, *columns: str) -> None:
+        """Assert that the columns a step reads are there."""
+        missing = [column for column in columns if column not in self.columns]
+        assert not missing, f"table {self.relation} lacks {missing}; it has {self.columns}"
+
+
+class Engine:
+    """One DuckDB connection, and a folder for intermediate files."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, scratch: Path):
+        """Args: scratch: an existing folder, removed after the last step."""
+        self.connection = connection
+        self.scratch = scratch
+        self._num_names = 0
+
+    def unused(self, name: str) -> str:
+        """Return a table name that was never given before; `name` says in it what the table holds."""
+        self._num_names += 1
+        return f"t{self._num_names}_{name}"
+
+    def create(self, name: str, query: str, *, is_temporary: bool = False) -> Table:
+        """Create a table from a query.
+
+        Args:
+            name: for people who look into the database.
+            is_temporary: kept uncompressed and never written to the database file.
+        """
+        made = self.unused(name)
+        self.connection.execute(f"CREATE {'TEMP ' * is_temporary}TABLE {made} AS {query}")
+        return self.handle(made)
+
+    def handle(self, relation: str) -> Table:
+        """Return the handle of a relation that the database has."""
+        described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+        return Table(relation, tuple(row[0] for row in described))
+
+    def append(self, table: Table, query: str) -> None:
+        """Add the rows of a query to a table, column by column in order."""
+        self.connection.execute(f"INSERT INTO {table} {query}")
+
+    def delete(self, table: Table, where: str) -> None:
+        """Remove the rows of a table that fulfil a condition."""
+        self.connection.execute(f"DELETE FROM {table} WHERE {where}")
+
+    def drop(self, *tables: Table) -> None:
+        """Remove tables that no later step reads."""
+        for table in tables:
+            self.connection.execute(f"DROP TABLE {table}")
+
+    def one(self, query: str) -> tuple:
+        """Return the only row of an aggregate."""
+        return self.rows(query)[0]
+
+    def rows(self, query: str) -> list[tuple]:
+        """Return all rows of a small result."""
+        return self.connection.execute(query).fetchall()
+
+    def count(self, table: Table, where: str = "true") -> int:
+        """Return how many rows of a table fulfil a condition."""
+        return self.one(f"SELECT count(*) FROM {table} WHERE {where}")[0]
+
+    def batches(self, query: str) -> pa.RecordBatchReader:
+        """Stream a query's result in record batches of at most BATCH_ROWS rows."""
+        relation = self.connection.sql(query)
+        assert relation is not None, "a SELECT has a result"
+        return relation.to_arrow_reader(BATCH_ROWS)
+
+
+@contextmanager
+def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[Engine]:
+    """Open a database on disk in a new folder `scratch`; close it at the end.
+
+    Raises:
+        UserError: the path, the memory limit or the number of threads is none for the database.
+    """
+    if "?" in str(scratch):  # it takes what follows for parameters of a URL
+        raise UserError(
+            f"workspace={scratch.parent.parent}: a question mark in a workspace's path, which the "
+            f"database cannot open; rename the folder"
+        )
+    scratch.mkdir()
+    connection = duckdb.connect(str(scratch / "work.duckdb"))
+    try:
+        try:
+            connection.execute(f"SET memory_limit = {literal(memory_limit)}")
+            connection.execute(f"SET threads = {threads}")
+        except duckdb.Error as error:
+            raise UserError(
+                f"memory_limit={memory_limit!r}, run.threads={threads!r}: {short(error)}"
+            ) from error
+        # Times without a zone mean UTC, on every machine.
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")
+        connection.execute("SET preserve_insertion_order = true")
+        connection.execute("SET enable_progress_bar = false")
+        yield Engine(connection, scratch)
+    finally:
+        connection.close()

@@ -1,0 +1,134 @@
+"""Features of users, items and interactions: their tables, numbered, and the manifest's entries.
+
+In: catalogues, or the log, with their vocabularies. Out: arrays by user or item row, vocabularies as
+files, and for interactions the tables that `interactions` joins.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
+from recsys.data.recipe import FeatureRecipe
+from recsys.data.sql import quoted
+from recsys.data.vocab import FeatureTable, value_sql
+from recsys.schema import FeatureSpec, TableSpec
+
+
+@dataclass(frozen=True)
+class Specs:
+    """Entries of the manifest."""
+
+    tables: tuple[TableSpec, ...] = ()
+    features: tuple[FeatureSpec, ...] = ()
+
+    def __add__(self, other: "Specs") -> "Specs":
+        return Specs(self.tables + other.tables, self.features + other.features)
+
+
+def write_ids(engine: Engine, side: str, vocabulary: Table, prepared: Path) -> Specs:
+    """Write the vocabulary of users or items; return the entries of the feature `<side>_id`."""
+    name = f"{side}_id"
+    write_vocabulary(engine, vocabulary, name, prepared)
+    table = TableSpec(name=name, num_rows=engine.count(vocabulary) + 1, kind="vocab")
+    feature = FeatureSpec(name=name, table=name, source=side, side=side, is_list=False)
+    return Specs((table,), (feature,))
+
+
+def write_training_counts(
+    engine: Engine, side: str, placed: Table, *, num_rows_in: int, num_side_rows: int, folder: Path
+) -> None:
+    """Write how many training rows each user or item has [num_side_rows], of an item also drawn ones.
+
+    Args:
+        placed: with row_id, split and `<side>_row`.
+        num_rows_in: row ids from here on are drawn negatives.
+        folder: `users/` or `items/`.
+    """
+    placed.needs("row_id", "split", f"{side}_row")
+    counted = {"train_count": "<"} | ({"drawn_count": ">="} if side == "item" else {})
+    for name, which in counted.items():
+        query = (
+            f"SELECT {side}_row AS key, count(*) AS value FROM {placed} WHERE split = 0 "
+            f"AND row_id {which} {num_rows_in} GROUP BY key ORDER BY key"
+        )
+        write_array(engine, query, folder / f"{name}.npy", num_side_rows, np.int64)
+
+
+def write_catalogue_features(
+    engine: Engine, catalogue: Catalogue, vocabulary: Table, prepared: Path
+) -> Specs:
+    """Write the features of a catalogue as arrays by row; return the manifest's entries.
+
+    Args:
+        vocabulary: (id, row) of the catalogue's ids.
+    """
+    num_rows = engine.count(vocabulary) + 1
+    folder = prepared / f"{catalogue.side}s"
+    specs = Specs()
+    for name, feature in catalogue.features.items():
+        relation = values_sql(catalogue, name, feature, vocabulary)
+        table = FeatureTable(engine.connection, name, feature, relation, relation)
+        specs += _write_table(
+            engine, table, source=catalogue.side, side=catalogue.side, to=prepared
+        )
+        values = folder / f"{name}.values.npy"
+        if table.is_list:
+            offsets = folder / f"{name}.offsets.npy"
+            write_lists(engine, table.rows_sql(), values, offsets, num_rows)
+        else:
+            write_array(engine, table.rows_sql(), values, num_rows, np.int32)
+    return specs
+
+
+def values_sql(catalogue: Catalogue, name: str, feature: FeatureRecipe, vocabulary: Table) -> str:
+    """SQL of (key, value): the raw value of a feature by the user or item row it belongs to."""
+    vocabulary.needs("id", "row")
+    value = value_sql(feature, name, catalogue.source.lists)
+    # A query of its own for the file's columns: they may be called like ours.
+    return (
+        f"SELECT v.row AS key, s.value FROM (SELECT {quoted(catalogue.id_column)} AS id, "
+        f"{value} AS value FROM {catalogue.source.view}) s JOIN {vocabulary} v ON s.id = v.id"
+    )
+
+
+def build_log_features(
+    engine: Engine,
+    features: dict[str, FeatureRecipe],
+    placed: Table,
+    num_rows_in: int,
+    prepared: Path,
+) -> tuple[dict[str, FeatureTable], Specs]:
+    """Build the tables of interaction features from the training rows.
+
+    Args:
+        placed: with row_id, split and a column for each feature.
+        num_rows_in: row ids from here on are drawn negatives, which no vocabulary sees.
+
+    Returns:
+        The tables by feature, which number the values of `placed`; and the manifest's entries.
+    """
+    placed.needs("row_id", "split", *features)
+    tables = {}
+    specs = Specs()
+    for name, feature in features.items():
+        rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
+        train = f"{rows} WHERE split = 0 AND row_id < {num_rows_in}"
+        tables[name] = FeatureTable(engine.connection, name, feature, rows, train)
+        side = feature.side or "context"
+        specs += _write_table(engine, tables[name], source="interaction", side=side, to=prepared)
+    return tables, specs
+
+
+def _write_table(engine: Engine, table: FeatureTable, *, source: str, side: str, to: Path) -> Specs:
+    """Write a feature's vocabulary, if it has one; return the manifest's entries."""
+    spec = table.spec()
+    if spec.kind == "vocab":
+        write_vocabulary(engine, engine.handle(table.vocabulary), table.name, to)
+    feature = FeatureSpec(
+        name=table.name, table=table.name, source=source, side=side, is_list=table.is_list
+    )
+    return Specs((spec,), (feature,))

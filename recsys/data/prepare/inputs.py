@@ -1,0 +1,209 @@
+"""Inputs: the raw files of a recipe, opened, with every column that the recipe names.
+
+In: a recipe. Out: `Inputs`, whose sources later steps read. All missing files and columns are reported
+at once.
+"""
+
+import re
+from dataclasses import dataclass
+
+from recsys.data.prepare.checks import Problems
+from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.label import RULES, parse_label
+from recsys.data.prepare.pairs import pair_columns
+from recsys.data.prepare.pictures import pattern_columns
+from recsys.data.prepare.sources import Source, TextFormat
+from recsys.data.prepare.timestamps import format_problem
+from recsys.data.recipe import (
+    SPLITS,
+    FeatureRecipe,
+    InteractionsRecipe,
+    ItemsRecipe,
+    PairsRecipe,
+    Recipe,
+    Section,
+    UsersRecipe,
+    source_file,
+)
+from recsys.errors import UserError
+
+Columns = dict[str, str | None]
+"""Column by config key; None where the recipe names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """The users file or the items file: one row an id, with features."""
+
+    side: str
+    """`user` or `item`."""
+    source: Source
+    id_column: str
+    features: dict[str, FeatureRecipe]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The raw files of a recipe."""
+
+    logs: tuple[tuple[Source, int], ...]
+    """Files of the log in row order, each with its split; -1 where a strategy decides."""
+    items: Catalogue | None
+    users: Catalogue | None
+    pairs: tuple[tuple[PairsRecipe, Source], ...]
+
+    def catalogue(self, side: str) -> Catalogue | None:
+        """Return the catalogue of a side, `user` or `item`."""
+        return self.users if side == "user" else self.items
+
+
+def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
+    """Open every file of the recipe.
+
+    Raises:
+        UserError: files or columns are missing, or cannot be read (all listed at once).
+    """
+    problems = Problems()
+    log, items, users = recipe.interactions, recipe.items, recipe.users
+    names = (
+        [(log.files[name], index) for index, name in enumerate(SPLITS)]
+        if recipe.split.strategy == "given"
+        else [(str(log.file), -1)]
+    )
+
+    def opened(view: str, name: str, key: str, section: Section) -> Source | None:
+        try:
+            return _open(engine, recipe, view, name, key, section)
+        except UserError as error:
+            problems.found.append(str(error))
+            return None
+
+    logs = [
+        (source, given)
+        for index, (name, given) in enumerate(names)
+        if (source := opened(f"log_{index}", name, "interactions", log))
+    ]
+    items_source = opened("items", items.file, "items", items) if items else None
+    users_source = opened("users", users.file, "users", users) if users else None
+    pairs = [
+        (section, source)
+        for index, section in enumerate(recipe.pairs)
+        if (source := opened(f"pairs_{index}", section.file, f"pairs[{index}]", section))
+    ]
+    inputs = Inputs(
+        logs=tuple(logs),
+        items=_catalogue("item", items_source, items),
+        users=_catalogue("user", users_source, users),
+        pairs=tuple(pairs),
+    )
+    _note_columns(engine, recipe, inputs, problems)
+    problems.raise_if_any()
+    return inputs
+
+
+def _open(
+    engine: Engine, recipe: Recipe, view: str, name: str, key: str, section: Section
+) -> Source:
+    """Open one file of a section of the recipe."""
+    return Source(
+        engine.connection,
+        engine.unused(view),
+        source_file(recipe, name),
+        key=key,
+        written=TextFormat(
+            header=section.header,
+            delimiter=section.delimiter,
+            quote=section.quote,
+            encoding=section.encoding,
+        ),
+        copies=engine.scratch / "copies",
+    )
+
+
+def _catalogue(
+    side: str, source: Source | None, section: ItemsRecipe | UsersRecipe | None
+) -> Catalogue | None:
+    if source is None or section is None:
+        return None
+    column = section.item_id if isinstance(section, ItemsRecipe) else section.user_id
+    return Catalogue(side=side, source=source, id_column=column, features=section.features)
+
+
+def _note_columns(engine: Engine, recipe: Recipe, inputs: Inputs, problems: Problems) -> None:
+    """Note every column the recipe names and a file lacks."""
+    for source, _ in inputs.logs:
+        single, wanted = _log_columns(recipe.interactions)
+        _look_at(engine, problems, source, wanted, single)
+    if problem := format_problem(engine, recipe.interactions.timestamp_format):
+        problems.found.append(problem)
+    if inputs.items and recipe.items:
+        single, wanted = _item_columns(recipe.items)
+        _look_at(engine, problems, inputs.items.source, wanted, single)
+    if inputs.users and recipe.users:
+        plain, lists = _feature_columns("users.features", recipe.users.features)
+        single = {"users.user_id": recipe.users.user_id, **plain}
+        _look_at(engine, problems, inputs.users.source, single | lists, single)
+    for index, (pairs, source) in enumerate(inputs.pairs):
+        wanted = pair_columns(pairs, f"pairs[{index}]")
+        texts = (f"pairs[{index}].anchor", f"pairs[{index}].positive")
+        single = {key: column for key, column in wanted.items() if key not in texts}
+        _look_at(engine, problems, source, wanted, single)
+
+
+def _look_at(
+    engine: Engine, problems: Problems, source: Source, wanted: Columns, single: Columns
+) -> None:
+    """Note columns that a file lacks or that hold what cannot be read as text.
+
+    Args:
+        single: those of `wanted` that must hold one value a row; the others may hold lists.
+    """
+    problems.found += source.missing_columns(wanted)
+    problems.found += source.nested_columns(single)
+    others = {key: column for key, column in wanted.items() if key not in single}
+    problems.found += source.nested_columns(others, may_be_lists=True)
+    problems.found += source.undecodable_columns(engine.connection, wanted)
+
+
+def _log_columns(log: InteractionsRecipe) -> tuple[Columns, Columns]:
+    """Return the columns of the log that hold one value a row, and all of them."""
+    rule = parse_label(log.label) if log.label else None
+    label_key = "interactions.label"
+    if rule and rule.operator is None and re.search(r"[^\w.-]", rule.column):
+        label_key += f": a 0/1 column, or a rule such as {RULES}"
+    plain, lists = _feature_columns("interactions.features", log.features)
+    single = {
+        "interactions.user_id": log.user_id,
+        "interactions.item_id": log.item_id,
+        "interactions.timestamp": log.timestamp,
+        label_key: rule.column if rule else None,
+        **plain,
+    }
+    return single, single | lists
+
+
+def _item_columns(items: ItemsRecipe) -> tuple[Columns, Columns]:
+    """Return the columns of the items file that hold one value a row, and all of them."""
+    single: Columns = {
+        "items.item_id": items.item_id,
+        "items.title": items.title,
+        "items.artist": items.artist,
+        "items.content": items.content,
+        **{f"items.image {{{c}}}": c for c in pattern_columns(items.image)},
+    }
+    lists: Columns = {f"items.text[{i}]": column for i, column in enumerate(items.text)}
+    for key in ("features", "tags"):
+        plain, of_lists = _feature_columns(f"items.{key}", getattr(items, key))
+        single |= plain
+        lists |= of_lists
+    return single, single | lists
+
+
+def _feature_columns(key: str, features: dict[str, FeatureRecipe]) -> tuple[Columns, Columns]:
+    """Return the columns of features of one id a row, and of those of several."""
+    plain: Columns = {}
+    lists: Columns = {}
+    for name, feature in features.items():
+        of_kind = lists if feature.kind == "id_list" else plain
+        of_kind[f"{key}.{name}"] = feature.column or name
+    return plain, lists

@@ -1,0 +1,148 @@
+"""Checks of the rows of every input file: ids, times, labels, numbers, duplicates, pictures.
+
+In: the opened inputs. Out: the number of missing pictures. Every bad row is reported at once.
+"""
+
+from recsys.data.prepare.checks import Condition, Problems, is_null, merged_ids
+from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.ids import note_id_variants, note_spellings
+from recsys.data.prepare.inputs import Catalogue, Inputs
+from recsys.data.prepare.label import parse_label, unusable_label
+from recsys.data.prepare.pictures import check_pictures, image_sql, leaves_root, pattern_columns
+from recsys.data.prepare.sources import Source
+from recsys.data.prepare.timestamps import dates_among_numbers, unusable_times
+from recsys.data.recipe import (
+    PERSPECTIVES,
+    FeatureRecipe,
+    InteractionsRecipe,
+    ItemsRecipe,
+    Recipe,
+    source_file,
+)
+from recsys.data.sql import literal, quoted
+from recsys.data.vocab import value_sql
+
+
+def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
+    """Scan every file once and report everything wrong with it; return the missing pictures.
+
+    Raises:
+        UserError: rows cannot be used (all reasons listed at once).
+    """
+    problems = Problems()
+    log, items = recipe.interactions, recipe.items
+    for source, _ in inputs.logs:
+        _check_log(engine, log, source, problems)
+    if inputs.items and items:
+        _check_catalogue(
+            engine, inputs.items, _tag_and_picture_conditions(items, inputs.items.source), problems
+        )
+    if inputs.users:
+        _check_catalogue(engine, inputs.users, [], problems)
+    for pairs, source in inputs.pairs:
+        if pairs.perspective not in PERSPECTIVES:
+            known = ", ".join(literal(p) for p in PERSPECTIVES)
+            is_bad = f"coalesce({quoted(pairs.perspective)}, '') NOT IN ({known})"
+            wrong = f"expected one of {', '.join(PERSPECTIVES)}"
+            problems.note(engine, source, [Condition(pairs.perspective, is_bad, wrong)])
+    if inputs.items and items and log.item_id and log.unknown_items == "error":
+        was_readable = not problems.found
+        for source, _ in inputs.logs:
+            unknown = _unknown_item(log.item_id, inputs.items, items.file)
+            problems.note(engine, source, [unknown])
+        if was_readable and problems.found:
+            note_id_variants(engine, recipe, inputs, "item", problems)
+            note_spellings(engine, log.item_id, inputs, problems)
+    problems.raise_if_any()
+    missing = 0
+    if inputs.items and items and items.image:
+        root = source_file(recipe, items.image_root)
+        missing = check_pictures(engine, items, inputs.items.source, root, problems)
+    problems.raise_if_any()
+    return missing
+
+
+def _check_log(engine: Engine, log: InteractionsRecipe, source: Source, problems: Problems) -> None:
+    """Note the unusable rows of one file of the log."""
+    if log.timestamp and not log.timestamp_format:
+        dates = dates_among_numbers(engine, source, log.timestamp)
+        problems.found += [dates] if dates else []
+    num_rows = problems.note(engine, source, _log_conditions(log, source))
+    if num_rows == 0 and not problems.found:
+        problems.found.append(f"{source.path}: no rows; expected interactions")
+
+
+def _log_conditions(log: InteractionsRecipe, source: Source) -> list[Condition]:
+    """Return what makes a row of the log unusable."""
+    ids = [column for column in (log.user_id, log.item_id) if column]
+    conditions = [Condition(column, is_null(column), "null id") for column in ids]
+    conditions += [merged_ids(source, column) for column in ids]
+    if log.timestamp:
+        conditions += [
+            Condition(log.timestamp, is_bad, wrong)
+            for is_bad, wrong in unusable_times(log.timestamp, log.timestamp_format)
+        ]
+    if log.label:
+        rule = parse_label(log.label)
+        conditions.append(Condition(rule.column, *unusable_label(rule)))
+    conditions += _id_conditions(source, log.features)
+    return conditions + _number_conditions(log.features)
+
+
+def _check_catalogue(
+    engine: Engine, catalogue: Catalogue, more: list[Condition], problems: Problems
+) -> None:
+    """Note the unusable rows of a users or items file, and ids in several rows."""
+    source, column = catalogue.source, catalogue.id_column
+    conditions = [Condition(column, is_null(column), "null id"), merged_ids(source, column)]
+    conditions += _id_conditions(source, catalogue.features)
+    conditions += more
+    conditions += _number_conditions(catalogue.features)
+    problems.note(engine, source, conditions)
+    problems.note_duplicates(engine, source, column)
+
+
+def _unknown_item(column: str, items: Catalogue, file: str) -> Condition:
+    """Return the condition that the catalogue lacks the item of a row of the log."""
+    key = quoted(items.id_column)
+    is_bad = (
+        f"NOT {is_null(column)} AND {quoted(column)} NOT IN "
+        f"(SELECT {key} FROM {items.source.view} WHERE {key} IS NOT NULL)"
+    )
+    wrong = (
+        f"item is not in {file} (add it there, or set interactions.unknown_items to drop or keep)"
+    )
+    return Condition(column, is_bad, wrong)
+
+
+def _tag_and_picture_conditions(items: ItemsRecipe, source: Source) -> list[Condition]:
+    """Return what makes a row of the items file unusable beside its ids and numbers."""
+    conditions = _id_conditions(source, items.tags)
+    if items.image:
+        wrong = f"picture path leaves items.image_root={items.image_root!r}"
+        column = pattern_columns(items.image)[0]
+        conditions.append(Condition(column, leaves_root(image_sql(items.image)), wrong))
+    return conditions
+
+
+def _id_conditions(source: Source, features: dict[str, FeatureRecipe]) -> list[Condition]:
+    """Return the conditions that a feature's id is one that its column cannot hold."""
+    return [
+        merged_ids(source, feature.column or name)
+        for name, feature in features.items()
+        if feature.kind == "id" and not feature.extract
+    ]
+
+
+def _number_conditions(features: dict[str, FeatureRecipe]) -> list[Condition]:
+    """Return the conditions that a numeric feature's text is there and is not a number."""
+    return [
+        Condition(
+            feature.column or name,
+            f"{value_sql(feature, name)} IS NOT NULL AND "
+            f"try_cast({value_sql(feature, name)} AS DOUBLE) IS NULL",
+            "not a number",
+        )
+        for name, feature in features.items()
+        if feature.kind == "numeric"
+    ]

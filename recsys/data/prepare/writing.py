@@ -1,0 +1,154 @@
+"""Query results as files: Parquet, arrays by row, and lists by key, streamed in bounded pieces."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.prepare.engine import Engine, Table
+from recsys.data.sql import literal
+from recsys.files import new_array
+
+ROW_GROUP_ROWS = 65_536
+"""Rows of a Parquet row group."""
+PART_ROWS = 64 * ROW_GROUP_ROWS
+"""Rows after which the interactions of a split go on in another file."""
+
+
+def write_array(
+    engine: Engine, query: str, path: Path, num_rows: int, dtype: type[np.generic]
+) -> None:
+    """Write SQL of (key, value) as an array [num_rows] by key; 0 where a key is missing."""
+    values = new_array(path, dtype, (num_rows,))
+    for batch in engine.batches(query):
+        values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
+
+
+def write_lists(
+    engine: Engine, query: str, values_file: Path, offsets_file: Path, num_rows: int
+) -> int:
+    """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1]; return V.
+
+    A key's values are values[offsets[key] : offsets[key + 1]]. Memory holds one record batch at a time:
+    the arrays are memory-mapped files.
+    """
+    (total,) = engine.one(f"SELECT count(*) FROM ({query})")
+    values = new_array(values_file, np.int32, (total,))
+    offsets = new_array(offsets_file, np.int64, (num_rows + 1,))
+    start = 0
+    for batch in engine.batches(query):
+        values[start : start + batch.num_rows] = batch.column("value").to_numpy()
+        start += batch.num_rows
+        keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
+        offsets[keys + 1] += counts
+    np.cumsum(offsets, out=offsets)
+    return total
+
+
+def list_table(engine: Engine, query: str, name: str) -> Table:
+    """Return a table (key, value list) made of SQL of (key, value) by key.
+
+    The table is a file: the database's list() keeps every list in memory.
+    """
+    path = engine.scratch / f"{name}.lists.parquet"
+    reader = engine.batches(query)
+    key, value = (reader.schema.field(column).type for column in ("key", "value"))
+    schema = pa.schema([("key", key), ("value", pa.list_(value))])
+    with pq.ParquetWriter(path, schema) as writer:
+        for table in lists_by_key(reader):
+            writer.write_table(table.cast(schema))
+    return Table(f"read_parquet({literal(str(path))})", ("key", "value"))
+
+
+def write_vocabulary(engine: Engine, vocabulary: Table, name: str, folder: Path) -> None:
+    """Write `vocab/<name>.parquet`: row, id, count."""
+    vocabulary.needs("row", "id", "count")
+    (folder / "vocab").mkdir(exist_ok=True)
+    query = f"SELECT row, id, count FROM {vocabulary} ORDER BY row"
+    write_parquet(engine, query, folder / "vocab" / f"{name}.parquet")
+
+
+def write_parquet(
+    engine: Engine, query: str, path: Path, names: list[str] | None = None, count: int | None = None
+) -> int:
+    """Stream a query into one Parquet file; return its rows.
+
+    Args:
+        names: of the file's columns, where they differ from the query's.
+        count: rows that there must be.
+    """
+    reader = engine.batches(query)
+    schema = reader.schema
+    if names:
+        schema = pa.schema([pa.field(n, f.type) for n, f in zip(names, schema, strict=True)])
+    num_rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in row_groups(reader):
+            writer.write_table(pa.table(group.columns, schema=schema))
+            num_rows += group.num_rows
+    assert count is None or num_rows == count, f"{path} has {num_rows} rows, not {count}"
+    return num_rows
+
+
+def write_parts(
+    engine: Engine, query: str, prepared: Path, folder: str
+) -> tuple[list[str], list[int]]:
+    """Stream a query into Parquet files of whole row groups; return their names and rows.
+
+    Args:
+        folder: new, below `prepared`; the names begin with it.
+    """
+    (prepared / folder).mkdir(parents=True)
+    files: list[str] = []
+    file_rows: list[int] = []
+    writer: pq.ParquetWriter | None = None
+    for group in row_groups(engine.batches(query)):
+        if writer is None or file_rows[-1] >= PART_ROWS:
+            if writer:
+                writer.close()
+            files.append(f"{folder}/part-{len(files):05d}.parquet")
+            file_rows.append(0)
+            writer = pq.ParquetWriter(prepared / files[-1], group.schema, compression="zstd")
+        writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+        file_rows[-1] += group.num_rows
+    if writer:
+        writer.close()
+    return files, file_rows
+
+
+def row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Cut a stream into tables of ROW_GROUP_ROWS rows; the last is shorter, or empty.
+
+    The database cuts its batches as its threads come along; files must not depend on that.
+    """
+    held = reader.schema.empty_table()
+    for batch in reader:
+        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        while held.num_rows > ROW_GROUP_ROWS:
+            yield held.slice(0, ROW_GROUP_ROWS).combine_chunks()
+            held = held.slice(ROW_GROUP_ROWS)
+    yield held.combine_chunks()
+
+
+def lists_by_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Turn batches of (key, value) in the order of keys into tables of (key, list of values)."""
+    held: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        table = pa.concat_tables([held, table] if held else [table]).combine_chunks()
+        if table.num_rows:
+            keys = table.column("key").to_numpy()
+            last = int(np.searchsorted(keys, keys[-1]))  # of this key more may follow
+            yield _listed(table.slice(0, last))
+            held = table.slice(last)
+    if held:
+        yield _listed(held.combine_chunks())
+
+
+def _listed(table: pa.Table) -> pa.Table:
+    keys, starts = np.unique(table.column("key").to_numpy(), return_index=True)
+    offsets = pa.array(np.append(starts, table.num_rows), pa.int32())
+    values = table.column("value").combine_chunks()
+    return pa.table({"key": keys, "value": pa.ListArray.from_arrays(offsets, values)})
