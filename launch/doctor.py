@@ -12,7 +12,6 @@ Packages are imported inside functions only: a missing one is a finding, not a t
 import importlib
 import importlib.metadata
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -115,17 +114,18 @@ def gpu_names() -> list[str]:
 
 def machine_facts() -> str:
     """Return memory, cores and the threads that jobs will use, in words."""
-    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     try:
+        limits = importlib.import_module("recsys.runtime.limits")
         found = importlib.import_module("recsys.runtime.threads")
     except ImportError:
-        return f"{memory_gib:.1f} GiB of memory"  # a package that is missing is reported by itself
+        return "not known"  # a package that is missing is reported by itself
+    memory_gib = limits.usable_memory_bytes() / 2**30
     try:
         threads = found.threads_of_process(None)
         said = f"a job of one process uses {threads.count} thread(s) ({threads.reason})"
     except ValueError as error:  # a UserError; this file imports nothing that may be missing
         said = str(error)
-    return f"{found.usable_cores()} cores, {memory_gib:.1f} GiB of memory; {said}"
+    return f"{limits.usable_cores()} cores, {memory_gib:.1f} GiB of memory; {said}"
 
 
 def torch_cuda() -> str | None:

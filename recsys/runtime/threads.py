@@ -1,15 +1,15 @@
-"""Threads of a process: how many cores it may use, and every library told so.
+"""Threads of a process: how many it computes with, and every library told so.
 
-What enters: the key `run.threads`, OMP_NUM_THREADS, the processor affinity and the limits of control
-groups. Called by env.py for jobs of several ranks, and by the jobs of one process; launch/doctor.py says
-what comes out. Imports nothing but the standard library until threads are set.
+What enters: the key `run.threads`, OMP_NUM_THREADS, and the cores of limits.py. Called by env.py for
+jobs of several ranks, and by the jobs of one process; launch/doctor.py says what comes out. Imports
+nothing but the standard library until threads are set.
 """
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from recsys.errors import UserError
+from recsys.runtime.limits import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,48 +57,6 @@ def threads_of_process(
         return Threads(int(first), "OMP_NUM_THREADS")
     cores = usable_cores()
     return Threads(max(1, cores // num_processes), f"{cores} cores / {num_processes} process(es)")
-
-
-def usable_cores(
-    groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int:
-    """Return the cores this process may use: its affinity, and no more than its control groups' time.
-
-    A container with `--cpus=2` sees every core of its machine and gets the time of two.
-    """
-    cores = len(os.sched_getaffinity(0))
-    shares = _shares(groups, membership)
-    return max(1, min(cores, int(min(shares, default=cores))))
-
-
-def _shares(groups: Path, membership: Path) -> list[float]:
-    """Return the limits, in cores, of the process's group and those above it, of either version."""
-    lines = membership.read_text(encoding="utf-8").splitlines() if membership.is_file() else []
-    shares = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for root in [groups / controllers, groups / "cpu"] if controllers else [groups]:
-            folder = root / path.lstrip("/")
-            # Within a container the path may be the host's, and only the root is there.
-            for place in (folder, *folder.parents):
-                shares += _limits(place)
-                if place == root:
-                    break
-    return shares
-
-
-def _limits(group: Path) -> list[float]:
-    newer, quota_file = group / "cpu.max", group / "cpu.cfs_quota_us"
-    if newer.is_file():
-        quota, period = newer.read_text(encoding="ascii").split()
-    elif quota_file.is_file():
-        quota = quota_file.read_text(encoding="ascii").strip()
-        period = (group / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
-    else:
-        return []
-    return [] if quota in ("max", "-1") else [int(quota) / int(period)]
 
 
 def use_threads(count: int) -> None:

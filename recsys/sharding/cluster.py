@@ -6,12 +6,12 @@ Topology that TorchRec's planner asks for, and the memory a rank has.
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torchrec.distributed.planner import Topology
 
 from recsys.errors import UserError
 from recsys.runtime.env import Env
+from recsys.runtime.limits import usable_memory_bytes
 from recsys.schema import name_problems
 
 GIB = 1 << 30
@@ -141,5 +141,5 @@ def local_cluster(env: Env) -> ClusterConfig:
         hosts=env.world_size // env.local_world_size,
         accelerators_per_host=env.local_world_size,
         accelerator_memory_gib=accelerator_bytes / GIB,
-        host_memory_gib=psutil.virtual_memory().total / GIB,
+        host_memory_gib=usable_memory_bytes() / GIB,
     )

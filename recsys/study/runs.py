@@ -37,7 +37,8 @@ from recsys.overrides import override
 from recsys.run.config import RunConfig
 from recsys.run.fingerprint import changes, fingerprint, scored_from
 from recsys.run.folder import as_stored, read_stored
-from recsys.runtime.threads import threads_of_process, usable_cores
+from recsys.runtime.limits import usable_cores
+from recsys.runtime.threads import threads_of_process
 from recsys.schema import read_manifest
 from recsys.train.log import DIVERGED
 

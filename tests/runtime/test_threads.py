@@ -1,4 +1,4 @@
-"""Threads: the key, the variable, torchrun's own, affinity and control groups; libraries obey."""
+"""Threads: the key, the variable, torchrun's own, the cores; libraries obey."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ import torch
 
 from launch import doctor
 from recsys.runtime import env as env_file
-from recsys.runtime import threads as threads_file
-from recsys.runtime.threads import Threads, threads_of_process, usable_cores, use_threads
+from recsys.runtime import limits
+from recsys.runtime.threads import Threads, threads_of_process, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -24,52 +24,7 @@ def eight_cores(monkeypatch):
 
 @pytest.fixture
 def no_groups(monkeypatch):
-    monkeypatch.setattr(threads_file, "_shares", lambda groups, membership: [])
-
-
-def write(folder, **files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name.replace("__", ".")).write_text(f"{text}\n")
-
-
-def cores_with(tmp_path, membership):
-    (tmp_path / "membership").write_text(membership)
-    return usable_cores(tmp_path / "groups", tmp_path / "membership")
-
-
-@pytest.mark.parametrize(
-    ("own", "above", "expected"),
-    [
-        ("max 100000", "max 100000", 8),
-        ("200000 100000", "max 100000", 2),
-        ("max 100000", "350000 100000", 3),  # 3.5 cores: a fourth thread would wait for the others
-        ("600000 100000", "50000 100000", 1),
-        ("9900000 100000", "max 100000", 8),
-    ],
-)
-def test_the_tightest_limit_of_version_two_counts(tmp_path, own, above, expected):
-    write(tmp_path / "groups" / "pod" / "job", cpu__max=own)
-    write(tmp_path / "groups" / "pod", cpu__max=above)
-    assert cores_with(tmp_path, "0::/pod/job\n") == expected
-
-
-@pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("400000", 4), ("150000", 1)])
-@pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
-def test_limits_of_version_one_count(tmp_path, quota, expected, folder):
-    group = tmp_path / "groups" / folder / "job"
-    write(group, cpu__cfs_quota_us=quota, cpu__cfs_period_us="100000")
-    lines = f"4:memory:/other\n2:{folder}:/job\n1:cpuset:/\n0::/\n"
-    assert cores_with(tmp_path, lines) == expected
-
-
-def test_in_a_container_the_limit_lies_at_the_root_whatever_the_path_says(tmp_path):
-    write(tmp_path / "groups", cpu__max="200000 100000")
-    assert cores_with(tmp_path, "0::/kubepods/pod7/container\n") == 2
-
-
-def test_without_control_groups_affinity_alone_counts(tmp_path):
-    assert usable_cores(tmp_path, tmp_path / "absent") == 8
+    monkeypatch.setattr(limits, "_limits", lambda *_: [])
 
 
 def test_the_key_comes_first_then_the_variable_then_the_cores(no_groups, monkeypatch):
