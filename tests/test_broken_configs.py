@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from embedding.image.encoder import ImageConfig
-from embedding.text.encoder import TextConfig
+from embedding.image.config import ImageConfig
+from embedding.text.config import TextConfig
 from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
 from recsys.config import from_config, plain, read_job
 from recsys.data.planned_manifest import outline

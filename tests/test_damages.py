@@ -11,10 +11,15 @@ import torch
 
 from embedding.features.catalogue import Catalogue
 from embedding.features.store import FeatureTable, open_features
-from embedding.image.encoder import ImageConfig
-from embedding.text.encoder import TextConfig, TextEncoder, build_scratch_encoder
+from embedding.image.config import ImageConfig
+from embedding.image.heads import fit_heads
+from embedding.image.making import ImageMaker
+from embedding.image.sample import Pictures
+from embedding.making import open_encoder
+from embedding.text.config import TextConfig
+from embedding.text.encoder import TextEncoder, build_scratch_encoder
+from embedding.text.making import TextMaker
 from embedding.text.pairs import read_pairs
-from launch import embed
 from launch.compare import read_metrics
 from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
 from recsys.checkpoint.integrity import best_checkpoint, check_whole, newest_whole
@@ -294,19 +299,14 @@ def encoders(whole, tmp_path, monkeypatch):
     image = ImageConfig(size=32, style_head="moments", semantic_head="pool")
     text = TextConfig(path="scratch", hidden_dim=8, num_layers=1, max_tokens=16)
 
-    def write_image(workspace, manifest, encoder, config, wanted, seed, env):
-        pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-        embed.fit_heads(
-            encoder,
-            embed.Pictures(pixels=pictures, artists=[None] * 8, contents=[None] * 8),
-            num_views=1,
-            batch_size=8,
-            seed=0,
-        )
-        encoder.save(workspace / "encoders" / "image", wanted)
+    def write_image(maker, stamp):
+        pixels = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+        pictures = Pictures(pixels=pixels, artists=[None] * 8, contents=[None] * 8)
+        encoder = maker.build("none").eval()
+        fit_heads(encoder, pictures, num_views=1, batch_size=8, seed=0)
+        encoder.save(maker.folder, stamp.content())
 
-    def write_text(workspace, manifest, config, seed, env, wanted):
-        folder = workspace / "encoders" / "text"
+    def write_text(maker, stamp):
         model = build_scratch_encoder(
             ["Ten red", "Twenty blue"],
             tmp_path,
@@ -319,23 +319,23 @@ def encoders(whole, tmp_path, monkeypatch):
         )
         encoder = TextEncoder(model, 4)
         encoder.fit_scaling(["Ten red", "Twenty blue"])
-        folder.mkdir(parents=True)
-        encoder.save(folder)
-        write_json(folder / "config.json", wanted)
+        maker.folder.mkdir(parents=True)
+        encoder.save(maker.folder)
+        write_json(maker.folder / "config.json", stamp.content())
 
     def open_both(workspace):
-        embed.image_encoder(workspace, manifest, image, 0, ALONE)
-        embed.text_encoder(workspace, manifest, text, 0, ALONE)
+        open_encoder(ImageMaker(workspace, manifest, image, seed=0, env=ALONE), retrain=False)
+        open_encoder(TextMaker(workspace, manifest, text, seed=0, env=ALONE), retrain=False)
 
     def refuse(*arguments):
         raise MadeAnewError
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "make_image_encoder", write_image)
-        patch.setattr(embed, "make_text_encoder", write_text)
+        patch.setattr(ImageMaker, "make", write_image)
+        patch.setattr(TextMaker, "make", write_text)
         open_both(tmp_path / "w")
-    for kind in ("image", "text"):
-        monkeypatch.setattr(embed, f"make_{kind}_encoder", refuse)
+    for maker in (ImageMaker, TextMaker):
+        monkeypatch.setattr(maker, "make", refuse)
     return tmp_path / "w", open_both
 
 

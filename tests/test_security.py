@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from embedding.features.store import FeatureTable, finished_shard
-from embedding.image.encoder import build_backbone
+from embedding.image.backbone import build_backbone
 from embedding.text.encoder import load_text_encoder
 from recsys.config import from_config
 from recsys.config_files import check_config_folder

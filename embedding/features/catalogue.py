@@ -21,6 +21,11 @@ def drawn(num_values: int, most: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
+def sample_rows(num_rows: int, count: int, seed: int) -> list[int]:
+    """Return up to `count` item rows (never row 0), seeded, ascending."""
+    return [row + 1 for row in drawn(num_rows - 1, count, seed).tolist()]
+
+
 class Catalogue:
     """items.parquet, read by row range."""
 

@@ -34,6 +34,9 @@ ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("masked", "u1")])
 """128 bits of hash over what a row's vector is made of (0 where there is nothing), and why the row is
 masked: 0 where it is not, else 1 + the place of the reason in pictures.REASONS. 17 bytes."""
 
+MASK_CODES = {reason: 1 + place for place, reason in enumerate(REASONS)}
+"""How ROW states why a row is masked; `none` is 1, larger codes are of named pictures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:
@@ -131,7 +134,7 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
 
 
 def masked_counts(rows: np.ndarray) -> dict[str, int]:
-    """Return how many rows (dtype ROW) are masked, by reason."""
+    """Return how many of rows ROW [N] are masked, by reason."""
     counts = np.bincount(rows["masked"], minlength=1 + len(REASONS))[1:].tolist()
     return {reason: count for reason, count in zip(REASONS, counts, strict=True) if count}
 

@@ -1,14 +1,12 @@
-"""The image encoder: one network, two outputs, in one pass.
+"""Image encoder: one network, two outputs, in one pass.
 
 Semantics: global average over the last convolutional stage. Style: a head of
 embedding/image/style.py over early blocks. Each goes through a projection
-(embedding/image/projection.py) fitted on a sample. Any torchvision ResNet, ConvNeXt or SqueezeNet, or
-`resnet_tiny`.
+(embedding/image/projection.py) fitted on a sample.
 Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,165 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from recsys.errors import UserError
-
-import embedding.torchvision_ops  # noqa: F401  isort: skip (before torchvision)
-import torchvision.models
-from torchvision.models.resnet import BasicBlock
-
+from embedding.image.backbone import build_backbone
 from embedding.image.projection import Projection, Sample, build_projection
 from embedding.image.style import STYLE_HEADS
+from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
-from recsys.schema import local_path
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """Image encoder; presets in configs/encoder/image/."""
-
-    backbone: str = "resnet_tiny"
-    """`resnet_tiny`, or a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name."""
-    weights: str = "none"
-    """Where the network starts: `none` (random), `torchvision` (its download), or a file
-    (.safetensors, or a torch file of tensors)."""
-    size: int = 96
-    """Side of the square input, in pixels."""
-    semantic_head: str = "discriminant"
-    """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
-    within a content is whitened)."""
-    style_head: str = "auto"
-    """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
-    where the items have artists, else palette."""
-    style_blocks: list[str] = field(default_factory=list)
-    """Names of the early blocks the style head reads; empty: the default of the family."""
-    style_dim: int = 128
-    """Width of gram_pca, palette and contrastive."""
-    style_steps: int = 600
-    """Optimizer steps of the contrastive head."""
-    fit_pictures: int = 4096
-    """Pictures on which heads and scaling are fitted; a larger catalogue is sampled."""
-    fit_views: int = 2
-    """Views of each: the whole picture and crops of it."""
-    batch_size: int = 64
-    """Pictures a forward pass."""
-    held_out_tenths: int = 1
-    """Tenths of the contents (without a content column: of the items) that no training sees; on their
-    pictures the encoder is measured. 0: train on everything, measure nothing."""
-    held_out_artists: list[str] = field(default_factory=list)
-    """Artists whose pictures no training sees; they are measured apart."""
-    pretext_epochs: int = 0
-    """Most passes of the tag pretext; 0: the network stays as it starts."""
-    pretext_patience: int = 4
-    """Passes without a better validation mAP after which the pretext stops; 0: never."""
-    pretext_learning_rate: float = 3e-3
-    """Peak step size of the tag pretext; about 3e-4 from trained weights."""
-    pretext_batch_size: int = 64
-    """Pictures a step over all ranks."""
-    pretext_min_count: int = 20
-    """Tags on fewer pictures are left out of the pretext."""
-    pretext_max_pictures: int = 100_000
-    """Most pictures of the pretext; a larger catalogue is sampled. size x size x 3 bytes of disk each
-    while it runs."""
-
-
-def chosen_style_head(style_head: str, has_artists: bool) -> str:
-    """Return the head that `auto` stands for; any other name as it is.
-
-    Without artists the contrastive head learns from crops of one picture, and then finds fewer hands
-    than the palette does without any training (LOG.md, 2026-11-26).
-    """
-    if style_head != "auto":
-        return style_head
-    return "contrastive" if has_artists else "palette"
-
-
-def tiny_resnet() -> nn.Module:
-    """A narrow ResNet of torchvision's basic blocks: 32, 32, 64, 128, 256 channels."""
-
-    def stage(in_dim: int, out_dim: int, stride: int) -> nn.Module:
-        shortcut = None
-        if stride != 1 or in_dim != out_dim:
-            shortcut = nn.Sequential(
-                nn.Conv2d(in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim)
-            )
-        return BasicBlock(in_dim, out_dim, stride, shortcut)
-
-    layers = nn.Sequential()
-    layers.add_module("conv1", nn.Conv2d(3, 32, 3, 2, 1, bias=False))
-    layers.add_module("bn1", nn.BatchNorm2d(32))
-    layers.add_module("relu", nn.ReLU())
-    for index, (in_dim, out_dim) in enumerate(((32, 32), (32, 64), (64, 128), (128, 256))):
-        layers.add_module(f"layer{index + 1}", stage(in_dim, out_dim, 1 if index == 0 else 2))
-    return layers
-
-
-def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
-    """Return (network up to its last convolutional stage, default style blocks).
-
-    Args:
-        weights: as in ImageConfig.
-
-    Raises:
-        UserError: unknown network or family, or a weights file that does not fit.
-    """
-    if name == "resnet_tiny":
-        full, body, blocks = tiny_resnet(), None, ["relu", "layer1"]
-    else:
-        if not name.startswith(("resnet", "wide_resnet", "resnext", "convnext", "squeezenet")):
-            raise UserError(
-                f"encoder.image.backbone={name!r}: expected resnet_tiny or a ResNet, ConvNeXt or "
-                f"SqueezeNet of torchvision"
-            )
-        try:
-            full = torchvision.models.get_model(
-                name, weights="DEFAULT" if weights == "torchvision" else None
-            )
-        except ValueError as error:
-            raise UserError(f"encoder.image.backbone={name!r}: {error}") from error
-        if name.startswith("squeezenet"):
-            body = full.features
-            blocks = ["3", "4"]
-        elif name.startswith("convnext"):
-            body, blocks = full.features, ["1.0", "1.1", "1.2"]
-        else:
-            body = nn.Sequential()
-            for child, module in full.named_children():
-                if child not in ("avgpool", "fc"):
-                    body.add_module(child, module)
-            blocks = [f"layer1.{index}" for index in range(len(full.layer1))]
-    if weights not in ("torchvision", "none"):
-        path = local_path(weights, "encoder.image.weights")
-        if not path.is_file():
-            raise UserError(
-                f"encoder.image.weights={weights}: no such file; expected one, torchvision or none "
-                f"(random, then trained by pretext_epochs)"
-            )
-        state = _read_weights(path)
-        try:
-            full.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"encoder.image.weights={weights}: {str(error)[:300]}") from error
-    return full if body is None else body, blocks
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a weights file; nothing in it is run.
-
-    Raises:
-        UserError: it is damaged, or holds other things than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # readers raise whatever a broken file makes them raise
-        raise UserError(
-            f"encoder.image.weights={path}: cannot be read as tensors alone "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]})"
-        ) from error
-
 
 SEMANTIC_HEADS = {"pool": "identity", "discriminant": "discriminant"}
 """Projection of the pooled last stage by encoder.image.semantic_head."""
@@ -195,7 +41,6 @@ class ImageEncoder(nn.Module):
         style_blocks: Iterable[str] = (),
         style_dim: int = 128,
         style_steps: int = 600,
-        say: Callable[[str], None] = lambda text: None,
     ):
         """Build the network and find the blocks the style head reads.
 
@@ -213,9 +58,7 @@ class ImageEncoder(nn.Module):
         self.style = STYLE_HEADS[style_head]
         self.projections: dict[str, Projection] = {
             "semantic": build_projection(SEMANTIC_HEADS[semantic_head], dim=0, steps=0),
-            "style": build_projection(
-                self.style.projection, dim=style_dim, steps=style_steps, say=say
-            ),
+            "style": build_projection(self.style.projection, dim=style_dim, steps=style_steps),
         }
         self.style_blocks = list(style_blocks) or default_blocks
         self.scaling: dict[str, torch.Tensor] = {}
@@ -264,14 +107,14 @@ class ImageEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return `forward` of a NumPy array, on the CPU."""
+        """Return `forward` of uint8 pictures [N, S, S, 3], each output [N, D], on the CPU."""
         device = self.mean.device
         encoded = self(torch.from_numpy(pixels).to(device))
         return {name: vectors.cpu() for name, vectors in encoded.items()}
 
     @torch.inference_mode()
     def fit_reductions(self, pixels_NSS3: np.ndarray, batch_size: int) -> None:
-        """Fit what the projections need before labels: centres, components.
+        """Fit what the projections of [N, S, S, 3] need before labels: centres, components.
 
         Raises:
             UserError: no picture in the sample.
@@ -316,14 +159,14 @@ class ImageEncoder(nn.Module):
         return ((vectors_BD - mean_D) / deviation_D).clamp(-20, 20)
 
     def fitted_state(self) -> dict[str, torch.Tensor]:
-        """Return the fitted tensors of heads and scaling by name."""
+        """Return the fitted tensors of heads and scaling by name, in the shapes [D, ...] of each head."""
         state = {f"scaling.{k}": v for k, v in self.scaling.items()}
         for name, projection in self.projections.items():
             state |= {f"projections.{name}.{k}": v for k, v in projection.state_dict().items()}
         return state
 
     def restore_fitted(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `fitted_state` returned."""
+        """Take over what `fitted_state` returned, in the shapes [D, ...] of each head."""
         device = self.mean.device
         for name in OUTPUTS:
             prefix = f"projections.{name}."

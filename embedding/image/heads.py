@@ -1,11 +1,10 @@
-"""Fits an image encoder's heads on a sample and measures them on pictures no training has seen.
+"""Heads of the image encoder: fitted on a sample, measured on pictures that no training has seen.
 
 Over any number of ranks: each runs the network on its share of the sample, rank 0 fits, all take
 over what it fitted. Called by launch/embed.py. Shapes: N pictures, S side, V views, D widths.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,29 +12,18 @@ import torch
 import torch.distributed as dist
 
 from embedding.features.catalogue import drawn
+from embedding.features.extractor import batched
 from embedding.image.augmentation import random_crops
 from embedding.image.encoder import OUTPUTS, ImageEncoder
-from embedding.image.neighbour_accuracy import nearest_agreement
+from embedding.image.neighbour_accuracy import nearest_neighbour_accuracy
 from embedding.image.projection import Sample
+from embedding.image.sample import Pictures
 from recsys.errors import UserError
 from recsys.runtime.collectives import gather, share
 
 _REDUCTION_PICTURES = 1024
 """Pictures that centres and components are fitted on."""
 _LEAST_CROP = 0.6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Decoded pictures, whose they are and what they show."""
-
-    pixels: np.ndarray
-    """uint8 [N, S, S, 3]."""
-    artists: list[str | None]
-    contents: list[str | None]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
 
 def fit_heads(
@@ -46,8 +34,7 @@ def fit_heads(
     Raises:
         UserError: no usable picture on any rank.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    counts = gathered(len(pictures), world)
+    counts = gather(lambda: len(pictures))
     if not sum(counts):
         raise UserError("no usable picture to fit the image encoder's heads on")
     # The rank with most pictures speaks for all.
@@ -58,8 +45,14 @@ def fit_heads(
         encoder.fit_reductions(pictures.pixels[sample], batch_size)
 
     _fit_on(first, encoder, fit_reductions)
-    reduced = _reduced_views(encoder, pictures, num_views, batch_size, seed * 7919 + rank)
-    parts = gathered((reduced, pictures.artists, pictures.contents), world)
+
+    def reduce() -> tuple[dict[str, torch.Tensor], list[str | None], list[str | None]]:
+        # Every rank crops its pictures in another way.
+        of_rank = seed * 7919 + (dist.get_rank() if dist.is_initialized() else 0)
+        reduced = _reduced_views(encoder, pictures, num_views, batch_size, of_rank)
+        return reduced, pictures.artists, pictures.contents
+
+    parts = gather(reduce)
 
     def fit() -> None:
         artist_N = _labels([name for _, artists, _ in parts for name in artists])
@@ -97,17 +90,10 @@ def _reduced_views(
 
 
 def _labels(names: Sequence[str | None]) -> torch.Tensor:
-    """Return a number per name; every null gets one of its own."""
+    """Return int64 [N]: a number per name; every null gets one of its own."""
     numbers: dict[Any, int] = {}
     keys = [("row", row) if name is None else name for row, name in enumerate(names)]
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
-def gathered(value: Any, world_size: int) -> list[Any]:
-    """Return the values of all ranks, by rank."""
-    values = gather(lambda: value)
-    assert len(values) == world_size, "one value a rank"
-    return values
 
 
 def _fit_on(source: int, encoder: ImageEncoder, fit: Callable[[], None]) -> None:
@@ -117,13 +103,14 @@ def _fit_on(source: int, encoder: ImageEncoder, fit: Callable[[], None]) -> None
         fit()
         return {name: values.cpu() for name, values in encoder.fitted_state().items()}
 
-    encoder.restore_fitted(share(fitted, source=source))
+    state = share(fitted, source=source)
+    encoder.restore_fitted(state)
 
 
 def measure(
     encoder: ImageEncoder, pictures: Pictures, *, held_out_artists: Sequence[str], batch_size: int
 ) -> dict[str, Any]:
-    """Return what each output knows of the pictures: its own subject and the other's.
+    """Return the nearest-neighbour accuracy of each output on the pictures, for artist and content.
 
     Keys: `semantic` and `style`, each with `hand` (nearest neighbour among other contents has the
     same artist) and `content` (nearest among other artists shows the same), each a share and the
@@ -131,24 +118,22 @@ def measure(
     What the catalogue does not tell (no artists, no contents) is left out.
     """
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
-    for pixels in _batches(pictures.pixels, batch_size):
+    for pixels in batched(pictures.pixels, batch_size):
         for name, encoded in encoder.encode(pixels).items():
             vectors[name].append(encoded.numpy())
-    unseen_N = np.isin(np.array(pictures.artists, dtype=object), list(held_out_artists))
+    artists, contents = pictures.artists, pictures.contents
+    unseen_N = np.isin(np.array(artists, dtype=object), list(held_out_artists))
     result: dict[str, Any] = {}
     for name in OUTPUTS:
         vectors_NE = np.concatenate(vectors[name])
-        hand = nearest_agreement(vectors_NE, pictures.artists, pictures.contents, ~unseen_N)
-        content = nearest_agreement(vectors_NE, pictures.contents, pictures.artists, ~unseen_N)
-        unseen = nearest_agreement(vectors_NE, pictures.artists, pictures.contents, unseen_N)
+        accuracies = {
+            "hand": nearest_neighbour_accuracy(vectors_NE, artists, contents, ~unseen_N),
+            "content": nearest_neighbour_accuracy(vectors_NE, contents, artists, ~unseen_N),
+            "unseen_hand": nearest_neighbour_accuracy(vectors_NE, artists, contents, unseen_N),
+        }
         result[name] = {
             key: {"share": found.share, "count": found.count}
-            for key, found in (("hand", hand), ("content", content), ("unseen_hand", unseen))
+            for key, found in accuracies.items()
             if found.count
         }
     return result
-
-
-def _batches(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(pixels), size):
-        yield pixels[start : start + size]

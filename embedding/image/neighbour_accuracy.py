@@ -1,6 +1,7 @@
-"""What vectors know: does the nearest picture share the hand, or the content?
+"""Nearest-neighbour accuracy: how often a picture's nearest neighbour has the same artist or content.
 
-Nearest neighbours by cosine, exact. Called by launch/embed.py on pictures no training has seen.
+Nearest neighbours by cosine, exact. Called by embedding/image/heads.py on pictures that no training
+has seen.
 Shapes: N pictures, E vector width.
 """
 
@@ -13,7 +14,7 @@ _PIECE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class NeighbourAccuracy:
     """How often the nearest neighbour is of the same kind."""
 
     share: float
@@ -22,17 +23,18 @@ class Agreement:
     """Pictures with a neighbour of the same kind to be found."""
 
 
-def nearest_agreement(
+def nearest_neighbour_accuracy(
     vectors_NE: np.ndarray,
     same: Sequence[str | None],
     apart: Sequence[str | None],
     of: np.ndarray | None = None,
-) -> Agreement:
+) -> NeighbourAccuracy:
     """Return how often a picture's nearest neighbour with another `apart` has the same `same`.
 
-    With same=artists, apart=contents: does the vector find the hand where something else is shown;
-    the other way round: does it find the content under another hand. A null in `apart` differs from
-    everything. Pictures with a null `same`, or for which no other picture could agree, do not count.
+    With same=artists, apart=contents: is the nearest picture of another content by the same artist;
+    the other way round: does the nearest picture by another artist show the same content. A null in
+    `apart` differs from everything. Pictures with a null `same`, or without another picture of the
+    same `same` among those they may find, do not count.
 
     Args:
         of: bool [N], the pictures that ask; null: all. All pictures may be found.
@@ -48,16 +50,16 @@ def nearest_agreement(
         barred_PN = (apart_N[rows, None] == apart_N[None]) & (apart_N[rows, None] >= 0)
         barred_PN[np.arange(len(rows)), rows] = True
         score_PN[barred_PN] = -np.inf
-        agree_PN = (same_N[rows, None] == same_N[None]) & ~barred_PN
-        counts_P = agree_PN.any(axis=1)
+        equal_PN = (same_N[rows, None] == same_N[None]) & ~barred_PN
+        counts_P = equal_PN.any(axis=1)
         nearest_P = score_PN.argmax(axis=1)
-        hits += int((agree_PN[np.arange(len(rows)), nearest_P] & counts_P).sum())
+        hits += int((equal_PN[np.arange(len(rows)), nearest_P] & counts_P).sum())
         count += int(counts_P.sum())
-    return Agreement(share=hits / count if count else float("nan"), count=count)
+    return NeighbourAccuracy(share=hits / count if count else float("nan"), count=count)
 
 
 def _codes(names: Sequence[str | None]) -> np.ndarray:
-    """Return a number per distinct name, -1 for null."""
+    """Return int64 [N]: a number per distinct name, -1 for null."""
     numbers: dict[str, int] = {}
     return np.array([
         numbers.setdefault(name, len(numbers)) if name is not None else -1 for name in names

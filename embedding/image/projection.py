@@ -6,12 +6,14 @@ Four kinds behind one interface, used by the semantic and the style output of em
 pictures of the sample, V views of each, R raw statistics, D reduced width, E output width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from recsys.job import say
 
 _COMPONENTS = 256
 """Principal components kept of each statistic that is wider, before anything is trained on it."""
@@ -163,7 +165,6 @@ class Contrastive(Principal):
         batch_size: int = 80,
         temperature: float = 0.1,
         dropout: float = 0.3,
-        say: Callable[[str], None] = lambda text: None,
     ):
         """Args: dim: output width; batch_size: triplets a step."""
         super().__init__(_COMPONENTS, standardise=True)
@@ -175,7 +176,6 @@ class Contrastive(Principal):
         self.batch_size = batch_size
         self.temperature = temperature
         self.dropout = dropout
-        self.say = say
         self.network: nn.Sequential | None = None
 
     def _build(self, input_dim: int) -> nn.Sequential:
@@ -217,7 +217,7 @@ class Contrastive(Principal):
         self.network = network.eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        self.say(
+        say(
             f"style head: {self.steps} steps on {len(sample.reduced_NVD):,} pictures by "
             f"{triplets.num_artists:,} hands, loss {float(total):.3f}"
         )
@@ -313,12 +313,10 @@ class _Groups:
         return torch.where(drawn_T == row_T, next_T, drawn_T)
 
 
-def build_projection(
-    kind: str, *, dim: int, steps: int, say: Callable[[str], None] = lambda text: None
-) -> Projection:
+def build_projection(kind: str, *, dim: int, steps: int) -> Projection:
     """Return an unfitted projection: `identity`, `principal`, `discriminant` or `contrastive`."""
     if kind == "principal":
         return Principal(dim)
     if kind == "contrastive":
-        return Contrastive(dim, steps=steps, say=say)
+        return Contrastive(dim, steps=steps)
     return {"identity": Projection, "discriminant": Discriminant}[kind]()

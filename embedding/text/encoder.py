@@ -1,101 +1,30 @@
-"""The text encoder: a Sentence-Transformers model, loaded or built here, and its scaled vectors.
+"""Text encoder: a Sentence-Transformers model, loaded or built here, and its scaled vectors.
 
 Presets: `scratch` (a small transformer and a tokenizer made from the data set's own texts), a folder,
 or a hub name. embedding/text/fine_tuning.py trains it on text pairs by MultipleNegativesRankingLoss
 (Henderson et al. 2017). What leaves is a standard Sentence-Transformers folder.
+Shapes: N texts, B texts of a batch, D width.
 """
 
 import copy
-import logging
-import os
 import shutil
-import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import embedding.text.libraries  # noqa: F401  isort: skip (before the libraries)
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from embedding.text.vocabulary import word_pieces
 from recsys.errors import UserError
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Progress bars and advice of the libraries; errors still come through.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-import embedding.torchvision_ops  # noqa: E402, F401  isort: skip (before transformers)
-import transformers  # noqa: E402
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
-    Pooling,
-    Transformer,
-)
-from tokenizers import (  # noqa: E402
-    AddedToken,
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
-
 from recsys.files import EMBED_AGAIN, reading
 from recsys.listing import write_listing
 from recsys.schema import local_path
-
-transformers.logging.disable_progress_bar()
-for _library in ("sentence_transformers", "accelerate", "datasets"):
-    logging.getLogger(_library).setLevel(logging.ERROR)
-    # What one library does not like about another's calls.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=_library)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Text encoder; presets in configs/encoder/text/."""
-
-    path: str = "scratch"
-    """`scratch`, a Sentence-Transformers folder, or a hub name."""
-    max_tokens: int = 128
-    """Longer texts are cut."""
-    batch_size: int = 64
-    """Texts a forward pass."""
-    epochs: int = 0
-    """Passes over the pairs (fine-tuning); 0: as loaded. `scratch` needs at least 1."""
-    learning_rate: float = 5e-5
-    """Peak step size; 10 % of the steps warm up, then it falls to 0."""
-    pair_batch_size: int = 80
-    """Pairs a step over all ranks; the other pairs of the batch are the negatives."""
-    pair_max_tokens: int = 128
-    """Longer texts are cut in training (at `max_tokens` if that is less): long ones cost most of it."""
-    perspective_weights: dict[str, float] = field(
-        default_factory=lambda: {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
-    )
-    """How often an epoch passes over a perspective's pairs; 0.25: a quarter of them, 0: none."""
-    max_pairs: int = 200_000
-    """Most pairs an epoch takes; beyond it all perspectives shrink alike. 0: all of them."""
-    precision: str = "float32"
-    """Of the forward passes in training: `float32`, `bfloat16`, or `auto` (where the machine has it)."""
-    held_out_tenths: int = 1
-    """Tenths of the entities, chosen by name, that training never sees; they examine the encoder."""
-    max_queries: int = 1000
-    """Most queries per perspective and language in an evaluation; 0: no evaluation."""
-    evaluations: int = 3
-    """Evaluations while training, evenly spaced, beside those before and after."""
-    save_every_steps: int = 200
-    """Steps between checkpoints: what a killed run can lose."""
-    extend_vocabulary: int = 0
-    """Most characters that the tokenizer does not know and learns from the training pairs."""
-    vocabulary_size: int = 8000
-    """Tokens of the scratch tokenizer."""
-    hidden_dim: int = 128
-    """Width of the scratch transformer."""
-    num_layers: int = 2
-    """Layers of the scratch transformer."""
 
 
 def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> SentenceTransformer:
@@ -115,38 +44,6 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     known = model.max_seq_length
     model.max_seq_length = min(max_tokens, known) if known else max_tokens
     return model
-
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def word_pieces(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
-    """Return a WordPiece tokenizer trained on `texts`, the same one for the same texts.
-
-    The library numbers the characters within words in the order of a hash table and breaks ties
-    between merges by these numbers: equal runs learned different tokens. Naming them beforehand
-    fixes the numbers.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    within: set[str] = set()
-    for text in texts:
-        normal = tokenizer.normalizer.normalize_str(text)
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
-            within.update(word[1:])
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[*SPECIAL, *(f"##{character}" for character in sorted(within))],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    learned = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *learned])}
-    # A tokenizer of its own, in which those characters are no special tokens.
-    fresh = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    fresh.normalizer, fresh.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    return fresh
 
 
 def build_scratch_encoder(
@@ -195,39 +92,6 @@ def build_scratch_encoder(
     return SentenceTransformer(modules=[transformer, pooling], device=str(device))
 
 
-def extend_vocabulary(
-    model: SentenceTransformer, texts: Sequence[str], most: int, seed: int
-) -> list[str]:
-    """Give the tokenizer characters of `texts` that it does not know; return them, frequent first.
-
-    A WordPiece tokenizer reads a word with an unknown character as [UNK], all such words alike. A
-    character seen once is left unknown: nothing can be learned of it. New rows of the embedding
-    table are drawn from the distribution of the old ones.
-    """
-    tokenizer = model.tokenizer
-    known = set(tokenizer.get_vocab())
-    backend = tokenizer.backend_tokenizer
-    counts: Counter[str] = Counter()
-    for text in texts:
-        normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        counts.update(set(normal) - known)
-    unknown = [
-        (character, count)
-        for character, count in counts.items()
-        # A character that has no token of its own may still stand within one.
-        if count > 1
-        and tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
-    ]
-    unknown.sort(key=lambda entry: (-entry[1], entry[0]))
-    added = [character for character, _ in unknown[:most]]
-    if added:
-        tokenizer.add_tokens([AddedToken(c, normalized=True, special=False) for c in added])
-        torch.manual_seed(seed)
-        bert: Any = model[0].auto_model
-        bert.resize_token_embeddings(len(tokenizer))
-    return added
-
-
 def has_bfloat16(precision: str, device: torch.device) -> bool:
     """Return whether training computes in bfloat16.
 
@@ -256,7 +120,7 @@ class TextEncoder:
         self.deviation: np.ndarray | None = None
 
     def batches(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return positions in `texts`, in batches of like length in tokens, the longest first."""
+        """Return int [B] positions in `texts`: batches of similar length in tokens, the longest first."""
         if callable(self._counter):
             counted = self._counter(
                 list(texts),
@@ -311,7 +175,7 @@ class TextEncoder:
         return self.scaled(self.raw(texts))
 
     def scaled(self, raw: np.ndarray) -> np.ndarray:
-        """Scale unit-length vectors as fitted."""
+        """Return unit-length vectors [N, D] scaled as fitted."""
         assert self.mean is not None and self.deviation is not None, "fit_scaling comes first"
         return (raw - self.mean) / self.deviation
 

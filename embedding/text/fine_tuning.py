@@ -7,15 +7,16 @@ trained in place, and what it reached on the way. Called by launch/embed.py.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-import embedding.text.encoder  # noqa: F401  isort: skip (silences libraries before their import)
+import embedding.text.libraries  # noqa: F401  isort: skip (before the libraries)
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -29,11 +30,15 @@ from torch.utils.data import BatchSampler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
-from embedding.text.encoder import extend_vocabulary
+from embedding.text.config import TextConfig
+from embedding.text.encoder import has_bfloat16
 from embedding.text.pairs import BatchPlan, Pairs
 from embedding.text.retrieval import Retrieval, RetrievalTask, retrieve
+from embedding.text.vocabulary import extend_vocabulary
 from recsys.errors import NonFiniteError
 from recsys.files import EMBED_AGAIN, reading, write_json, writing
+from recsys.job import say
+from recsys.runtime.env import Env
 
 KEPT_CHECKPOINTS = 2
 
@@ -111,7 +116,6 @@ class RetrievalEvaluator(BaseEvaluator):
         file: Path,
         done: list[Evaluation],
         losses: list[float],
-        say: Callable[[str], None],
     ):
         """Args: file: where evaluations are kept; done: those of an earlier, interrupted run.
 
@@ -123,7 +127,6 @@ class RetrievalEvaluator(BaseEvaluator):
         self.batch_size = batch_size
         self.file = file
         self.done = done
-        self.say = say
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -147,7 +150,7 @@ class RetrievalEvaluator(BaseEvaluator):
         loss = f"loss {self.losses.pop():.4f}, " if self.losses else ""
         self.losses.clear()
         found = described(evaluation.results)
-        self.say(f"text encoder at step {evaluation.step:,}: {loss}{found}")
+        say(f"text encoder at step {evaluation.step:,}: {loss}{found}")
         return {f"{r.perspective}/{r.language}": r.recall_at_1 for r in evaluation.results}
 
 
@@ -202,15 +205,14 @@ class Marker(TrainerCallback):
 
     FILE = "finished"
 
-    def __init__(self, is_first: bool, barrier: Callable[[], None]):
-        """Args: barrier: waits for all ranks."""
-        self.is_first = is_first
-        self.barrier = barrier
+    def __init__(self, env: Env):
+        """Args: env: of this rank."""
+        self.env = env
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint that was just written."""
-        self.barrier()
-        if self.is_first:
+        _wait_for_all(self.env)
+        if self.env.is_first:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE).touch()
 
 
@@ -229,32 +231,20 @@ def fine_tune(
     pairs: Pairs,
     tasks: list[RetrievalTask],
     *,
-    plan: BatchPlan,
-    max_tokens: int,
-    new_characters: int,
-    learning_rate: float,
-    use_bfloat16: bool,
-    evaluations: int,
-    save_every_steps: int,
-    encode_batch_size: int,
+    batches: BatchPlan,
+    config: TextConfig,
     folder: Path,
     seed: int,
-    rank: int,
-    num_ranks: int,
-    barrier: Callable[[], None],
-    say: Callable[[str], None],
+    env: Env,
 ) -> list[Evaluation]:
-    """Examine the model as it is, then train it in place on (anchor, positive) pairs.
+    """Evaluate the model as it is, then train it in place on (anchor, positive) pairs.
 
     The other positives of a batch are the negatives. 10 % of the steps warm up, then the step size
     falls to 0. All ranks call this. A run that finds a checkpoint in `folder` goes on from there and
     ends with the same weights.
 
     Args:
-        plan: batches of `pairs`.
-        new_characters: most that the tokenizer learns from the pairs before training.
-        max_tokens: longer texts are cut in training; evaluations cut at the model's own length.
-        evaluations: while training, evenly spaced, beside those before and after.
+        batches: of `pairs`.
         folder: of checkpoints and evaluations.
 
     Returns the evaluations on rank 0, [] elsewhere.
@@ -262,46 +252,67 @@ def fine_tune(
     Raises:
         NonFiniteError: the loss is not a finite number.
     """
-    is_first = rank == 0
     checkpoint = newest_checkpoint(folder)
-    barrier()
+    _wait_for_all(env)
     file = folder / "evaluations.json"
     folder.mkdir(parents=True, exist_ok=True)
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     done = [e for e in read_evaluations(file) if e.step <= step] if checkpoint else []
     if checkpoint:
-        say(f"text encoder: going on from step {step:,} of {len(plan):,}")
+        say(f"text encoder: going on from step {step:,} of {len(batches):,}")
     losses: list[float] = []
-    evaluator = RetrievalEvaluator(tasks, encode_batch_size, file, done, losses, say)
+    evaluator = RetrievalEvaluator(tasks, config.batch_size, file, done, losses)
     if tasks and not checkpoint:
         with distributed_evaluation(model) as is_asking:
             if is_asking:
                 evaluator(model, steps=0)
-    if not len(plan):
-        return done if is_first else []
-    if new_characters:
+    if not len(batches):
+        return done if env.is_first else []
+    if config.extend_vocabulary:
         texts = pairs.anchor + pairs.positive
-        added = extend_vocabulary(model, texts, new_characters, seed)
+        added = extend_vocabulary(model, texts, config.extend_vocabulary, seed)
         say(f"tokenizer: {len(added):,} characters added that it did not know")
-    every = max(1, -(-len(plan) // (evaluations + 1)))
+    trainer = _trainer(model, pairs, evaluator, batches, config, folder, seed, env)
+    with writing(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if tasks and step == len(batches):  # the trainer evaluates at its last step, were there one
+        trainer.evaluate()
+    if losses:
+        say(f"text encoder at step {len(batches):,}: loss {losses[-1]:.4f}")
+    model.eval()
+    return done if env.is_first else []
+
+
+def _trainer(
+    model: SentenceTransformer,
+    pairs: Pairs,
+    evaluator: RetrievalEvaluator,
+    batches: BatchPlan,
+    config: TextConfig,
+    folder: Path,
+    seed: int,
+    env: Env,
+) -> PairTrainer:
+    """Return the library's trainer with our batches, evaluations and checkpoints."""
+    every = max(1, -(-len(batches) // (config.evaluations + 1)))
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         # The plan holds every epoch, so that a step has one number and a resumed run finds its own.
         num_train_epochs=1,
-        per_device_train_batch_size=max(1, plan.batch_size // num_ranks),
-        learning_rate=learning_rate,
+        per_device_train_batch_size=max(1, batches.batch_size // env.world_size),
+        learning_rate=config.learning_rate,
         warmup_steps=0.1,
         weight_decay=0.01,
         max_grad_norm=1.0,
-        bf16=use_bfloat16,
+        bf16=has_bfloat16(config.precision, env.device),
         use_cpu=model.device.type == "cpu",
         seed=seed,
         logging_steps=every,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if tasks else "no",
+        eval_strategy="steps" if evaluator.tasks else "no",
         eval_steps=every,
         save_strategy="steps",
-        save_steps=save_every_steps,
+        save_steps=config.save_every_steps,
         save_total_limit=KEPT_CHECKPOINTS,
         report_to="none",
         disable_tqdm=True,
@@ -310,25 +321,24 @@ def fine_tune(
     # One process is one device: without torchrun the library would spread over all GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = PairTrainer(
-        plan=plan,
-        num_ranks=num_ranks,
+        plan=batches,
+        num_ranks=env.world_size,
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"anchor": pairs.anchor, "positive": pairs.positive}),
-        loss=MultipleNegativesRankingLoss(model, gather_across_devices=num_ranks > 1),
-        evaluator=evaluator if tasks else None,
-        callbacks=[Progress(losses, is_first), Marker(is_first, barrier)],
+        loss=MultipleNegativesRankingLoss(model, gather_across_devices=env.world_size > 1),
+        evaluator=evaluator if evaluator.tasks else None,
+        callbacks=[Progress(evaluator.losses, env.is_first), Marker(env)],
     )
-    trainer.data_collator.max_length = min(max_tokens, model.max_seq_length or max_tokens)
+    longest = model.max_seq_length or config.pair_max_tokens
+    trainer.data_collator.max_length = min(config.pair_max_tokens, longest)
     trainer.remove_callback(PrinterCallback)
-    with writing(folder):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if tasks and step == len(plan):  # the trainer evaluates at its last step, were there one
-        trainer.evaluate()
-    if losses:
-        say(f"text encoder at step {len(plan):,}: loss {losses[-1]:.4f}")
-    model.eval()
-    return done if is_first else []
+    return trainer
+
+
+def _wait_for_all(env: Env) -> None:
+    if env.world_size > 1:
+        dist.barrier()
 
 
 def read_evaluations(file: Path) -> list[Evaluation]:

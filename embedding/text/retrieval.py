@@ -16,6 +16,13 @@ _QUERY_SEED = 0
 LEAST_QUERIES = 50
 """Languages with fewer queries than this are examined together, as `others`."""
 
+PROTOCOL = (
+    "Entities that training never sees. A query is the first text of an entity in a language; it looks "
+    "for the text that belongs to it among those of all queries of its perspective and language. Ties "
+    "count with their mean over all orders."
+)
+"""What evaluation.json says of how the numbers were measured."""
+
 
 @dataclass(frozen=True)
 class RetrievalTask:

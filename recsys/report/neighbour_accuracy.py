@@ -1,30 +1,39 @@
-"""What picture vectors know, as a table in the terminal.
+"""Nearest-neighbour accuracy of the image encoder, as a table in the terminal.
 
 In: what embedding.image.heads.measure returns. Called by launch/embed.py.
 """
 
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from recsys.report.terminal import console
 
+COLUMNS = {
+    "hand": "same artist, another content",
+    "content": "same content, another artist",
+    "unseen_hand": "same artist, never trained on",
+}
+"""Keys of evaluation.json in encoders/image/, and their meaning."""
 
-def print_agreement(known: dict[str, Any], title: str) -> None:
-    """Print what each output finds: the hand among other contents, the content among other hands."""
-    questions = {
-        "hand": "same hand, another content",
-        "content": "same content, another hand",
-        "unseen_hand": "same hand, never trained on",
-    }
-    shown = [key for key in questions if any(key in found for found in known.values())]
+
+def show_neighbour_accuracy(folder: Path, accuracies: dict[str, Any]) -> None:
+    """Print how often the nearest picture has the same artist, or shows the same content.
+
+    Args:
+        folder: of the encoder, whose evaluation.json holds the same.
+        accuracies: {output: {key of COLUMNS: {"share": ..., "count": ...}}}.
+    """
+    shown = [key for key in COLUMNS if any(key in found for found in accuracies.values())]
     if not shown:
         return
-    table = Table(title=title, title_justify="left")
+    title = "image encoder on contents it has not seen"
+    table = Table(title=title, title_justify="left", caption=f"kept in {folder}/evaluation.json")
     table.add_column("nearest picture")
     for key in shown:
-        table.add_column(questions[key], justify="right")
-    for name, found in known.items():
+        table.add_column(COLUMNS[key], justify="right")
+    for name, found in accuracies.items():
         cells = [
             f"{found[key]['share']:.3f} of {found[key]['count']:,}" if key in found else "-"
             for key in shown

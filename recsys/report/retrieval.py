@@ -1,4 +1,4 @@
-"""What the text encoder finds before and after training: a table, evaluation.json and evaluation.png.
+"""Retrieval of the text encoder before and after training: a table and evaluation.png.
 
 What enters: evaluations as plain dictionaries, {"step": n, "results": [one per perspective and
 language]}. Called by launch/embed.py.
@@ -11,30 +11,18 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from recsys.files import write_json
+from recsys.files import new_file
 from recsys.report.terminal import console
 
 METRICS = {"recall_at_1": "recall@1", "recall_at_10": "recall@10", "mrr": "MRR"}
-PROTOCOL = (
-    "Entities that training never sees. A query is the first text of an entity in a language; it looks "
-    "for the text that belongs to it among those of all queries of its perspective and language. Ties "
-    "count with their mean over all orders."
-)
 
 
-def write_retrieval(
-    folder: Path, evaluations: Sequence[dict[str, Any]], counts: dict[str, int]
-) -> None:
-    """Write evaluation.json and evaluation.png; `counts`: pairs and entities of the split."""
-    write_json(
-        folder / "evaluation.json",
-        {"protocol": PROTOCOL, "counts": counts, "evaluations": list(evaluations)},
-    )
-    retrieval_figure(evaluations).savefig(folder / "evaluation.png", dpi=140)
+def show_retrieval(folder: Path, evaluations: Sequence[dict[str, Any]]) -> None:
+    """Print the metrics before and after training, a line per perspective and language; draw them.
 
-
-def show_retrieval(evaluations: Sequence[dict[str, Any]]) -> None:
-    """Print one line per perspective and language: the metrics before and after training."""
+    Args:
+        folder: of the encoder; evaluation.png is written there.
+    """
     if not evaluations or not evaluations[0]["results"]:
         return
     first, last = evaluations[0], evaluations[-1]
@@ -55,6 +43,8 @@ def show_retrieval(evaluations: Sequence[dict[str, Any]]) -> None:
         counts = [f"{after['num_queries']:,}", f"{after['num_candidates']:,}"]
         table.add_row(after["perspective"], after["language"] or "any", *counts, *values)
     console().print(table)
+    with new_file(folder / "evaluation.png") as beside:
+        retrieval_figure(evaluations).savefig(beside, dpi=140, format="png")
 
 
 def retrieval_figure(evaluations: Sequence[dict[str, Any]]) -> Figure:

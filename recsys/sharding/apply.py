@@ -26,8 +26,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
+from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.env import Env
-from recsys.sharding.batch_norm import synchronise
 from recsys.sharding.optimizers import OptimConfig, TableOptimizer, dense_penalty
 from recsys.sharding.plan import MODALITY_PATH, TABLES_PATH
 from recsys.sharding.search import TableSharder

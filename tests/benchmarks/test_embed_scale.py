@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from embedding.features.extraction import Extractor, ImageExtractor, TextExtractor, extract_features
+from embedding.features.extraction import MadeBy, extract_features
+from embedding.features.extractor import Extractor
 from embedding.image.encoder import ImageEncoder
-from embedding.image.heads import Pictures, fit_heads
+from embedding.image.extractor import ImageExtractor
+from embedding.image.heads import fit_heads
 from embedding.image.pictures import load_picture
+from embedding.image.sample import Pictures
 from embedding.text.encoder import TextEncoder, load_text_encoder
+from embedding.text.extractor import TextExtractor
 from recsys.files import sha256_of
+from recsys.runtime.env import Env
 from recsys.schema import Manifest, write_manifest
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
@@ -61,14 +65,8 @@ def extract(extractor: Extractor, workspace: Path, manifest: Manifest, revision:
         extractor,
         workspace=workspace,
         manifest=manifest,
-        encoder_name="bench",
-        revision=revision,
-        scaling="",
-        shard_rows=None,
-        rank=0,
-        world_size=1,
-        gather=lambda value: [value],
-        first_rank_work=lambda: nullcontext(True),
+        made_by=MadeBy(encoder="bench", revision=revision, scaling=""),
+        env=Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu")),
     ).num_encoded
 
 

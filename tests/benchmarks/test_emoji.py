@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from embedding.encoder_folder import Stamp
 from embedding.holdout import held_out
+from embedding.image.config import ImageConfig
 from embedding.image.encoder import SEMANTIC_HEADS, ImageEncoder
-from embedding.image.heads import Pictures, fit_heads, measure
+from embedding.image.heads import fit_heads, measure
 from embedding.image.pictures import load_pictures
-from embedding.image.pretext import PretextConfig, TagData, tag_targets, train_on_tags
+from embedding.image.pretext import PretextConfig, train_on_tags
+from embedding.image.pretext_data import TagData, tag_targets
+from embedding.image.sample import Pictures
 from embedding.image.style import STYLE_HEADS
+from recsys.runtime.env import Env
 
 pytestmark = pytest.mark.bench
 
@@ -156,10 +161,11 @@ def test_network_trained_on_tags(emoji, real_data, tmp_path):
             groups=np.unique([pictures.contents[i] for i in rows], return_inverse=True)[1],
         ),
         PretextConfig(epochs=8, patience=3, learning_rate=2e-4, batch_size=64, seed=0),
-        device=torch.device("cpu"),
+        env=Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu")),
         folder=tmp_path,
-        stamp={},
-        say=print,
+        stamp=Stamp(
+            settings=ImageConfig(), path_key="weights", weights=None, trained_on={}, seed=0
+        ),
     )
     known = found(encoder, pictures)
     print(f"\nvalidation mAP {score:.3f} over {len(names)} tags: {known}")

@@ -4,18 +4,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.features.catalogue import drawn
+from embedding.features.catalogue import Catalogue, drawn
 from embedding.holdout import held_out
-from embedding.image import heads
-from embedding.image.encoder import ImageConfig
-from embedding.image.heads import Pictures, fit_heads
-from embedding.text.encoder import TextConfig
+from embedding.image import heads, sample
+from embedding.image.config import ImageConfig
+from embedding.image.heads import fit_heads
+from embedding.image.sample import Pictures
+from embedding.text import making
+from embedding.text.config import TextConfig
+from embedding.text.making import TextMaker
 from embedding.text.pairs import Pairs, readable, split_by_entity
 from embedding.text.retrieval import retrieval_tasks
-from launch import embed
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
 
@@ -100,35 +103,19 @@ MANIFEST = Manifest(
     has_texts=True,
     items_checksum="",
 )
-ENV = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=embed.torch.device("cpu"))
+ENV = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 
 
 def test_unseen_pictures_are_measured_from_all_over_the_catalogue(workspace, monkeypatch):
-    class Encoder:
-        def eval(self):
-            pass
-
-    asked = []
-
-    def load_usable(catalogue, root, rows, picked, size):
-        asked.append(picked)
-        return Pictures(pixels=np.zeros((len(picked), 1, 1, 3)), artists=[], contents=[])
-
-    def stop(*_, **__):
-        raise StopError
-
-    monkeypatch.setattr(embed, "load_usable", load_usable)
-    monkeypatch.setattr(embed, "fit_heads", lambda *_, **__: None)
-    monkeypatch.setattr(embed, "measure", stop)
-    monkeypatch.setattr(embed, "_MEASURED_PICTURES", 20)
-    config = ImageConfig(pretext_epochs=0, held_out_tenths=5)
-    with pytest.raises(StopError):
-        embed.make_image_encoder(workspace, MANIFEST, Encoder(), config, {"seed": 0}, 0, ENV)
+    monkeypatch.setattr(sample, "MEASURED_PICTURES", 20)
+    config = ImageConfig(held_out_tenths=5)
+    chosen = sample.choose_pictures(Catalogue(workspace / "prepared"), config, seed=0)
     unseen = np.flatnonzero(held_out([str(i) for i in range(NUM_ITEMS)], 5))
-    places = np.searchsorted(unseen, asked[-1])
+    places = np.searchsorted(unseen, chosen.measured)
     # 20 of some 200: a front cut has mean 9.5, a fair draw 100 +- 13.
     assert len(places) == 20 and 48 < np.mean(places) < 152
-    assert not np.isin(asked[0], unseen).any()
+    assert not np.isin(chosen.learned, unseen).any()
+    assert len(chosen.learned) == NUM_ITEMS - len(unseen)
 
 
 def test_the_scaling_of_texts_is_fitted_all_over_the_catalogue(workspace, monkeypatch):
@@ -142,13 +129,14 @@ def test_the_scaling_of_texts_is_fitted_all_over_the_catalogue(workspace, monkey
             seen.extend(texts)
             raise StopError
 
-    monkeypatch.setattr(embed, "TextEncoder", Encoder)
-    monkeypatch.setattr(embed, "untrained_text_model", lambda *_: None)
-    monkeypatch.setattr(embed, "load_text_encoder", lambda *_: None)
-    monkeypatch.setattr(embed, "fine_tune", lambda *_, **__: [])
-    monkeypatch.setattr(embed, "_SCALING_TEXTS", 40)
+    maker = TextMaker(workspace, MANIFEST, TextConfig(path="a"), seed=0, env=ENV)
+    monkeypatch.setattr(making, "TextEncoder", Encoder)
+    monkeypatch.setattr(maker, "_start", lambda *_: None)
+    monkeypatch.setattr(making, "load_text_encoder", lambda *_: None)
+    monkeypatch.setattr(making, "fine_tune", lambda *_, **__: [])
+    monkeypatch.setattr(making, "_SCALING_TEXTS", 40)
     with pytest.raises(StopError):
-        embed.make_text_encoder(workspace, MANIFEST, TextConfig(path="a"), 0, ENV, {})
+        maker.make(maker.stamp())
     assert is_spread([int(text) for text in seen])
 
 

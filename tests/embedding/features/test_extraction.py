@@ -3,32 +3,33 @@
 import dataclasses
 import json
 import shutil
-import threading
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import xxhash
 from PIL import Image
 
-from embedding.features import extraction as extraction_job
-from embedding.features import reuse, store
-from embedding.features.catalogue import Catalogue
-from embedding.features.extraction import (
-    ImageExtractor,
-    _Threads,
-    check_pictures,
-    extract_features,
-    lookahead,
-    sample_rows,
-)
+from embedding.features import extraction, reuse, store
+from embedding.features.catalogue import Catalogue, sample_rows
+from embedding.features.extraction import MadeBy, extract_features
+from embedding.features.extractor import batched
+from embedding.features.pipeline import Threads, lookahead
 from embedding.features.reuse import EarlierTables, row_hashes
 from embedding.features.store import ROW, FeatureTable, read_feature_manifest, write_shard
+from embedding.image.extractor import ImageExtractor
+from embedding.image.picture_folder import check_pictures
 from recsys.files import new_file, sha256_of
+from recsys.runtime.env import Env
 from recsys.schema import Manifest
+from tests.processes import worker_result
 
+WORKER = Path(__file__).with_name("extraction_worker.py")
+ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 NAMES = ("one", "two")
 
 
@@ -53,7 +54,7 @@ class Network:
         return row_hashes(v.encode() if v else None for v in values)
 
     def batches(self, values):
-        return list(extraction_job.batched(np.arange(len(values)), 4))
+        return list(batched(np.arange(len(values)), 4))
 
     def load(self, values):
         reasons = ["broken" if value.startswith("broken") else None for value in values]
@@ -89,17 +90,9 @@ def prepare(workspace, values):
 
 
 def extract(workspace, manifest, network, **changed):
-    arguments = {
-        "encoder_name": "e",
-        "revision": "r1",
-        "scaling": "",
-        "shard_rows": 5,
-        "rank": 0,
-        "world_size": 1,
-        "gather": lambda value: [value],
-        "first_rank_work": lambda: nullcontext(True),
-    }
-    return extract_features(network, workspace=workspace, manifest=manifest, **arguments | changed)
+    made_by = MadeBy(encoder="e", revision=changed.pop("revision", "r1"), scaling="")
+    arguments = {"made_by": made_by, "shard_rows": 5, "env": ALONE} | changed
+    return extract_features(network, workspace=workspace, manifest=manifest, **arguments)
 
 
 def files_of(workspace):
@@ -145,48 +138,12 @@ def test_every_row_gets_its_vector_and_masked_ones_are_counted(tmp_path):
 def test_two_ranks_share_the_shards_and_leave_the_same_files(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     extract(one, prepare(one, VALUES), Network())
-    manifest = prepare(two, VALUES)
-    barrier, shared = threading.Barrier(2), [None, None]
-
-    def gather(rank):
-        def gathered(value):
-            shared[rank] = value
-            barrier.wait()
-            values = list(shared)
-            barrier.wait()
-            return values
-
-        return gathered
-
-    def first_rank_work(rank):
-        @contextmanager
-        def block():
-            yield rank == 0
-            barrier.wait()
-
-        return block
-
-    networks, done = [Network(), Network()], [None, None]
-
-    def run(rank):
-        done[rank] = extract(
-            two,
-            manifest,
-            networks[rank],
-            rank=rank,
-            world_size=2,
-            gather=gather(rank),
-            first_rank_work=first_rank_work(rank),
-        )
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    prepare(two, VALUES)
+    done = worker_result(WORKER, two, ranks=2)
     assert files_of(one) == files_of(two)
-    assert all(network.encoded for network in networks)
-    assert done[0].num_encoded == done[1].num_encoded == 20 and done[1].tables == {}
+    assert all(count > 0 for count in done["encoded_by_rank"])
+    assert sum(done["encoded_by_rank"]) == done["num_encoded"] == 20
+    assert done["num_rows"] == [24, 24], "every rank gets the tables' manifests"
 
 
 @pytest.mark.parametrize("fails_at", [1, 9, 17])
@@ -296,7 +253,7 @@ def test_another_shard_size_moves_vectors_and_null_keeps_the_size(tmp_path):
 
 
 def test_large_catalogues_get_large_shards():
-    sizes = [extraction_job.fitting_shard_rows(n) for n in (1, 2_000, 10**7, 10**8, 10**10)]
+    sizes = [extraction.fitting_shard_rows(n) for n in (1, 2_000, 10**7, 10**8, 10**10)]
     assert sizes == [1024, 1024, 2048, 16_384, 32_768]
 
 
@@ -365,7 +322,7 @@ def test_the_index_finds_what_a_dictionary_finds(tmp_path, rng, monkeypatch, buc
 
 def test_lookahead_keeps_the_order_and_no_more_than_its_depth():
     begun, taken = [], 0
-    with _Threads(2) as pool:
+    with Threads(2) as pool:
         for result in lookahead(pool, lambda i: begun.append(i) or i, range(50), depth=3):
             assert result == taken
             taken += 1
@@ -379,7 +336,7 @@ def test_a_failure_ahead_is_raised_and_the_rest_is_dropped():
             raise ValueError("picture 5")
         return item
 
-    with pytest.raises(ValueError, match="picture 5"), _Threads(1) as pool:
+    with pytest.raises(ValueError, match="picture 5"), Threads(1) as pool:
         list(lookahead(pool, work, range(1_000_000), depth=2))
 
 
@@ -390,8 +347,6 @@ class Brightness:
         self.count = -1  # the extractor asks once for the widths
 
     def encode(self, pixels):
-        import torch
-
         self.count += len(pixels)
         mean = torch.from_numpy(pixels).float().mean(dim=(1, 2))
         return {"semantic": mean, "style": mean[:, :1]}

@@ -20,7 +20,9 @@ def main() -> None:
     # Crops are drawn by rank, and bf16 rounds a half batch otherwise than a whole one.
     pretext.random_crops = whole_pictures
     pretext.computes_in_bf16 = lambda device: False
-    encoder, _ = train(coloured_pictures(), folder / "training", epochs=2, learning_rate=1e-5)
+    encoder, _ = train(
+        coloured_pictures(), folder / "training", epochs=2, learning_rate=1e-5, env=env
+    )
     torch.save(encoder.body.state_dict(), folder / f"rank{env.rank}.pt")
     stop()
 

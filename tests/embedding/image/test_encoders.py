@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from embedding.image.encoder import ImageEncoder, chosen_style_head
-from embedding.image.heads import Pictures, fit_heads, measure
+from embedding.image.config import chosen_style_head
+from embedding.image.encoder import ImageEncoder
+from embedding.image.heads import fit_heads, measure
+from embedding.image.sample import Pictures
 from embedding.text.encoder import load_text_encoder
 
 CPU = torch.device("cpu")

@@ -1,27 +1,28 @@
 """Tag pretext: learns, stops, and goes on after it was cut off as if nothing had happened."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from embedding.encoder_folder import Stamp
 from embedding.image import pretext
 from embedding.image.augmentation import random_crops
+from embedding.image.config import ImageConfig
 from embedding.image.encoder import ImageEncoder
-from embedding.image.pretext import (
-    PictureCache,
-    PretextConfig,
-    PretextState,
-    TagData,
-    split_groups,
-    tag_targets,
-    train_on_tags,
-)
-from recsys.sharding.batch_norm import synchronise
+from embedding.image.pretext import PretextConfig, train_on_tags
+from embedding.image.pretext_checkpoint import PretextState
+from embedding.image.pretext_data import PictureCache, TagData, split_groups, tag_targets
+from recsys.runtime.env import Env
 from tests.processes import run_worker
 
-CPU = torch.device("cpu")
+ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+STAMP = Stamp(
+    settings=ImageConfig(), path_key="weights", weights=None, trained_on={"items": "a"}, seed=0
+)
 WORKER = Path(__file__).with_name("pretext_worker.py")
 
 
@@ -43,7 +44,7 @@ def two_colours():
     return coloured_pictures()
 
 
-def train(data, folder, *, epochs, patience=0, learning_rate=3e-3, said=None):
+def train(data, folder, *, epochs, patience=0, learning_rate=3e-3, env=ALONE, stamp=STAMP):
     torch.manual_seed(0)
     encoder = ImageEncoder(backbone="resnet_tiny", weights="none", style_head="gram_max")
     score = train_on_tags(
@@ -52,11 +53,9 @@ def train(data, folder, *, epochs, patience=0, learning_rate=3e-3, said=None):
         PretextConfig(
             epochs=epochs, patience=patience, learning_rate=learning_rate, batch_size=16, seed=0
         ),
-        device=CPU,
+        env=env,
         folder=folder,
-        stamp={"setting": 1},
-        say=lambda text: None if said is None else said.append(text),
-        synchronise=synchronise,
+        stamp=stamp,
     )
     return encoder, score
 
@@ -66,7 +65,7 @@ def test_it_learns_two_tags(two_colours, tmp_path):
     assert score > 0.95
 
 
-def test_cut_off_training_ends_with_the_same_weights(two_colours, tmp_path, monkeypatch):
+def test_cut_off_training_ends_with_the_same_weights(two_colours, tmp_path, monkeypatch, capsys):
     whole, _ = train(two_colours, tmp_path / "whole", epochs=3)
 
     class CutOffError(Exception):
@@ -82,9 +81,14 @@ def test_cut_off_training_ends_with_the_same_weights(two_colours, tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(CutOffError):
         patch.setattr(pretext.Checkpoint, "save", save_and_die)
         train(two_colours, tmp_path / "cut", epochs=3)
-    said: list[str] = []
-    resumed, _ = train(two_colours, tmp_path / "cut", epochs=3, said=said)
-    assert "goes on after epoch 2" in said[0]
+    capsys.readouterr()
+    # The file that training started from has moved.
+    moved = dataclasses.replace(STAMP, settings=ImageConfig(weights="elsewhere"), weights="0" * 16)
+    begun = dataclasses.replace(STAMP, settings=ImageConfig(weights="here"), weights="0" * 16)
+    stored = torch.load(tmp_path / "cut" / "pretext.pt", weights_only=True)
+    torch.save({**stored, "stamp": json.dumps(begun.content())}, tmp_path / "cut" / "pretext.pt")
+    resumed, _ = train(two_colours, tmp_path / "cut", epochs=3, stamp=moved)
+    assert "goes on after epoch 2" in capsys.readouterr().out
     for name, value in whole.body.state_dict().items():
         assert torch.equal(value, resumed.body.state_dict()[name]), name
 
@@ -109,13 +113,13 @@ def test_several_ranks_train_the_network_that_one_trains(tmp_path, monkeypatch, 
         torch.testing.assert_close(first[name], value, rtol=2e-3, atol=1e-3, msg=name)
 
 
-def test_checkpoint_of_other_settings_is_not_continued(two_colours, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"trained_on": {"items": "b"}}, {"settings": ImageConfig(size=32)}]
+)
+def test_checkpoint_of_another_stamp_is_not_continued(two_colours, tmp_path, capsys, changed):
     train(two_colours, tmp_path, epochs=1)
-    stored = torch.load(tmp_path / "pretext.pt", weights_only=True)
-    torch.save({**stored, "stamp": "another"}, tmp_path / "pretext.pt")
-    said: list[str] = []
-    train(two_colours, tmp_path, epochs=1, said=said)
-    assert not any("goes on" in text for text in said)
+    train(two_colours, tmp_path, epochs=1, stamp=dataclasses.replace(STAMP, **changed))
+    assert "goes on" not in capsys.readouterr().out
 
 
 def test_patience_ends_training_and_keeps_the_best_pass():

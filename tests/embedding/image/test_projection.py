@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from embedding.image.neighbour_accuracy import nearest_agreement
+from embedding.image.neighbour_accuracy import nearest_neighbour_accuracy
 from embedding.image.projection import (
     Contrastive,
     Discriminant,
@@ -61,11 +61,13 @@ def hands_and_contents(rng, *, hand, content, noise=0.0, clutter=0.0, num_conten
 def test_discriminant_finds_the_quiet_content_and_whitens_what_varies_within_it(rng):
     values, hands, contents = hands_and_contents(rng, hand=1, content=1, noise=8)
     names, apart = [str(c) for c in contents], [str(h) for h in hands]
-    before = nearest_agreement(values.numpy() - values.numpy().mean(axis=0), names, apart).share
+    before = nearest_neighbour_accuracy(
+        values.numpy() - values.numpy().mean(axis=0), names, apart
+    ).share
     projection = Discriminant()
     projection.fit_reduction([values])
     projection.fit(sample(values[:, None], hands.tolist(), contents.tolist()), seed=0)
-    after = nearest_agreement(projection([values]).numpy(), names, apart).share
+    after = nearest_neighbour_accuracy(projection([values]).numpy(), names, apart).share
     assert before < 0.6 and after > 0.95
     # What remains within a content varies less than what lies between contents.
     vectors = projection([values])
@@ -131,9 +133,9 @@ def test_contrastive_head_finds_the_hand_behind_a_loud_content(rng):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     hand, content = ([str(v) for v in part[unseen]] for part in (hands, contents))
     raw = values[unseen].numpy() - values.numpy().mean(axis=0)
-    assert nearest_agreement(raw, hand, content).share < 0.8
-    assert nearest_agreement(vectors, hand, content).share > 0.95
-    assert nearest_agreement(vectors, content, hand).share < 0.3
+    assert nearest_neighbour_accuracy(raw, hand, content).share < 0.8
+    assert nearest_neighbour_accuracy(vectors, hand, content).share > 0.95
+    assert nearest_neighbour_accuracy(vectors, content, hand).share < 0.3
 
 
 @pytest.mark.parametrize("kind", ["identity", "principal", "discriminant", "contrastive"])

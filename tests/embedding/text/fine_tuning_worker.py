@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from embedding.text.config import TextConfig
 from embedding.text.encoder import build_scratch_encoder, load_text_encoder
 from embedding.text.fine_tuning import fine_tune
 from embedding.text.pairs import BatchPlan, Pairs
@@ -61,20 +61,17 @@ def main() -> None:
         model,
         pairs,
         [],
-        plan=plan,
-        new_characters=0,
-        max_tokens=8,
-        learning_rate=5e-3,
-        use_bfloat16=False,
-        evaluations=0,
-        save_every_steps=1000,
-        encode_batch_size=8,
+        batches=plan,
+        config=TextConfig(
+            pair_max_tokens=8,
+            learning_rate=5e-3,
+            evaluations=0,
+            save_every_steps=1000,
+            batch_size=8,
+        ),
         folder=folder / "checkpoints",
         seed=0,
-        rank=env.rank,
-        num_ranks=env.world_size,
-        barrier=dist.barrier,
-        say=print,
+        env=env,
     )
     torch.save(model.state_dict(), folder / f"weights{env.rank}.pt")
     stop()

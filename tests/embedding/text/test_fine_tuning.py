@@ -12,42 +12,43 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embedding.text.encoder import (
-    TextEncoder,
-    extend_vocabulary,
-    has_bfloat16,
-    load_text_encoder,
-    word_pieces,
-)
+from embedding.text.config import TextConfig
+from embedding.text.encoder import TextEncoder, has_bfloat16, load_text_encoder
 from embedding.text.fine_tuning import fine_tune, newest_checkpoint, read_evaluations
 from embedding.text.pairs import BatchPlan, Pairs
 from embedding.text.retrieval import retrieval_tasks
+from embedding.text.vocabulary import extend_vocabulary, word_pieces
+from recsys.runtime.env import Env
 from tests.embedding.text.fine_tuning_worker import pairs_of_words, scratch
 from tests.processes import run_worker
 
 CPU = torch.device("cpu")
+ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=CPU)
 WORKER = Path(__file__).with_name("fine_tuning_worker.py")
 
 
 def train(model, pairs, folder, tasks=(), **changes):
     plan = {"epochs": 40, "batch_size": 12, "weights": {"multilingual": 1.0}, "max_pairs": 1000}
     settings = {
-        "new_characters": 0,
-        "max_tokens": 8,
+        "pair_max_tokens": 8,
         "learning_rate": 5e-3,
-        "use_bfloat16": False,
         "evaluations": 1,
         "save_every_steps": 1000,
-        "encode_batch_size": 8,
-        "seed": 0,
-        "rank": 0,
-        "num_ranks": 1,
-        "barrier": lambda: None,
-        "say": lambda text: None,
+        "batch_size": 8,
     }
     plan |= {name: changes.pop(name) for name in list(changes) if name in plan}
-    made = BatchPlan(pairs, **plan, num_ranks=1, seed=0)
-    return fine_tune(model, pairs, list(tasks), plan=made, folder=folder, **(settings | changes))
+    batches = BatchPlan(pairs, **plan, num_ranks=1, seed=0)
+    config = TextConfig(**settings | changes)
+    return fine_tune(
+        model,
+        pairs,
+        list(tasks),
+        batches=batches,
+        config=config,
+        folder=folder,
+        seed=0,
+        env=ALONE,
+    )
 
 
 def test_an_encoder_learns_translations_and_leaves_a_standard_folder(tmp_path):
@@ -74,7 +75,7 @@ def test_texts_longer_than_the_model_are_cut(tmp_path):
     pairs = pairs_of_words(24)
     model = scratch(pairs, tmp_path)
     longer = Pairs([f"{a} " * 40 for a in pairs.anchor], *list(vars(pairs).values())[1:])
-    train(model, longer, tmp_path / "run", epochs=1, max_tokens=128)
+    train(model, longer, tmp_path / "run", epochs=1, pair_max_tokens=128)
     assert model.preprocess(longer.anchor)["input_ids"].shape[1] == 8
 
 

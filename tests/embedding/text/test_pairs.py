@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding.holdout import held_out
-from embedding.text.encoder import TextConfig
+from embedding.text.config import TextConfig
 from embedding.text.pairs import BatchPlan, Pairs, groups_of, read_pairs, split_by_entity
-from launch.embed import why_no_batches
+from embedding.text.training_plan import why_no_batches
 from tests import tiny_world
 
 WEIGHTS = {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from recsys.sharding.batch_norm import GlobalBatchNorm, synchronise
+from recsys.runtime.batch_norm import GlobalBatchNorm, synchronise
 
 
 def test_a_batch_of_one_row_is_normalised_to_zero_and_leaves_the_statistics(one_process):

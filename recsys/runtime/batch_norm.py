@@ -1,7 +1,8 @@
 """Batch norm over the rows of all ranks: every rank normalises by the same statistics.
 
-Applied to a module that was written for one process, by shard.py and, to the picture network, by
-launch/embed.py. Weights, running statistics and their names in a state dict stay what they were.
+Applied to a module that was written for one process, by recsys/sharding/apply.py and, to the image
+encoder's network, by embedding/image/pretext.py. Weights, running statistics and their names in a
+state dict stay the same.
 Shapes: N values of a channel on this rank, C channels, R ranks.
 """
 

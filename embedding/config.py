@@ -1,0 +1,50 @@
+"""Configuration of launch/embed.py: both encoders, and how their vectors are made and kept."""
+
+from dataclasses import dataclass, field
+
+from embedding.image.config import ImageConfig
+from embedding.text.config import TextConfig
+from recsys.errors import UserError
+from recsys.runtime.threads import ProcessConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodersConfig:
+    """Both encoders."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Of pictures."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Of texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """The encoders, and how their vectors are made and kept."""
+
+    run: ProcessConfig = field(default_factory=ProcessConfig)
+    """Threads."""
+    encoder: EncodersConfig = field(default_factory=EncodersConfig)
+    """Of pictures and of texts."""
+    device: str = "auto"
+    """`auto` (GPU where present), `cpu` or `cuda`."""
+    seed: int = 0
+    """Of the encoders' training and of samples."""
+    retrain: bool = False
+    """Train an encoder anew when items or pairs were added or changed since; every vector is made
+    anew with it. False: it is kept, and only new vectors are made."""
+    forget_missing: bool = False
+    """Mask items whose picture is gone or cannot be read any more, and go on where the picture folder
+    is missing or empty. False: such items keep their vectors, and such a folder is refused."""
+    shard_rows: int | None = None
+    """Items per file of the feature store; null: as the tables that are there, else 1024, and more
+    above 4 million items (32768 at most)."""
+
+    def __post_init__(self) -> None:
+        """Check what no type says.
+
+        Raises:
+            UserError: shard_rows is below 1.
+        """
+        if self.shard_rows is not None and self.shard_rows < 1:
+            raise UserError(f"shard_rows={self.shard_rows}: expected 1 or more, or null")

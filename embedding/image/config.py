@@ -1,0 +1,63 @@
+"""Settings of the image encoder."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Image encoder; presets in configs/encoder/image/."""
+
+    backbone: str = "resnet_tiny"
+    """`resnet_tiny`, or a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name."""
+    weights: str = "none"
+    """Where the network starts: `none` (random), `torchvision` (its download), or a file
+    (.safetensors, or a torch file of tensors)."""
+    size: int = 96
+    """Side of the square input, in pixels."""
+    semantic_head: str = "discriminant"
+    """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
+    within a content is whitened)."""
+    style_head: str = "auto"
+    """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
+    where the items have artists, else palette."""
+    style_blocks: list[str] = field(default_factory=list)
+    """Names of the early blocks the style head reads; empty: the default of the family."""
+    style_dim: int = 128
+    """Width of gram_pca, palette and contrastive."""
+    style_steps: int = 600
+    """Optimizer steps of the contrastive head."""
+    fit_pictures: int = 4096
+    """Pictures on which heads and scaling are fitted; a larger catalogue is sampled."""
+    fit_views: int = 2
+    """Views of each: the whole picture and crops of it."""
+    batch_size: int = 64
+    """Pictures a forward pass."""
+    held_out_tenths: int = 1
+    """Tenths of the contents (without a content column: of the items) that no training sees; on their
+    pictures the encoder is measured. 0: train on everything, measure nothing."""
+    held_out_artists: list[str] = field(default_factory=list)
+    """Artists whose pictures no training sees; they are measured apart."""
+    pretext_epochs: int = 0
+    """Most passes of the tag pretext; 0: the network stays as it starts."""
+    pretext_patience: int = 4
+    """Passes without a better validation mAP after which the pretext stops; 0: never."""
+    pretext_learning_rate: float = 3e-3
+    """Peak step size of the tag pretext; about 3e-4 from trained weights."""
+    pretext_batch_size: int = 64
+    """Pictures a step over all ranks."""
+    pretext_min_count: int = 20
+    """Tags on fewer pictures are left out of the pretext."""
+    pretext_max_pictures: int = 100_000
+    """Most pictures of the pretext; a larger catalogue is sampled. size x size x 3 bytes of disk each
+    while it runs."""
+
+
+def chosen_style_head(style_head: str, has_artists: bool) -> str:
+    """Return the head that `auto` stands for; any other name as it is.
+
+    Without artists the contrastive head learns from crops of one picture, and then finds fewer hands
+    than the palette does without any training (LOG.md, 2026-11-26).
+    """
+    if style_head != "auto":
+        return style_head
+    return "contrastive" if has_artists else "palette"

@@ -1,0 +1,90 @@
+"""Training plan of the text encoder: pairs to train on, batches of them, and retrieval tasks.
+
+What enters: prepared/pairs.parquet and settings. Called by embedding/text/making.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding.text.config import TextConfig
+from embedding.text.pairs import BatchPlan, Pairs, Split, read_pairs, split_by_entity
+from embedding.text.retrieval import RetrievalTask, retrieval_tasks
+from recsys.errors import UserError
+from recsys.job import say
+from recsys.schema import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything of one training that the pairs and the settings decide."""
+
+    split: Split
+    """Pairs to train on, and pairs of entities that training never sees."""
+    batches: BatchPlan
+    """Of the pairs to train on; without batches the model stays as it comes."""
+    tasks: list[RetrievalTask]
+    """On the held-out pairs."""
+
+
+def plan_training(
+    prepared: Path, manifest: Manifest, config: TextConfig, *, num_ranks: int, seed: int
+) -> TrainingPlan:
+    """Read and split the pairs, cut them into batches, and say what is trained on.
+
+    Raises:
+        UserError: `scratch` without a batch to train on, or pairs that cannot be read.
+    """
+    uses_pairs = manifest.has_pairs and (config.epochs > 0 or config.max_queries > 0)
+    pairs = read_pairs(prepared) if uses_pairs else Pairs([], [], [], [], [])
+    split = split_by_entity(pairs, config.held_out_tenths)
+    batches = BatchPlan(
+        split.train,
+        epochs=config.epochs,
+        batch_size=config.pair_batch_size,
+        weights=config.perspective_weights,
+        max_pairs=config.max_pairs,
+        num_ranks=num_ranks,
+        seed=seed,
+    )
+    if len(pairs):
+        say(
+            f"text pairs: {len(split.train):,} to train on, {len(split.held_out):,} of "
+            f"{split.num_entities:,} held-out entities, {split.num_left_out:,} left out that share a "
+            f"text with these"
+        )
+    reason = "" if len(batches) else why_no_batches(manifest, config, pairs, split.train)
+    if config.path == "scratch" and reason:
+        raise UserError(
+            f"encoder.text.path=scratch: a text encoder is trained on text pairs, and {reason}; or "
+            f"give a folder or hub name"
+        )
+    if batches.num_batches:
+        say(f"batches an epoch: {batches}")
+        if batches.batch_size != config.pair_batch_size:
+            say(
+                f"note: {num_ranks} ranks do not share {config.pair_batch_size} pairs equally; a step "
+                f"takes {batches.batch_size} (encoder.text.pair_batch_size)"
+            )
+    elif len(pairs) and config.epochs:
+        say(f"the text encoder is not trained: {reason}")
+    tasks = retrieval_tasks(split.held_out, config.max_queries)
+    return TrainingPlan(split=split, batches=batches, tasks=tasks)
+
+
+def why_no_batches(manifest: Manifest, config: TextConfig, pairs: Pairs, train: Pairs) -> str:
+    """Return why text pairs make no batch, and what to change."""
+    if not manifest.has_pairs:
+        return "the data has none; map pairs in the recipe and run launch/prepare.py again"
+    if config.epochs < 1:
+        return f"encoder.text.epochs={config.epochs}; set it to 1 or more"
+    if not any(config.perspective_weights.get(name, 0.0) for name in train.perspective):
+        return (
+            f"encoder.text.perspective_weights={config.perspective_weights} leave out all "
+            f"{len(train):,} to train on; give their perspectives weights above 0"
+        )
+    return (
+        f"{len(train):,} of {len(pairs):,}, of {len(set(train.entity)):,} entities, make no batch: a "
+        f"batch is two pairs or more of one perspective and language, of different entities and "
+        f"texts. Give pairs of more entities (pairs.entity says what a pair speaks of), or hold "
+        f"fewer out (encoder.text.held_out_tenths={config.held_out_tenths})"
+    )
