@@ -1,10 +1,12 @@
 """Configuration of launch/embed.py: both encoders, and how their vectors are made and kept."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from embedding.image.config import ImageConfig
 from embedding.text.config import TextConfig
-from recsys.errors import UserError
 from recsys.runtime.threads import ProcessConfig
 
 
@@ -36,15 +38,6 @@ class EmbedConfig:
     forget_missing: bool = False
     """Mask items whose picture is gone or cannot be read any more, and go on where the picture folder
     is missing or empty. False: such items keep their vectors, and such a folder is refused."""
-    shard_rows: int | None = None
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
     """Items per file of the feature store; null: as the tables that are there, else 1024, and more
     above 4 million items (32768 at most)."""
-
-    def __post_init__(self) -> None:
-        """Check what no type says.
-
-        Raises:
-            UserError: shard_rows is below 1.
-        """
-        if self.shard_rows is not None and self.shard_rows < 1:
-            raise UserError(f"shard_rows={self.shard_rows}: expected 1 or more, or null")
