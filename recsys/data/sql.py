@@ -1,4 +1,4 @@
-"""SQL text: identifiers, strings, and what the database's errors say in one line."""
+"""SQL text: quoted identifiers and strings; database errors in one line."""
 
 
 def quoted(name: str) -> str:
@@ -12,7 +12,7 @@ def literal(text: str) -> str:
 
 
 def short(error: Exception) -> str:
-    """Return what an error says, in one line and without advice on options a recipe lacks."""
+    """Return an error's message in one line, without advice on options that a recipe does not have."""
     lines: list[str] = []
     for line in str(error).splitlines():
         if not line.strip() or line.startswith("Possible"):

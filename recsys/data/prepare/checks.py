@@ -23,7 +23,7 @@ class Condition(NamedTuple):
 
 @dataclass
 class Problems:
-    """The sentences collected so far."""
+    """Collection of sentences, each on one problem."""
 
     found: list[str] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class Problems:
         return row[0]
 
     def note_duplicates(self, engine: Engine, source: Source, column: str) -> None:
-        """Note ids that stand in more than one row."""
+        """Note ids that more than one row has."""
         query = (
             f"SELECT count(*), min(first), arg_min(id, first) FROM (SELECT {quoted(column)} AS id, "
             f"min(source_row) AS first FROM {source.view} WHERE {quoted(column)} IS NOT NULL "
@@ -93,7 +93,7 @@ class Problems:
 def note_ids_written_two_ways(
     engine: Engine, problems: Problems, ids: list[tuple[Source, str]]
 ) -> None:
-    """Note ids that differ from another only in spaces around them or in `.0` behind a number.
+    """Note ids that differ from another only in surrounding spaces or in a trailing `.0`.
 
     Ids are compared as text: 10.0 (how a column of whole numbers with a blank is often written) would
     silently be somebody else than 10.
@@ -139,7 +139,7 @@ def is_null(column: str) -> str:
 def merged_ids(source: Source, column: str) -> Condition:
     """Return the condition that an id is a floating-point number beyond the last exact one.
 
-    From there on a float stands for several whole numbers: what were two users may be one.
+    From there on one float represents several whole numbers, so two users may have become one.
     """
     bits = 24 if source.kinds[column] == "FLOAT" else 53
     text = f"trim({quoted(column)})"

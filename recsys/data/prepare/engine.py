@@ -22,7 +22,7 @@ BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Table:
-    """A relation of the database: in SQL text it stands for its name."""
+    """Handle of a relation of the database; formatted into SQL, it gives the relation."""
 
     relation: str
     """SQL that can follow FROM: a name, or a function that reads a file."""

@@ -1,19 +1,19 @@
-"""Users' earlier positives: stored sequences per user, and how far into them each row may look.
+"""Histories: each user's earlier positives, stored once, and how many of them each row may see.
 
 In: `placed`. Out: the stored sequences as files, and a table (row_id, history_end). One rule for every
-split strategy: a row sees its user's positives strictly before its time (rows of one second do not see
-each other) of
+split strategy: a row sees those positives of its user that are strictly earlier (rows of the same
+second do not see each other) and in the splits of the scope:
 
 - scope `train`: the training split;
 - scope `past`: the row's own split and earlier ones. With `time` and `per_user_time` these are all
   earlier positives; with `random` and `given`, training rows see training positives alone.
 
-Without times (scope `train` only), training rows come in a seeded order and rows of valid and test
-behind them: they see all training positives. So no training row sees a positive of valid or test, and
-no row one of its own time or later.
+Without times (scope `train` only), training rows get a seeded order, and rows of valid and test come
+after them and see all training positives. So no training row sees a positive of valid or test, and no
+row sees one of its own time or later.
 
-What a row may see is a leading part of a stored sequence. Only `past` with `random` or `given`, whose
-splits do not follow one another in time, needs sequences of each split's own.
+Each row may see a leading part of a stored sequence. Only `past` with `random` or `given`, whose
+splits overlap in time, needs one set of sequences for each split.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from recsys.schema import FeatureSpec, HistorySpec
 
 
 def are_stored_by_split(scope: str, strategy: str) -> bool:
-    """Return whether each split has sequences of its own."""
+    """Return whether each split has its own sequences."""
     return scope == "past" and strategy in ("random", "given")
 
 

@@ -1,6 +1,6 @@
-"""The label of a row: a 0/1 column, or a rule on one column, as SQL over text columns.
+"""Labels: a 0/1 column, or a rule on one column, as SQL over text columns.
 
-What enters: `interactions.label` of a recipe. What leaves: SQL for prepare.
+In: `interactions.label` of a recipe. Out: SQL.
 """
 
 import re
@@ -14,7 +14,7 @@ _EQUAL = re.compile(r"\s*(.+?)\s*(==|!=)\s*(\S.*?)\s*")
 _LISTED = re.compile(r"\s*(.+?)\s+(in|not\s+in)\s*[\[(](.*)[\])]\s*")
 _ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")
 RULES = '"rating >= 4", "event == purchase" or "event in [cart, purchase]"'
-"""Examples, for messages."""
+"""Example rules, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class LabelRule:
 
     column: str
     operator: str | None
-    """Of SQL; None: the column itself is 0 or 1."""
+    """SQL operator; None: the column itself is 0 or 1."""
     values: tuple[float, ...] | tuple[str, ...] = ()
-    """What the column is compared with: numbers or texts, several with IN and NOT IN."""
+    """Operands, numbers or texts; several with IN and NOT IN."""
 
 
 def parse_label(text: str) -> LabelRule:
-    """Return the rule that `text` states: "rating >= 4", "event == purchase", or a column name.
+    """Parse a rule: "rating >= 4", "event == purchase", or a column name.
 
     Values between quotes are text, others are numbers where they all look like it.
     """

@@ -13,23 +13,22 @@ _ROUNDS = 30
 def draw_negatives(engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table) -> Table:
     """Return drawn items (row_id of the positive, user_id, k, item_id, item_row).
 
-    For every positive, `per_positive` different items that the user has no positive of in the
-    positive's split or an earlier one. What is made for a split knows that split and earlier ones,
-    never a later one: if training negatives avoided the positives of the test split, never to have
-    been a training negative would give these away. So a training negative may turn out to be a
-    positive later.
+    For every positive, `per_positive` different items are drawn that the user has no positive of in
+    the positive's split or an earlier one. Later splits are never looked at: if training negatives
+    avoided the positives of the test split, a model could recognise those as the items that were never
+    a training negative. A training negative may therefore be a positive of a later split.
 
     - `uniform`: every item of the catalogue, and of the log up to this split, is drawn equally often.
     - `popularity`: in proportion to an item's positives in this split, so that the popularity of
       training does not tell a split's positives from its negatives.
 
-    A positive that repeats an item of an earlier split has negatives of its kind: other items that
-    the user has had in an earlier split and not in this one, each equally often. Else to have had an
-    item would mean to like it. (An item liked twice within one split has none: under history scope
-    `past` the second row sees the first, and no negative of it does.)
+    A positive that repeats an item of an earlier split gets repeats as negatives: other items that the
+    user had in an earlier split and not in this one, each equally often. Otherwise every repeated item
+    would be a positive. (An item liked twice within one split gets none: under history scope `past`
+    the second row's history has the first, and no negative's has.)
 
-    Items are told apart by id: those that share the unknown row 0 are drawn too, else row 0 would be
-    positive always. A user who knows nearly every item, or who repeats all of them, may get fewer.
+    Items are compared by id: those that share the unknown row 0 are drawn too, otherwise row 0 would
+    always be a positive. A user who knows nearly every item, or who repeats all of them, may get fewer.
 
     Args:
         placed: positives alone, with row_id, user_id, item_id, item_row and split.
@@ -54,7 +53,7 @@ def add_negatives(engine: Engine, placed: Table, drawn: Table, first_row_id: int
     """Append the drawn rows to `placed`: label 0, row ids from `first_row_id` on.
 
     Everything else of a drawn row is its positive's, the time and the context too: a context that only
-    positives have would give the label away.
+    positives have would reveal the label.
     """
     engine.append(
         placed,
@@ -67,7 +66,7 @@ def add_negatives(engine: Engine, placed: Table, drawn: Table, first_row_id: int
 def _pool(
     engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table, split: int
 ) -> Table:
-    """Return what a split's negatives are drawn from: (place, item_id, item_row), places from 0."""
+    """Return the items that a split's negatives are drawn from: (place, item_id, item_row), from 0."""
     if recipe.strategy == "uniform":
         query = (
             f"SELECT row_number() OVER (ORDER BY item_row, item_id) - 1 AS place, item_id, item_row "
@@ -110,7 +109,7 @@ def _draw_for(
     engine: Engine, recipe: NegativesRecipe, wanted: Table, pool: Table, known: Table, drawn: Table
 ) -> None:
     """Append to `drawn` the negatives of one split, and drop `wanted`."""
-    # What a repeat's negatives come from: the items of each user side by side, numbered through.
+    # Negatives of repeats are drawn from here: all users' items, numbered, one user after the other.
     had = engine.create(
         "had",
         f"SELECT row_number() OVER () - 1 AS place, * FROM (SELECT user_id, item_id, item_row "
@@ -123,10 +122,10 @@ def _draw_for(
         is_temporary=True,
     )
     for attempt in range(_ROUNDS):
-        luck = f"md5_number_lower(concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k))"
-        allowed = _allowed(engine, luck, wanted, pool, known, (had, users_had))
-        # One item once per positive; what collides with a known or drawn item waits for the next
-        # round.
+        draw_sql = f"md5_number_lower(concat('{recipe.seed}:{attempt}:', w.row_id, ':', w.k))"
+        allowed = _allowed(engine, draw_sql, wanted, pool, known, (had, users_had))
+        # Each item once per positive; negatives that collide with a known or drawn item wait for
+        # the next round.
         engine.append(
             drawn,
             f"SELECT row_id, user_id, min(k), item_id, item_row FROM {allowed} c "
@@ -145,13 +144,18 @@ def _draw_for(
 
 
 def _allowed(
-    engine: Engine, luck: str, wanted: Table, pool: Table, known: Table, had: tuple[Table, Table]
+    engine: Engine,
+    draw_sql: str,
+    wanted: Table,
+    pool: Table,
+    known: Table,
+    had: tuple[Table, Table],
 ) -> Table:
     """Return one round's candidates (row_id, user_id, k, item_id, item_row) of the wanted negatives.
 
     Args:
-        luck: SQL of a number for a line `w` of `wanted`.
-        had: each user's items of earlier splits side by side, and where a user's begin.
+        draw_sql: SQL of a pseudo-random number for a row `w` of `wanted`.
+        had: users' items of earlier splits by place, and the first place of each user.
     """
     size = engine.count(pool)
     items_had, users_had = had
@@ -159,7 +163,7 @@ def _allowed(
     chosen = engine.create(
         "chosen",
         f"SELECT w.row_id, w.user_id, w.k, p.item_id, p.item_row FROM {wanted} w "
-        f"JOIN {pool} p ON p.place = {luck} % {size} WHERE NOT w.is_repeat",
+        f"JOIN {pool} p ON p.place = {draw_sql} % {size} WHERE NOT w.is_repeat",
         is_temporary=True,
     )
     allowed = engine.create(
@@ -171,7 +175,7 @@ def _allowed(
     engine.append(
         allowed,
         f"SELECT w.row_id, w.user_id, w.k, h.item_id, h.item_row FROM "
-        f"(SELECT w.*, u.first + {luck} % u.num_items AS place FROM {wanted} w "
+        f"(SELECT w.*, u.first + {draw_sql} % u.num_items AS place FROM {wanted} w "
         f"JOIN {users_had} u ON u.user_id = w.user_id WHERE w.is_repeat) w "
         f"JOIN {items_had} h ON h.place = w.place",
     )

@@ -1,8 +1,8 @@
-"""Object stores, by fsspec: a data set's raw files fetched for prepare, folders copied there and back.
+"""Object stores, by fsspec: download of a data set's raw files, and copies of folders in both directions.
 
-What enters: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... What leaves: local
-files. Workspaces themselves are folders: tables are memory-mapped and files renamed into place, which
-an object store cannot do. Called by launch/prepare.py and launch/sync.py.
+In: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... Out: local files. A workspace
+is always a local folder: tables are memory-mapped and files renamed into place, which an object store
+cannot do. Called by launch/prepare.py and launch/sync.py.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from recsys.locks import is_unfinished
 from recsys.schema import check_inside, local_path
 
 _LAST = ("manifest.json", "index.json", "best.json")
-"""What says that the files beside it are whole is copied after them."""
+"""Files that declare the other files of their folder complete; they are copied last."""
 
 
 def is_url(place: str) -> bool:
@@ -60,11 +60,11 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
 
 @contextmanager
 def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
-    """Yield the recipe with its source on this machine: as it is, or fetched into `folder` meanwhile.
+    """Yield the recipe with a local source; files of a URL are in `folder` until the block ends.
 
     Raises:
-        UserError: the recipe has pictures, which are read where they lie; a file is not there.
-            Messages of the block name the URL, not the copy.
+        UserError: the recipe has pictures, which are not downloaded; a file is missing. Errors raised
+            in the block name the URL, not the copy.
     """
     if not is_url(recipe.source):
         yield recipe
@@ -92,7 +92,7 @@ def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
 def sync(source: str, target: str) -> tuple[int, int]:
     """Copy the files of a folder that the other lacks, or has older or of another size.
 
-    Nothing is deleted. Every file appears whole, and what names others as whole comes after them.
+    Nothing is deleted. Each file appears complete; files that declare others complete come last.
 
     Returns:
         (files copied, files that were there).
@@ -131,7 +131,7 @@ def _is_current(source_store: Any, path: str, target_store: Any, there: str) -> 
 
 
 def _copy(source_store: Any, path: str, target_store: Any, there: str) -> None:
-    """Copy one file; it appears whole, as a store shows it anyway."""
+    """Copy one file; it appears complete: object stores do so anyway, a local file is renamed."""
     with ExitStack() as stack:
         beside = there
         if isinstance(target_store, LocalFileSystem):

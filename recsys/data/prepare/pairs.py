@@ -1,4 +1,4 @@
-"""Text pairs: what teaches and examines the text encoder, cleaned and counted.
+"""Text pairs: training and test examples of the text encoder, cleaned and counted.
 
 In: the recipe's `pairs` over their raw files, or over the items file. Out: a table (anchor, positive,
 perspective, entity, language) in the order of the files.
@@ -22,22 +22,22 @@ ELEMENTS = (
     "pre q s small span strike strong sub sup table tbody td th thead tr tt u ul"
 )
 TAG = rf"(?i)</?({ELEMENTS.replace(' ', '|')})(\s[^<>]*)?/?>"
-"""Tags of HTML's elements for text, and no others: titles stand between angle brackets too."""
+"""Pattern of HTML's text elements and of no others: titles are written in angle brackets too."""
 ENTITY = r"&(#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);"
 _CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of the pairs of all files; num_in = num_kept + the sum of dropped."""
+    """Counts of the pairs of all files; num_in = num_kept + the sum of dropped."""
 
     num_in: int = 0
-    """Pairs as they stand in the files; an element of a list is one."""
+    """Pairs of the files; each element of a list is one."""
     num_kept: int = 0
     num_cleaned: int = 0
     """Pairs in which HTML tags were taken out or HTML entities replaced, kept or not."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """`blank`, `identical` (to each other) and `repeated` (in every column), looked for in turn."""
+    """`blank`, `identical` (to each other) and `repeated` (in every column), checked in this order."""
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -69,7 +69,7 @@ def is_code(language: str) -> bool:
 def build_pairs(
     engine: Engine, sources: Sequence[tuple[PairsRecipe, Source]], items: ItemsRecipe | None
 ) -> tuple[Table, PairCounts]:
-    """Return the pairs of all files in their order, and what became of the files' pairs.
+    """Return the pairs of all files in their order, and their counts.
 
     Args:
         items: its file's id is the entity of pairs made from that file.
@@ -159,7 +159,7 @@ def _part_sql(part: int, pairs: PairsRecipe, source: Source, item_id: str | None
 
 
 def _elements_sql(source: Source, column: str, separator: str | None) -> str:
-    """SQL of a column's texts as a list: one text, or what stands between separators."""
+    """SQL of a column's texts as a list: one text, or the texts between separators."""
     if column in source.lists:
         # A row without a text is a blank pair, as it is in a text column.
         texts = f"list_filter({quoted(column)}, lambda x: x IS NOT NULL)"

@@ -1,4 +1,4 @@
-"""Pictures of the items: their paths in SQL, and what the file system says of them.
+"""Pictures of the items: their paths in SQL, and a check that the files exist.
 
 A recipe names a column that holds a path, or a pattern such as "posters/{movieId}.jpg".
 """
@@ -27,7 +27,7 @@ def pattern_columns(image: str | None) -> list[str]:
 def image_sql(image: str) -> str:
     """SQL of a picture path: a column, or "posters/{movieId}.jpg" with its columns filled in.
 
-    Backslashes part folders, as where the file was written on Windows.
+    Backslashes separate folders too, as in files written on Windows.
     """
     if "{" not in image:
         return f"nullif(replace({quoted(image)}, '\\', '/'), '')"
@@ -39,7 +39,7 @@ def image_sql(image: str) -> str:
 
 
 def leaves_root(path: str) -> str:
-    """SQL: the path, parted by slashes, is absolute or climbs out of its root (`leaves_folder`)."""
+    """SQL: the path, with slashes, is absolute or climbs out of its root (`leaves_folder`)."""
     return (
         f"({path} IS NOT NULL AND (regexp_matches({path}, '^(/|[A-Za-z]:/)') OR "
         f"list_contains(string_split({path}, '/'), '..')))"
@@ -75,14 +75,14 @@ def check_pictures(
 
 @dataclass
 class Pictures:
-    """What the file system says of the items' pictures."""
+    """Missing and forbidden picture files of the items."""
 
     num_missing: int = 0
     """Items without a picture path, or without a file there."""
     num_outside: int = 0
-    """Items whose picture lies outside of the image root, through a symbolic link."""
+    """Items whose picture is outside of the image root, through a symbolic link."""
     first_outside: tuple[int, str] | None = None
-    """Row and path of the first of these."""
+    """Row and path of the first of them; None if there is none."""
 
 
 def look_for_pictures(rows: Iterable[tuple[int, str | None]], root: Path) -> Pictures:

@@ -1,4 +1,4 @@
-"""Spellings of ids: what log and catalogue lack of each other, and which ids are one written in two ways.
+"""Spelling variants of ids, and the overlap of the ids of log and catalogue.
 
 Ids are compared as text, so 7 and 007 are two users. `gather_ids` gathers the different ids of the log
 and of the users or items file once; all the rest works on that table.
@@ -14,7 +14,7 @@ NUM_EXAMPLES = 3
 _BLANKS = r"\s\x{0085}\x{00a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 _SEPARATORS = r"[,''\x{2019} ]"
 
-HABITS = {
+VARIANTS = {
     "zero-width characters": (
         r"regexp_replace(TEXT, '[\x{00ad}\x{200b}-\x{200f}\x{2060}\x{feff}]', '', 'g')"
     ),
@@ -37,15 +37,15 @@ HABITS = {
         r"regexp_replace(TEXT, '^(-?[0-9]+)(?:[.]0+|([.][0-9]*[1-9])0+)$', '\1\2')"
     ),
 }
-"""SQL that undoes one habit of writing ids, by its name; TEXT stands for the id. Each goes
-on from the one before it."""
+"""Spelling variants by name, each with SQL that normalises it; TEXT is replaced by the id. They are
+applied in order."""
 _MAY_DIFFER = "regexp_matches(id, '[^!-~]|^[+]|^-?0|^-?[0-9]+[.,''eE]')"
-"""Most ids have nothing to undo: one look tells."""
+"""SQL of a cheap test that most ids fail: only the others are normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How many different ids the log and a catalogue have, and lack of each other."""
+    """Numbers of different ids of the log and of a catalogue, and examples of the missing ones."""
 
     num_log: int
     num_listed: int
@@ -94,10 +94,10 @@ def overlap_of(engine: Engine, ids: Table) -> Overlap:
 
 
 def two_spellings(engine: Engine, ids: Table, what: str, catalogue: str | None) -> str | None:
-    """Return a sentence on the ids that only habits of writing tell apart, None where there are none.
+    """Return a sentence on the ids that differ by spelling variants alone, None if there are none.
 
-    Every habit found is named, with how many ids are written so and a few of them beside what they
-    probably mean.
+    It names every variant found, with the number of ids and a few examples, each beside the id it
+    probably means.
 
     Args:
         ids: of `gather_ids`.
@@ -107,15 +107,15 @@ def two_spellings(engine: Engine, ids: Table, what: str, catalogue: str | None) 
     pairs = _pairs_of_spellings(engine, ids, catalogue)
     (count,) = engine.one(f"SELECT count(DISTINCT plain) FROM {pairs}")
     found = engine.rows(
-        f"SELECT habits, count(*) AS n, arg_min([one.id, one.place, other, other_place], other, "
-        f"{NUM_EXAMPLES}) FROM {pairs} GROUP BY habits ORDER BY n DESC, habits"
+        f"SELECT variants, count(*) AS n, arg_min([one.id, one.place, other, other_place], other, "
+        f"{NUM_EXAMPLES}) FROM {pairs} GROUP BY variants ORDER BY n DESC, variants"
     )
     engine.drop(pairs)
     if not count:
         return None
     causes = []
     for bits, number, examples in found:
-        cause = " with ".join(name for k, name in enumerate(HABITS) if bits >> k & 1)
+        cause = " with ".join(name for k, name in enumerate(VARIANTS) if bits >> k & 1)
         shown = "; ".join(
             f"{_shown(one, other)}{one_place} and {_shown(other, one)}{other_place}"
             for one, one_place, other, other_place in examples
@@ -130,7 +130,7 @@ def two_spellings(engine: Engine, ids: Table, what: str, catalogue: str | None) 
 
 
 def _pairs_of_spellings(engine: Engine, ids: Table, catalogue: str | None) -> Table:
-    """Return ids with the same plain form: (plain, one, other, other_place, habits)."""
+    """Return ids with the same plain form: (plain, one, other, other_place, variants)."""
     place = "''"
     if catalogue:
         place = (
@@ -145,13 +145,13 @@ def _pairs_of_spellings(engine: Engine, ids: Table, catalogue: str | None) -> Ta
         f"WHERE id IN (SELECT plain FROM {respelled})",
         is_temporary=True,
     )
-    # The plain form stands for the others where some file has it, else the first of them.
+    # Each group is shown by its plain form if some file has it, else by its first id.
     rank = "CASE WHEN id = plain THEN '' ELSE id END"
-    one = "struct_pack(id, place, habits)"
+    one = "struct_pack(id, place, variants)"
     pairs = engine.create(
         "pairs_of_spellings",
-        f"SELECT s.plain, one, s.id AS other, s.place AS other_place, s.habits | one.habits AS habits "
-        f"FROM {spellings} s JOIN (SELECT plain, arg_min({one}, {rank}) AS one FROM {spellings} "
+        f"SELECT s.plain, one, s.id AS other, s.place AS other_place, s.variants | one.variants AS "
+        f"variants FROM {spellings} s JOIN (SELECT plain, arg_min({one}, {rank}) AS one FROM {spellings} "
         f"GROUP BY plain HAVING count(*) > 1) f ON s.plain = f.plain AND s.id <> one.id",
         is_temporary=True,
     )
@@ -160,15 +160,15 @@ def _pairs_of_spellings(engine: Engine, ids: Table, catalogue: str | None) -> Ta
 
 
 def plain_ids_sql(query: str) -> str:
-    """SQL that adds to the rows of a query on `id` its `plain` form, where every habit is undone.
+    """SQL that adds to the rows of a query on `id` its `plain` form, every variant normalised.
 
-    And `habits`: the bit of every habit that was there to undo, in the order of HABITS.
+    Also added: `variants`, a bit for each variant that the id had, in the order of VARIANTS.
     """
-    query = f"SELECT *, id AS plain, 0 AS habits FROM ({query})"
-    for k, undone in enumerate(HABITS.values()):
+    query = f"SELECT *, id AS plain, 0 AS variants FROM ({query})"
+    for k, undone in enumerate(VARIANTS.values()):
         query = (
-            f"SELECT * EXCLUDE (undone) REPLACE (undone AS plain, habits | CASE WHEN undone <> plain "
-            f"THEN {1 << k} ELSE 0 END AS habits) FROM "
+            f"SELECT * EXCLUDE (undone) REPLACE (undone AS plain, variants | CASE WHEN undone <> plain "
+            f"THEN {1 << k} ELSE 0 END AS variants) FROM "
             f"(SELECT *, {undone.replace('TEXT', 'plain')} AS undone FROM ({query}))"
         )
     return query

@@ -39,9 +39,9 @@ def _split_sql(engine: Engine, log: Table, recipe: SplitRecipe) -> str:
             f"AS split FROM {log}"
         )
     if recipe.strategy == "per_user_time":
-        # A newline keeps apart what two ids together would spell.
-        luck = order_hash(recipe.seed, "user_id, chr(10), item_id")
-        place = f"row_number() OVER (PARTITION BY user_id ORDER BY ts, {luck}, row_id)"
+        # The newline separates the ids: "ab" + "c" is not "a" + "bc".
+        tie_break = order_hash(recipe.seed, "user_id, chr(10), item_id")
+        place = f"row_number() OVER (PARTITION BY user_id ORDER BY ts, {tie_break}, row_id)"
         return (
             f"SELECT row_id, CASE WHEN place <= floor({first} * n + 1e-9) THEN 0 "
             f"WHEN place <= floor({second} * n + 1e-9) THEN 1 ELSE 2 END AS split FROM "

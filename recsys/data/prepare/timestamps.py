@@ -1,4 +1,4 @@
-"""Times of the log: what a column of text says, as seconds since 1970 in SQL. Called by prepare."""
+"""Times of the log: SQL of a text column as seconds since 1970."""
 
 import duckdb
 
@@ -7,9 +7,9 @@ from recsys.data.prepare.sources import ROW_NUMBER, Source
 from recsys.data.sql import literal, quoted, short
 
 LAST_SECOND = 253_402_300_799
-"""Of the year 9999: what lies behind it are milliseconds, or no times at all."""
+"""Last second of the year 9999; greater numbers are milliseconds, or no times at all."""
 LAST_ODD_SECOND = 315_532_799
-"""Of 1979: a log that ends before it was hardly written in seconds."""
+"""Last second of 1979; a log that ends before it is probably not in seconds."""
 SECONDS, MILLISECONDS = "seconds", "milliseconds"
 DATES = {
     "%Y%m%d%H%M%S": 14,
@@ -21,12 +21,12 @@ DATES = {
     "%y%m%d": 6,
     "%Y": 4,
 }
-"""Dates that are written as whole numbers, and their digits."""
+"""Formats of dates written as whole numbers, and their numbers of digits."""
 _LOOKED_AT_ROWS = 100_000
 
 
 def seconds_sql(column: str, written: str | None) -> str:
-    """SQL of a time in whole seconds, rounded down; NULL where it is none.
+    """SQL of a time in whole seconds, rounded down; NULL if the text is no time.
 
     Args:
         written: `interactions.timestamp_format`; None: a number as it is, a date since 1970.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from launch.train import job as train
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.spelling import (
-    HABITS,
+    VARIANTS,
     gather_ids,
     overlap_of,
     plain_ids_sql,
@@ -47,7 +47,9 @@ SPELLINGS = [
 def test_an_item_written_in_two_ways_is_said_with_the_cause(one, other, cause):
     (said, _), (beside, _) = spelled([one, other], []), spelled([other], [one])
     assert said.startswith("1 item is written in more than one way") and cause in said
-    assert sum(habit in said for habit in HABITS) == 1 + cause.count(" with "), "no other cause"
+    assert sum(variant in said for variant in VARIANTS) == 1 + cause.count(" with "), (
+        "no other cause"
+    )
     assert f" and {ascii(other)} (log)" in beside and f"{ascii(one)} (c.csv)" in beside
 
 
@@ -125,8 +127,8 @@ def test_a_plain_id_has_nothing_more_to_undo(ids):
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE ids AS SELECT unnest($1) AS id", [ids])
         once = f"SELECT plain AS id FROM ({plain_ids_sql('SELECT id FROM ids')})"
-        for id, plain, habits in connection.execute(plain_ids_sql(once)).fetchall():
-            assert (id, habits) == (plain, 0)
+        for id, plain, variants in connection.execute(plain_ids_sql(once)).fetchall():
+            assert (id, variants) == (plain, 0)
 
 
 @pytest.mark.parametrize("rule", ["keep", "drop"])
