@@ -26,7 +26,7 @@ from recsys.errors import UserError
 from recsys.files import write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.overrides import override
-from recsys.report.neighbours import MODALITIES
+from recsys.report.neighbour_answers import MODALITIES
 from recsys.report.plan import (
     print_clusters,
     print_plan,

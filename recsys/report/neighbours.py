@@ -1,123 +1,27 @@
 """Nearest neighbours for people and programs: an HTML page and its content as JSON.
 
-In: items and what is nearest to them by each modality. Out: neighbours.html and neighbours.json.
-Called by launch/neighbours.py; recsys/report/sheet.py draws the same as one picture.
+In: Answers (recsys/report/neighbour_answers.py). Out: neighbours.html and neighbours.json. Called by
+launch/neighbours.py.
 """
 
 import dataclasses
 import html
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recsys.files import write_json
 from recsys.report.items import Item, picture_html, short
-from recsys.report.page import COLOURS, html_table, page
-from recsys.runtime.threads import ProcessConfig
-
-MODALITIES = {
-    "semantic": "what is shown",
-    "style": "how it is painted",
-    "text": "what is said of it",
-}
-"""The groups of a page, in order, and what they mean."""
-
-MARKS = {"artist": COLOURS[3], "content": COLOURS[0], "tags": COLOURS[2]}
-"""What a neighbour may share with the picture asked about, and its colour."""
-
-WORDING = {"artist": "same artist", "content": "same content", "tags": "tags shared"}
-"""What a mark says."""
-
-EXCLUDE_SAME = ("none", "artist", "content")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighboursConfig:
-    """What is asked and shown.
-
-    `exclude_same` holds for all modalities at once, so that the groups answer the same question and
-    can be compared. Without it the nearest by style are often the other pictures of one series, and
-    it cannot be seen whether they are near for the hand or for the subject. `content` leaves out
-    pictures of the same thing: what remains near by style is near for the hand. `artist` leaves out
-    pictures by the same hand: what remains near in semantics is near for what it shows, and near by
-    style are the hands that paint alike. Where the artist (or the content) of the item asked about
-    is unknown, nothing is left out for it.
-    """
-
-    run: ProcessConfig = field(default_factory=ProcessConfig)
-    """Threads."""
-    items: list[str] = field(default_factory=list)
-    """Ids of the items asked about; empty: a seeded sample, spread over artists and contents."""
-    num_queries: int = 6
-    """Items of the sample."""
-    k: int = 5
-    """Neighbours of each modality."""
-    exclude_same: str = "none"
-    """`artist` or `content`: items that share it with the one asked about are left out; `none`."""
-    seed: int = 0
-    """Of the sample."""
-    sheet_width: int = 1400
-    """Pixels of sheet.png."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neighbour:
-    """An item beside the one asked about."""
-
-    item: Item
-    similarity: float
-    """Cosine."""
-    same_artist: bool
-    same_content: bool
-    shared_tags: int
-    """How many of the tags of the item asked about it has too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """An item asked about and its neighbours by modality; best first."""
-
-    item: Item
-    groups: dict[str, list[Neighbour] | None]
-    """None: the item has no vector of this modality."""
-
-
-def neighbour(asked: Item, item: Item, similarity: float) -> Neighbour:
-    """Return `item` with what it shares with the item asked about; the unknown is shared by none."""
-    return Neighbour(
-        item=item,
-        similarity=similarity,
-        same_artist=asked.artist is not None and asked.artist == item.artist,
-        same_content=asked.content is not None and asked.content == item.content,
-        shared_tags=len(set(asked.tags) & set(item.tags)),
-    )
-
-
-def known_marks(answers: list[Answer], exclude_same: str = "none") -> list[str]:
-    """Return which marks can appear: what an item asked about has and its neighbours may share."""
-    return [
-        mark
-        for mark in MARKS
-        if mark != exclude_same and any(getattr(a.item, mark) for a in answers)
-    ]
-
-
-def summarise(answers: list[Answer]) -> dict[str, dict[str, Any]]:
-    """Return, by modality, the number of neighbours shown and how many share what.
-
-    Only neighbours of items whose artist (content, tags) is known count; a share is null where there
-    are none. `tags` is the mean share of the item's tags.
-    """
-    summary: dict[str, dict[str, Any]] = {}
-    for name in answers[0].groups if answers else ():
-        pairs = [(a.item, n) for a in answers for n in a.groups[name] or ()]
-        artist = [n.same_artist for item, n in pairs if item.artist is not None]
-        content = [n.same_content for item, n in pairs if item.content is not None]
-        tags = [n.shared_tags / len(set(item.tags)) for item, n in pairs if item.tags]
-        summary[name] = {"neighbours": len(pairs)}
-        for mark, shares in (("artist", artist), ("content", content), ("tags", tags)):
-            summary[name][mark] = sum(shares) / len(shares) if shares else None
-    return summary
+from recsys.report.neighbour_answers import (
+    MARKS,
+    MODALITIES,
+    WORDING,
+    Answer,
+    Neighbour,
+    has_pictures,
+    summarise,
+    why_empty,
+)
+from recsys.report.page import html_table, page
 
 
 def write_neighbours(
@@ -146,13 +50,6 @@ def write_neighbours(
     write_json(folder / "neighbours.json", content)
     text = _page(title, notes, answers, marks, summary)
     (folder / "neighbours.html").write_text(text, encoding="utf-8")
-
-
-def has_pictures(answers: list[Answer]) -> bool:
-    """Return whether any item has a picture to show."""
-    items = [a.item for a in answers]
-    items += [n.item for a in answers for group in a.groups.values() for n in group or ()]
-    return any(item.picture is not None for item in items)
 
 
 def _item_json(item: Item) -> dict[str, Any]:
@@ -273,11 +170,6 @@ def _group(
     kind = "" if with_pictures else ' class="titles"'
     entries = "".join(_entry(answer.item, n, marks, with_pictures) for n in group)
     return f'<ol{kind} style="--k:{len(group)}">{entries}</ol>'
-
-
-def why_empty(group: list[Neighbour] | None) -> str:
-    """Return the sentence that stands for an empty group."""
-    return "It has no vector of this kind." if group is None else "No other item qualifies."
 
 
 def _entry(asked: Item, near: Neighbour, marks: list[str], with_pictures: bool) -> str:

@@ -1,6 +1,6 @@
 """Nearest neighbours as one picture: a row per item asked about, a group of columns per modality.
 
-In: the answers of recsys/report/neighbours.py. Out: a picture, light in any surroundings. Called by
+In: Answers (recsys/report/neighbour_answers.py). Out: a picture, light in any surroundings. Called by
 launch/neighbours.py.
 """
 
@@ -13,12 +13,12 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from recsys.errors import UserError
-from recsys.report.neighbours import (
+from recsys.report.items import Item
+from recsys.report.neighbour_answers import (
     MARKS,
     MODALITIES,
     WORDING,
     Answer,
-    Item,
     Neighbour,
     summarise,
     why_empty,
@@ -51,7 +51,7 @@ def draw_sheet(
 
     Args:
         notes: sentences below the title.
-        marks: which are shown (recsys.report.neighbours.known_marks).
+        marks: which are shown (recsys.report.neighbour_answers.known_marks).
 
     Raises:
         UserError: too narrow for so many neighbours.

@@ -13,19 +13,15 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from embedding.features.catalogue import Catalogue
+from embedding.features.queries import rows_of, spread_rows
 from embedding.features.store import FeatureTable
-from launch.neighbours import KEYS, rows_of, spread_rows
+from launch.neighbours import KEYS
 from launch.neighbours import job as neighbours
 from recsys.job import typed_arguments
 from recsys.report import sheet
-from recsys.report.neighbours import (
-    Answer,
-    Item,
-    known_marks,
-    neighbour,
-    summarise,
-    write_neighbours,
-)
+from recsys.report.items import Item
+from recsys.report.neighbour_answers import Answer, known_marks, neighbour, summarise
+from recsys.report.neighbours import write_neighbours
 from recsys.report.sheet import draw_sheet
 from recsys.schema import Manifest, read_manifest, write_manifest
 from tests.feature_tables import write_table
@@ -297,7 +293,7 @@ def test_a_sample_is_seeded_and_spread_over_artists_and_contents(world):
 
 
 def test_items_are_found_in_the_order_asked_across_row_groups(world, monkeypatch):
-    monkeypatch.setattr("launch.neighbours.PIECE_ROWS", 4)
+    monkeypatch.setattr("embedding.features.queries.PIECE_ROWS", 4)
     assert rows_of(Catalogue(world / "prepared"), ["i11", "i0", "i4"]) == [12, 1, 5]
 
 
