@@ -5,17 +5,20 @@ together, 1 otherwise, with one sentence per problem that says what to install. 
 it last.
 
     python launch/doctor.py
+    python launch/doctor.py config=train        # every key of a job: name, type, default, text
 
 Packages are imported inside functions only: a missing one is a finding, not a traceback.
 """
 
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 FAMILIES: tuple[dict[str, str], ...] = (
     {"torch": "2.13", "torchvision": "0.28", "torchrec": "1.8", "fbgemm": "1.8"},
@@ -52,8 +55,10 @@ MODULES: dict[str, str] = {
 SETUP = "run `make setup`"
 
 
-def main() -> int:
-    """Print the findings; return the exit code."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the findings, or with `config=<job>` the keys of a job; return the exit code."""
+    if arguments:
+        return print_keys(arguments)
     # torchrec asks torch.fx something at import that makes it warn; nobody can act on it.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     versions = installed_versions(tuple(MODULES))
@@ -78,7 +83,7 @@ def main() -> int:
     if not problems:
         problems = import_problems([n for n in MODULES if versions[n] is not None])
     if not problems:
-        problems = lookup_problems()
+        problems = importlib.import_module("recsys.runtime.lookup").lookup_problems(SETUP)
     if not problems:
         print("doctor: every package imports and a table was looked up and updated; ready")
         return 0
@@ -86,6 +91,26 @@ def main() -> int:
     for problem in problems:
         print(f"- {problem}", file=sys.stderr)
     return 1
+
+
+def print_keys(arguments: Sequence[str]) -> int:
+    """Print every key of the job that `config=<job>` names; return the exit code."""
+    launch = Path(__file__).resolve().parent
+    jobs = sorted({file.stem for file in launch.glob("*.py")} - {"__init__", "doctor"})
+    word, _, job = arguments[0].partition("=")
+    job = job or "train"
+    if len(arguments) > 1 or word != "config" or job not in jobs:
+        given = " ".join(arguments)
+        print(f"error: {given}: expected config=<job>, one of {', '.join(jobs)}", file=sys.stderr)
+        return 1
+    spec = importlib.util.spec_from_file_location(f"launch.{job}", launch / f"{job}.py")
+    assert spec is not None and spec.loader is not None, job
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for key in importlib.import_module("recsys.config_keys").keys_of(module.KEYS):
+        value = f"default {key.default}" if key.default else "required"
+        print(f"{key.name}  ({key.type}; {value})\n    {key.text}")
+    return 0
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
@@ -174,38 +199,54 @@ def version_problems(
     for name in ("torchvision", "torchrec"):
         problems += _fit_problems(name, versions.get(name), family[name], torch_version)
 
-    gpu_build, cpu_build = versions.get("fbgemm-gpu"), versions.get("fbgemm-gpu-cpu")
+    return problems + _fbgemm_problems(
+        torch=torch_version,
+        release=family["fbgemm"],
+        builds=(versions.get("fbgemm-gpu"), versions.get("fbgemm-gpu-cpu")),
+        num_gpus=num_gpus,
+        cuda=cuda,
+    )
+
+
+def _fbgemm_problems(
+    *,
+    torch: str,
+    release: str,
+    builds: tuple[str | None, str | None],
+    num_gpus: int,
+    cuda: str | None,
+) -> list[str]:
+    """Return a sentence where FBGEMM's GPU and CPU builds, in this order, do not go with torch."""
+    gpu_build, cpu_build = builds
     wanted = "fbgemm-gpu" if cuda is not None and num_gpus else "fbgemm-gpu-cpu"
     if gpu_build is not None and cpu_build is not None:
-        problems.append(
+        return [
             f"fbgemm-gpu {gpu_build} and fbgemm-gpu-cpu {cpu_build} are both installed and "
             f"overwrite each other: `pip uninstall fbgemm-gpu fbgemm-gpu-cpu`, then "
-            f"`pip install --no-deps {wanted}=={family['fbgemm']}.0`"
-        )
-    elif gpu_build is None and cpu_build is None:
-        problems += _fit_problems(wanted, None, family["fbgemm"], torch_version)
-    elif gpu_build is not None and not num_gpus:
-        problems.append(
+            f"`pip install --no-deps {wanted}=={release}.0`"
+        ]
+    if gpu_build is None and cpu_build is None:
+        return _fit_problems(wanted, None, release, torch)
+    if gpu_build is not None and not num_gpus:
+        return [
             f"fbgemm-gpu {gpu_build} does not import without an NVIDIA driver, and this machine "
             f"has none: `pip uninstall fbgemm-gpu`, then "
-            f"`pip install --no-deps fbgemm-gpu-cpu=={family['fbgemm']}.0`"
-        )
-    elif gpu_build is not None and cuda is None:
-        problems.append(
-            f"fbgemm-gpu {gpu_build} needs a CUDA build of torch, and torch {torch_version} is a "
+            f"`pip install --no-deps fbgemm-gpu-cpu=={release}.0`"
+        ]
+    if gpu_build is not None and cuda is None:
+        return [
+            f"fbgemm-gpu {gpu_build} needs a CUDA build of torch, and torch {torch} is a "
             f"CPU build: `make clean`, then `make setup DEVICE=gpu`"
-        )
-    elif cpu_build is not None and wanted == "fbgemm-gpu":
-        problems.append(
+        ]
+    if cpu_build is not None and wanted == "fbgemm-gpu":
+        return [
             f"fbgemm-gpu-cpu {cpu_build} beside a CUDA build of torch on a machine with "
             f"{num_gpus} GPU(s) leaves tables without GPU kernels: "
             f"`pip uninstall fbgemm-gpu-cpu`, then "
-            f"`pip install --no-deps fbgemm-gpu=={family['fbgemm']}.0`"
-        )
-    else:
-        name = "fbgemm-gpu" if gpu_build is not None else "fbgemm-gpu-cpu"
-        problems += _fit_problems(name, gpu_build or cpu_build, family["fbgemm"], torch_version)
-    return problems
+            f"`pip install --no-deps fbgemm-gpu=={release}.0`"
+        ]
+    name = "fbgemm-gpu" if gpu_build is not None else "fbgemm-gpu-cpu"
+    return _fit_problems(name, gpu_build or cpu_build, release, torch)
 
 
 def import_problems(names: Sequence[str]) -> list[str]:
@@ -226,39 +267,6 @@ def import_problems(names: Sequence[str]) -> list[str]:
     return problems
 
 
-def lookup_problems() -> list[str]:
-    """Look up and update a table of 3 rows through TorchRec and FBGEMM; check the numbers."""
-    import torch
-    from torchrec.modules.embedding_configs import EmbeddingBagConfig
-    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-    table = EmbeddingBagConfig(
-        name="table", embedding_dim=4, num_embeddings=3, feature_names=["feature"]
-    )
-    collection = FusedEmbeddingBagCollection(
-        tables=[table],
-        optimizer_type=torch.optim.SGD,
-        optimizer_kwargs={"lr": 1.0},
-        device=torch.device("cpu"),
-    )
-    # feature   row 0    row 1
-    #           [1, 2]   [2]
-    ids = KeyedJaggedTensor.from_lengths_sync(
-        keys=["feature"], values=torch.tensor([1, 2, 2]), lengths=torch.tensor([2, 1])
-    )
-    before = collection(ids)["feature"]
-    before.sum().backward()
-    # One step of SGD at rate 1 takes 1 from table row 1 and 2 from table row 2.
-    change = (before - collection(ids)["feature"]).detach()
-    if torch.allclose(change, torch.tensor([[3.0], [2.0]]).expand(2, 4), atol=1e-5):
-        return []
-    return [
-        f"TorchRec updated a table of 3 rows by {change.tolist()} instead of 3 and 2: torch, "
-        f"torchrec and fbgemm do not fit together; {SETUP} in a fresh .venv (`make clean` first)"
-    ]
-
-
 def _release(version: str) -> str:
     """Return major.minor of a version: 2.13 of 2.13.0+cpu."""
     return ".".join(version.split("+")[0].split(".")[:2])
@@ -275,4 +283,4 @@ def _fit_problems(name: str, version: str | None, release: str, torch_version: s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

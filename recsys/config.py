@@ -296,6 +296,18 @@ def type_text(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
+def bound_texts(hint: Any) -> list[str]:
+    """Return the bounds that `Annotated[..., Field(ge=1)]` states, in words; none of another type."""
+    stated = [bound for field in getattr(hint, "__metadata__", ()) for bound in field.metadata]
+    words = {word[word.index("{") + 1 : word.index("}")]: word for word in _BOUNDS.values()}
+    return [
+        word.format(**{name: getattr(bound, name)})
+        for bound in stated
+        for name, word in words.items()
+        if hasattr(bound, name)
+    ]
+
+
 def _quote_hint(given: Any) -> str:
     """Return advice for a value or name that is text only between quotes; "" for any other."""
     values = list(given) if isinstance(given, dict | list) else [given]

@@ -107,13 +107,12 @@ def with_local_config_folder(arguments: Sequence[str]) -> list[str]:
 def typed_arguments(arguments: Sequence[str], schemas: Sequence[type]) -> list[str]:
     """Return a job's arguments with their overrides typed by its schemas; options stay as they are.
 
-    With --multirun a value may be a list of choices, and everything is left to Hydra.
+    With --multirun a value may be a list of choices, and every value is left to Hydra.
 
     Raises:
         UserError: an override of a key that the job does not have.
     """
-    if "--multirun" in arguments or "-m" in arguments:
-        return list(arguments)
+    multirun = "--multirun" in arguments or "-m" in arguments
     own = _config_folder(arguments)
     folders = [_CONFIGS] if own is None else [_CONFIGS, own]
     written = []
@@ -121,7 +120,12 @@ def typed_arguments(arguments: Sequence[str], schemas: Sequence[type]) -> list[s
         if argument.startswith("-") or before in _OPTIONS_WITH_VALUE:
             written.append(argument)
         else:
-            written += typed([argument], schemas, lambda k: any((f / k).is_dir() for f in folders))
+            written += typed(
+                [argument],
+                schemas,
+                lambda k: any((f / k).is_dir() for f in folders),
+                values_too=not multirun,
+            )
     return written
 
 

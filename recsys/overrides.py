@@ -49,7 +49,11 @@ def _written(value: Any) -> str:
 
 
 def typed(
-    arguments: Sequence[str], schemas: Sequence[type], is_group: Callable[[str], bool]
+    arguments: Sequence[str],
+    schemas: Sequence[type],
+    is_group: Callable[[str], bool],
+    *,
+    values_too: bool = True,
 ) -> list[str]:
     """Return overrides in which every value that a schema calls text is text, whatever it looks like.
 
@@ -60,6 +64,7 @@ def typed(
     Args:
         schemas: dataclasses; their fields are the job's top-level keys.
         is_group: says whether a key names a folder of configs/, whose values are file names.
+        values_too: false: values stay as they were typed; keys still need no plus.
 
     Raises:
         UserError: a key that no schema has at the top; names those there are.
@@ -75,14 +80,14 @@ def typed(
         key, value = match[1], match[2]
         first = key.partition(".")[0]
         if is_group(key.partition("@")[0]):
-            is_name = not (value.startswith(("[", "{")) or value.lower() == "null")
+            is_name = values_too and not (value.startswith(("[", "{")) or value.lower() == "null")
             start = argument[: len(argument) - len(value)]
             written.append(start + (_as_text(value) if is_name else value))
         elif first not in hints:
             problems.append(unknown_key(first, "", schemas))
         else:
             hint = type_at(hints[first], key.split(".")[1:])
-            written.append(f"++{key}={_typed_value(hint, value)}")
+            written.append(f"++{key}={_typed_value(hint, value) if values_too else value}")
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))
     return written

@@ -99,9 +99,13 @@ def reader(schema, key):
 
 CASES = {
     "data": ("prepare", lambda cfg: cfg.data, read_recipe),
-    "model": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
-    "experiment": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
-    "optim": ("train", lambda cfg: {name: plain(cfg[name]) for name in SECTIONS}, read_run),
+    "model": ("train", lambda cfg: {name: plain(cfg.get(name)) for name in SECTIONS}, read_run),
+    "experiment": (
+        "train",
+        lambda cfg: {name: plain(cfg.get(name)) for name in SECTIONS},
+        read_run,
+    ),
+    "optim": ("train", lambda cfg: {name: plain(cfg.get(name)) for name in SECTIONS}, read_run),
     "cluster": ("plan", lambda cfg: cfg.cluster, read_cluster),
     "suite": ("compare", lambda cfg: cfg.suite, read_suite),
     "encoder/image": ("embed", lambda cfg: cfg.encoder.image, reader(ImageConfig, "encoder.image")),

@@ -7,9 +7,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from embedding.image.config import ImageConfig
+from embedding.text.config import TextConfig
 from recsys.config import from_config, plain
 from recsys.data.recipe import Recipe
+from recsys.model.ranker import RankerConfig
 from recsys.run.config import SECTIONS, read_run_config
+from recsys.sharding.cluster import ClusterConfig
+from recsys.sharding.optimizers import OptimConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -75,7 +80,7 @@ def test_experiment_begins_with_the_command_that_runs_it(experiment):
 )
 def test_option_of_training_has_only_known_keys_of_the_right_type(option):
     cfg = composed(Path("train.yaml"), **{option.parent.as_posix(): option.stem})
-    read_run_config({name: plain(cfg[name]) for name in SECTIONS})
+    read_run_config({name: plain(cfg.get(name)) for name in SECTIONS})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,36 @@ def test_recipe_has_only_known_keys_of_the_right_type(option):
     cfg = composed(Path("prepare.yaml"), **{"data": option.stem, "++data.source": "raw"})
     recipe = from_config(Recipe, plain(cfg.data), "data")
     assert recipe.name == option.stem
+
+
+PRESETS = {
+    "model": RankerConfig,
+    "optim": OptimConfig,
+    "cluster": ClusterConfig,
+    "encoder/image": ImageConfig,
+    "encoder/text": TextConfig,
+}
+
+
+@pytest.mark.parametrize("group", PRESETS)
+def test_preset_holds_only_what_differs_from_its_class(group):
+    files = sorted((CONFIGS / group).glob("*.yaml"))
+    assert files
+    for file in files:
+        given = plain(OmegaConf.load(file))
+        defaults = from_config(PRESETS[group], {}, group)
+        # A preset says its name; entries of a dictionary can be changed one by one where it is there.
+        repeated = [key for key in given if getattr(defaults, key) == given[key]]
+        assert set(repeated) <= {"name", "perspective_weights"}, file
+
+
+def test_root_file_holds_nothing_that_a_class_has_by_itself():
+    for root in ROOTS:
+        keys = set(OmegaConf.load(CONFIGS / root))
+        own = {"plan": {"clusters"}, "sweep": {"sweep"}, "sync": {"source", "target"}}.get(
+            root.stem, set()
+        )
+        assert keys <= {"defaults", "hydra", "workspace"} | own, root
 
 
 # What YAML takes for something else

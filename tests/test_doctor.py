@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch import doctor
+from recsys.runtime.lookup import lookup_problems
 
 CPU = dict.fromkeys(doctor.MODULES, "1.0.0") | {
     "torch": "2.13.0+cpu",
@@ -128,7 +129,7 @@ def test_a_package_that_does_not_import_is_named_with_its_error(monkeypatch):
 
 
 def test_the_lookup_on_this_machine_gives_the_right_numbers():
-    assert doctor.lookup_problems() == []
+    assert lookup_problems("") == []
 
 
 def test_the_command_passes_in_this_environment(job):
@@ -151,3 +152,21 @@ def test_without_any_package_the_command_says_so_and_fails(repository, tmp_path)
     assert done.returncode == 1
     assert "torch is not installed: run `make setup`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_of_a_job_are_printed_with_type_default_and_text(capsys):
+    assert doctor.main(["config=train"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "train.epochs  (int, 1 or more; default 10)\n    Most passes over the training split"
+        in printed
+    )
+    assert "train.metric  (auc or log_loss; default auc)" in printed
+    assert "workspace  (text; required)" in printed
+    assert "data.items.features.<name>.kind  (id, id_list or numeric; default id)" in printed
+    assert "run.threads  (int or null; default null)" in printed
+
+
+def test_an_unknown_job_is_refused_with_the_jobs_that_there_are(capsys):
+    assert doctor.main(["config=nothing"]) == 1
+    assert "expected config=<job>, one of compare, demo" in capsys.readouterr().err

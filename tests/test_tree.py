@@ -34,6 +34,7 @@ LAYERS = {
     "recsys.batch": 2,
     "recsys.config": 3,
     "recsys.config_files": 3,
+    "recsys.config_keys": 4,
     "recsys.overrides": 4,
     "recsys.runtime": 4,
     "recsys.job": 5,

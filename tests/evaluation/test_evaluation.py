@@ -14,7 +14,6 @@ from PIL import Image
 
 from launch.evaluate import KEYS
 from launch.evaluate import job as evaluate
-from recsys.config import from_config, plain
 from recsys.evaluation.candidates import Candidates, RankingConfig
 from recsys.evaluation.evaluate import (
     HEADLINE,
@@ -350,13 +349,6 @@ def test_settings_that_cannot_be_met_are_named_all_at_once():
         "sample_users=-1",
     ):
         assert part in str(caught.value)
-
-
-def test_the_root_file_has_the_defaults_of_the_code(repository):
-    with initialize_config_dir(version_base=None, config_dir=str(repository / "configs")):
-        cfg = compose("evaluate")
-    settings = {k: plain(cfg[k]) for k in cfg if k not in ("data", "workspace", "run", "plan")}
-    assert from_config(EvaluateConfig, settings, "evaluate") == EvaluateConfig()
 
 
 # ---------------------------------------------------------------- the page

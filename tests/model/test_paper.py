@@ -21,7 +21,7 @@ DIMS = {"semantic": 6, "style": 4, "text": 5}
 def settings(*overrides):
     with initialize_config_dir(version_base=None, config_dir=str(CONFIGS)):
         cfg = compose("train", overrides=list(overrides))
-    return read_run_config({name: plain(cfg[name]) for name in SECTIONS})
+    return read_run_config({name: plain(cfg.get(name)) for name in SECTIONS})
 
 
 def dense_of(config, manifest=None, dims=None):
