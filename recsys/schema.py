@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, put_back, reading, write_json
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+READABLE_VERSIONS = (1, MANIFEST_VERSION)
+"""Version 1 lacks the rules that encode raw values; every other job reads it as before."""
 UNKNOWN_ROW = 0
 """Row 0 of every table stands for an id that is not in the vocabulary."""
 NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
@@ -44,13 +46,32 @@ def is_known(rows: NDArray) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One embedding table: a numbering of ids."""
+    """One embedding table: a numbering of ids, and the rules that turn a raw value into a row.
+
+    A null, a blank, an id that the vocabulary lacks and a text that is no number have the unknown row
+    0; in a list they are left out. recsys/data/encode.py applies the rules.
+    """
 
     name: str
     num_rows: int
-    """Rows including the unknown row 0."""
+    """Rows including the unknown row 0; a hashed id takes one of the others."""
     kind: str
-    """`vocab` (listed in vocab/<name>.parquet), `hash` (MD5 of the id) or `bucket` (numeric)."""
+    """`vocab` (listed in a file), `hash` (MD5 of the id) or `bucket` (numeric)."""
+    vocabulary: str | None = None
+    """Parquet file below `prepared/` with the columns row, id, count; null: not a vocabulary."""
+    cuts: tuple[float, ...] = ()
+    """Upper bounds of the buckets, ascending: a number's row is 1 + the count of cuts below it."""
+    trim: bool = True
+    """Whether blanks around a text are left out; ids of users and items are taken as written."""
+    extract: str | None = None
+    """Regular expression (RE2) whose first group is the value; null: the whole text."""
+    separator: str | None = None
+    """Between the ids of a list in one text; null: a row has one id."""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a raw value may hold several ids."""
+        return self.separator is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +86,11 @@ class FeatureSpec:
     """Which tower reads it: `user`, `item` or `context` (context joins the user tower)."""
     is_list: bool
     """False: exactly one row per example. True: zero or more, mean-pooled."""
+    column: str | None = None
+    """Column of the raw file; null: made from other columns (a history), or not recorded."""
+    max_ids: int | None = None
+    """Most ids that a prepared row has: a longer list of a request is cut to them; null: not
+    recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +233,18 @@ def read_manifest(workspace: str | Path) -> Manifest:
         )
     with reading(path, PREPARE_AGAIN):
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["version"] != MANIFEST_VERSION:
-            raise UserError(f"manifest version {raw['version']!r}, expected {MANIFEST_VERSION}")
+        if raw["version"] not in READABLE_VERSIONS:
+            known = " or ".join(str(version) for version in READABLE_VERSIONS)
+            raise UserError(f"manifest version {raw['version']!r}, expected {known}")
         manifest = _manifest_of(raw)
         if problems := misfits(manifest):
             raise UserError("; ".join(problems)[:400])
         for spec in manifest.splits.values():
             for file in spec.files:
                 check_inside(file)
+        for table in manifest.tables:
+            if table.vocabulary is not None:
+                check_inside(table.vocabulary)
     return manifest
 
 
@@ -227,7 +257,9 @@ def _manifest_of(raw: Mapping[str, Any]) -> Manifest:
     }
     return Manifest(**{
         **raw,
-        "tables": tuple(TableSpec(**t) for t in raw["tables"]),
+        "tables": tuple(
+            TableSpec(**{**table, "cuts": tuple(table.get("cuts", ()))}) for table in raw["tables"]
+        ),
         "features": tuple(FeatureSpec(**f) for f in raw["features"]),
         "splits": splits,
         "history": HistorySpec(**raw["history"]) if raw.get("history") else None,

@@ -8,6 +8,13 @@ import dataclasses
 from collections.abc import Mapping
 
 from recsys.data.recipe import FeatureRecipe, Recipe
+from recsys.data.specs import (
+    feature_spec,
+    feature_table,
+    history_features,
+    id_feature,
+    id_table,
+)
 from recsys.errors import UserError
 from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
 
@@ -25,40 +32,28 @@ def outline(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
             without rows; all at once.
     """
     log = recipe.interactions
-    tables: list[tuple[str, str, int | None]] = []
+    tables: list[TableSpec] = []
     features: list[FeatureSpec] = []
 
-    def side(name: str, key: str | None, given: Mapping[str, FeatureRecipe]) -> None:
-        if key is None:
-            return
-        tables.append((f"{name}_id", "vocab", None))
-        features.append(
-            FeatureSpec(
-                name=f"{name}_id", table=f"{name}_id", source=name, side=name, is_list=False
-            )
-        )
-        for feature_name, feature in given.items():
-            add(feature_name, feature, name, name)
+    def add(source: str, given: Mapping[str, FeatureRecipe]) -> None:
+        for name, feature in given.items():
+            tables.append(_with_known_rows(feature_table(name, feature), feature))
+            features.append(feature_spec(name, feature, source=source))
 
-    def add(name: str, feature: FeatureRecipe, source: str, of: str) -> None:
-        tables.append((name, *_known_rows(feature)))
-        is_list = feature.kind == "id_list"
-        features.append(FeatureSpec(name=name, table=name, source=source, side=of, is_list=is_list))
-
-    side("item", log.item_id, recipe.items.features if recipe.items else {})
-    side("user", log.user_id, recipe.users.features if recipe.users else {})
-    for name, feature in log.features.items():
-        add(name, feature, "interaction", feature.side or "context")
+    for side, key, catalogue in (
+        ("item", log.item_id, recipe.items),
+        ("user", log.user_id, recipe.users),
+    ):
+        if key is not None:
+            tables.append(id_table(side))
+            features.append(id_feature(side, key))
+            add(side, catalogue.features if catalogue else {})
+    add("interaction", log.features)
     history = None
     if log.user_id and log.item_id and recipe.history.max_length:
         history = HistorySpec(**dataclasses.asdict(recipe.history))
-        names = ["history"] + ["history_recent"] * bool(history.recent_length)
-        features += [
-            FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
-            for name in names
-        ]
-    known = {name: count for name, _, count in tables if count is not None}
-    missing = [name for name, _, _ in tables if name not in known and name not in rows]
+        features += history_features(history)
+    missing = [t.name for t in tables if t.kind == "vocab" and t.name not in rows]
     if missing:
         raise UserError(
             f"rows: recipe {recipe.name!r} is not prepared, and the rows of {', '.join(missing)} are "
@@ -67,9 +62,7 @@ def outline(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
         )
     bare = Manifest(
         name=recipe.name,
-        tables=tuple(
-            TableSpec(name=name, num_rows=known.get(name, 1), kind=kind) for name, kind, _ in tables
-        ),
+        tables=tuple(tables),
         features=tuple(features),
         splits={},
         num_user_rows=0,
@@ -113,11 +106,8 @@ def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
     )
 
 
-def _known_rows(feature: FeatureRecipe) -> tuple[str, int | None]:
-    """Kind of a table, and its rows where the recipe says them."""
-    if feature.kind == "numeric":
-        cuts = len(feature.cuts) or feature.quantiles - 1
-        return "bucket", cuts + 2
-    if feature.hash_rows:
-        return "hash", feature.hash_rows
-    return "vocab", None
+def _with_known_rows(table: TableSpec, feature: FeatureRecipe) -> TableSpec:
+    """Return a table with the buckets that quantiles would give it."""
+    if table.kind != "bucket" or table.cuts:
+        return table
+    return dataclasses.replace(table, num_rows=feature.quantiles + 1)

@@ -1,56 +1,31 @@
-"""Vocabularies: ids of a column to rows of a table, row 0 unknown; hashing and buckets beside them.
+"""Vocabularies: the ids of a column numbered by falling count, then id: equal input gives equal rows.
 
-All of it as SQL over DuckDB tables, called by prepare. A vocabulary is ordered by falling count, then
-id, so that equal input gives equal rows.
+The tables of features are built here: a vocabulary, or the cuts of a numeric column, as DuckDB tables
+and as the manifest's TableSpec. Called by prepare; recsys/data/encode.py has the rules.
 """
 
+import dataclasses
 import math
 from collections.abc import Container
 
 import duckdb
 
+from recsys.data import encode
+from recsys.data.encode import exploded_sql, list_rows_sql, number_sql, row_sql
 from recsys.data.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
-from recsys.data.sql import literal, quoted
+from recsys.data.specs import feature_table
 from recsys.schema import TableSpec
 
 
 def value_sql(feature: FeatureRecipe, name: str, lists: Container[str] = ()) -> str:
-    """SQL of a feature's column, extraction applied: a text, blank as NULL; of an id_list its ids.
-
-    Only a text is split at the separator: a column of lists says itself where an id ends, and
-    extraction reads each element.
+    """SQL of a feature's column as `encode.value_sql` cleans it: a text, or of an id_list its ids.
 
     Args:
         lists: columns of the file that hold lists.
     """
     column = feature.column or name
-    if feature.kind == "id_list" and column in lists:
-        if not feature.extract:
-            return quoted(column)
-        return f"list_transform({quoted(column)}, lambda x: {_extracted('trim(x)', feature)})"
-    text = f"nullif({_extracted(f'trim({quoted(column)})', feature)}, '')"
-    if feature.kind == "id_list":
-        return f"string_split({text}, {literal(feature.separator)})"
-    return text
-
-
-def _extracted(text: str, feature: FeatureRecipe) -> str:
-    return f"regexp_extract({text}, {literal(feature.extract)}, 1)" if feature.extract else text
-
-
-def number_sql(value: str) -> str:
-    """SQL of a text as a number: NULL where there is none."""
-    return f"nullif(try_cast({value} AS DOUBLE), 'nan'::DOUBLE)"
-
-
-def hash_row(value: str, num_rows: int) -> str:
-    """SQL of the row of a hashed id: 1 .. num_rows - 1, row 0 stays unknown.
-
-    The last eight bytes of the id's MD5, little-endian, modulo num_rows - 1: the same in every
-    language and every version of the database.
-    """
-    return f"CAST(1 + md5_number_lower({value}) % {num_rows - 1} AS INTEGER)"
+    return encode.value_sql(feature_table(name, feature), column, is_list_column=column in lists)
 
 
 class FeatureTable:
@@ -80,25 +55,22 @@ class FeatureTable:
         self.feature = feature
         self.relation = relation
         self.vocabulary = f"vocab_{name}"
-        if feature.kind == "numeric":
-            self.cuts = self._cuts(train_relation)
-        elif not feature.hash_rows:
-            self._build_vocabulary(train_relation)
+        self._spec = feature_table(name, feature)
+        if self._spec.kind == "bucket":
+            cuts = self._spec.cuts or self._quantiles(train_relation)
+            self._spec = dataclasses.replace(self._spec, num_rows=len(cuts) + 2, cuts=cuts)
+        elif self._spec.kind == "vocab":
+            num_ids = self._build_vocabulary(train_relation)
+            self._spec = dataclasses.replace(self._spec, num_rows=num_ids + 1)
 
     @property
     def is_list(self) -> bool:
         """Whether a row may have several ids."""
-        return self.feature.kind == "id_list"
+        return self._spec.is_list
 
     def spec(self) -> TableSpec:
         """Return the table's entry in the manifest."""
-        if self.feature.kind == "numeric":
-            return TableSpec(name=self.name, num_rows=len(self.cuts) + 2, kind="bucket")
-        if self.feature.hash_rows:
-            return TableSpec(name=self.name, num_rows=self.feature.hash_rows, kind="hash")
-        query = f"SELECT count(*) FROM {self.vocabulary}"
-        (count,) = self.connection.execute(query).fetchall()[0]
-        return TableSpec(name=self.name, num_rows=count + 1, kind="vocab")
+        return self._spec
 
     def single(self, value: str, alias: str) -> tuple[str, str]:
         """Return SQL of a join and of the row of one text, for a feature that is no list.
@@ -107,55 +79,37 @@ class FeatureTable:
             value: SQL of the text.
             alias: a name for the joined vocabulary, unique in the query.
         """
-        if self.feature.kind == "numeric":
-            # Cuts as texts: SQL would read the digits as decimals, which are not the same numbers.
-            cuts = "[" + ", ".join(literal(repr(c)) for c in self.cuts) + "]::DOUBLE[]"
-            number = number_sql(value)
-            bucket = f"1 + len(list_filter({cuts}, lambda c: c < {number}))"
-            return "", f"CAST(CASE WHEN {number} IS NULL THEN 0 ELSE {bucket} END AS INTEGER)"
-        if self.feature.hash_rows:
-            row = hash_row(value, self.feature.hash_rows)
-            return "", f"CASE WHEN {value} IS NULL THEN 0 ELSE {row} END"
-        join = f"LEFT JOIN {self.vocabulary} {alias} ON {alias}.id = {value}"
-        return join, f"coalesce({alias}.row, 0)"
+        return row_sql(self._spec, value, self.vocabulary, alias)
 
     def rows_sql(self) -> str:
         """SQL of (key, value) by key: the row; of a list a line for each known id, in its order."""
-        if not self.is_list:
-            join, row = self.single("r.value", "v")
-            return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join} ORDER BY r.key"
-        if self.feature.hash_rows:
-            found, row = f"({self.exploded()}) r", hash_row("r.id", self.feature.hash_rows)
-        else:
-            found, row = f"({self.exploded()}) r JOIN {self.vocabulary} v ON r.id = v.id", "v.row"
-        return f"SELECT r.key, {row} AS value FROM {found} ORDER BY r.key, r.position"
+        if self.is_list:
+            return list_rows_sql(self._spec, self.relation, self.vocabulary)
+        join, row = self.single("r.value", "v")
+        return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join} ORDER BY r.key"
 
     def exploded(self) -> str:
         """SQL of (key, position, id): one row per id of a list, blanks left out."""
-        return self._exploded(self.relation)
+        return exploded_sql(self.relation)
 
-    def _exploded(self, relation: str) -> str:
-        return (
-            f"SELECT key, position, trim(part) AS id FROM (SELECT key, unnest(value) AS part, "
-            f"generate_subscripts(value, 1) AS position FROM ({relation})) WHERE trim(part) <> ''"
-        )
-
-    def _build_vocabulary(self, relation: str) -> None:
+    def _build_vocabulary(self, relation: str) -> int:
+        """Create the vocabulary's table; return how many ids it has."""
         ids = (
-            f"SELECT id FROM ({self._exploded(relation)})"
+            f"SELECT id FROM ({exploded_sql(relation)})"
             if self.is_list
             else f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
         )
         build_vocabulary(self.connection, self.vocabulary, ids, self.feature.min_count)
+        query = f"SELECT count(*) FROM {self.vocabulary}"
+        (count,) = self.connection.execute(query).fetchall()[0]
+        return count
 
-    def _cuts(self, relation: str) -> list[float]:
-        """Upper bounds of the buckets: as given, or quantiles of the training values."""
-        if self.feature.cuts:
-            return list(self.feature.cuts)
+    def _quantiles(self, relation: str) -> tuple[float, ...]:
+        """Upper bounds of buckets of about equal count, by the training values."""
         shares = [(i + 1) / self.feature.quantiles for i in range(self.feature.quantiles - 1)]
         numbers = f"SELECT {number_sql('value')} AS value FROM ({relation})"
         cuts = quantiles(self.connection, numbers, shares)
-        return sorted({cut for cut in cuts if math.isfinite(cut)})
+        return tuple(sorted({cut for cut in cuts if math.isfinite(cut)}))
 
 
 def build_vocabulary(

@@ -4,6 +4,8 @@ In: catalogues, or the log, with their vocabularies. Out: arrays by user or item
 files, and for interactions the tables that `interactions` joins.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
 from recsys.data.recipe import FeatureRecipe
+from recsys.data.specs import feature_spec, id_feature, id_table
 from recsys.data.sql import quoted
 from recsys.data.vocab import FeatureTable, value_sql
 from recsys.schema import FeatureSpec, TableSpec
@@ -28,14 +31,24 @@ class Specs:
     def __add__(self, other: "Specs") -> "Specs":
         return Specs(self.tables + other.tables, self.features + other.features)
 
+    def with_max_ids(self, longest: Mapping[str, int]) -> "Specs":
+        """Return the entries with the most ids of a row; `longest`: by name of a feature of lists."""
+        features = [
+            dataclasses.replace(feature, max_ids=longest.get(feature.name, feature.max_ids))
+            for feature in self.features
+        ]
+        return Specs(self.tables, tuple(features))
 
-def write_ids(engine: Engine, side: str, vocabulary: Table, prepared: Path) -> Specs:
-    """Write the vocabulary of users or items; return the entries of the feature `<side>_id`."""
-    name = f"{side}_id"
-    write_vocabulary(engine, vocabulary, name, prepared)
-    table = TableSpec(name=name, num_rows=engine.count(vocabulary) + 1, kind="vocab")
-    feature = FeatureSpec(name=name, table=name, source=side, side=side, is_list=False)
-    return Specs((table,), (feature,))
+
+def write_ids(engine: Engine, side: str, column: str, vocabulary: Table, prepared: Path) -> Specs:
+    """Write the vocabulary of users or items; return the entries of the feature `<side>_id`.
+
+    Args:
+        column: of the log.
+    """
+    table = id_table(side, engine.count(vocabulary) + 1)
+    write_vocabulary(engine, vocabulary, table.name, prepared)
+    return Specs((table,), (id_feature(side, column),))
 
 
 def write_training_counts(
@@ -72,15 +85,15 @@ def write_catalogue_features(
     for name, feature in catalogue.features.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
         table = FeatureTable(engine.connection, name, feature, relation, relation)
-        specs += _write_table(
-            engine, table, source=catalogue.side, side=catalogue.side, to=prepared
-        )
+        longest = {}
         values = folder / f"{name}.values.npy"
         if table.is_list:
             offsets = folder / f"{name}.offsets.npy"
-            write_lists(engine, table.rows_sql(), values, offsets, num_rows)
+            _, longest[name] = write_lists(engine, table.rows_sql(), values, offsets, num_rows)
         else:
             write_array(engine, table.rows_sql(), values, num_rows, np.int32)
+        added = _write_table(engine, table, source=catalogue.side, to=prepared)
+        specs += added.with_max_ids(longest)
     return specs
 
 
@@ -109,7 +122,8 @@ def build_log_features(
         num_rows_in: row ids from here on are drawn negatives, which no vocabulary sees.
 
     Returns:
-        The tables by feature, which number the values of `placed`; and the manifest's entries.
+        The tables by feature, which number the values of `placed`; and the manifest's entries,
+        without the most ids of lists.
     """
     placed.needs("row_id", "split", *features)
     tables = {}
@@ -118,17 +132,13 @@ def build_log_features(
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
         train = f"{rows} WHERE split = 0 AND row_id < {num_rows_in}"
         tables[name] = FeatureTable(engine.connection, name, feature, rows, train)
-        side = feature.side or "context"
-        specs += _write_table(engine, tables[name], source="interaction", side=side, to=prepared)
+        specs += _write_table(engine, tables[name], source="interaction", to=prepared)
     return tables, specs
 
 
-def _write_table(engine: Engine, table: FeatureTable, *, source: str, side: str, to: Path) -> Specs:
+def _write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:
     """Write a feature's vocabulary, if it has one; return the manifest's entries."""
     spec = table.spec()
     if spec.kind == "vocab":
         write_vocabulary(engine, engine.handle(table.vocabulary), table.name, to)
-    feature = FeatureSpec(
-        name=table.name, table=table.name, source=source, side=side, is_list=table.is_list
-    )
-    return Specs((spec,), (feature,))
+    return Specs((spec,), (feature_spec(table.name, table.feature, source=source),))

@@ -22,7 +22,7 @@ from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
 from recsys.data.prepare.writing import write_lists
 from recsys.data.recipe import SPLITS, Recipe
-from recsys.schema import FeatureSpec, HistorySpec
+from recsys.schema import HistorySpec
 
 
 def are_stored_by_split(scope: str, strategy: str) -> bool:
@@ -48,15 +48,6 @@ def history_spec(recipe: Recipe) -> HistorySpec | None:
     )
 
 
-def history_features(history: HistorySpec) -> list[FeatureSpec]:
-    """Return the manifest's features that read histories."""
-    names = ["history"] + ["history_recent"] * bool(history.recent_length)
-    return [
-        FeatureSpec(name=name, table="item_id", source="history", side="user", is_list=True)
-        for name in names
-    ]
-
-
 def write_histories(
     engine: Engine, history: HistorySpec, placed: Table, num_user_rows: int, prepared: Path
 ) -> tuple[Table, int]:
@@ -80,7 +71,7 @@ def write_histories(
         folder = prepared / history.folder(split)
         folder.mkdir(parents=True)
         stored = f"SELECT user_row AS key, item_row AS value FROM {sequence} WHERE is_held = 1"
-        num_values = write_lists(
+        num_values, _ = write_lists(
             engine, stored, folder / "values.npy", folder / "offsets.npy", num_user_rows
         )
         num_stored = max(num_stored, num_values)

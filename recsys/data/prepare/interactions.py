@@ -27,8 +27,8 @@ def write_interactions(
     ends: Table | None,
     features: dict[str, FeatureTable],
     prepared: Path,
-) -> dict[str, SplitSpec]:
-    """Write the splits as Parquet parts; return their entries of the manifest.
+) -> tuple[dict[str, SplitSpec], dict[str, int]]:
+    """Write the splits as Parquet parts; return their entries, and the longest list of each feature.
 
     Args:
         placed: dropped as soon as it is no longer needed: it is as long as the log.
@@ -40,6 +40,10 @@ def write_interactions(
     joins = ""
     # Numbered before `placed` is replaced: the features' SQL reads it.
     lists = {n: list_table(engine, t.rows_sql(), n) for n, t in features.items() if t.is_list}
+    longest = {
+        name: engine.one(f"SELECT coalesce(max(len(value)), 0) FROM {rows}")[0]
+        for name, rows in lists.items()
+    }
     if ends:
         columns.append("p.history_end")
         added = "p.*, coalesce(j.history_end, 0) AS history_end"
@@ -63,7 +67,7 @@ def write_interactions(
         )
         files, file_rows = write_parts(engine, query, prepared, f"interactions/{name}")
         splits[name] = _split_spec(engine, placed, index, files, file_rows, bool(log.timestamp))
-    return splits
+    return splits, longest
 
 
 def _own_columns(log: InteractionsRecipe) -> list[str]:

@@ -22,7 +22,7 @@ from recsys.data.prepare.features import (
     write_ids,
     write_training_counts,
 )
-from recsys.data.prepare.history import history_features, history_spec, write_histories
+from recsys.data.prepare.history import history_spec, write_histories
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.interactions import write_interactions
@@ -41,6 +41,7 @@ from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.split import split_log
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
 from recsys.data.recipe import Recipe, check_recipe, source_file
+from recsys.data.specs import history_features
 from recsys.data.sql import short
 from recsys.errors import UserError
 from recsys.files import new_folder, sha256_of
@@ -123,14 +124,14 @@ def run_steps(engine: Engine, recipe: Recipe, folder: Path) -> Manifest:
             specs += Specs(features=tuple(history_features(history)))
         histories.done(f"{stored:,} positives stored")
     with stage("write interactions") as written:
-        splits = write_interactions(engine, recipe, placed, ends, features, folder)
+        splits, longest = write_interactions(engine, recipe, placed, ends, features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
     _warn_of_lacking_classes(splits)
     pairs = _write_pairs(engine, recipe, inputs, folder)
     return dataclasses.replace(
         _described(recipe, pairs),
         tables=specs.tables,
-        features=specs.features,
+        features=specs.with_max_ids(longest).features,
         splits=splits,
         num_user_rows=num_users + 1 if recipe.interactions.user_id else 0,
         num_item_rows=num_items + 1 if recipe.interactions.item_id else 0,
@@ -198,10 +199,11 @@ def _write_catalogues(
     """Write items and users: ids, training counts, features and what is known of each."""
     specs = Specs()
     for side in ("item", "user"):
-        if id_column(recipe, side) is None:
+        column = id_column(recipe, side)
+        if column is None:
             continue
         vocabulary, catalogue = vocabularies[side], inputs.catalogue(side)
-        specs += write_ids(engine, side, vocabulary, prepared)
+        specs += write_ids(engine, side, column, vocabulary, prepared)
         folder = prepared / f"{side}s"
         folder.mkdir()
         write_training_counts(

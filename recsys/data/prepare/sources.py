@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.data.encode import text_sql
 from recsys.data.sql import literal, quoted, short
 from recsys.errors import UserError
 
@@ -89,19 +90,7 @@ class Source:
             raise UserError(f"{path}: cannot be read ({short(error)})") from error
 
     def _text(self, column: str) -> str:
-        if column in self.lists:
-            if self.kinds[column] == "BLOB[]":
-                return f"list_transform({quoted(column)}, lambda x: decode(x))"
-            return f"CAST({quoted(column)} AS VARCHAR[])"
-        if self.kinds[column] == "BLOB":
-            # Text that its writer did not call text. What is no UTF-8 is refused where a recipe names
-            # the column (see `undecodable_columns`); elsewhere nobody reads it.
-            return f"decode({quoted(column)})"
-        if self.kinds[column] in ("FLOAT", "DOUBLE"):
-            # What pandas writes where there is no value. As text: of numbers the database believes
-            # a Parquet file's bounds, which leave nan out.
-            return f"nullif(CAST({quoted(column)} AS VARCHAR), 'nan')"
-        return f"CAST({quoted(column)} AS VARCHAR)"
+        return text_sql(column, self.kinds[column])
 
     def missing_columns(self, wanted: dict[str, str | None]) -> list[str]:
         """Return a sentence for every wanted column that the file lacks; `wanted`: key -> column."""

@@ -28,11 +28,14 @@ def write_array(
 
 def write_lists(
     engine: Engine, query: str, values_file: Path, offsets_file: Path, num_rows: int
-) -> int:
-    """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1]; return V.
+) -> tuple[int, int]:
+    """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1].
 
     A key's values are values[offsets[key] : offsets[key + 1]]. Memory holds one record batch at a time:
     the arrays are memory-mapped files.
+
+    Returns:
+        V, and the most values of a key.
     """
     (total,) = engine.one(f"SELECT count(*) FROM ({query})")
     values = new_array(values_file, np.int32, (total,))
@@ -43,8 +46,9 @@ def write_lists(
         start += batch.num_rows
         keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
         offsets[keys + 1] += counts
+    longest = int(offsets.max())
     np.cumsum(offsets, out=offsets)
-    return total
+    return total, longest
 
 
 def list_table(engine: Engine, query: str, name: str) -> Table:

@@ -116,11 +116,13 @@ def test_lists_are_written_in_pieces_of_one_batch(tmp_path):
         engine = Engine(connection, tmp_path)
         write_lists(engine, lists, tmp_path / "warm.npy", tmp_path / "up.npy", num_rows)
         tracemalloc.start()
-        total = write_lists(engine, lists, tmp_path / "v.npy", tmp_path / "o.npy", num_rows)
+        total, longest = write_lists(
+            engine, lists, tmp_path / "v.npy", tmp_path / "o.npy", num_rows
+        )
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     values, offsets = np.load(tmp_path / "v.npy"), np.load(tmp_path / "o.npy")
-    assert total == num_values and np.array_equal(values, np.arange(num_values))
+    assert (total, longest) == (num_values, 5) and np.array_equal(values, np.arange(num_values))
     assert np.array_equal(offsets, np.arange(num_rows + 1) * 5)
     batch_bytes = BATCH_ROWS * (8 + 4)  # a key and a value
     assert peak_bytes < 8 * batch_bytes < values.nbytes < offsets.nbytes + values.nbytes

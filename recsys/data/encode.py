@@ -1,0 +1,384 @@
+"""Encoding: raw values to rows of embedding tables, as SQL for prepare and on Arrow arrays for a request.
+
+What enters: raw columns of a log, users or items file. What leaves: rows of the tables that a manifest
+describes. Both sides of a rule stand one after the other, and a test compares them. prepare uses the
+SQL; a server uses `Encoder`, which needs no database. Shapes: N raw values, V ids of all of them.
+
+The rules, in order:
+
+1. Text. Values are compared as text: a number, a boolean or a time as the database writes it.
+2. Cleaning. Blanks around the text are left out, the first group of `extract` is taken, an empty text
+   is a null. Nothing else changes: no case, no Unicode form (NFC and NFD are two ids).
+3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out.
+4. Row. A vocabulary's number, 1 + a hash, or 1 + the count of cuts below the number. A null, an id
+   that the vocabulary lacks and a text that is no number have row 0; in a list they are left out.
+"""
+
+import bisect
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.data.codes import codes_of
+from recsys.data.dataset import as_array
+from recsys.data.sql import literal, quoted
+from recsys.errors import UserError
+from recsys.files import PREPARE_AGAIN, reading
+from recsys.schema import UNKNOWN_ROW, FeatureSpec, Manifest, TableSpec
+
+BLANKS = "\u0020\u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000"
+"""What trim() takes away: Unicode's space separators, no tabs and no line ends."""
+
+
+# 1. Text
+
+
+def text_sql(column: str, kind: str) -> str:
+    """SQL of a raw column as text, or as a list of texts.
+
+    Args:
+        kind: the database's type of the column.
+    """
+    name = quoted(column)
+    if kind.endswith("[]"):
+        if kind == "BLOB[]":
+            return f"list_transform({name}, lambda x: decode(x))"
+        return f"CAST({name} AS VARCHAR[])"
+    if kind == "BLOB":
+        # Text that its writer did not call text. What is no UTF-8 is refused where a recipe names
+        # the column (see `undecodable_columns`); elsewhere nobody reads it.
+        return f"decode({name})"
+    if kind in ("FLOAT", "DOUBLE"):
+        # What pandas writes where there is no value. As text: of numbers the database believes
+        # a Parquet file's bounds, which leave nan out.
+        return f"nullif(CAST({name} AS VARCHAR), 'nan')"
+    return f"CAST({name} AS VARCHAR)"
+
+
+def texts_of(raw: pa.Array) -> pa.Array:
+    """Return raw values as text [N], as `text_sql` does; nan is "nan", which is a null outside lists.
+
+    Raises:
+        UserError: the values are of a type that is no text, number, boolean or time, or are bytes that
+            are not UTF-8.
+    """
+    if pa.types.is_dictionary(raw.type):
+        raw = raw.dictionary_decode()
+    kind = raw.type
+    if pa.types.is_floating(kind):
+        return _mapped(raw, functools.partial(_float_text, bits=kind.bit_width))
+    if pa.types.is_decimal(kind):
+        return _mapped(raw, lambda number: format(number, "f"))
+    if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        return _time_texts(raw)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_text |= pa.types.is_string_view(kind) or pa.types.is_null(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind)
+    if not (is_text or is_number or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UserError(f"values of type {kind}: expected texts, numbers, booleans or times")
+    try:
+        return raw.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"values of type {kind}: bytes that are not UTF-8 text") from error
+
+
+def _mapped(raw: pa.Array, text_of: Callable) -> pa.Array:
+    texts = [None if value is None else text_of(value) for value in raw.to_pylist()]
+    return pa.array(texts, pa.large_string())
+
+
+def _float_text(number: float, bits: int) -> str:
+    if bits == 64:
+        return repr(number)
+    # The fewest digits that tell the 32-bit number from its neighbours, written as Python writes them.
+    return repr(float(str(np.float32(number))))
+
+
+def _time_texts(raw: pa.Array) -> pa.Array:
+    """Return times as text; in UTC where they have a zone, zeros behind the second left out."""
+    has_zone = pa.types.is_timestamp(raw.type) and raw.type.tz is not None
+    if has_zone:
+        raw = raw.cast(pa.timestamp(raw.type.unit))
+    texts = raw.cast(pa.large_string())
+    texts = pc.replace_substring_regex(texts, r"(\.\d*?)0+$", r"\1")
+    texts = pc.replace_substring_regex(texts, r"\.$", "")
+    return pc.replace_substring_regex(texts, "^(.+)$", r"\1+00") if has_zone else texts
+
+
+# 2. Cleaning, and 3. lists
+
+
+def value_sql(table: TableSpec, column: str, *, is_list_column: bool = False) -> str:
+    """SQL of the cleaned text of a column, blank as NULL; of a table of lists, of its texts.
+
+    Only a text is cut at the separator: a column of lists says itself where an id ends, and
+    extraction reads each element.
+
+    Args:
+        is_list_column: whether the file's column holds lists.
+    """
+    name = quoted(column)
+    if table.is_list and is_list_column:
+        if not table.extract:
+            return name
+        return f"list_transform({name}, lambda x: {_extracted_sql('trim(x)', table)})"
+    text = _extracted_sql(f"trim({name})" if table.trim else name, table)
+    text = f"nullif({text}, '')"
+    if table.separator is None:
+        return text
+    return f"string_split({text}, {literal(table.separator)})"
+
+
+def _extracted_sql(text: str, table: TableSpec) -> str:
+    return f"regexp_extract({text}, {literal(table.extract)}, 1)" if table.extract else text
+
+
+def exploded_sql(relation: str) -> str:
+    """SQL of (key, position, id) of SQL of (key, list of texts): a line for each id that is not blank."""
+    return (
+        f"SELECT key, position, trim(part) AS id FROM (SELECT key, unnest(value) AS part, "
+        f"generate_subscripts(value, 1) AS position FROM ({relation})) WHERE trim(part) <> ''"
+    )
+
+
+def cleaned(table: TableSpec, texts: pa.Array) -> pa.Array:
+    """Return the texts as `value_sql` cleans one that is no list [N]: blank ones are null."""
+    if table.trim:
+        texts = pc.utf8_trim(texts, characters=BLANKS)
+    if table.extract:
+        # The same engine as the database's, RE2: the text is replaced by the group of the first match.
+        whole = rf"(?s:\A.*?)(?:{table.extract})(?s:.*\z)"
+        group = pc.replace_substring_regex(texts, pattern=whole, replacement=r"\1")
+        texts = pc.if_else(pc.match_substring_regex(texts, table.extract), group, None)
+    return _without_blanks(texts)
+
+
+def elements(table: TableSpec, raw: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return the ids of lists end to end [V], and for each the number of its raw value [V].
+
+    Args:
+        raw: lists, or texts that the table's separator cuts [N].
+
+    Raises:
+        UserError: the values are no lists, and the table has no separator.
+    """
+    if _holds_lists(raw):
+        lists, texts = raw, texts_of(pc.list_flatten(raw))
+        if table.extract:
+            texts = cleaned(table, texts)
+    elif table.separator is not None:
+        lists = pc.split_pattern(cleaned(table, single_texts(raw)), table.separator)
+        texts = pc.list_flatten(lists)
+    else:
+        raise UserError(f"{table.name}: values of type {raw.type}, expected lists of ids")
+    if table.trim:
+        texts = pc.utf8_trim(texts, characters=BLANKS)
+    texts = _without_blanks(texts)
+    is_id = pc.is_valid(texts)
+    parents_V = as_array(pc.filter(pc.list_parent_indices(lists), is_id).cast(pa.int64()))
+    return pc.filter(texts, is_id), parents_V
+
+
+def _holds_lists(raw: pa.Array) -> bool:
+    return pa.types.is_list(raw.type) or pa.types.is_large_list(raw.type)
+
+
+def single_texts(raw: pa.Array) -> pa.Array:
+    """Return values that are no lists as text [N]; a number that is none (nan) is a null."""
+    texts = texts_of(raw)
+    if pa.types.is_floating(raw.type):
+        texts = pc.if_else(pc.equal(texts, "nan"), None, texts)
+    return texts
+
+
+def _without_blanks(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+
+
+# 4. Row
+
+
+def row_sql(table: TableSpec, value: str, vocabulary: str, alias: str) -> tuple[str, str]:
+    """Return SQL of a join and of the row of one cleaned text, for a table that is no list's.
+
+    Args:
+        value: SQL of the text.
+        vocabulary: database table (id, row) of the vocabulary; only read where there is one.
+        alias: a name for the joined vocabulary, unique in the query.
+    """
+    if table.kind == "bucket":
+        # Cuts as texts: SQL would read the digits as decimals, which are not the same numbers.
+        cuts = "[" + ", ".join(literal(repr(c)) for c in table.cuts) + "]::DOUBLE[]"
+        number = number_sql(value)
+        bucket = f"1 + len(list_filter({cuts}, lambda c: c < {number}))"
+        return "", f"CAST(CASE WHEN {number} IS NULL THEN 0 ELSE {bucket} END AS INTEGER)"
+    if table.kind == "hash":
+        row = hash_sql(value, table.num_rows)
+        return "", f"CASE WHEN {value} IS NULL THEN 0 ELSE {row} END"
+    join = f"LEFT JOIN {vocabulary} {alias} ON {alias}.id = {value}"
+    return join, f"coalesce({alias}.row, 0)"
+
+
+def list_rows_sql(table: TableSpec, relation: str, vocabulary: str) -> str:
+    """SQL of (key, value) by key of SQL of (key, list of texts): a row for each known id, in order.
+
+    Args:
+        vocabulary: database table (id, row) of the vocabulary; only read where there is one.
+    """
+    exploded = f"({exploded_sql(relation)}) r"
+    if table.kind == "hash":
+        found, row = exploded, hash_sql("r.id", table.num_rows)
+    else:
+        found, row = f"{exploded} JOIN {vocabulary} v ON r.id = v.id", "v.row"
+    return f"SELECT r.key, {row} AS value FROM {found} ORDER BY r.key, r.position"
+
+
+def rows_of(table: TableSpec, texts: pa.Array, vocabulary: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the row of every cleaned text [N].
+
+    Args:
+        vocabulary: row by id; only read where the table has a vocabulary.
+    """
+    if table.kind == "bucket":
+        row_of = functools.partial(bucket_of, cuts=table.cuts)
+    elif table.kind == "hash":
+        row_of = functools.partial(hashed_row, num_rows=table.num_rows)
+    else:
+        row_of = functools.partial(_listed_row, vocabulary=vocabulary)
+    codes_N, known = codes_of(pa.chunked_array([texts]))
+    # A null has code -1: the last entry.
+    rows = np.array([*map(row_of, known), UNKNOWN_ROW], dtype=np.int64)
+    return rows[codes_N]
+
+
+def _listed_row(text: str, vocabulary: Mapping[str, int]) -> int:
+    return vocabulary.get(text, UNKNOWN_ROW)
+
+
+def hash_sql(value: str, num_rows: int) -> str:
+    """SQL of the row of a hashed id: 1 .. num_rows - 1, row 0 stays unknown.
+
+    The last eight bytes of the id's MD5, little-endian, modulo num_rows - 1: the same in every
+    language and every version of the database.
+    """
+    return f"CAST(1 + md5_number_lower({value}) % {num_rows - 1} AS INTEGER)"
+
+
+def hashed_row(text: str, num_rows: int) -> int:
+    """Return the row of a hashed id, as `hash_sql` does."""
+    digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
+    return 1 + int.from_bytes(digest[8:], "little") % (num_rows - 1)
+
+
+def number_sql(value: str) -> str:
+    """SQL of a text as a number: NULL where there is none."""
+    return f"nullif(try_cast({value} AS DOUBLE), 'nan'::DOUBLE)"
+
+
+def number_of(text: str) -> float | None:
+    """Return a text as a number, as `number_sql` does; None where there is none.
+
+    Python reads a number as the database does but for digits and blanks beyond ASCII, and for a plus
+    sign before another sign.
+    """
+    if not text.isascii():
+        return None
+    try:
+        number = float(text.strip(" \t\n\v\f\r").removeprefix("+"))
+    except ValueError:
+        return None
+    return None if number != number else number
+
+
+def bucket_of(text: str, cuts: tuple[float, ...]) -> int:
+    """Return the row of a number written as text: 1 + the cuts below it, 0 where it is no number."""
+    number = number_of(text)
+    return UNKNOWN_ROW if number is None else 1 + bisect.bisect_left(cuts, number)
+
+
+class Encoder:
+    """Raw values of a request to the rows that prepare would have written."""
+
+    def __init__(self, prepared: Path, manifest: Manifest):
+        """Take the rules of a manifest; vocabularies are read when first needed.
+
+        Raises:
+            UserError: the data was prepared by a version that kept no rules.
+        """
+        if manifest.version < 2:
+            raise UserError(
+                f"{prepared}: prepared by an earlier version, whose manifest (version "
+                f"{manifest.version}, expected 2) has no rules to encode raw values; {PREPARE_AGAIN}"
+            )
+        self._prepared = prepared
+        self._tables = {table.name: table for table in manifest.tables}
+        self._features = {feature.name: feature for feature in manifest.features}
+        self._vocabularies: dict[str, dict[str, int]] = {}
+
+    def encode(
+        self, name: str, raw: pa.Array | pa.ChunkedArray
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return a feature's rows of all values end to end [V], and how many each value has [N].
+
+        A feature that is no list has one row for each value. A longer list than any prepared one is
+        cut to the first `max_ids` of its known ids; a history (item ids, oldest first) to the last.
+
+        Args:
+            raw: a column of the raw file [N]; for a history, lists of item ids.
+
+        Raises:
+            UserError: no such feature; a type that cannot be read; a list where one value belongs.
+        """
+        feature = self._feature(name)
+        table = self._tables[feature.table]
+        values = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+        vocabulary = self._vocabulary(table)
+        if feature.is_list:
+            texts, parents_V = elements(table, values)
+            rows_V = rows_of(table, texts, vocabulary)
+            return _lists_of(feature, rows_V, parents_V, len(values))
+        if _holds_lists(values):
+            raise UserError(f"{name}: values of type {values.type}, expected one value each")
+        texts = single_texts(values)
+        texts = cleaned(table, texts)
+        return rows_of(table, texts, vocabulary), np.ones(len(values), dtype=np.int32)
+
+    def _feature(self, name: str) -> FeatureSpec:
+        if name not in self._features:
+            known = ", ".join(self._features)
+            raise UserError(f"feature {name!r}: not in the manifest, which has {known}")
+        return self._features[name]
+
+    def _vocabulary(self, table: TableSpec) -> dict[str, int]:
+        if table.vocabulary is None:
+            return {}
+        if table.name not in self._vocabularies:
+            path = self._prepared / table.vocabulary
+            with reading(path, PREPARE_AGAIN):
+                listed = pq.read_table(path, columns=["id", "row"])
+                ids, rows = (listed.column(name).to_pylist() for name in ("id", "row"))
+            self._vocabularies[table.name] = dict(zip(ids, rows, strict=True))
+        return self._vocabularies[table.name]
+
+
+def _lists_of(
+    feature: FeatureSpec, rows_V: NDArray[np.int64], parents_V: NDArray[np.int64], num_values: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return the known rows of lists, cut to the feature's longest, and the lengths [num_values]."""
+    is_known = rows_V != UNKNOWN_ROW
+    rows_V, parents_V = rows_V[is_known], parents_V[is_known]
+    lengths_N = np.bincount(parents_V, minlength=num_values)
+    if feature.max_ids is not None:
+        place_V = np.arange(len(rows_V)) - (np.cumsum(lengths_N) - lengths_N)[parents_V]
+        if feature.source == "history":
+            place_V = lengths_N[parents_V] - 1 - place_V
+        keep = place_V < feature.max_ids
+        rows_V, lengths_N = rows_V[keep], np.minimum(lengths_N, feature.max_ids)
+    return rows_V, lengths_N.astype(np.int32)

@@ -1,0 +1,81 @@
+"""Manifest entries of a recipe's tables and features, as far as the recipe alone tells them.
+
+What enters: a recipe. What leaves: TableSpec and FeatureSpec records. Called by prepare, which counts
+the rows, and by planned_manifest, which is told them.
+"""
+
+import dataclasses
+
+from recsys.data.recipe import FeatureRecipe
+from recsys.schema import FeatureSpec, HistorySpec, TableSpec
+
+
+def vocabulary_file(name: str) -> str:
+    """Return the file of a table's vocabulary, below `prepared/`."""
+    return f"vocab/{name}.parquet"
+
+
+def id_table(side: str, num_rows: int = 1) -> TableSpec:
+    """Return the table of the ids of users (side `user`) or items, which are taken as written."""
+    name = f"{side}_id"
+    file = vocabulary_file(name)
+    return TableSpec(name=name, num_rows=num_rows, kind="vocab", vocabulary=file, trim=False)
+
+
+def id_feature(side: str, column: str) -> FeatureSpec:
+    """Return the feature that is the row's own user or item.
+
+    Args:
+        column: of the log.
+    """
+    name = f"{side}_id"
+    return FeatureSpec(
+        name=name, table=name, source=side, side=side, is_list=False, column=column, max_ids=1
+    )
+
+
+def feature_table(name: str, feature: FeatureRecipe) -> TableSpec:
+    """Return a feature's table; 1 row where a vocabulary, and no bucket where quantiles decide."""
+    rules = TableSpec(
+        name=name,
+        num_rows=1,
+        kind="vocab",
+        extract=feature.extract,
+        separator=feature.separator if feature.kind == "id_list" else None,
+    )
+    if feature.kind == "numeric":
+        cuts = tuple(float(cut) for cut in feature.cuts)
+        return dataclasses.replace(rules, kind="bucket", num_rows=len(cuts) + 2, cuts=cuts)
+    if feature.hash_rows:
+        return dataclasses.replace(rules, kind="hash", num_rows=feature.hash_rows)
+    return dataclasses.replace(rules, vocabulary=vocabulary_file(name))
+
+
+def feature_spec(name: str, feature: FeatureRecipe, *, source: str) -> FeatureSpec:
+    """Return a feature of a column.
+
+    Args:
+        source: `item`, `user` or `interaction`: the file that the column is in.
+    """
+    is_list = feature.kind == "id_list"
+    return FeatureSpec(
+        name=name,
+        table=name,
+        source=source,
+        side=(feature.side or "context") if source == "interaction" else source,
+        is_list=is_list,
+        column=feature.column or name,
+        max_ids=None if is_list else 1,
+    )
+
+
+def history_features(history: HistorySpec) -> list[FeatureSpec]:
+    """Return the features of the user's earlier positives: all of them, and the most recent."""
+    lengths = {"history": history.max_length, "history_recent": history.recent_length}
+    return [
+        FeatureSpec(
+            name=name, table="item_id", source="history", side="user", is_list=True, max_ids=length
+        )
+        for name, length in lengths.items()
+        if length
+    ]
