@@ -15,9 +15,9 @@ class EncodersConfig:
     """Both encoders."""
 
     image: ImageConfig = field(default_factory=ImageConfig)
-    """Of pictures."""
+    """Image encoder."""
     text: TextConfig = field(default_factory=TextConfig)
-    """Of texts."""
+    """Text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class EmbedConfig:
     run: ProcessConfig = field(default_factory=ProcessConfig)
     """Threads."""
     encoder: EncodersConfig = field(default_factory=EncodersConfig)
-    """Of pictures and of texts."""
+    """Image and text encoder."""
     device: str = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
     seed: int = 0
-    """Of the encoders' training and of samples."""
+    """Seed of the encoders' training and of samples."""
     retrain: bool = False
     """Train an encoder anew when items or pairs were added or changed since; every vector is made
     anew with it. False: it is kept, and only new vectors are made."""

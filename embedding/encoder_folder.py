@@ -37,7 +37,7 @@ class Stamp:
     trained_on: dict[str, str | None]
     """Checksums of the prepared files that training reads, by name."""
     seed: int
-    """Of training and samples."""
+    """Seed of training and samples."""
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other facts that a training which was cut off depends on."""
 

@@ -1,7 +1,8 @@
 """The hold-out rule: which contents and entities an encoder never sees in training.
 
 A name is held out by its own hash, so the same ones stay apart on any machine, after any new
-`prepare`, whatever else the catalogue holds. Called by launch/embed.py for pictures and texts.
+`prepare`, whatever else the catalogue holds. Called by embedding/image/sample.py and
+embedding/text/pairs.py.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Making of encoders: one way to load an unchanged encoder, or to make it, for pictures and for texts.
 
-What enters: prepared data and settings. What leaves: encoders/<name>/ and an extractor for
+Input: prepared data and settings. Output: encoders/<name>/ and an extractor for
 embedding/features/extraction.py. Called by launch/embed.py on every rank.
 """
 
@@ -29,9 +29,9 @@ class Maker(Protocol):
     contents: str
     """Plural of what is encoded, for messages."""
     scaling: str
-    """How the vectors are scaled, for the feature manifest."""
+    """Scaling of the vectors, for the feature manifest."""
     folder: Path
-    """Of the finished encoder."""
+    """Folder of the finished encoder."""
     files: tuple[str, ...]
     """Files and folders below `folder` that decide the vectors."""
 

@@ -11,7 +11,7 @@ from recsys.files import PREPARE_AGAIN, reading
 
 
 def drawn(num_values: int, most: int, seed: int) -> np.ndarray:
-    """Return up to `most` positions below `num_values`, seeded, ascending.
+    """Return int64 [N]: up to `most` positions below `num_values`, seeded, ascending.
 
     A sample cut off the front would be of the most popular items: rows are numbered by falling count.
     """
@@ -51,7 +51,7 @@ class Catalogue:
 
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Return rows [start, stop); only the row groups that hold them are read."""
-        assert 0 <= start < stop <= self.num_rows, f"rows {start} to {stop} lie in the file"
+        assert 0 <= start < stop <= self.num_rows, f"rows {start} to {stop} are in the file"
         parts = []
         for group in range(
             int(np.searchsorted(self._ends, start, side="right")),

@@ -1,6 +1,6 @@
 """Extraction: every item's vectors, in shards, over any number of ranks, restartable.
 
-What enters: prepared/items.parquet and an extractor. What leaves: features/<name>/. Called by
+Input: prepared/items.parquet and an extractor. Output: features/<name>/. Called by
 launch/embed.py; embedding/features/pipeline.py is the work of one rank.
 
 A vector is made once: what it was made of is hashed, and a row of the same hash and the same encoder
@@ -52,7 +52,7 @@ class MadeBy:
     revision: str
     """Fingerprint of its weights and settings; vectors of another revision are made anew."""
     scaling: str
-    """How the vectors are scaled."""
+    """Scaling of the vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def extract_features(
 ) -> Extraction:
     """Write the extractor's tables below `<workspace>/features/`; all ranks call this.
 
-    Shards go round robin over ranks, so that what is new spreads over them wherever it lies.
+    Shards go round robin over ranks, so that new items spread over all of them.
 
     Args:
         forget_missing: mask rows whose picture is gone or cannot be read any more; False: they keep

@@ -14,13 +14,13 @@ class Extractor(Protocol):
     """Turns the values of one column of items.parquet into vectors of one or more feature tables."""
 
     column: str
-    """Of items.parquet."""
+    """Column of items.parquet."""
     dims: dict[str, int]
     """Width of each feature table, by name."""
     row_hash: str
-    """What `hashes` are of; in other words, the vectors are made anew."""
+    """Definition of `hashes`, in words; vectors of another definition are made anew."""
     num_threads: int
-    """That call `load`."""
+    """Threads that call `load`."""
 
     def hashes(self, values: list[str | None]) -> np.ndarray:
         """Return dtype ROW [N]: what each vector is made of; 0 where there is nothing to encode."""

@@ -1,7 +1,7 @@
 """Exact nearest neighbours of a few items among all of a catalogue, in bounded memory.
 
-What enters: a feature table and some of its rows. What leaves: for each, the rows most like it by
-cosine similarity. Called by launch/neighbours.py.
+Input: a feature table and some of its rows. Output: for each, the rows most similar to it by cosine
+similarity. Called by launch/neighbours.py.
 Shapes: Q queries, P rows of a piece, D width, K neighbours.
 """
 

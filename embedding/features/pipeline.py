@@ -38,9 +38,9 @@ class Shard:
     is_kept: bool = False
     """There already, whole and made of the same; the fields below are empty."""
     values: list[str] = dataclasses.field(default_factory=list)
-    """Of the rows to encode."""
+    """Values of the rows to encode."""
     positions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Of the rows to encode, within the shard."""
+    """Positions of the rows to encode, within the shard."""
     batches: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Positions in `values`."""
     vectors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)

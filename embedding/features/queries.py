@@ -1,6 +1,6 @@
 """Queries of a nearest-neighbour search: rows by id, a spread sample of rows, and exclusions.
 
-What enters: the catalogue and feature tables. What leaves: item rows, for
+Input: the catalogue and feature tables. Output: item rows, for
 embedding/features/nearest.py. Called by launch/neighbours.py. Shapes: Q queries, P rows of a piece.
 """
 
@@ -129,6 +129,7 @@ def same_as(
     values = dict(zip(ascending, catalogue.column(column, ascending), strict=True))
 
     def of_piece(start: int, stop: int) -> np.ndarray:
+        """Return bool [Q, P]."""
         theirs = catalogue.read(start, stop, [column]).column(0)
         same = np.zeros((len(rows), stop - start), dtype=bool)
         for query, row in enumerate(rows):

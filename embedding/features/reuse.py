@@ -1,9 +1,9 @@
 """Reuse: vectors of earlier tables, found by what their rows were made of.
 
-What enters: feature tables of the same encoder, made for other items and set aside below
-`features/`. What leaves: their vectors, by row hash. Called by embedding/features/extraction.py when
-items were added, removed or reordered. Nothing is held in memory by item: hashes lie in a sorted,
-memory-mapped index of 24 bytes a row, which is sorted bucket by bucket.
+Input: feature tables of the same encoder, made for other items and set aside below `features/`.
+Output: their vectors, by row hash. Called by embedding/features/extraction.py when items were added,
+removed or reordered. Nothing is held in memory by item: hashes are stored in a sorted, memory-mapped
+index of 24 bytes a row, which is sorted bucket by bucket.
 """
 
 import shutil
@@ -47,7 +47,7 @@ def same_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def stored_rows(root: Path, names: list[str], index: int) -> np.ndarray | None:
-    """Return what the rows of a shard were made of (dtype ROW).
+    """Return ROW [N]: the content hashes of a shard's rows.
 
     None if it is not finished in every one of the tables `root/<name>`.
     """
@@ -211,12 +211,13 @@ class EarlierTables:
         return out
 
     def _map(self, name: str, ordinal: int) -> np.ndarray:
+        """Return float16 [N, D], memory-mapped."""
         generation, index = self._shards[ordinal]
         return read_array(generation / name / f"shard-{index:05d}.npy", self.remedy, mmap=True)
 
 
 def _bucket(high: np.ndarray, bits: int) -> np.ndarray:
-    """Return the leading bits of 64-bit words, as int64."""
+    """Return the leading bits of 64-bit words [N], as int64 [N]."""
     if not bits:
         return np.zeros(len(high), dtype=np.int64)
     return (high >> np.uint64(64 - bits)).astype(np.int64)

@@ -35,7 +35,7 @@ ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("masked", "u1")])
 masked: 0 where it is not, else 1 + the place of the reason in pictures.REASONS. 17 bytes."""
 
 MASK_CODES = {reason: 1 + place for place, reason in enumerate(REASONS)}
-"""How ROW states why a row is masked; `none` is 1, larger codes are of named pictures."""
+"""Codes of ROW for the reasons of a mask; `none` is 1, larger codes are of named pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class ShardSpec:
 
     file: str
     rows_file: str
-    """What the rows were made of (dtype ROW)."""
+    """Content hashes and masks of the rows, ROW [rows]."""
     start_row: int
     end_row: int
     sha256: str
-    """Of `file`."""
+    """SHA-256 of `file`, hex."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,19 @@ class ShardEntry(ShardSpec):
     masked: dict[str, int]
     """Masked rows by reason."""
     size_bytes: int
-    """Of `file`."""
+    """Size of `file`."""
     mtime_ns: int
-    """Of `file`: unchanged, the file is not read to know that it is whole."""
+    """Modification time of `file`; while it is unchanged, the file is not read to check it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureManifest:
-    """What is known of a feature table."""
+    """Description of a feature table."""
 
     name: str
     """`semantic`, `style` or `text`."""
     encoder: str
-    """What made the vectors, for people."""
+    """Encoder of the vectors, for people."""
     revision: str
     """Fingerprint of encoder weights and settings; shards of another revision are made anew."""
     dim: int
@@ -79,17 +79,17 @@ class FeatureManifest:
     count: int
     """Rows, unknown row 0 included."""
     items_checksum: str
-    """Of the item ids in row order (Manifest.items_checksum)."""
+    """Checksum of the item ids in row order (Manifest.items_checksum)."""
     made_of: str = ""
-    """Of the texts or picture names in row order (Manifest.column_checksums); "": not known."""
+    """Checksum of the texts or picture names in row order (Manifest.column_checksums); "": not known."""
     num_masked: int = 0
     """Rows without a vector, row 0 included."""
     masked: dict[str, int] = field(default_factory=dict)
     """Masked rows by reason."""
     scaling: str = ""
-    """How the vectors are scaled."""
+    """Scaling of the vectors."""
     row_hash: str = ""
-    """What the hashes in the shards' `rows_file` are of."""
+    """Definition of the hashes in the shards' `rows_file`, in words."""
     shards: tuple[ShardSpec, ...] = ()
     """In row order."""
     dtype: str = "float16"
@@ -254,6 +254,7 @@ class FeatureTable:
             )
 
     def _map(self, index: int) -> np.ndarray:
+        """Return float16 [rows, dim] of a shard, memory-mapped."""
         return read_array(self.folder / self.manifest.shards[index].file, EMBED_AGAIN, mmap=True)
 
     def verify(self) -> None:

@@ -1,6 +1,6 @@
-"""Random crops and mirrors of pictures: other views in which hand and content stay what they are.
+"""Random crops and mirrors of pictures: augmentation that keeps artist and content recognisable.
 
-No colour jitter, no blur, no rotation: they would change a hand's palette, strokes and texture.
+No colour jitter, no blur, no rotation: they would change an artist's palette, strokes and texture.
 Shapes: B pictures, S side.
 """
 
@@ -24,6 +24,7 @@ def random_crops(
     count = len(pixels_BSS3)
 
     def uniform(low: float, high: float) -> torch.Tensor:
+        """Return float32 [B]."""
         return low + (high - low) * torch.rand(count, generator=generator)
 
     side_B = uniform(min_side, max_side)

@@ -87,7 +87,7 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a weights file; nothing in it is run.
+    """Return the tensors of a weights file, [D, ...] by name; nothing in it is executed.
 
     Raises:
         UserError: it is damaged, or holds other things than tensors.

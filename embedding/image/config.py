@@ -10,7 +10,7 @@ class ImageConfig:
     backbone: str = "resnet_tiny"
     """`resnet_tiny`, or a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name."""
     weights: str = "none"
-    """Where the network starts: `none` (random), `torchvision` (its download), or a file
+    """Weights the network starts from: `none` (random), `torchvision` (its download), or a file
     (.safetensors, or a torch file of tensors)."""
     size: int = 96
     """Side of the square input, in pixels."""
@@ -53,9 +53,9 @@ class ImageConfig:
 
 
 def chosen_style_head(style_head: str, has_artists: bool) -> str:
-    """Return the head that `auto` stands for; any other name as it is.
+    """Return the head that `auto` means for this data; any other name as it is.
 
-    Without artists the contrastive head learns from crops of one picture, and then finds fewer hands
+    Without artists the contrastive head learns from crops of one picture, and then finds fewer artists
     than the palette does without any training (LOG.md, 2026-11-26).
     """
     if style_head != "auto":

@@ -1,6 +1,6 @@
 """Image extractor: picture files of the catalogue to semantic and style vectors.
 
-What enters: names of picture files and an ImageEncoder. Called by embedding/features/pipeline.py.
+Input: names of picture files and an ImageEncoder. Called by embedding/features/pipeline.py.
 Shapes: N pictures, S side.
 """
 

@@ -1,7 +1,7 @@
 """Heads of the image encoder: fitted on a sample, measured on pictures that no training has seen.
 
 Over any number of ranks: each runs the network on its share of the sample, rank 0 fits, all take
-over what it fitted. Called by launch/embed.py. Shapes: N pictures, S side, V views, D widths.
+over what it fitted. Called by embedding/image/making.py. Shapes: N pictures, S side, V views, D widths.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,6 +47,7 @@ def fit_heads(
     _fit_on(first, encoder, fit_reductions)
 
     def reduce() -> tuple[dict[str, torch.Tensor], list[str | None], list[str | None]]:
+        """Return reduced statistics [N, V, D] by output, artists and contents of this rank's share."""
         # Every rank crops its pictures in another way.
         of_rank = seed * 7919 + (dist.get_rank() if dist.is_initialized() else 0)
         reduced = _reduced_views(encoder, pictures, num_views, batch_size, of_rank)
@@ -100,6 +101,7 @@ def _fit_on(source: int, encoder: ImageEncoder, fit: Callable[[], None]) -> None
     """Call `fit` on rank `source`; all ranks' encoders take over what it fitted."""
 
     def fitted() -> dict[str, torch.Tensor]:
+        """Return the fitted tensors, [D, ...] by name."""
         fit()
         return {name: values.cpu() for name, values in encoder.fitted_state().items()}
 

@@ -1,6 +1,6 @@
 """Making of the image encoder: tag pretext, heads, evaluation on unseen pictures, and its folder.
 
-What enters: prepared items and their pictures. What leaves: encoders/image/. Called by
+Input: prepared items and their pictures. Output: encoders/image/. Called by
 embedding/making.py. A killed run leaves its state in encoders/.image.training/ and goes on there.
 """
 
@@ -38,7 +38,7 @@ class ImageMaker:
     def __init__(
         self, workspace: Path, manifest: Manifest, config: ImageConfig, *, seed: int, env: Env
     ):
-        """Settle the style head that `auto` stands for."""
+        """Choose the style head that `auto` means for this data."""
         style_head = chosen_style_head(config.style_head, manifest.has_artists)
         self.config = dataclasses.replace(config, style_head=style_head)
         self.prepared = workspace / "prepared"

@@ -15,10 +15,10 @@ _PIECE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourAccuracy:
-    """How often the nearest neighbour is of the same kind."""
+    """Share of pictures whose nearest neighbour is of the same kind."""
 
     share: float
-    """Of the counted pictures; NaN where none counts."""
+    """Share of the counted pictures; NaN if none counts."""
     count: int
     """Pictures with a neighbour of the same kind to be found."""
 

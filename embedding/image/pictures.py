@@ -22,8 +22,8 @@ from recsys.errors import UserError
 from recsys.spreadsheet import write_csv
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
-"""What is read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that start
-another program (EPS), and those without a signature, which take any bytes for a picture (TGA)."""
+"""Formats that are read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that
+start another program (EPS), and those without a signature, which take any bytes for a picture (TGA)."""
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused as decompression bombs; a camera of 60 megapixels passes."""
@@ -84,7 +84,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by the orientation in its EXIF."""
+"""Transposition that turns a picture upright, by the orientation in its EXIF."""
 
 _OF_THE_PATH = {
     errno.ENOENT: "missing",
@@ -124,8 +124,8 @@ def load_picture(path: Path, size: int) -> np.ndarray:
     """Return an RGB picture as uint8 [size, size, 3].
 
     The centre square is cut out, scaled to `size` and turned upright as its EXIF says. Transparency
-    lies on white, the first frame stands for an animation, 16-bit colours are scaled to 8. What a
-    file is says its content, not its extension.
+    is laid on white, an animation is its first frame, 16-bit colours are scaled to 8. The content of a
+    file decides its format, not its extension.
 
     Raises:
         UnusablePictureError: a reason of REASONS.
@@ -162,11 +162,11 @@ def _check_file(path: Path) -> None:
 
 
 def _pixels(opened: ImageFile.ImageFile, path: Path, size: int) -> np.ndarray:
-    """Check what the header says, then decode."""
+    """Check the header, then decode to uint8 [size, size, 3]."""
     if opened.width * opened.height > MAX_PIXELS:
         raise UnusablePictureError("too_large", f"{path}: {opened.width} x {opened.height} pixels")
     if opened.info.get("progressive"):
-        # In a JPEG these two bytes stand nowhere but before a scan (or in a thumbnail's).
+        # In a JPEG these two bytes occur only before a scan (or in a thumbnail's).
         num_scans = path.read_bytes().count(b"\xff\xda")
         if num_scans > MAX_SCANS:
             raise UnusablePictureError("too_slow", f"{path}: {num_scans:,} scans")

@@ -47,7 +47,7 @@ class PretextConfig:
     batch_size: int
     """Pictures a step over all ranks."""
     seed: int
-    """Of the split, the order, the crops and the tag head."""
+    """Seed of the split, the order, the crops and the tag head."""
 
 
 class TagClassifier(nn.Module):

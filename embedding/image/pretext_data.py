@@ -1,6 +1,6 @@
 """Pictures and tags of the tag pretext: decoded once by all ranks, the same on every rank.
 
-What enters: item rows of the catalogue. What leaves: TagData for embedding/image/pretext.py.
+Input: item rows of the catalogue. Output: TagData for embedding/image/pretext.py.
 Shapes: N pictures with tags, M pictures decoded, S side, T tags.
 """
 
@@ -33,7 +33,7 @@ class TagData:
     pixels: np.ndarray
     """uint8 [M, S, S, 3], in memory or memory-mapped."""
     rows: np.ndarray
-    """int64 [N]: where in `pixels` the pictures of the training lie."""
+    """int64 [N]: positions in `pixels` of the pictures to train on."""
     targets: np.ndarray
     """bool [N, T]."""
     tags: list[str]
@@ -97,6 +97,7 @@ def tag_data(
     pixels = cache.open()
 
     def decode() -> np.ndarray:
+        """Return bool [M]: the pictures of this rank's share that can be used."""
         usable = np.zeros(len(rows), dtype=bool)
         mine = np.array_split(np.arange(len(rows)), env.world_size)[env.rank]
         for piece in np.array_split(mine, max(1, len(mine) // _DECODED_AT_ONCE)):
@@ -132,7 +133,7 @@ class PictureCache:
         self.shape = (count, size, size, 3)
 
     def create(self) -> None:
-        """Make room; one rank calls this before any rank opens it.
+        """Allocate the file; one rank calls this before any rank opens it.
 
         Raises:
             StorageError: not enough space.

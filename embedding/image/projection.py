@@ -2,7 +2,7 @@
 
 Four kinds behind one interface, used by the semantic and the style output of embedding/image/encoder.py:
 `identity`, `principal` (PCA), `discriminant` (what differs between contents, not within them) and
-`contrastive` (a small network that brings pictures of one hand together). Shapes: B pictures, N
+`contrastive` (a small network that brings pictures of one artist together). Shapes: B pictures, N
 pictures of the sample, V views of each, R raw statistics, D reduced width, E output width.
 """
 
@@ -18,7 +18,7 @@ from recsys.job import say
 _COMPONENTS = 256
 """Principal components kept of each statistic that is wider, before anything is trained on it."""
 _SHRINKAGE = 0.1
-"""Of the within-content covariance towards its mean variance (LOG.md, 2026-11-25)."""
+"""Shrinkage of the within-content covariance towards its mean variance (LOG.md, 2026-11-25)."""
 _MAX_DISCRIMINANT_DIM = 1024
 
 
@@ -29,7 +29,7 @@ class Sample:
     reduced_NVD: torch.Tensor
     """View 0 is the whole picture, the others are crops of it."""
     artist_N: torch.Tensor
-    """int64; equal where the hand is the same. An unknown hand is one of its own."""
+    """int64; equal where the artist is the same. An unknown artist is one of its own."""
     content_N: torch.Tensor
     """int64; equal where the same thing is shown. Unknown content is one of its own."""
 
@@ -60,7 +60,7 @@ class Projection(nn.Module):
         return self.head(self.reduce(statistics))
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over the fitted tensors of `state_dict()` of an equal projection."""
+        """Take over the fitted tensors, [D, ...] by name, of `state_dict()` of an equal projection."""
         for name, tensor in state.items():
             self.register_buffer(name, tensor)
 
@@ -106,8 +106,8 @@ class Discriminant(Principal):
     """Whitens what varies within a content, so that distances tell contents apart.
 
     x -> L^T (x - mean) with L L^T = inverse of the shrunk within-content covariance (WCCN, Hatch et
-    al. 2006). A content's pictures by other hands, and crops and mirrors of one picture, say what
-    varies without changing what is shown. Without contents only the latter do.
+    al. 2006). A content's pictures by several artists, and crops and mirrors of one picture,
+    show the variation that leaves the content the same. Without contents only the latter do.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Discriminant(Principal):
         self.needs_labels = True
 
     def fit_reduction(self, statistics: Sequence[torch.Tensor]) -> None:
-        """Reduce only what is too wide for a covariance."""
+        """Fit a reduction of statistics [N, R] only if they are too wide for a covariance."""
         if sum(raw.shape[1] for raw in statistics) > _MAX_DISCRIMINANT_DIM:
             super().fit_reduction(statistics)
 
@@ -147,11 +147,11 @@ class Discriminant(Principal):
 
 
 class Contrastive(Principal):
-    """A small network trained so that pictures of one hand lie together.
+    """A small network trained so that pictures by one artist get similar vectors.
 
     Supervised contrastive loss (Khosla et al. 2020) over unit vectors. A batch is made of triplets:
-    a picture, another one by the same hand, and one of the same content by another hand, which
-    is what the head must learn to tell apart. Where a hand is unknown or has one picture only, the
+    a picture, another one by the same artist, and one of the same content by another artist, which
+    the head must learn to tell apart. If an artist is unknown or has one picture only, the
     second is a crop of the first.
     """
 
@@ -219,7 +219,7 @@ class Contrastive(Principal):
             parameter.requires_grad_(False)
         say(
             f"style head: {self.steps} steps on {len(sample.reduced_NVD):,} pictures by "
-            f"{triplets.num_artists:,} hands, loss {float(total):.3f}"
+            f"{triplets.num_artists:,} artists, loss {float(total):.3f}"
         )
 
     def head(self, reduced_BD: torch.Tensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ class Contrastive(Principal):
         return F.normalize(self.network(reduced_BD), dim=1)
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over fitted tensors; the network's shape is read off them."""
+        """Take over fitted tensors, [D, ...] by name; the network's shape is read off them."""
         prefix = "network."
         super().restore({k: v for k, v in state.items() if not k.startswith(prefix)})
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -259,7 +259,7 @@ def supervised_contrastive(
 
 
 class Triplets:
-    """Draws batches of (a picture, one by the same hand, the same content by another hand)."""
+    """Draws batches of (a picture, one by the same artist, the same content by another artist)."""
 
     def __init__(self, sample: Sample, seed: int):
         """Args: sample: its views are drawn from too."""

@@ -1,4 +1,4 @@
-"""Style heads: what pixels and early blocks of a network say of how a picture is painted.
+"""Style heads: statistics of pixels and of early blocks of a network that describe painting style.
 
 A head is a list of statistics and a projection of them (embedding/image/projection.py). Statistics do not
 know where in the picture something is: Gram matrices of early feature maps (Gatys et al. 2016;
@@ -64,7 +64,7 @@ def palette(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[tor
 
 
 def palettes(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The palette of 4,096 colours and a coarser one of 512, which forgives shades."""
+    """The palette of 4,096 colours, [B, 4096], and a coarser one, [B, 512], that merges shades."""
     fine_BRGB = _colour_shares(pixels_BSS3)
     half = PALETTE_BINS // 2
     coarse_BRGB = fine_BRGB.unflatten(3, (half, 2)).unflatten(2, (half, 2))
@@ -88,7 +88,7 @@ def _colour_shares(pixels_BSS3: torch.Tensor) -> torch.Tensor:
 def roots_and_palettes(
     pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Line and texture by every block's Gram matrix, colour by two palettes."""
+    """Line and texture by every block's Gram matrix, colour by two palettes; each statistic [B, R]."""
     return gram_roots(pixels_BSS3, maps) + palettes(pixels_BSS3, maps)
 
 
@@ -97,11 +97,11 @@ Statistic = Callable[[torch.Tensor, Sequence[torch.Tensor]], list[torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class StyleHead:
-    """What a head reads, and how it becomes a vector."""
+    """Statistics of a head, and their projection to a vector."""
 
     statistics: Statistic
     projection: str
-    """Of embedding/image/projection.py."""
+    """Kind of projection in embedding/image/projection.py."""
 
 
 STYLE_HEADS = {

@@ -24,11 +24,12 @@ class TextConfig:
     perspective_weights: dict[str, float] = field(
         default_factory=lambda: {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
     )
-    """How often an epoch passes over a perspective's pairs; 0.25: a quarter of them, 0: none."""
+    """Share of each perspective's pairs that an epoch takes; 0.25: a quarter of them, 0: none."""
     max_pairs: int = 200_000
-    """Most pairs an epoch takes; beyond it all perspectives shrink alike. 0: all of them."""
+    """Most pairs an epoch takes; beyond it all perspectives shrink by the same factor. 0: all of them."""
     precision: str = "float32"
-    """Of the forward passes in training: `float32`, `bfloat16`, or `auto` (where the machine has it)."""
+    """Precision of the forward passes in training: `float32`, `bfloat16`, or `auto` (bfloat16 where the
+    machine has it)."""
     held_out_tenths: int = 1
     """Tenths of the entities, chosen by name, that training never sees; they examine the encoder."""
     max_queries: int = 1000

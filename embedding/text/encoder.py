@@ -2,7 +2,7 @@
 
 Presets: `scratch` (a small transformer and a tokenizer made from the data set's own texts), a folder,
 or a hub name. embedding/text/fine_tuning.py trains it on text pairs by MultipleNegativesRankingLoss
-(Henderson et al. 2017). What leaves is a standard Sentence-Transformers folder.
+(Henderson et al. 2017). The result is a standard Sentence-Transformers folder.
 Shapes: N texts, B texts of a batch, D width.
 """
 

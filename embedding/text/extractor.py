@@ -1,6 +1,6 @@
 """Text extractor: texts of the catalogue to text vectors.
 
-What enters: texts and a TextEncoder. Called by embedding/features/pipeline.py. Shapes: N texts, D width.
+Input: texts and a TextEncoder. Called by embedding/features/pipeline.py. Shapes: N texts, D width.
 """
 
 from typing import Any

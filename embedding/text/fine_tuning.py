@@ -1,7 +1,7 @@
 """Fine-tuning: Sentence-Transformers' trainer on text pairs, over any number of ranks, restartable.
 
-What enters: a model, training pairs, retrieval tasks of unseen entities. What leaves: the model,
-trained in place, and what it reached on the way. Called by launch/embed.py.
+Input: a model, training pairs, retrieval tasks of unseen entities. Output: the model, trained in place,
+and its evaluations. Called by embedding/text/making.py.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model reached after a number of steps; step 0 is the model as it came."""
+    """Retrieval metrics of the model after a number of steps; step 0 is the untrained model."""
 
     step: int
     results: list[Retrieval]
@@ -54,7 +54,7 @@ class Evaluation:
 class RankSlices(BatchSampler):
     """Every batch of the plan, dealt to the ranks in equal slices, one after the other.
 
-    The trainer hands rank r every r-th list of rows. With slices of one batch, the ranks together
+    The trainer gives rank r every r-th list of rows. With slices of one batch, the ranks together
     see the batches that a single one would see, whatever their number.
     """
 
@@ -134,6 +134,7 @@ class RetrievalEvaluator(BaseEvaluator):
         """Return recall@1 by task; called on rank 0 alone, whose `encode` all ranks share."""
 
         def encode(texts: list[str]) -> np.ndarray:
+            """Return unit vectors float32 [N, D]."""
             return model.encode(
                 texts,
                 batch_size=self.batch_size,
@@ -166,7 +167,7 @@ def described(results: list[Retrieval]) -> str:
 
 
 class Progress(TrainerCallback):
-    """A bar on rank 0; hands on the mean loss since the last evaluation."""
+    """Progress bar on rank 0; passes the mean loss since the last evaluation on to the evaluator."""
 
     def __init__(self, losses: list[float], is_first: bool):
         """Args: losses: where the evaluator finds them."""
@@ -175,7 +176,7 @@ class Progress(TrainerCallback):
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar where training stands."""
+        """Open the bar at the step where training goes on."""
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,

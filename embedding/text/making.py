@@ -1,6 +1,6 @@
 """Making of the text encoder: the model it starts from, fine-tuning on text pairs, and its folder.
 
-What enters: prepared items and text pairs. What leaves: encoders/text/. Called by
+Input: prepared items and text pairs. Output: encoders/text/. Called by
 embedding/making.py. A killed run leaves its checkpoints in encoders/.text.training/ and goes on there.
 """
 

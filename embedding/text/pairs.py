@@ -1,6 +1,6 @@
-"""Text pairs: which teach, which examine, and how they are cut into batches without false negatives.
+"""Text pairs: split into training and evaluation, and cut into batches without false negatives.
 
-What enters: prepared/pairs.parquet. Called by launch/embed.py and embedding/text/fine_tuning.py.
+Input: prepared/pairs.parquet. Called by embedding/text/training_plan.py and fine_tuning.py.
 """
 
 import itertools
@@ -152,7 +152,7 @@ def groups_of(pairs: Pairs, least: int) -> dict[str, list[int]]:
 class DistinctBatches:
     """One group's pairs, cut into batches in which no text and no entity occurs twice.
 
-    The other pairs of a batch are its negatives: a text that stands twice would be its own
+    The other pairs of a batch are its negatives: a text that occurs twice would be its own
     negative, and so would two texts of one entity.
     """
 
@@ -175,7 +175,7 @@ class DistinctBatches:
         self.lengths = np.array([len(pairs.anchor[r]) + len(pairs.positive[r]) for r in rows])
 
     def one_pass(self, seed: Sequence[int]) -> list[np.ndarray]:
-        """Return the batches of one pass over the pairs in an order of their own, each row once.
+        """Return the batches of one pass over the pairs, each int [B], in a seeded order, each row once.
 
         Batches are full; what is left at the end waits for another pass. Where there are too few
         distinct pairs for one full batch, all that fit together are the only batch.
@@ -245,7 +245,7 @@ class BatchPlan:
             batch_size: pairs a step over all ranks, rounded to a multiple of them; a batch comes from
                 one group.
             weights: by perspective, how often an epoch passes over its pairs; 0 leaves it out.
-            max_pairs: most pairs an epoch takes; beyond it all groups shrink alike. 0: all.
+            max_pairs: most pairs an epoch takes; beyond it all groups shrink by the same factor. 0: all.
 
         Raises:
             UserError: a weight is negative or of an unknown perspective, or a batch of one pair.
@@ -297,7 +297,7 @@ class BatchPlan:
         return ", ".join(parts)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield rows of the pairs, one array a step."""
+        """Yield rows of the pairs, int [B], one array a step."""
         for epoch in range(self.epochs):
             order = [i for i, n in enumerate(self.num_batches.values()) for _ in range(n)]
             np.random.default_rng([self.seed, epoch]).shuffle(order)
@@ -310,5 +310,6 @@ class BatchPlan:
 
     @staticmethod
     def _endless(group: DistinctBatches, seed: list[int]) -> Iterator[np.ndarray]:
+        """Yield batches int [B] of a group, pass after pass."""
         for number in itertools.count():
             yield from group.one_pass([*seed, number])

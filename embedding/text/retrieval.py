@@ -1,7 +1,7 @@
 """Retrieval: how often a text finds the text that belongs to it among others.
 
-What enters: pairs of entities that training never sees, and an encoder. What leaves: recall@1, recall@10
-and MRR per perspective and language. Called by embedding/text/fine_tuning.py.
+Input: pairs of entities that training never sees, and an encoder. Output: recall@1, recall@10 and MRR per
+perspective and language. Called by embedding/text/fine_tuning.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ PROTOCOL = (
     "for the text that belongs to it among those of all queries of its perspective and language. Ties "
     "count with their mean over all orders."
 )
-"""What evaluation.json says of how the numbers were measured."""
+"""Protocol of the measurement, as stored in evaluation.json."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RetrievalTask:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What an encoder reached on a task."""
+    """Metrics of an encoder on one task."""
 
     perspective: str
     language: str
@@ -106,7 +106,7 @@ def _place(entry: tuple[tuple[str, str], list[int]]) -> tuple[int, bool, int, st
 def retrieve(
     encode: Callable[[list[str]], np.ndarray], tasks: Sequence[RetrievalTask]
 ) -> list[Retrieval]:
-    """Return what an encoder reaches; `encode`: texts to unit vectors [N, E], called once."""
+    """Return the metrics of an encoder; `encode`: texts to unit vectors [N, E], called once."""
     texts = list(dict.fromkeys(t for task in tasks for t in [*task.queries, *task.candidates]))
     row_of = {text: row for row, text in enumerate(texts)}
     vectors_NE = encode(texts) if texts else np.zeros((0, 0))
@@ -132,7 +132,7 @@ def retrieve(
 def places(
     scores_QC: np.ndarray, targets: np.ndarray, ignored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for every query, how many candidates score above its target, and how many equal it.
+    """Return (int [Q], int [Q]): candidates that score above each query's target, and that equal it.
 
     The target counts as one of the equal. Scores that agree to six decimals are equal: equal texts
     have equal vectors only up to rounding.
@@ -145,15 +145,15 @@ def places(
 
 
 def recall_at(k: int, better: np.ndarray, equal: np.ndarray) -> float:
-    """Return the share of queries with their target among the first k.
+    """Return the share of queries with their target among the first k; `better`, `equal`: int [Q].
 
-    Candidates that tie with the target are in every order alike: a tie counts with the chance that
-    the target stands among the first k.
+    Every order of candidates that tie with the target is equally likely: a tie counts with the chance
+    that the target is among the first k.
     """
     return float(np.clip((k - better) / equal, 0.0, 1.0).mean())
 
 
 def mean_reciprocal_rank(better: np.ndarray, equal: np.ndarray) -> float:
-    """Return the mean of 1 / rank of the targets; under ties, its mean over all their orders."""
+    """Return the mean of 1 / rank of the targets; under ties, its mean over all orders; int [Q] each."""
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, (better + equal).max() + 1))])
     return float(((harmonic[better + equal] - harmonic[better]) / equal).mean())

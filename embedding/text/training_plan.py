@@ -1,6 +1,6 @@
 """Training plan of the text encoder: pairs to train on, batches of them, and retrieval tasks.
 
-What enters: prepared/pairs.parquet and settings. Called by embedding/text/making.py.
+Input: prepared/pairs.parquet and settings. Called by embedding/text/making.py.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from recsys.schema import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Everything of one training that the pairs and the settings decide."""
+    """Pairs, batches and retrieval tasks of one training."""
 
     split: Split
     """Pairs to train on, and pairs of entities that training never sees."""
     batches: BatchPlan
-    """Of the pairs to train on; without batches the model stays as it comes."""
+    """Batches of the pairs to train on; without any the model is not trained."""
     tasks: list[RetrievalTask]
-    """On the held-out pairs."""
+    """Retrieval tasks on the held-out pairs."""
 
 
 def plan_training(

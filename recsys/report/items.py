@@ -27,7 +27,7 @@ def short(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What is known of an item, for people."""
+    """Title, artist, tags and picture of an item, for people."""
 
     item_id: str
     title: str | None = None
@@ -44,7 +44,7 @@ class Item:
 
 
 def read_items(catalogue: Catalogue, manifest: Manifest, rows: list[int]) -> dict[int, Item]:
-    """Return what is known of the items at ascending rows; a picture that cannot be used is None."""
+    """Return the items at ascending rows; a picture that cannot be used is None."""
     names = ("item_id", "title", "artist", "content", "tags", "image")
     columns = {name: catalogue.column(name, rows) for name in names}
     root = Path(manifest.image_root).resolve() if manifest.image_root else None

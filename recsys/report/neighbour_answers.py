@@ -58,7 +58,7 @@ class NeighboursConfig:
     exclude_same: str = "none"
     """`artist` or `content`: items that share it with the one asked about are left out; `none`."""
     seed: int = 0
-    """Of the sample."""
+    """Seed of the sample."""
     sheet_width: int = 1400
     """Pixels of sheet.png."""
 
@@ -69,11 +69,11 @@ class Neighbour:
 
     item: Item
     similarity: float
-    """Cosine."""
+    """Cosine similarity."""
     same_artist: bool
     same_content: bool
     shared_tags: int
-    """How many of the tags of the item asked about it has too."""
+    """Number of tags it shares with the item asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def has_pictures(answers: list[Answer]) -> bool:
 
 
 def why_empty(group: list[Neighbour] | None) -> str:
-    """Return the sentence that stands for an empty group."""
+    """Return the sentence shown in place of an empty group."""
     return "It has no vector of this kind." if group is None else "No other item qualifies."
 
 
@@ -186,7 +186,7 @@ def read_answers(
 
 
 def summary_lines(answers: list[Answer]) -> list[str]:
-    """Return one line per modality: how many neighbours are shown and which share is alike."""
+    """Return one line per modality: neighbours shown, and how many share artist or content."""
     lines = []
     for name, shares in summarise(answers).items():
         shown = ", ".join(

@@ -1,6 +1,6 @@
 """Retrieval of the text encoder before and after training: a table and evaluation.png.
 
-What enters: evaluations as plain dictionaries, {"step": n, "results": [one per perspective and
+Input: evaluations as plain dictionaries, {"step": n, "results": [one per perspective and
 language]}. Called by launch/embed.py.
 """
 
