@@ -1,7 +1,7 @@
 """Raw files as DuckDB views: CSV or Parquet in, text columns and a row number out.
 
-Every column is read as text, a column of lists as lists of texts, so that `checks` can name the row
-that does not fit. Called by prepare.
+Every column is read as text, a column of lists as lists of texts, so that `row_checks` can name the row
+of a value that does not fit.
 """
 
 import codecs
@@ -12,7 +12,7 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -23,21 +23,21 @@ from recsys.data.sql import literal, quoted, short
 from recsys.errors import UserError
 
 ROW_NUMBER = "source_row"
-"""Column that every view has: the row's place in its file."""
+"""Column that every view has: the number of the row in its file, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How a text file is written; of a Parquet file nothing here is read."""
+    """Format of a text file; Parquet files ignore it."""
 
     header: list[str] = field(default_factory=list)
     """Column names of a file without a header line."""
     delimiter: str | None = None
-    """Between fields; None: a tab where the name ends in .tsv or .tsv.gz, else a comma."""
+    """Separator of fields; None: a tab if the name ends in .tsv or .tsv.gz, else a comma."""
     quote: str = '"'
-    """Around a field that holds delimiters or line ends; empty: no field is quoted."""
+    """Quotation mark around fields that hold delimiters or line ends; empty: no field is quoted."""
     encoding: str = "utf-8"
-    """Of the characters, by Python's names."""
+    """Character encoding, by its Python name."""
 
 
 class Source:
@@ -58,7 +58,7 @@ class Source:
         Args:
             path: taken literally: no pattern, and no column from a folder called a=b.
             key: config key of the file's section, for messages.
-            copies: folder of a rewritten copy, where the database cannot read the file as it is.
+            copies: folder of a rewritten copy, made if the database cannot read the file as it is.
 
         Raises:
             UserError: the file is missing, of another format, truncated or unreadable.
@@ -70,7 +70,7 @@ class Source:
         self.is_parquet = suffix == ".parquet"
         try:
             if self.is_parquet:
-                # As they stand in the file: the database renames twins.
+                # The names in the file: the database renames duplicates.
                 _check_names(path, pq.read_schema(path).names)
                 self.reader = f"read_parquet({_literal_path(path)}, hive_partitioning=false)"
             elif suffix in (".csv", ".tsv", ".txt", ".gz"):
@@ -104,10 +104,10 @@ class Source:
     def nested_columns(
         self, wanted: dict[str, str | None], *, may_be_lists: bool = False
     ) -> list[str]:
-        """Return a sentence for every wanted column that holds more a row than it may.
+        """Return a sentence for every wanted column that holds lists or structures without permission.
 
         Args:
-            may_be_lists: a list of texts or numbers is fine, a list of anything else is not.
+            may_be_lists: lists of texts or numbers are permitted.
         """
         expected = "one value a row" + (", or a list of texts or numbers" if may_be_lists else "")
         problems = []
@@ -169,10 +169,10 @@ def _check_file(path: Path, key: str) -> None:
 
 
 def _literal_path(path: Path) -> str:
-    """SQL of a path in which the database finds no pattern.
+    """SQL of a path whose wildcards are escaped.
 
     Raises:
-        UserError: it has both a backslash and a sign of patterns, for which there is no escape.
+        UserError: it has both a backslash and a wildcard, which the database cannot escape.
     """
     text = str(path)
     if "\\" in text and re.search(r"[*?\[]", text):
@@ -181,7 +181,7 @@ def _literal_path(path: Path) -> str:
 
 
 def _text_reader(path: Path, view: str, key: str, written: TextFormat, copies: Path) -> str:
-    """SQL that reads a text file; nothing is guessed: a guess may skip the header or split lines."""
+    """SQL that reads a text file. Nothing is detected: detection may skip the header or split lines."""
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     delimiter = written.delimiter or ("\t" if tabs else ",")
     names = written.header or _header(path, key, delimiter, written)
@@ -201,13 +201,13 @@ def _text_reader(path: Path, view: str, key: str, written: TextFormat, copies: P
     )
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """Open a text file's bytes, unpacked."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """Open a text file for reading bytes, decompressed."""
+    return gzip.GzipFile(path) if path.suffix.lower() == ".gz" else open(path, "rb")
 
 
 def _has_mixed_line_ends(path: Path) -> bool:
-    """Return whether both CRLF and LF stand in a file: the database takes one of them as line end."""
+    """Return whether a file has lines ended by CRLF and by LF: the database expects one of them."""
     num_crlf = num_lf = 0
     last = b""
     try:
@@ -222,7 +222,7 @@ def _has_mixed_line_ends(path: Path) -> bool:
 
 
 def _rewrite(path: Path, copy: Path, key: str, written: TextFormat) -> None:
-    """Write a text file anew, as UTF-8 and with LF at the end of every line; fields stay as they are."""
+    """Write a copy of a text file in UTF-8, with LF at the end of every line; fields are unchanged."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     num_quotes = 0
     try:
@@ -230,13 +230,13 @@ def _rewrite(path: Path, copy: Path, key: str, written: TextFormat) -> None:
             io.TextIOWrapper(_opened(path), _with_mark(written.encoding), newline="") as reader,
             open(copy, "w", encoding="utf-8", newline="") as writer,
         ):
-            held = ""  # CR and LF may lie in two pieces
+            held = ""  # CR and LF may be in two pieces
             while piece := reader.read(1 << 20):
                 piece = held + piece
                 held = "\r" if piece.endswith("\r") else ""
                 piece = piece.removesuffix(held)
                 parts = piece.split(written.quote) if written.quote else [piece]
-                # Behind an odd number of quotes a field goes on.
+                # After an odd number of quotes a field is still open.
                 for index in range(num_quotes % 2, len(parts), 2):
                     parts[index] = parts[index].replace("\r\n", "\n")
                 num_quotes += len(parts) - 1
@@ -247,7 +247,7 @@ def _rewrite(path: Path, copy: Path, key: str, written: TextFormat) -> None:
 
 
 def _with_mark(encoding: str) -> str:
-    """Return the encoding that leaves a byte order mark out."""
+    """Return the encoding that skips a byte order mark."""
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
@@ -280,7 +280,7 @@ def _header(path: Path, key: str, delimiter: str, written: TextFormat) -> list[s
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    """Refuse names that SQL cannot tell apart: it takes upper for lower case."""
+    """Refuse names that are equal in SQL, which ignores case."""
     lower = [name.lower() for name in names]
     twice = [name for name in names if lower.count(name.lower()) > 1]
     if twice:
