@@ -20,8 +20,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from embedding.features.store import open_features
-from recsys.checkpoint.folder import load_checkpoint
 from recsys.checkpoint.integrity import best_checkpoint, check_whole
+from recsys.checkpoint.read import load_checkpoint
 from recsys.config import from_config, plain, read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.evaluation.candidates import CandidateDataset, draw_candidates

@@ -18,8 +18,8 @@ import torch
 from omegaconf import DictConfig
 
 from embedding.features.store import open_features
-from recsys.checkpoint.folder import load_checkpoint
 from recsys.checkpoint.integrity import newest_whole, restore_best
+from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
 from recsys.config import read_job
@@ -46,7 +46,7 @@ from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import build_pipeline
 from recsys.train.gradients import Gradients
 from recsys.train.log import RunLog
-from recsys.train.loop import train
+from recsys.train.loop import Loop
 from recsys.train.profile import profiled
 from recsys.train.validate import Validation
 
@@ -158,7 +158,7 @@ def job(cfg: DictConfig) -> None:
         env=env,
     )
     with log.noting_divergence(), signals, saver:
-        train(
+        Loop(
             sharded=sharded,
             pipeline=pipeline,
             loader=train_loader,
@@ -174,7 +174,7 @@ def job(cfg: DictConfig) -> None:
             patience=config.train.patience,
             higher_is_better=config.train.metric != "log_loss",
             plateau_factor=config.optim.plateau_factor,
-        )
+        ).run()
     log.close()
     pipeline.close()
     if signals.exit_code and not state.finished:

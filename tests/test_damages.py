@@ -21,9 +21,10 @@ from embedding.text.encoder import TextEncoder, build_scratch_encoder
 from embedding.text.making import TextMaker
 from embedding.text.pairs import read_pairs
 from launch.compare import read_metrics
-from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
 from recsys.checkpoint.integrity import best_checkpoint, check_whole, newest_whole
+from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.write import save_checkpoint
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
 from recsys.evaluation.evaluate import EvaluateConfig, compare_files

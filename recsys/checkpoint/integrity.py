@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.state import TrainState, stored_state
 from recsys.errors import UserError
 from recsys.files import put_back, reading, remove_folder, sha256_of, sync, write_json
 from recsys.job import say
@@ -139,8 +139,8 @@ def _why_none_is_best(folder: Path) -> str:
     if newest is None:
         return "expected a run trained with this run.name and workspace= (launch/train.py)"
     with reading(newest / "index.json", "put back a copy, or train on (launch/train.py)"):
-        state = TrainState(
-            **json.loads((newest / "index.json").read_text(encoding="utf-8"))["state"]
+        state = stored_state(
+            json.loads((newest / "index.json").read_text(encoding="utf-8"))["state"]
         )
     if state.best_metric is not None:
         return (

@@ -1,7 +1,7 @@
 """Saves checkpoints while training goes on: a copy between two steps, the writing in a thread.
 
 What enters: the sharded model and the loop's state whenever a save is due. What leaves: checkpoints
-(checkpoint.py). Built by launch/train.py, called by the training loop.
+(write.py). Built by launch/train.py, called by the training loop.
 
     step 100 | copy to host buffers | step 101 | step 102 | ...      main thread
                                     | write, sync, checksum, agree, rename, prune |   saver thread
@@ -20,15 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recsys.checkpoint.folder import (
-    Snapshot,
-    host_buffers,
-    stored_tensors,
-    take_snapshot,
-    write_checkpoint,
-)
 from recsys.checkpoint.integrity import forget_unfinished
+from recsys.checkpoint.snapshot import Snapshot, host_buffers, stored_tensors, take_snapshot
 from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.write import write_checkpoint
 from recsys.errors import StorageError
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import GROUP_TIMEOUT, Env

@@ -1,6 +1,14 @@
 """Where a run stands: the part of a checkpoint that is neither model nor optimizer."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from recsys.errors import UserError
+
+CHECKPOINT_VERSION = 2
+"""Of index.json; another one is refused."""
 
 
 @dataclass
@@ -27,3 +35,19 @@ class TrainState:
     """True where a stop cut off the validation of `step`: a resumed run begins with it."""
     finished: bool = False
     """True once all epochs are done or early stopping struck."""
+
+
+def stored_state(values: Mapping[str, Any]) -> TrainState:
+    """Return the loop state of a checkpoint's index.json; keys that came later have their defaults.
+
+    Raises:
+        UserError: a key that this version does not know.
+    """
+    known = {field.name for field in dataclasses.fields(TrainState)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(
+            f"holds a loop state with {', '.join(unknown)}, expected only {', '.join(sorted(known))}; "
+            f"use the version of Tessera that wrote it"
+        )
+    return TrainState(**values)

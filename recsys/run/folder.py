@@ -5,7 +5,7 @@ was trained with. Called by launch/train.py, launch/evaluate.py, launch/compare.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def open_run_folder(
             )
         if latest_checkpoint(folder / "checkpoints") is not None:
             extended = [*before.get("extended", []), *changed.values()]
+            if changed:
+                say(_extension(changed, config, before["train"]["epochs"]))
     now |= {"launch": list(launch), "extended": extended}
     text = yaml.safe_dump(now, sort_keys=False, allow_unicode=True)
     if anew:
@@ -69,6 +71,19 @@ def open_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(stored_file, text)
     return folder
+
+
+def _extension(changed: Mapping[str, str], config: RunConfig, epochs_before: int) -> str:
+    """Return the line on a resume with other settings, and what it does to the learning rate."""
+    text = (
+        f"note: run {config.run.name!r} goes on with other settings ({'; '.join(changed.values())})"
+    )
+    if "train.epochs" in changed and config.optim.decay != "constant":
+        text += (
+            f"; its learning rate now falls to 0 ({config.optim.decay}) over {config.train.epochs} "
+            f"epochs instead of {epochs_before}, so the next step's differs from the last one's"
+        )
+    return f"{text}; config.yaml lists them as extended"
 
 
 def _read_stored(file: Path) -> dict[str, Any]:

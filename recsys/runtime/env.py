@@ -149,27 +149,8 @@ def start(
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(torch_device)
-    timeout = timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():
-        if "RANK" in os.environ:
-            store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
-            dist.init_process_group(
-                "nccl" if use_cuda else "gloo",
-                store=fresh_store(
-                    store, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
-                ),
-                rank=rank,
-                world_size=world_size,
-                timeout=timeout,
-            )
-        else:
-            dist.init_process_group(
-                "nccl" if use_cuda else "gloo",
-                store=dist.HashStore(),
-                rank=0,
-                world_size=1,
-                timeout=timeout,
-            )
+        _join_group("nccl" if use_cuda else "gloo", rank, world_size, timeout_seconds)
     return Env(
         rank=rank,
         world_size=world_size,
@@ -178,6 +159,18 @@ def start(
         device=torch_device,
         threads=num_threads,
     )
+
+
+def _join_group(backend: str, rank: int, world_size: int, timeout_seconds: int) -> None:
+    """Join the ranks that torchrun started, or a group of one without it."""
+    timeout = timedelta(seconds=timeout_seconds)
+    store: dist.Store = dist.HashStore()
+    if "RANK" in os.environ:
+        agents, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        store = fresh_store(
+            agents, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
+        )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:

@@ -66,105 +66,134 @@ class Batches(Protocol):
         ...
 
 
-def train(
-    *,
-    sharded: ShardedRanker,
-    pipeline: Pipeline,
-    loader: Batches,
-    learning_rate_factor: Callable[[int], float],
-    validate: Callable[[TrainState], float],
-    save: Callable[[TrainState, bool], None],
-    stop_due: Callable[[], bool],
-    state: TrainState,
-    log: RunLog,
-    epochs: int,
-    evaluate_every_steps: int,
-    save_every_steps: int,
-    patience: int,
-    higher_is_better: bool,
-    plateau_factor: float,
-) -> None:
-    """Train until `epochs` are done or the validation metric stalls; `state` says how far it came.
+@dataclass(kw_only=True)
+class Loop:
+    """The step loop and everything that it calls."""
 
-    Where a stop is due the state is saved, and training ends in the middle.
+    sharded: ShardedRanker
+    """Model, tables and their optimizers."""
+    pipeline: Pipeline
+    """Takes a step."""
+    loader: Batches
+    """Training batches of this rank."""
+    learning_rate_factor: Callable[[int], float]
+    """Factor on the base learning rates by 0-based step."""
+    validate: Callable[[TrainState], float]
+    """Returns the validation metric, the same value on every rank; raises Interrupted where a stop is
+    due."""
+    save: Callable[[TrainState, bool], None]
+    """Saves the state; the flag says that it is the best so far."""
+    stop_due: Callable[[], bool]
+    """Asked after every step, by all ranks; the same answer on each."""
+    state: TrainState
+    """How far training came; changed in place."""
+    log: RunLog
+    """Takes every step's losses."""
+    epochs: int
+    """Most passes over the training split."""
+    evaluate_every_steps: int
+    """Steps between validations; 0: once at the end of each epoch."""
+    save_every_steps: int
+    """Steps between checkpoints; 0: with every validation only."""
+    patience: int
+    """Validations without improvement after which training stops; 0: never."""
+    higher_is_better: bool
+    """Of the validation metric."""
+    plateau_factor: float
+    """Factor on the learning rate at every validation without improvement."""
 
-    Args:
-        learning_rate_factor: factor on the base learning rates by 0-based step.
-        validate: returns the validation metric, the same value on every rank; Interrupted where a
-            stop is due.
-        save: saves the state; the flag says that it is the best so far.
-        stop_due: asked after every step, by all ranks; the same answer on each.
+    def run(self) -> None:
+        """Train until `epochs` are done or the validation metric stalls.
 
-    Raises:
-        NonFiniteError: the loss is not finite.
-    """
+        Where a stop is due the state is saved, and training ends in the middle.
 
-    def conclude() -> bool:
-        """Validate and save; return False where a stop cut it off (then it is saved as due)."""
-        finished, state.validation_due = state.finished, True
-        try:
-            metric = validate(state)
-        except Interrupted:
-            state.finished = False
-            save(state, False)
-            return False
-        state.validation_due = False
-        improved = _record(state, metric, higher_is_better)
-        if not improved:
-            state.plateau_scale *= plateau_factor
-        stalled = bool(patience) and state.evaluations_without_improvement >= patience
-        state.finished = finished or stalled
-        save(state, improved)
-        return True
+        Raises:
+            NonFiniteError: the loss is not finite.
+        """
+        state = self.state
+        self.sharded.model.train()
+        if state.validation_due:
+            state.finished = state.epoch >= self.epochs
+            if not self._conclude():
+                return
+        while not state.finished:
+            if not self._pass():
+                return
 
-    sharded.model.train()
-    if state.validation_due:
-        state.finished = state.epoch >= epochs
-        if not conclude():
-            return
-    while not state.finished:
-        batches = loader.batches(state.epoch, state.step_in_epoch)
-        while state.step_in_epoch < loader.steps_per_epoch:
-            num_steps = loader.steps_per_epoch - state.step_in_epoch
-            if evaluate_every_steps:
-                num_steps = min(num_steps, evaluate_every_steps - state.step % evaluate_every_steps)
+    def _pass(self) -> bool:
+        """Train to the end of the pass over the data, or of training; return False at a stop."""
+        state = self.state
+        batches = self.loader.batches(state.epoch, state.step_in_epoch)
+        while state.step_in_epoch < self.loader.steps_per_epoch:
+            num_steps = self.loader.steps_per_epoch - state.step_in_epoch
+            if self.evaluate_every_steps:
+                to_evaluation = self.evaluate_every_steps - state.step % self.evaluate_every_steps
+                num_steps = min(num_steps, to_evaluation)
+            stopping, factor = False, 0.0
             # The pipeline runs dry at the end of the slice: nothing is in flight when the model is
             # evaluated, and the loader goes on where the slice ended.
             part = itertools.islice(batches, num_steps)
             for steps_left in reversed(range(num_steps)):
-                factor = learning_rate_factor(state.step) * state.plateau_scale
-                sharded.set_learning_rate_factor(factor)
-                scores = pipeline.progress(part)
-                state.step += 1
-                state.step_in_epoch += 1
-                state.examples += scores.global_rows
-                log.step(state, scores, factor)
-                stopping = stop_due()
-                save_due = save_every_steps and state.step % save_every_steps == 0
-                if steps_left and (stopping or save_due):
+                stopping, factor = self._step(part)
+                if steps_left and (stopping or self._save_due()):
                     # Whether the losses so far are finite is known before anything is saved.
-                    log.flush(state, factor)
-                    save(state, False)
-                    log.restart_clock()
+                    self.log.flush(state, factor)
+                    self.save(state, False)
+                    self.log.restart_clock()
                     if stopping:
-                        return
-            log.flush(state, factor)
-            pipeline.pause()
+                        return False
+            self.log.flush(state, factor)
+            self.pipeline.pause()
 
-            epoch_done = state.step_in_epoch == loader.steps_per_epoch
+            epoch_done = state.step_in_epoch == self.loader.steps_per_epoch
             if epoch_done:
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
-                state.finished = state.epoch >= epochs
-            if state.finished or _due(state.step, evaluate_every_steps, epoch_done):
-                if not conclude():
-                    return
-            elif save_every_steps and state.step % save_every_steps == 0 or stopping:
-                save(state, False)
+                state.finished = state.epoch >= self.epochs
+            if state.finished or _due(state.step, self.evaluate_every_steps, epoch_done):
+                if not self._conclude():
+                    return False
+            elif self._save_due() or stopping:
+                self.save(state, False)
                 if stopping:
-                    return
-            log.restart_clock()
+                    return False
+            self.log.restart_clock()
             if epoch_done or state.finished:
                 break
+        return True
+
+    def _step(self, part: Iterator[Batch]) -> tuple[bool, float]:
+        """Take one step; return whether a stop is due, and the factor on the learning rates."""
+        state = self.state
+        factor = self.learning_rate_factor(state.step) * state.plateau_scale
+        self.sharded.set_learning_rate_factor(factor)
+        scores = self.pipeline.progress(part)
+        state.step += 1
+        state.step_in_epoch += 1
+        state.examples += scores.global_rows
+        self.log.step(state, scores, factor)
+        return self.stop_due(), factor
+
+    def _save_due(self) -> bool:
+        return bool(self.save_every_steps) and self.state.step % self.save_every_steps == 0
+
+    def _conclude(self) -> bool:
+        """Validate and save; return False where a stop cut it off (then it is saved as due)."""
+        state = self.state
+        finished, state.validation_due = state.finished, True
+        try:
+            metric = self.validate(state)
+        except Interrupted:
+            state.finished = False
+            self.save(state, False)
+            return False
+        state.validation_due = False
+        improved = _record(state, metric, self.higher_is_better)
+        if not improved:
+            state.plateau_scale *= self.plateau_factor
+        stalled = bool(self.patience) and state.evaluations_without_improvement >= self.patience
+        state.finished = finished or stalled
+        self.save(state, improved)
+        return True
 
 
 def _due(step: int, period: int, epoch_done: bool) -> bool:

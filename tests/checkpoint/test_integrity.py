@@ -19,7 +19,7 @@ from recsys.checkpoint.integrity import (
     restore_best,
     write_manifest,
 )
-from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.state import TrainState, stored_state
 from recsys.files import sha256_of
 from recsys.runtime.env import Env
 
@@ -234,3 +234,9 @@ def test_a_damaged_pointer_to_the_best_checkpoint_is_named(tmp_path, content):
     (tmp_path / "best.json").write_text(content)
     with pytest.raises(ValueError, match=r"best.json: .*; train on \(launch/train.py\)"):
         best_checkpoint(tmp_path)
+
+
+def test_a_loop_state_from_before_a_key_was_there_has_its_default():
+    assert stored_state({"epoch": 2, "step": 9}) == TrainState(epoch=2, step=9)
+    with pytest.raises(ValueError, match="with momentum, expected only best_metric, .*version of"):
+        stored_state({"epoch": 2, "momentum": 0.9})

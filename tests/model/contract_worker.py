@@ -14,8 +14,9 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_world
 
-from recsys.checkpoint.folder import load_checkpoint, save_checkpoint
+from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.write import save_checkpoint
 from recsys.model.build import RANKERS, batch_features
 from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config

@@ -5,6 +5,7 @@ import os
 import pytest
 import yaml
 
+from recsys.checkpoint.integrity import describe_file, write_manifest
 from recsys.run.config import read_run_config
 from recsys.run.folder import open_run_folder, read_run_folder
 from recsys.runtime.env import agent_of, name_of_process
@@ -99,3 +100,41 @@ def test_a_run_from_before_a_key_was_there_was_made_with_its_default(tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
     with pytest.raises(ValueError, match="model.umcm_dropout was 0.0, is 0.5"):
         open_run_folder(tmp_path, config, tiny_world.manifest(), [])
+
+
+def with_epochs(epochs, **optim):
+    return read_run_config({"run": {"name": "r"}, "train": {"epochs": epochs}, "optim": optim})
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_a_resume_with_other_epochs_says_what_becomes_of_the_learning_rate(tmp_path, capsys, decay):
+    folder = open_run_folder(tmp_path, with_epochs(2, decay=decay), tiny_world.manifest())
+    checkpoint = folder / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "index.json").write_text("{}")
+    write_manifest(checkpoint, {"index.json": describe_file(checkpoint / "index.json")})
+    capsys.readouterr()
+    open_run_folder(tmp_path, with_epochs(2, decay=decay), tiny_world.manifest())
+    assert capsys.readouterr().out == ""
+    open_run_folder(tmp_path, with_epochs(5, decay=decay), tiny_world.manifest())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "train.epochs was 2, is 5" in line
+    changed = f"its learning rate now falls to 0 ({decay}) over 5 epochs instead of 2"
+    assert (changed in line) == (decay != "constant")
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert stored["extended"] == ["train.epochs was 2, is 5"]
+    assert stored["train"]["epochs"] == 5
+
+
+def test_overwriting_replaces_the_folder_in_one_step(tmp_path, monkeypatch):
+    folder = open_as(tmp_path, [])
+    (folder / "checkpoints").mkdir()
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("recsys.run.folder.write_text", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        open_as(tmp_path, [], overwrite=True)
+    assert (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file()
+    assert [path.name for path in folder.parent.iterdir()] == ["r"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from recsys.checkpoint import folder as checkpoint_folder
 from recsys.checkpoint import saver as checkpoint_saver
-from recsys.checkpoint.folder import Snapshot
+from recsys.checkpoint import write as checkpoint_write
 from recsys.checkpoint.saver import Saver
+from recsys.checkpoint.snapshot import Snapshot
 from recsys.checkpoint.state import TrainState
 from recsys.errors import NonFiniteError, StorageError, UserError
 from recsys.runtime.collectives import gather, gather_rows, share, sharing_errors
@@ -91,10 +91,10 @@ def outcome(work: Callable[[], Any]) -> dict[str, Any]:
 def save(env: Env, folder: Path, rank: int, where: str, in_background: bool) -> None:
     """Save a checkpoint of one small table, with a MemoryError on one rank."""
     names = {
-        "writing": (checkpoint_folder, "_write_part"),
+        "writing": (checkpoint_write, "_write_part"),
         "snapshot": (checkpoint_saver, "take_snapshot"),
         "buffers": (checkpoint_saver, "host_buffers"),
-        "manifest": (checkpoint_folder, "write_manifest"),
+        "manifest": (checkpoint_write, "write_manifest"),
     }
     module, name = names[where]
     snapshot = Snapshot(
