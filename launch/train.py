@@ -24,7 +24,6 @@ from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.files import write_json
 from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.overrides import override
@@ -44,6 +43,7 @@ from recsys.schema import read_manifest
 from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import build_pipeline
+from recsys.sharding.plan import write_plan
 from recsys.train.gradients import Gradients
 from recsys.train.log import RunLog
 from recsys.train.loop import Loop
@@ -96,7 +96,7 @@ def job(cfg: DictConfig) -> None:
             f"{config.model.name}, {num_dense:,} dense weights, {len(vectors)} modalities"
         )
     if env.is_first:
-        write_json(folder / "plan.json", plan)
+        write_plan(folder / "plan.json", plan)
         print_plan(plan)
 
     # 4. The data: ids and labels only, every rank its own lanes.

@@ -38,7 +38,7 @@ from recsys.run.fingerprint import scored_from
 from recsys.run.folder import check_run_data, open_run_folder
 from recsys.schema import read_manifest
 from recsys.sharding.cluster import local_cluster
-from recsys.sharding.plan import read_plan
+from recsys.sharding.plan import read_plan, write_plan
 from recsys.study.runs import StudyRun, read_predictions
 from recsys.train.log import _forget_after
 from tests.checkpoint.test_saver import ALONE, Ranker
@@ -169,17 +169,17 @@ def with_run(whole, tmp_path_factory):
     shutil.copytree(whole, workspace)
     manifest = read_manifest(workspace)
     folder = open_run_folder(workspace, CONFIG, manifest)
-    ranker, optimizers = build_plannable(
+    ranker, tables = build_plannable(
         config=CONFIG, manifest=manifest, modality_dims={}, device_type="cpu"
     )
     plan = plan_model(
         config=CONFIG,
         manifest=manifest,
         ranker=ranker,
-        optimizers=optimizers,
+        tables=tables,
         cluster=local_cluster(ALONE),
     )
-    write_json(folder / "plan.json", plan)
+    write_plan(folder / "plan.json", plan)
     (folder / "metrics.jsonl").write_text(
         "".join(
             json.dumps({"step": step, "train/loss": 0.5, "train/examples_per_second": 9.0}) + "\n"

@@ -5,7 +5,7 @@ SECURITY.md says what is promised. Pictures have tests of their own
 """
 
 import ast
-import copy
+import dataclasses
 import io
 import json
 import os
@@ -32,7 +32,7 @@ from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
 from recsys.schema import name_problems, read_manifest, write_manifest
 from recsys.sharding.cluster import ClusterConfig, check_cluster
-from recsys.sharding.plan import read_plan
+from recsys.sharding.plan import read_plan, write_plan
 from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
 from tests import tiny_world
 from tests.feature_tables import write_table
@@ -295,9 +295,9 @@ def test_vectors_that_are_not_finite_are_refused_where_they_are_written_and_read
 
 @pytest.fixture(scope="module")
 def plan():
-    """The content of a plan.json."""
+    """A plan for two ranks."""
     config = read_run_config({"model": {"embedding_dim": 8, "modalities": []}})
-    ranker, optimizers = build_plannable(
+    ranker, tables = build_plannable(
         config=config, manifest=tiny_world.manifest(), modality_dims={}, device_type="cpu"
     )
     cluster = from_config(ClusterConfig, {"accelerators_per_host": 2}, "cluster")
@@ -305,7 +305,7 @@ def plan():
         config=config,
         manifest=tiny_world.manifest(),
         ranker=ranker,
-        optimizers=optimizers,
+        tables=tables,
         cluster=cluster,
     )
 
@@ -317,7 +317,7 @@ def test_content_broken_at_random_is_refused_with_its_file_or_read(
 ):
     if kind == "plan":
         path, read = tmp_path / "plan.json", read_plan
-        path.write_text(json.dumps(plan))
+        write_plan(path, plan)
     elif kind == "manifest":
         (tmp_path / "prepared").mkdir()
         write_manifest(tmp_path / "prepared", tiny_world.manifest())
@@ -350,9 +350,12 @@ def test_content_broken_at_random_is_refused_with_its_file_or_read(
 
 def test_page_of_a_plan_shows_hostile_names_as_text(tmp_path, plan):
     hostile = "<script>alert(1)</script>'\"><img src=x onerror=alert(1)>"
-    content = json.loads(json.dumps(plan).replace('"user_id"', json.dumps(hostile)))
-    content["summary"] = copy.deepcopy(content["summary"]) | {"verdict": hostile}
-    write_plan_page(tmp_path / "plan.html", content, title=hostile)
+    file = tmp_path / "plan.json"
+    write_plan(
+        file, dataclasses.replace(plan, summary=dataclasses.replace(plan.summary, verdict=hostile))
+    )
+    file.write_text(file.read_text().replace('"user_id"', json.dumps(hostile)))
+    write_plan_page(tmp_path / "plan.html", read_plan(file), title=hostile)
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page and "<img" not in page

@@ -19,7 +19,8 @@ from recsys.errors import UserError
 from recsys.files import reading
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
-from recsys.sharding.apply import ShardedRanker, TableShard
+from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.shards import TableShard
 
 _COPY_BACK = "put back a copy of the checkpoint, or go on training, which skips a damaged one"
 

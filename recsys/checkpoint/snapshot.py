@@ -13,7 +13,8 @@ import torch
 
 from recsys.checkpoint.state import CHECKPOINT_VERSION, TrainState
 from recsys.runtime.env import Env
-from recsys.sharding.apply import ShardedRanker, TableShard
+from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.shards import TableShard
 
 
 @dataclass

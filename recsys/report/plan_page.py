@@ -1,16 +1,16 @@
-"""A sharding plan as a page: who holds what, how full every rank is, every table and rank in numbers.
+"""The sharding plan as an HTML page: memory of every rank, a heat map of tables by ranks, all numbers.
 
-In: the content of plan.json. Out: plan.html, one file, for light and dark. Called by launch/plan.py.
+In: a Plan (recsys.sharding.plan). Out: plan.html, one file, with a dark mode. Called by launch/plan.py.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from recsys.files import write_text
 from recsys.report.page import COLOURS, SORT_SCRIPT, page
-from recsys.report.plan import RANK_COLUMNS, TABLE_COLUMNS, size
+from recsys.report.plan import RANK_COLUMNS, TABLE_COLUMNS, Record, size
+from recsys.sharding.plan import Plan, RankLoad, TablePlan
 
 _MOST_COLUMNS = 128
 """Ranks drawn one by one; more are drawn host by host."""
@@ -25,7 +25,7 @@ PARTS = {
     "dense_bytes": ("dense part", "#d0a928"),
     "copy_bytes": ("copies for checkpoints", "#7a5ea8"),
 }
-"""What fills a rank, in the order it is stacked."""
+"""Contents of a rank's memory, in the order they are stacked."""
 
 _STYLE = """
 section{margin:16px 0;overflow-x:auto}
@@ -48,19 +48,17 @@ stroke-dasharray:4 3}
 """
 
 
-def write_plan_page(path: Path, content: Mapping[str, Any], *, title: str) -> None:
+def write_plan_page(path: Path, plan: Plan, *, title: str) -> None:
     """Write the page."""
-    tables = sorted(content["tables"], key=lambda t: -_held(t))
-    body = f"<p class=verdict>{html.escape(content['summary']['verdict'])}</p>"
-    body += _facts(content)
+    tables = sorted(plan.tables, key=lambda t: -_held(t))
+    body = f"<p class=verdict>{html.escape(plan.summary.verdict)}</p>"
+    body += _facts(plan)
+    body += _section("Memory of a rank", "Use of the memory that holds the tables.", _bars(plan))
     body += _section(
-        "Memory of a rank", "What lies in the memory that holds the tables.", _bars(content)
-    )
-    body += _section(
-        "Who holds what",
+        "Tables by ranks",
         "Values, optimizer state and gradients of a table on a rank: the darker, the more. "
         "Point at a cell for the number.",
-        _heat_map(content, tables),
+        _heat_map(plan, tables),
     )
     body += _section(
         "Tables",
@@ -71,32 +69,31 @@ def write_plan_page(path: Path, content: Mapping[str, Any], *, title: str) -> No
     body += _section(
         "Ranks",
         "Times are TorchRec's estimates for a step, forward and backward.",
-        _table(RANK_COLUMNS, _RANK_KEYS, content["ranks"], ()),
+        _table(RANK_COLUMNS, _RANK_KEYS, plan.ranks, ()),
     )
     whole = page(title, body, style=_STYLE, script=SORT_SCRIPT, width_pixels=1240)
     write_text(path, whole)
 
 
-def _held(table: Mapping[str, Any]) -> int:
-    return table["weight_bytes"] + table["optimizer_bytes"] + table["gradient_bytes"]
+def _held(table: TablePlan) -> int:
+    return table.weight_bytes + table.optimizer_bytes + table.gradient_bytes
 
 
 def _section(title: str, text: str, body: str) -> str:
     return f"<section><h2>{title}</h2><p>{text}</p>{body}</section>"
 
 
-def _facts(content: Mapping[str, Any]) -> str:
-    summary, cluster = content["summary"], content["cluster"]
-    path = summary["critical_path"]
+def _facts(plan: Plan) -> str:
+    summary, cluster, path = plan.summary, plan.cluster, plan.summary.critical_path
     facts = {
-        f"{cluster['hosts']} x {cluster['accelerators_per_host']}": "hosts x ranks each",
-        size(summary["table_bytes"]): "tables and optimizer state",
-        size(summary["smallest_headroom_bytes"]): "to spare on the fullest rank",
-        f"{summary['memory_imbalance']:.2f}": "memory, max / mean of the ranks",
-        f"{summary['time_imbalance']:.2f}": "time, max / mean of the ranks",
-        f"{summary['critical_path_ms']:.2f} ms": "a step (estimate): lookups "
-        f"{path['lookup_ms']:.2f}, communication {path['communication_ms']:.2f}, dense "
-        f"{path['dense_ms']:.2f}",
+        f"{cluster.hosts} x {cluster.accelerators_per_host}": "hosts x ranks each",
+        size(summary.table_bytes): "tables and optimizer state",
+        size(summary.smallest_headroom_bytes): "to spare on the fullest rank",
+        f"{summary.memory_imbalance:.2f}": "memory, max / mean of the ranks",
+        f"{summary.time_imbalance:.2f}": "time, max / mean of the ranks",
+        f"{summary.critical_path_ms:.2f} ms": "a step (estimate): lookups "
+        f"{path.lookup_ms:.2f}, communication {path.communication_ms:.2f}, dense "
+        f"{path.dense_ms:.2f}",
     }
     cells = (
         f"<div class=fact><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>"
@@ -105,9 +102,9 @@ def _facts(content: Mapping[str, Any]) -> str:
     return f"<div class=facts>{''.join(cells)}</div>"
 
 
-def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+def _columns(plan: Plan) -> list[tuple[str, list[int]]]:
     """Name and ranks of every drawn column: a rank each, or a host each where there are many."""
-    num_ranks, local = content["num_ranks"], content["cluster"]["accelerators_per_host"]
+    num_ranks, local = plan.num_ranks, plan.cluster.accelerators_per_host
     if num_ranks <= _MOST_COLUMNS:
         return [(f"rank {rank}", [rank]) for rank in range(num_ranks)]
     return [
@@ -116,58 +113,75 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _bars(content: Mapping[str, Any]) -> str:
+_BAR_HEIGHT = 190
+"""Pixels of a full rank."""
+
+
+def _bars(plan: Plan) -> str:
     """Stacked bars, one a rank (or the fullest of a host), against capacity and what is kept free."""
-    ranks, on_accelerator = content["ranks"], content["cluster"]["device"] == "cuda"
-    key = "hbm" if on_accelerator else "ddr"
-    capacity = ranks[0][f"{key}_capacity_bytes"]
-    free_from = capacity - ranks[0]["reserved_bytes"]
-    # What lies in main memory on GPU is no part of the accelerator's bar.
+    on_accelerator, first = plan.cluster.device == "cuda", plan.ranks[0]
+    capacity = first.hbm_capacity_bytes if on_accelerator else first.ddr_capacity_bytes
+    # Tables in main memory on GPU are no part of the accelerator's bar.
     parts = {
         part: look for part, look in PARTS.items() if part != "copy_bytes" or not on_accelerator
     }
-    columns = _columns(content)
-    left, height, gap = 70, 190, 2
+    columns = _columns(plan)
+    left, gap = 70, 2
     width = max(4, min(40, (1130 - left) // len(columns) - gap))
-    scale = height / capacity if capacity else 0
 
     def y(num_bytes: float) -> float:
-        return round(10 + height - num_bytes * scale, 1)
+        return round(10 + _BAR_HEIGHT * (1 - num_bytes / capacity if capacity else 1), 1)
 
-    marks = []
+    marks = ""
     for index, (name, members) in enumerate(columns):
-        rank = min((ranks[r] for r in members), key=lambda r: r["headroom_bytes"])
-        x, top = left + index * (width + gap), 0.0
-        marks.append(
-            f"<rect class=ground x={x} y={y(capacity)} width={width} height={height}></rect>"
-        )
-        total = sum(rank[part] for part in parts)
-        shrink = rank[f"{key}_bytes"] / total if total else 0
-        for part, (label, colour) in parts.items():
-            if rank[part]:
-                tall = rank[part] * shrink
-                marks.append(
-                    f"<rect x={x} y={y(top + tall)} width={width} height={max(0.3, tall * scale):.1f} "
-                    f'fill="{colour}"><title>{name}: {label} {size(tall)}</title></rect>'
-                )
-                top += tall
+        rank = min((plan.ranks[r] for r in members), key=lambda r: r.headroom_bytes)
+        marks += _bar(rank, name, parts, left + index * (width + gap), width, y, on_accelerator)
     right = left + len(columns) * (width + gap)
     ticks = "".join(
         f"<text x={left - 6} y={y(share * capacity) + 4} text-anchor=end>{size(share * capacity)}"
         f"</text>"
         for share in (0, 0.5, 1)
     )
-    limit = f"<line class=limit x1={left} x2={right} y1={y(free_from)} y2={y(free_from)}></line>"
+    free_from = y(capacity - first.reserved_bytes)
+    limit = f"<line class=limit x1={left} x2={right} y1={free_from} y2={free_from}></line>"
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{label}</span>'
         for label, colour in parts.values()
     )
     legend += "<span>dashed: above it is kept free</span>"
-    names = _column_names(columns, left, width + gap, 10 + height + 16)
+    names = _column_names(columns, left, width + gap, 10 + _BAR_HEIGHT + 16)
     return (
-        f"<div class=legend>{legend}</div><svg width={right + 10} height={height + 40} "
-        f"role=img>{''.join(marks)}{limit}{ticks}{names}</svg>"
+        f"<div class=legend>{legend}</div><svg width={right + 10} height={_BAR_HEIGHT + 40} "
+        f"role=img>{marks}{limit}{ticks}{names}</svg>"
     )
+
+
+def _bar(
+    rank: RankLoad,
+    name: str,
+    parts: Mapping[str, tuple[str, str]],
+    x: int,
+    width: int,
+    y: Callable[[float], float],
+    on_accelerator: bool,
+) -> str:
+    """Return one stacked bar; `y` maps bytes to the pixel of their top."""
+    top = 0.0
+    marks = f"<rect class=ground x={x} y=10 width={width} height={_BAR_HEIGHT}></rect>"
+    amounts = {part: getattr(rank, part) for part in parts}
+    total = sum(amounts.values())
+    used = rank.hbm_bytes if on_accelerator else rank.ddr_bytes
+    shrink = used / total if total else 0
+    for part, (label, colour) in parts.items():
+        if amounts[part]:
+            tall = amounts[part] * shrink
+            height = max(0.3, y(top) - y(top + tall))
+            marks += (
+                f"<rect x={x} y={y(top + tall)} width={width} height={height:.1f} "
+                f'fill="{colour}"><title>{name}: {label} {size(tall)}</title></rect>'
+            )
+            top += tall
+    return marks
 
 
 def _column_names(columns: Sequence[tuple[str, list[int]]], left: int, step: int, y: int) -> str:
@@ -183,29 +197,20 @@ def _column_names(columns: Sequence[tuple[str, list[int]]], left: int, step: int
     )
 
 
-def _heat_map(content: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
+def _heat_map(plan: Plan, tables: Sequence[TablePlan]) -> str:
     """Rows are tables, columns ranks; opacity is the bytes held, as a share of the fullest cell."""
-    columns = _columns(content)
-    column_of = {rank: index for index, (_, ranks) in enumerate(columns) for rank in ranks}
-    held: dict[str, list[float]] = {t["table"]: [0.0] * len(columns) for t in tables}
-    for shard in content["shards"]:
-        num_bytes = shard["bytes"] + shard["state_bytes"]
-        if shard["rank"] is None:
-            for index, (_, ranks) in enumerate(columns):
-                held[shard["table"]][index] += num_bytes * len(ranks)
-        else:
-            held[shard["table"]][column_of[shard["rank"]]] += num_bytes
-    shown = list(tables)[:_MOST_TABLES]
-    most = max((max(held[t["table"]]) for t in shown), default=0) or 1
-    left = 12 + 7 * max(len(t["table"]) for t in shown)
+    columns = _columns(plan)
+    held = _held_by_column(plan, columns)
+    shown = [table.table for table in tables[:_MOST_TABLES]]
+    most = max((max(held[name]) for name in shown), default=0) or 1
+    left = 12 + 7 * max(len(name) for name in shown)
     step = max(6, min(42, (1150 - left) // len(columns)))
     tall, cells = 24, []
     for row, table in enumerate(shown):
-        y = row * tall
-        name = html.escape(table["table"])
+        y, name = row * tall, html.escape(table)
         cells.append(f"<text x={left - 8} y={y + 16} text-anchor=end>{name}</text>")
         for index, (column, _) in enumerate(columns):
-            num_bytes = held[table["table"]][index]
+            num_bytes = held[table][index]
             # The square root keeps small tables visible beside one that is a thousand times larger.
             opacity = 0.08 + 0.92 * (num_bytes / most) ** 0.5 if num_bytes else 0
             shape = f"x={left + index * step} y={y + 1} width={step - 1} height={tall - 2}"
@@ -222,6 +227,20 @@ def _heat_map(content: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -
     height = len(shown) * tall + 26
     drawing = f"<svg width={width} height={height} role=img>{''.join(cells)}{names}</svg>"
     return drawing + note
+
+
+def _held_by_column(plan: Plan, columns: Sequence[tuple[str, list[int]]]) -> dict[str, list[int]]:
+    """Return the bytes of values, state and gradients in every column, by table name."""
+    column_of = {rank: index for index, (_, ranks) in enumerate(columns) for rank in ranks}
+    held: dict[str, list[int]] = {t.table: [0] * len(columns) for t in plan.tables}
+    for shard in plan.shards:
+        num_bytes = shard.bytes + shard.state_bytes
+        if shard.rank is None:
+            for index, (_, ranks) in enumerate(columns):
+                held[shard.table][index] += num_bytes * len(ranks)
+        else:
+            held[shard.table][column_of[shard.rank]] += num_bytes
+    return held
 
 
 _TABLE_KEYS = {
@@ -246,24 +265,24 @@ _RANK_KEYS = {
 
 
 def _table(
-    columns: Mapping[str, Any],
+    columns: Mapping[str, Callable[[Record], str]],
     keys: Mapping[str, str],
-    lines: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     texts: Sequence[str],
 ) -> str:
-    """Return a sortable table; `keys` says which number of a line orders a column."""
+    """Return a sortable table; `keys` says which field of a record orders a column."""
 
     def kind(name: str) -> str:
         return " class=text" if name in texts else ""
 
-    def key(name: str, line: Mapping[str, Any]) -> str:
-        return f" data-key='{html.escape(str(line[keys[name]]))}'" if name in keys else ""
+    def key(name: str, record: Record) -> str:
+        return f" data-key='{getattr(record, keys[name])}'" if name in keys else ""
 
     head = "".join(f"<th{kind(name)}>{html.escape(name)}</th>" for name in columns)
     rows = []
-    for line in lines:
+    for record in records:
         cells = (
-            f"<td{kind(name)}{key(name, line)}>{html.escape(text(line))}</td>"
+            f"<td{kind(name)}{key(name, record)}>{html.escape(text(record))}</td>"
             for name, text in columns.items()
         )
         rows.append(f"<tr>{''.join(cells)}</tr>")

@@ -6,7 +6,6 @@ launch/plan.py (one that may never be).
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
@@ -17,17 +16,13 @@ from recsys.model.ranker import Ranker
 from recsys.run.config import RunConfig
 from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
-from recsys.sharding.apply import ShardedRanker, Vectors, shard_ranker
+from recsys.sharding.apply import ShardedRanker, shard_ranker, share_plan
 from recsys.sharding.cluster import ClusterConfig, local_cluster
-from recsys.sharding.estimate import REPLICATED
-from recsys.sharding.optimizers import (
-    TableOptimizer,
-    check_dense_penalties,
-    check_penalties,
-    resolve_table_optimizers,
-)
-from recsys.sharding.plan import PlanConfig, plan_tables, read_plan, sharding_plan, share_plan
-from recsys.sharding.search import table_sharder
+from recsys.sharding.optimizers import check_dense_penalties
+from recsys.sharding.plan import REPLICATED, Plan, PlanConfig, read_plan
+from recsys.sharding.search import plan_tables
+from recsys.sharding.shards import Vectors
+from recsys.sharding.tables import TableSettings, resolve_tables
 
 LIST_LENGTH = 4.0
 """Ids that a list is planned with where plan.feature_lengths does not say."""
@@ -35,8 +30,8 @@ LIST_LENGTH = 4.0
 
 def build_plannable(
     *, config: RunConfig, manifest: Manifest, modality_dims: Mapping[str, int], device_type: str
-) -> tuple[Ranker, dict[str, TableOptimizer]]:
-    """Return the ranker, its tables on the meta device, and every trainable table's optimizer.
+) -> tuple[Ranker, dict[str, TableSettings]]:
+    """Return the ranker, its tables on the meta device, and the settings of every table.
 
     Raises:
         UserError: a part of the configuration does not fit the data or the device.
@@ -47,33 +42,11 @@ def build_plannable(
         modality_dims=modality_dims,
         seed=config.run.seed,
     )
-    table_rows = {
-        c.name: c.num_embeddings for c in ranker.inputs.embeddings.embedding_bag_configs()
-    }
-    # Where the optimizer is left to `auto`, what keeps a table from being replicated counts too.
-    sharding = dict.fromkeys([*config.model.half_tables, *config.plan.ranks], "table_wise")
-    sharding = {
-        table: kind
-        for table, kind in sharding.items()
-        if config.optim.tables.get(table, config.optim.table).name == "auto"
-    }
-    for table, kinds in config.plan.sharding_types().items():
-        sharding[table] = "data_parallel" if "data_parallel" in kinds else "".join(kinds[:1])
-    check_penalties(config.optim, table_rows, _sharded_by(config))
     check_dense_penalties(config.optim, [name for name, _ in ranker.dense.named_children()])
-    optimizers = resolve_table_optimizers(config.optim, table_rows, sharding, device_type)
-    return ranker, optimizers
-
-
-def _sharded_by(config: RunConfig) -> dict[str, str]:
-    """Return the key that keeps a table from being replicated, by table name."""
-    keys = dict.fromkeys(config.model.half_tables, "model.half_tables")
-    keys |= {table: f"plan.ranks.{table}" for table in config.plan.ranks}
-    keys |= {t: f"plan.kernels.{t}={k}" for t, k in config.plan.kernels.items() if k != "fused"}
-    for table, kinds in config.plan.sharding_types().items():
-        if "data_parallel" not in kinds:
-            keys[table] = f"plan.sharding.{table}={', '.join(kinds)}"
-    return keys
+    tables = resolve_tables(
+        model=ranker, optim=config.optim, plan=config.plan, device_type=device_type
+    )
+    return ranker, tables
 
 
 def plan_model(
@@ -81,14 +54,14 @@ def plan_model(
     config: RunConfig,
     manifest: Manifest,
     ranker: Ranker,
-    optimizers: Mapping[str, TableOptimizer],
+    tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
     saves: bool = True,
-) -> dict[str, Any]:
-    """Return the best plan for a cluster, as the content of plan.json.
+) -> Plan:
+    """Return the best plan for a cluster.
 
     Args:
-        saves: checkpoints are written, of copies in host memory where tables lie on accelerators, and
+        saves: checkpoints are written, of copies in host memory where tables are on accelerators, and
             where train.save_in_background asks for them.
 
     Raises:
@@ -98,7 +71,7 @@ def plan_model(
     return plan_tables(
         model=ranker,
         cluster=cluster,
-        optimizers=optimizers,
+        tables=tables,
         config=config.plan,
         feature_lengths=feature_lengths(manifest, config.plan),
         global_batch_size=config.train.global_batch_size,
@@ -136,45 +109,42 @@ def plan_and_shard(
     vectors: Mapping[str, Vectors],
     env: Env,
     saves: bool = True,
-) -> tuple[Ranker, dict[str, Any], ShardedRanker]:
+) -> tuple[Ranker, Plan, ShardedRanker]:
     """Build the ranker, plan its tables for this world or read the plan, and shard it.
 
     Args:
         saves: leave room for what saving checkpoints takes.
 
-    Returns the ranker (its tables now sharded in place), the content of plan.json, and what trains
-    it.
+    Returns the ranker (its tables now sharded in place), the plan, and what trains it.
 
     Raises:
         UserError: a part of the configuration does not fit the data or the cluster, or a saved
             plan does not fit this job.
     """
-    ranker, optimizers = build_plannable(
+    ranker, tables = build_plannable(
         config=config,
         manifest=manifest,
         modality_dims={name: table.dim for name, table in vectors.items()},
         device_type=env.device.type,
     )
 
-    def make() -> dict[str, Any]:
+    def make() -> Plan:
         if config.plan.file != "auto":
             return read_plan(local_path(config.plan.file, "plan.file"))
         return plan_model(
             config=config,
             manifest=manifest,
             ranker=ranker,
-            optimizers=optimizers,
+            tables=tables,
             cluster=local_cluster(env),
             saves=saves,
         )
 
     allow_tf32(config.model.dense_precision == "tf32")
-    content = share_plan(
-        env=env, make=make, model=ranker, optimizers=optimizers, source=config.plan.file
-    )
+    plan = share_plan(env=env, make=make, tables=tables, source=config.plan.file)
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
-    replicate = any(line["sharding"] == REPLICATED for line in content["tables"])
-    if ranker.inputs.similarity is not None and not replicate:
+    replicated = any(table.sharding == REPLICATED for table in plan.tables)
+    if ranker.inputs.similarity is not None and not replicated:
         modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
         raise UserError(
             f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
@@ -183,19 +153,15 @@ def plan_and_shard(
         )
     sharded = shard_ranker(
         ranker=ranker,
-        plan=sharding_plan(content),
+        plan=plan,
         env=env,
         optim=config.optim,
-        table_optimizers=optimizers,
+        tables=tables,
         modality_vectors={name: vectors[name] for name in used},
-        replicate_modality=replicate,
-        sharder=table_sharder(
-            content["communication"]["forward"], content["communication"]["backward"], env.device
-        ),
         embedding_init=config.model.embedding_init,
         seed=config.run.seed,
     )
-    return ranker, content, sharded
+    return ranker, plan, sharded
 
 
 def build_loader(

@@ -1,57 +1,23 @@
 """Suggestions for tables that do not fit a cluster; each is planned before it is printed.
 
-What enters: a run's configuration, its data's manifest, the cluster, and what stands in the way.
-What leaves: changes that work, with the keys to set and the plan they lead to. Called by
-launch/plan.py.
+In: everything that decides a plan, and the reason why there is none. Out: changes that work, with the
+keys to set and the verdict of the plan they lead to. Called by launch/plan.py.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
-from recsys.run.assembly import build_plannable, plan_model
-from recsys.run.config import RunConfig
-from recsys.schema import Manifest
-from recsys.sharding.cluster import ClusterConfig
+from recsys.run.assembly import build_plannable
+from recsys.run.planning import Planned
 from recsys.sharding.optimizers import TableOptimConfig
-from recsys.sharding.search import DoesNotFitError
+from recsys.sharding.shortage import DoesNotFitError
 
 _MOST_HOSTS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """Everything that decides a plan."""
-
-    config: RunConfig
-    manifest: Manifest
-    modality_dims: Mapping[str, int]
-    cluster: ClusterConfig
-
-    def plan(self) -> dict[str, Any]:
-        """Return the plan.
-
-        Raises:
-            DoesNotFitError: no plan holds all tables.
-            UserError: constraints that do not fit the tables or the cluster.
-        """
-        ranker, optimizers = build_plannable(
-            config=self.config,
-            manifest=self.manifest,
-            modality_dims=self.modality_dims,
-            device_type=self.cluster.device,
-        )
-        return plan_model(
-            config=self.config,
-            manifest=self.manifest,
-            ranker=ranker,
-            optimizers=optimizers,
-            cluster=self.cluster,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +25,11 @@ class Suggestion:
     """A change that makes the plan fit."""
 
     change: str
-    """What to do, in words."""
+    """The change in words."""
     keys: str
-    """The same as keys of the command line."""
+    """The change as keys of the command line."""
     verdict: str
-    """What the plan with the change says."""
+    """Verdict of the plan with the change."""
 
 
 def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
@@ -79,7 +45,7 @@ def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
 def _verdict(planned: Planned) -> str | None:
     """Return the verdict of the plan, None where there is no plan."""
     try:
-        return planned.plan()["summary"]["verdict"]
+        return planned.plan().summary.verdict
     except UserError:
         # A change whose parts contradict each other is no suggestion.
         return None
@@ -128,13 +94,13 @@ def _row_wise(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
 
 def _trainable_rows(planned: Planned) -> dict[str, int]:
     """Rows of the tables the model trains, largest first."""
-    ranker, _ = build_plannable(
+    _, tables = build_plannable(
         config=planned.config,
         manifest=planned.manifest,
         modality_dims={},
         device_type=planned.cluster.device,
     )
-    rows = {c.name: c.num_embeddings for c in ranker.inputs.embeddings.embedding_bag_configs()}
+    rows = {name: settings.rows for name, settings in tables.items()}
     return dict(sorted(rows.items(), key=lambda item: -item[1]))
 
 
@@ -179,27 +145,3 @@ def _fewest(fits: Callable[[int], bool], too_few: int) -> int | None:
         middle = (enough + too_few) // 2
         too_few, enough = (too_few, middle) if fits(middle) else (middle, enough)
     return enough
-
-
-def rate_clusters(
-    planned: Planned, clusters: list[ClusterConfig]
-) -> list[tuple[ClusterConfig, dict[str, Any] | None, str]]:
-    """Plan for every cluster; return (cluster, plan or None, verdict) from the smallest up.
-
-    Small is: fewest ranks, then least memory.
-    """
-    ordered = sorted(clusters, key=lambda c: (c.num_ranks, c.num_ranks * c.table_memory_bytes))
-    rated: list[tuple[ClusterConfig, dict[str, Any] | None, str]] = []
-    for cluster in ordered:
-        try:
-            content = dataclasses.replace(planned, cluster=cluster).plan()
-            rated.append((cluster, content, content["summary"]["verdict"]))
-        except DoesNotFitError as reason:
-            rated.append((cluster, None, str(reason)))
-    return rated
-
-
-def examples_per_second(content: Mapping[str, Any]) -> float:
-    """Return the estimated rows a second of all ranks: a batch in the time of the critical path."""
-    rows = content["num_ranks"] * content["batch_size_per_rank"]
-    return rows / max(content["summary"]["critical_path_ms"], 1e-9) * 1e3

@@ -1,75 +1,59 @@
-"""Applies a plan: gives every rank its shards, initialises them, fills the frozen ones.
+"""Application of a plan: every rank gets its shards, the model its optimizers.
 
-What enters: a ranker whose tables are on the meta device, its plan and table optimizers. What
-leaves: a DistributedModelParallel ready for the step loop, and the optimizer that steps all of it.
+In: a ranker whose tables are on the meta device, its plan, the settings of its tables. Out: a
+DistributedModelParallel ready for the step loop, and the optimizer that steps all of it.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-import xxhash
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.embedding_types import ShardingType
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
 from recsys.runtime.batch_norm import synchronise
+from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
 from recsys.sharding.optimizers import OptimConfig, TableOptimizer, dense_penalty
-from recsys.sharding.plan import MODALITY_PATH, TABLES_PATH
-from recsys.sharding.search import TableSharder
+from recsys.sharding.plan import (
+    DATA_PARALLEL,
+    HOST_TYPES,
+    MODALITY_PATH,
+    REPLICATED,
+    TABLES_PATH,
+    Plan,
+    TablePlan,
+    sharding_plan,
+)
+from recsys.sharding.planner import table_sharder
+from recsys.sharding.shards import (
+    STATE_NAMES,
+    TableShard,
+    Vectors,
+    as_rows,
+    fill,
+    frozen_shards,
+    initialise,
+    kernels_of,
+    replicate,
+    shards_of,
+)
+from recsys.sharding.tables import TableSettings
 
 ADAGRAD_EPS = 1e-8
 """FBGEMM's default, given to the dense form as well so that plans do not change the training."""
-_INIT_BLOCK_ROWS = 65_536
-_FILL_BLOCK_ROWS = 65_536
-
 _FUSED = {"adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
-# Names of optimizer state: torch's to FBGEMM's.
-_FUSED_STATE_NAMES = {"sum": "sum", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-
-
-class Vectors(Protocol):
-    """A feature table of the feature store, as much of it as filling needs."""
-
-    dim: int
-    num_rows: int
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return float16 [stop - start, dim]; a masked row is all zero."""
-        ...
-
-
-@dataclass
-class TableShard:
-    """One rank's piece of a table, with its optimizer state."""
-
-    table: str
-    weight: torch.Tensor
-    """[rows, columns] view into the kernel's memory."""
-    row: int
-    """First row of the piece."""
-    column: int
-    """First column of the piece."""
-    num_rows_of_table: int
-    num_columns_of_table: int
-    replicated: bool
-    """True where every rank holds the same whole table."""
-    slots: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Optimizer state: [rows, columns], or [rows, 1] for one value a row."""
+_DENSE = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass
@@ -98,7 +82,7 @@ class ShardedRanker:
 
     def table_shards(self) -> list[TableShard]:
         """Return this rank's pieces of the trainable tables with their optimizer state."""
-        shards = list(_shards_of(_submodule(self.model, TABLES_PATH)))
+        shards = list(shards_of(_submodule(self.model, TABLES_PATH)))
         for shard in shards:
             if shard.replicated:
                 shard.slots = _dense_slots(*self._replicated[shard.table])
@@ -119,7 +103,7 @@ class ShardedRanker:
             step = dense.state.get(parameter, {}).get("step")
             if step is not None:
                 counts[table] = int(step)
-        for config, kernel, replicated in _kernels(_submodule(self.model, TABLES_PATH)):
+        for config, kernel, replicated in kernels_of(_submodule(self.model, TABLES_PATH)):
             if not replicated:
                 counts |= {table.name: int(kernel.iter) for table in config.embedding_tables}
         return counts
@@ -129,23 +113,105 @@ class ShardedRanker:
         for table, (parameter, dense) in self._replicated.items():
             if table in counts and "step" in dense.state[parameter]:
                 dense.state[parameter]["step"].fill_(counts[table])
-        for config, kernel, replicated in _kernels(_submodule(self.model, TABLES_PATH)):
+        for config, kernel, replicated in kernels_of(_submodule(self.model, TABLES_PATH)):
             if not replicated:
                 kernel.set_optimizer_step(
                     max(counts.get(table.name, 0) for table in config.embedding_tables)
                 )
 
 
+def share_plan(
+    *,
+    env: Env,
+    make: Callable[[], Plan],
+    tables: Mapping[str, TableSettings],
+    source: str,
+) -> Plan:
+    """Return on every rank the plan that `make` returns on rank 0, checked against model and world.
+
+    Args:
+        make: called on rank 0 only.
+        tables: of the model.
+        source: file of the plan, for messages.
+
+    Raises:
+        UserError: on every rank, with rank 0's sentence, when planning failed there.
+    """
+
+    def made() -> Plan:
+        plan = make()
+        check_matches(plan, tables=tables, env=env, source=source)
+        return plan
+
+    return share(made)
+
+
+def check_matches(
+    plan: Plan, *, tables: Mapping[str, TableSettings], env: Env, source: str
+) -> None:
+    """Raise UserError where a plan was made for another model or world.
+
+    Raises:
+        UserError: lists the differences.
+    """
+    different = []
+    if plan.num_ranks != env.world_size:
+        different.append(f"it is for {plan.num_ranks} ranks, this job has {env.world_size}")
+    here = env.local_world_size
+    planned_local = plan.cluster.accelerators_per_host
+    by_host = any(shard.sharding in HOST_TYPES for shard in plan.shards)
+    if by_host and planned_local != here:
+        different.append(
+            f"it places tables by hosts of {planned_local} ranks, this job has {here} on a host"
+        )
+    if plan.cluster.device != env.device.type:
+        different.append(
+            f"it is for device {plan.cluster.device}, this job runs on {env.device.type}"
+        )
+    planned = {table.table: table for table in plan.tables}
+    different += [f"table {t!r} is not in the plan" for t in tables if t not in planned]
+    different += [f"table {t!r} is not in the model" for t in planned if t not in tables]
+    for name, settings in tables.items():
+        if name in planned:
+            different += _differences(settings, planned[name])
+    if different:
+        raise UserError(
+            f"{source} does not match this job: " + "; ".join(different) + ". Plan again with "
+            "launch/plan.py and the keys of this job, or use plan=auto"
+        )
+
+
+def _differences(settings: TableSettings, planned: TablePlan) -> list[str]:
+    """Return a text for everything in which a table differs from its plan."""
+    optimizer, table = settings.optimizer, planned.table
+    now_and_planned = {
+        "rows": (settings.rows, planned.rows),
+        "width": (settings.width, planned.width),
+        "dtype": (settings.precision, planned.dtype),
+        "optimizer": (None if optimizer is None else optimizer.name, planned.optimizer),
+    }
+    different = [
+        f"table {table!r} has {key} {now} and the plan says {then}"
+        for key, (now, then) in now_and_planned.items()
+        if now != then
+    ]
+    if optimizer is not None and optimizer.l2 and planned.sharding != DATA_PARALLEL:
+        different.append(
+            f"table {table!r} ({settings.rows:,} rows) has an L2 penalty of {optimizer.l2}, which "
+            f"wants data_parallel, and the plan says {planned.sharding} "
+            f"(optim.tables.{table}.l2=0 takes the penalty off)"
+        )
+    return different
+
+
 def shard_ranker(
     *,
     ranker: Ranker,
-    plan: ShardingPlan,
+    plan: Plan,
     env: Env,
     optim: OptimConfig,
-    table_optimizers: Mapping[str, TableOptimizer],
+    tables: Mapping[str, TableSettings],
     modality_vectors: Mapping[str, Vectors],
-    replicate_modality: bool,
-    sharder: TableSharder,
     embedding_init: float,
     seed: int,
 ) -> ShardedRanker:
@@ -157,33 +223,34 @@ def shard_ranker(
 
     Args:
         ranker: built by recsys.model.build, tables on the meta device.
-        plan: from recsys.sharding.plan.sharding_plan.
+        plan: checked by `share_plan`.
+        tables: from recsys.sharding.tables.resolve_tables.
         modality_vectors: feature store tables by modality name.
-        replicate_modality: hold the frozen tables whole on every rank.
-        sharder: from recsys.sharding.search.table_sharder.
         embedding_init: half-width of the trainable tables' uniform initial values.
         seed: of the trainable tables.
     """
-    sharding = _sharding_types(plan)
-    _attach_fused_optimizers(ranker, sharding, table_optimizers)
+    optimizers = {t: s.optimizer for t, s in tables.items() if s.optimizer is not None}
+    torchrec_plan = sharding_plan(plan)
+    sharding = _sharding_types(torchrec_plan)
+    _attach_fused_optimizers(ranker, sharding, optimizers)
     ranker.dense.to(env.device)
     synchronise(ranker.dense)
-    if replicate_modality and ranker.inputs.modality is not None:
-        ranker.inputs.modality.tables = _replicate(ranker.inputs.modality.tables, env)
+    replicated = any(table.sharding == REPLICATED for table in plan.tables)
+    if replicated and ranker.inputs.modality is not None:
+        ranker.inputs.modality.tables = replicate(ranker.inputs.modality.tables, env.device)
     model = DistributedModelParallel(
         ranker,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=env.device,
-        plan=plan,
-        sharders=[sharder],
+        plan=torchrec_plan,
+        sharders=[table_sharder(plan.communication, env.device)],
     )
-    collection = _submodule(model, TABLES_PATH)
-    for shard in _shards_of(collection):
-        _initialise(shard, embedding_init, seed)
+    for shard in shards_of(_submodule(model, TABLES_PATH)):
+        initialise(shard, embedding_init, seed)
     if modality_vectors:
-        for shard in _frozen_shards(_submodule(model, MODALITY_PATH)):
-            _fill(shard, modality_vectors[shard.table.removeprefix(TABLE_PREFIX)])
-    return _with_optimizers(model, sharding, optim, table_optimizers)
+        for shard in frozen_shards(_submodule(model, MODALITY_PATH)):
+            fill(shard, modality_vectors[shard.table.removeprefix(TABLE_PREFIX)])
+    return _with_optimizers(model, sharding, optim, optimizers)
 
 
 def _sharding_types(plan: ShardingPlan) -> dict[str, str]:
@@ -199,7 +266,7 @@ def _attach_fused_optimizers(
     """Mark every model-parallel table with the optimizer that FBGEMM fuses into its backward."""
     bags: Any = ranker.inputs.embeddings.embedding_bags
     for table, bag in bags.items():
-        if sharding[table] == ShardingType.DATA_PARALLEL.value:
+        if sharding[table] == DATA_PARALLEL:
             continue
         chosen = optimizers[table]
         # FBGEMM's kernels penalise looked-up rows only, each in a way of its own.
@@ -215,53 +282,6 @@ def _attach_fused_optimizers(
             apply_optimizer_in_backward(torch.optim.SGD, [bag.weight], {"lr": 0.0})
 
 
-class ReplicatedTables(FusedEmbeddingBagCollection):
-    """TorchRec's unsharded fused collection, fit to sit inside DistributedModelParallel.
-
-    DistributedModelParallel reads `fused_optimizer` as a property; TorchRec defines a method here.
-    """
-
-    @property
-    def fused_optimizer(self) -> KeyedOptimizer:  # type: ignore[override]
-        """The (idle) optimizer of the tables."""
-        return self._optim
-
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Return the pooled vectors, as TorchRec's own forward does.
-
-        That one ends with a concatenation of what its kernels return, which for a single kernel is a
-        copy of all vectors of the batch.
-        """
-        (kernel,) = self._emb_modules
-        # Looked up by name, never run through: the pipeline traces this method with symbols.
-        by_feature = features.to_dict()
-        names = [name for table in self._embedding_bag_configs for name in table.feature_names]
-        values = torch.cat([by_feature[name].values() for name in names])
-        lengths = torch.cat([by_feature[name].lengths() for name in names])
-        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-        return KeyedTensor(
-            keys=self._embedding_names,
-            length_per_key=self._length_per_key,
-            values=kernel(values.int(), offsets.int(), None),
-        )
-
-
-def _replicate(tables: EmbeddingBagCollection, env: Env) -> ReplicatedTables:
-    """Return the frozen collection held whole by this rank, on FBGEMM's kernel.
-
-    Kernel and output are those of the sharded form; only the exchange falls away, which on two CPU
-    ranks costs half the speed.
-    """
-    whole = ReplicatedTables(
-        tables=tables.embedding_bag_configs(),
-        optimizer_type=torch.optim.SGD,
-        optimizer_kwargs={"lr": 0.0},
-        device=env.device,
-    )
-    # Without a gradient DistributedDataParallel leaves the tables alone.
-    return whole.requires_grad_(False)
-
-
 def _submodule(model: DistributedModelParallel, path: str) -> nn.Module:
     return _without_ddp(model).get_submodule(path)
 
@@ -271,94 +291,8 @@ def _without_ddp(model: DistributedModelParallel) -> Any:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def _kernels(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
-    """Yield (grouped config, kernel, replicated) of every lookup group of a sharded collection."""
-    for lookup in collection._lookups:
-        replicated = isinstance(lookup, DistributedDataParallel)
-        inner = lookup.module if replicated else lookup
-        for group in inner._emb_modules:
-            yield group._config, group.emb_module, replicated
-
-
-def _shards_of(collection: nn.Module) -> Iterator[TableShard]:
-    """Yield this rank's pieces of a sharded collection, fused optimizer state included."""
-    for config, kernel, replicated in _kernels(collection):
-        if not replicated:
-            kernel.flush()  # rows that a cache on the accelerator holds newer than the table
-        weights = kernel.split_embedding_weights()
-        # A replicated table's state lives in a torch optimizer; SGD reports no state at all.
-        states = [] if replicated else kernel.get_optimizer_state()
-        states = states or [{}] * len(weights)
-        for table, weight, state in zip(config.embedding_tables, weights, states, strict=True):
-            offsets = (0, 0) if replicated else tuple(table.local_metadata.shard_offsets)
-            yield TableShard(
-                table=table.name,
-                weight=weight.detach(),
-                row=offsets[0],
-                column=offsets[1],
-                num_rows_of_table=table.num_embeddings,
-                num_columns_of_table=table.embedding_dim,
-                replicated=replicated,
-                slots={n: _as_rows(v) for n, v in state.items() if n in _FUSED_STATE_NAMES},
-            )
-
-
-def _frozen_shards(collection: Any) -> Iterator[TableShard]:
-    """Yield this rank's pieces of the frozen collection, sharded or replicated."""
-    if not isinstance(collection, ReplicatedTables):
-        yield from _shards_of(collection)
-        return
-    for config in collection.embedding_bag_configs():
-        weight = collection.embedding_bags[config.name].weight
-        yield TableShard(
-            table=config.name,
-            weight=weight.detach(),
-            row=0,
-            column=0,
-            num_rows_of_table=config.num_embeddings,
-            num_columns_of_table=config.embedding_dim,
-            replicated=True,
-        )
-
-
-def _as_rows(state: torch.Tensor) -> torch.Tensor:
-    """[rows] to [rows, 1]; [rows, columns] stays. A view, so that loading writes through."""
-    return state.detach().unsqueeze(1) if state.dim() == 1 else state.detach()
-
-
-def _initialise(shard: TableShard, bound: float, seed: int) -> None:
-    """Fill a shard of a trainable table with values that depend on (seed, table, row, column) only.
-
-    Uniform in +-bound, drawn in blocks of rows with a generator of its own,
-    so that any rank draws any block alone and every plan starts from the same table.
-    """
-    first, last = shard.row, shard.row + shard.weight.shape[0]
-    for block in range(first // _INIT_BLOCK_ROWS, -(-last // _INIT_BLOCK_ROWS)):
-        generator = torch.Generator().manual_seed(
-            xxhash.xxh64_intdigest(f"{seed}/{shard.table}/{block}".encode()) >> 1
-        )
-        start = block * _INIT_BLOCK_ROWS
-        values = torch.empty(_INIT_BLOCK_ROWS, shard.num_columns_of_table)
-        values.uniform_(-bound, bound, generator=generator)
-        low, high = max(first, start), min(last, start + _INIT_BLOCK_ROWS)
-        columns = slice(shard.column, shard.column + shard.weight.shape[1])
-        shard.weight[low - first : high - first].copy_(values[low - start : high - start, columns])
-
-
-def _fill(shard: TableShard, vectors: Vectors) -> None:
-    """Copy feature vectors into a shard of a frozen table, with the mask in column `dim`."""
-    rows, columns = shard.weight.shape
-    for start in range(0, rows, _FILL_BLOCK_ROWS):
-        stop = min(rows, start + _FILL_BLOCK_ROWS)
-        values = torch.from_numpy(np.array(vectors.read(shard.row + start, shard.row + stop)))
-        stored = torch.zeros(stop - start, shard.num_columns_of_table, dtype=torch.float16)
-        stored[:, : vectors.dim] = values
-        stored[:, vectors.dim] = (values != 0).any(dim=1)
-        shard.weight[start:stop].copy_(stored[:, shard.column : shard.column + columns])
-
-
-def _dense_optimizer_for(chosen: TableOptimizer, parameter: nn.Parameter) -> torch.optim.Optimizer:
-    """The optimizer of a replicated table: same rule as the fused one."""
+def _replicated_optimizer(chosen: TableOptimizer, parameter: nn.Parameter) -> torch.optim.Optimizer:
+    """Return the optimizer of a replicated table: same rule as the fused one."""
     if chosen.name == "adam":
         return torch.optim.Adam(
             [parameter], lr=chosen.learning_rate, weight_decay=chosen.l2, fused=True
@@ -376,32 +310,20 @@ def _with_optimizers(
     optim: OptimConfig,
     optimizers: Mapping[str, TableOptimizer],
 ) -> ShardedRanker:
+    """Build the optimizers of the dense part and of replicated tables beside the fused ones."""
     replicated: dict[str, tuple[nn.Parameter, torch.optim.Optimizer]] = {}
     dense_parameters = {}
     tables_prefix = TABLES_PATH + ".embedding_bags."
     for name, parameter in model.named_parameters():
         if name.startswith(tables_prefix):
             table = name.removeprefix(tables_prefix).removesuffix(".weight")
-            if sharding[table] == ShardingType.DATA_PARALLEL.value:
-                dense = _dense_optimizer_for(optimizers[table], parameter)
+            if sharding[table] == DATA_PARALLEL:
+                dense = _replicated_optimizer(optimizers[table], parameter)
                 _materialise_state(dense, parameter)
                 replicated[table] = (parameter, dense)
         elif not name.startswith(MODALITY_PATH + "."):
             dense_parameters[name] = parameter
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in dense_parameters.items():
-        l2 = dense_penalty(optim, name.removeprefix("scorer.dense."), parameter.dim())
-        groups.setdefault(l2, []).append(parameter)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    dense_optimizer = kinds[optim.dense_name](
-        [
-            {"params": parameters, "weight_decay": optim.dense_weight_decay + l2}
-            for l2, parameters in groups.items()
-        ],
-        lr=optim.dense_learning_rate,
-        weight_decay=optim.dense_weight_decay,
-        fused=True,
-    )
+    dense_optimizer = _dense_optimizer(optim, dense_parameters)
     parts: list[Any] = [
         ("dense", KeyedOptimizerWrapper(dense_parameters, lambda _: dense_optimizer))
     ]
@@ -421,6 +343,25 @@ def _with_optimizers(
     return sharded
 
 
+def _dense_optimizer(
+    optim: OptimConfig, parameters: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the dense part; parameters with the same penalty are one group."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        l2 = dense_penalty(optim, name.removeprefix("scorer.dense."), parameter.dim())
+        groups.setdefault(l2, []).append(parameter)
+    return _DENSE[optim.dense_name](
+        [
+            {"params": members, "weight_decay": optim.dense_weight_decay + l2}
+            for l2, members in groups.items()
+        ],
+        lr=optim.dense_learning_rate,
+        weight_decay=optim.dense_weight_decay,
+        fused=True,
+    )
+
+
 def _materialise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
     """Give Adam its state now, not at the first step, so that a checkpoint can fill it."""
     if isinstance(optimizer, torch.optim.Adam):
@@ -434,8 +375,6 @@ def _materialise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter
 def _dense_slots(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """State of a replicated table's optimizer under the names FBGEMM gives the fused one's."""
+    """Return the optimizer state of a replicated table, each [rows, columns] or [rows, 1]."""
     state = optimizer.state[parameter]
-    return {
-        fused: _as_rows(state[name]) for name, fused in _FUSED_STATE_NAMES.items() if name in state
-    }
+    return {name: as_rows(state[name]) for name in STATE_NAMES if name in state}

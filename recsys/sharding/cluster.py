@@ -143,3 +143,8 @@ def local_cluster(env: Env) -> ClusterConfig:
         accelerator_memory_gib=accelerator_bytes / GIB,
         host_memory_gib=usable_memory_bytes() / GIB,
     )
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return bytes for people, in GB (10^9), or MB below one."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

@@ -1,256 +1,305 @@
-"""What a plan makes every table and every rank hold and do: bytes, traffic, estimated times.
+"""Memory, traffic and estimated times of every table and every rank under a plan.
 
-What enters: the planner's chosen options. What leaves: the content of plan.json. Bytes of values,
-optimizer state and gradients are exact; buffers and times are TorchRec's estimates. Times are in
-milliseconds, forward and backward together. Called by recsys/sharding/plan.py.
+In: the planner's chosen options. Out: a Plan. Bytes of values, optimizer state and gradients are exact;
+buffers and times are TorchRec's estimates. Called by recsys/sharding/search.py.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from torchrec.distributed.planner.types import ShardingOption
 
-from recsys.sharding.cluster import ClusterConfig
-from recsys.sharding.search import (
+from recsys.sharding.cluster import ClusterConfig, gigabytes
+from recsys.sharding.plan import (
+    DATA_PARALLEL,
     HOST_MEMORY_KERNELS,
-    TableFacts,
-    copy_bytes,
-    gigabytes,
-    gradient_bytes,
-    optimizer_bytes,
-    weight_bytes,
+    REPLICATED,
+    Communication,
+    CriticalPath,
+    DensePart,
+    Plan,
+    PlanSummary,
+    RankLoad,
+    ShardPlan,
+    TablePlan,
 )
+from recsys.sharding.tables import TableSettings
 
-REPLICATED = "replicated"
-"""Sharding type of frozen tables that every rank holds whole."""
 ID_BYTES = 8
 _PRECISION_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_AMOUNTS = ("weight_bytes", "optimizer_bytes", "gradient_bytes", "buffer_bytes")
-_TIMES = ("lookup_ms", "communication_ms")
 
 
-def forecast(
-    *,
-    cluster: ClusterConfig,
-    configs: Mapping[str, Any],
-    dtypes: Mapping[str, str],
-    facts: Mapping[str, TableFacts],
-    options: Sequence[ShardingOption],
-    replicated: Sequence[str],
-    num_dense: int,
-    dense_bytes: int,
-    host_copies: bool,
-    batch_size_per_rank: int,
-    feature_lengths: Mapping[str, float],
-    communication: tuple[str, str],
-) -> dict[str, Any]:
-    """Return the content of plan.json, as far as a plan determines it.
-
-    Args:
-        configs: EmbeddingBagConfig by table name.
-        options: the planner's choice, every shard with rank, storage and perf.
-        replicated: frozen tables held whole by every rank.
-        num_dense: weights of the dense part; `dense_bytes` with gradients and optimizer state.
-        host_copies: trainable tables are copied to host memory for checkpoints; a replicated one by
-            rank 0.
-        feature_lengths: ids a row of every feature.
-        communication: precision of looked-up vectors and of their gradients.
-    """
-    ranks = [_empty_rank(rank, cluster, dense_bytes) for rank in range(cluster.num_ranks)]
-    tables, shards = [], []
-    chosen = {option.name: option for option in options}
-    for name, config in configs.items():
-        table: dict[str, Any] = {
-            "table": name,
-            "frozen": facts[name].optimizer is None,
-            "features": list(config.feature_names),
-            "ids_per_row": sum(feature_lengths.get(f, 1.0) for f in config.feature_names),
-            "rows": config.num_embeddings,
-            "width": config.embedding_dim,
-            "dtype": dtypes[name],
-            "optimizer": facts[name].optimizer,
-            "sharding": REPLICATED,
-            "kernel": "frozen",
-            "cache_load_factor": None,
-        }
-        if name in replicated:
-            size = [config.num_embeddings, config.embedding_dim]
-            output = batch_size_per_rank * len(config.feature_names) * config.embedding_dim * 4
-            pieces = [_Piece(rank=None, offset=[0, 0], size=size, buffer_bytes=output)]
-        else:
-            option = chosen[name]
-            table |= {"sharding": option.sharding_type, "kernel": option.compute_kernel}
-            if option.compute_kernel == "fused_uvm_caching":
-                table["cache_load_factor"] = option.cache_load_factor
-            pieces = _pieces(option, facts[name], host_copies)
-        table |= dict.fromkeys(_AMOUNTS, 0) | dict.fromkeys(_TIMES, 0.0)
-        for piece in pieces:
-            held = _held_bytes(facts[name], table["kernel"], piece.size)
-            amounts = held | {
-                "buffer_bytes": piece.buffer_bytes,
-                "lookup_ms": piece.lookup_ms,
-                "communication_ms": piece.communication_ms,
-            }
-            shards.append({
-                "table": name,
-                "sharding": table["sharding"],
-                "kernel": table["kernel"],
-                "rank": piece.rank,
-                "rows": [piece.offset[0], piece.offset[0] + piece.size[0]],
-                "columns": [piece.offset[1], piece.offset[1] + piece.size[1]],
-                "bytes": held["weight_bytes"],
-                "state_bytes": held["optimizer_bytes"] + held["gradient_bytes"],
-            })
-            holders = ranks if piece.rank is None else [ranks[piece.rank]]
-            for holder in holders:
-                _hold(holder, table, amounts, cluster)
-            for key, amount in amounts.items():
-                table[key] += amount * len(holders)
-            saving = ranks[piece.rank or 0]
-            saving["copy_bytes"] += piece.copy_bytes
-            saving["ddr_bytes"] += piece.copy_bytes
-        holding = {piece.rank for piece in pieces if piece.size[0] * piece.size[1]}
-        table["num_ranks"] = cluster.num_ranks if None in holding else len(holding)
-        table |= _traffic(table, len(pieces), cluster, batch_size_per_rank, communication)
-        tables.append(table)
-    dense_ms = 6e3 * num_dense * batch_size_per_rank / (cluster.dense_tflops * 1e12)
-    exchange_ms = _all_reduce_ms(4 * num_dense, cluster)
-    for line in ranks:
-        line["dense_ms"] = dense_ms
-        line["communication_ms"] += exchange_ms
-        used = line["hbm_bytes"] if cluster.device == "cuda" else line["ddr_bytes"]
-        line["headroom_bytes"] = cluster.table_memory_bytes - line["reserved_bytes"] - used
-    return {
-        "num_ranks": cluster.num_ranks,
-        "batch_size_per_rank": batch_size_per_rank,
-        "cluster": dataclasses.asdict(cluster),
-        "communication": {"forward": communication[0], "backward": communication[1]},
-        "dense": {"parameters": num_dense, "bytes_per_rank": dense_bytes},
-        "summary": _summary(ranks, tables, cluster),
-        "tables": tables,
-        "ranks": ranks,
-        "shards": shards,
-    }
-
-
-@dataclasses.dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Piece:
     """A shard, or with rank None a copy that every rank holds."""
 
+    table: str
+    sharding: str
+    kernel: str
     rank: int | None
-    offset: list[int]
-    size: list[int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+    weight_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
     buffer_bytes: int
     copy_bytes: int = 0
     lookup_ms: float = 0.0
     communication_ms: float = 0.0
 
-
-def _held_bytes(facts: TableFacts, kernel: str, size: Sequence[int]) -> dict[str, int]:
-    return {
-        "weight_bytes": weight_bytes(facts, size),
-        "optimizer_bytes": optimizer_bytes(facts, size),
-        "gradient_bytes": gradient_bytes(facts, kernel, size),
-    }
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of values, optimizer state and gradients."""
+        return self.weight_bytes + self.optimizer_bytes + self.gradient_bytes
 
 
-def _pieces(option: ShardingOption, facts: TableFacts, host_copies: bool) -> list[_Piece]:
-    data_parallel = option.sharding_type == "data_parallel"
-    pieces = []
-    for shard in option.shards[:1] if data_parallel else option.shards:
-        perf, storage = shard.perf, shard.storage
-        assert perf is not None and storage is not None, "the planner has estimated every shard"
-        held = sum(_held_bytes(facts, option.compute_kernel, shard.size).values())
-        copied = copy_bytes(facts, shard.size) if host_copies else 0
-        pieces.append(
-            _Piece(
-                rank=None if data_parallel else shard.rank,
-                offset=list(shard.offset),
-                size=list(shard.size),
-                # What is left is the exchange's buffers, and a cache where there is one.
-                buffer_bytes=storage.hbm + storage.ddr - held - copied,
-                copy_bytes=copied,
-                lookup_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
-                communication_ms=perf.fwd_comms + perf.bwd_comms,
+def forecast(
+    *,
+    cluster: ClusterConfig,
+    tables: Mapping[str, TableSettings],
+    options: Sequence[ShardingOption],
+    dense: DensePart,
+    host_copies: bool,
+    batch_size_per_rank: int,
+    feature_lengths: Mapping[str, float],
+    communication: Communication,
+) -> Plan:
+    """Return the plan that the planner's choice makes.
+
+    Args:
+        tables: settings of every table; frozen ones without an option are held whole by every rank.
+        options: every shard with rank, storage and perf.
+        host_copies: trainable tables are copied to host memory for checkpoints; a replicated one by
+            rank 0.
+        feature_lengths: ids a row of every feature.
+    """
+    chosen = {option.name: option for option in options}
+    pieces: dict[str, list[_Piece]] = {}
+    planned = []
+    for name, settings in tables.items():
+        option = chosen.get(name)
+        if option is None:
+            pieces[name] = [_copy(name, settings, batch_size_per_rank)]
+        else:
+            pieces[name] = _pieces(option, settings, host_copies)
+        planned.append(
+            _table_plan(
+                name,
+                settings,
+                pieces[name],
+                option,
+                cluster,
+                ids_per_row=sum(feature_lengths.get(f, 1.0) for f in settings.features),
+                batch_size_per_rank=batch_size_per_rank,
+                communication=communication,
             )
         )
+    ranks = _rank_loads([p for held in pieces.values() for p in held], tables, cluster, dense)
+    dense_ms = 6e3 * dense.parameters * batch_size_per_rank / (cluster.dense_tflops * 1e12)
+    exchange_ms = _all_reduce_ms(4 * dense.parameters, cluster)
+    ranks = [
+        dataclasses.replace(
+            load, dense_ms=dense_ms, communication_ms=load.communication_ms + exchange_ms
+        )
+        for load in ranks
+    ]
+    return Plan(
+        num_ranks=cluster.num_ranks,
+        batch_size_per_rank=batch_size_per_rank,
+        cluster=cluster,
+        communication=communication,
+        dense=dense,
+        summary=_summary(ranks, planned, cluster),
+        tables=tuple(planned),
+        ranks=tuple(ranks),
+        shards=tuple(_shard_plan(piece) for held in pieces.values() for piece in held),
+    )
+
+
+def _copy(name: str, settings: TableSettings, batch_size_per_rank: int) -> _Piece:
+    """Return the copy of a frozen table that every rank holds; its buffer is the looked-up vectors."""
+    size = (settings.rows, settings.width)
+    return _Piece(
+        table=name,
+        sharding=REPLICATED,
+        kernel="frozen",
+        rank=None,
+        offset=(0, 0),
+        size=size,
+        weight_bytes=settings.weight_bytes(size),
+        optimizer_bytes=0,
+        gradient_bytes=0,
+        buffer_bytes=batch_size_per_rank * len(settings.features) * settings.width * 4,
+    )
+
+
+def _pieces(option: ShardingOption, settings: TableSettings, host_copies: bool) -> list[_Piece]:
+    replicated = option.sharding_type == DATA_PARALLEL
+    pieces = []
+    for shard in option.shards[:1] if replicated else option.shards:
+        perf, storage = shard.perf, shard.storage
+        assert perf is not None and storage is not None, "the planner has estimated every shard"
+        piece = _Piece(
+            table=option.name,
+            sharding=option.sharding_type,
+            kernel=option.compute_kernel,
+            rank=None if replicated else shard.rank,
+            offset=(shard.offset[0], shard.offset[1]),
+            size=(shard.size[0], shard.size[1]),
+            weight_bytes=settings.weight_bytes(shard.size),
+            optimizer_bytes=settings.optimizer_bytes(shard.size),
+            gradient_bytes=settings.gradient_bytes(option.compute_kernel, shard.size),
+            buffer_bytes=0,
+            copy_bytes=settings.copy_bytes(shard.size) if host_copies else 0,
+            lookup_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
+            communication_ms=perf.fwd_comms + perf.bwd_comms,
+        )
+        # The rest is the exchange's buffers, and a cache where there is one.
+        rest = storage.hbm + storage.ddr - piece.held_bytes - piece.copy_bytes
+        pieces.append(dataclasses.replace(piece, buffer_bytes=rest))
     return pieces
 
 
-def _empty_rank(rank: int, cluster: ClusterConfig, dense_bytes: int) -> dict[str, Any]:
-    on_accelerator = cluster.device == "cuda"
-    return {
-        "rank": rank,
-        "host": rank // cluster.accelerators_per_host,
-        "num_tables": 0,
-        "weight_bytes": 0,
-        "frozen_bytes": 0,
-        "optimizer_bytes": 0,
-        "gradient_bytes": 0,
-        "buffer_bytes": 0,
-        "copy_bytes": 0,
-        "dense_bytes": dense_bytes,
-        "reserved_bytes": int(cluster.reserved_share * cluster.table_memory_bytes),
-        "hbm_bytes": dense_bytes if on_accelerator else 0,
-        "ddr_bytes": 0 if on_accelerator else dense_bytes,
-        "hbm_capacity_bytes": cluster.accelerator_bytes,
-        "ddr_capacity_bytes": cluster.host_bytes_per_rank,
-        "lookup_ms": 0.0,
-        "communication_ms": 0.0,
-    }
+def _shard_plan(piece: _Piece) -> ShardPlan:
+    (row, column), (num_rows, num_columns) = piece.offset, piece.size
+    return ShardPlan(
+        table=piece.table,
+        sharding=piece.sharding,
+        kernel=piece.kernel,
+        rank=piece.rank,
+        rows=(row, row + num_rows),
+        columns=(column, column + num_columns),
+        bytes=piece.weight_bytes,
+        state_bytes=piece.optimizer_bytes + piece.gradient_bytes,
+    )
 
 
-def _hold(
-    rank: dict[str, Any],
-    table: Mapping[str, Any],
-    amounts: Mapping[str, float],
+def _table_plan(
+    name: str,
+    settings: TableSettings,
+    pieces: Sequence[_Piece],
+    option: ShardingOption | None,
     cluster: ClusterConfig,
-) -> None:
-    """Add a piece of a table to what a rank holds and does."""
-    held = amounts["weight_bytes"] + amounts["optimizer_bytes"] + amounts["gradient_bytes"]
-    rank["num_tables"] += 1 if held else 0
-    rank["frozen_bytes" if table["frozen"] else "weight_bytes"] += amounts["weight_bytes"]
-    for key in ("optimizer_bytes", "gradient_bytes", "buffer_bytes", *_TIMES):
-        rank[key] += amounts[key]
+    *,
+    ids_per_row: float,
+    batch_size_per_rank: int,
+    communication: Communication,
+) -> TablePlan:
+    """Return a table's line: sums over all ranks; a copy counts once for every rank."""
+    holders = [cluster.num_ranks if piece.rank is None else 1 for piece in pieces]
+    holding = {piece.rank for piece in pieces if piece.size[0] * piece.size[1]}
+    kernel = pieces[0].kernel
+    cached = option is not None and kernel == "fused_uvm_caching"
+    plan = TablePlan(
+        table=name,
+        frozen=settings.is_frozen,
+        features=settings.features,
+        ids_per_row=ids_per_row,
+        rows=settings.rows,
+        width=settings.width,
+        dtype=settings.precision,
+        optimizer=None if settings.optimizer is None else settings.optimizer.name,
+        sharding=pieces[0].sharding,
+        kernel=kernel,
+        cache_load_factor=option.cache_load_factor if option is not None and cached else None,
+        weight_bytes=sum(p.weight_bytes * n for p, n in zip(pieces, holders, strict=True)),
+        optimizer_bytes=sum(p.optimizer_bytes * n for p, n in zip(pieces, holders, strict=True)),
+        gradient_bytes=sum(p.gradient_bytes * n for p, n in zip(pieces, holders, strict=True)),
+        buffer_bytes=sum(p.buffer_bytes * n for p, n in zip(pieces, holders, strict=True)),
+        lookup_ms=sum(p.lookup_ms * n for p, n in zip(pieces, holders, strict=True)),
+        communication_ms=sum(p.communication_ms * n for p, n in zip(pieces, holders, strict=True)),
+        num_ranks=cluster.num_ranks if None in holding else len(holding),
+        input_bytes_per_step=0,
+        output_bytes_per_step=0,
+    )
+    ids, vectors = _traffic(plan, len(pieces), cluster, batch_size_per_rank, communication)
+    return dataclasses.replace(plan, input_bytes_per_step=ids, output_bytes_per_step=vectors)
+
+
+def _rank_loads(
+    pieces: Sequence[_Piece],
+    tables: Mapping[str, TableSettings],
+    cluster: ClusterConfig,
+    dense: DensePart,
+) -> list[RankLoad]:
+    """Return what every rank holds and looks up; the time of the dense part is not in it."""
+    of_rank: list[list[_Piece]] = [[] for _ in range(cluster.num_ranks)]
+    for piece in pieces:
+        for rank in range(cluster.num_ranks) if piece.rank is None else [piece.rank]:
+            of_rank[rank].append(piece)
+    return [_rank_load(rank, held, tables, cluster, dense) for rank, held in enumerate(of_rank)]
+
+
+def _rank_load(
+    rank: int,
+    pieces: Sequence[_Piece],
+    tables: Mapping[str, TableSettings],
+    cluster: ClusterConfig,
+    dense: DensePart,
+) -> RankLoad:
     on_accelerator = cluster.device == "cuda"
-    main_memory = not on_accelerator or table["kernel"] in HOST_MEMORY_KERNELS
-    rank["ddr_bytes" if main_memory else "hbm_bytes"] += held
-    rank["hbm_bytes" if on_accelerator else "ddr_bytes"] += amounts["buffer_bytes"]
+    in_main_memory = [p for p in pieces if not on_accelerator or p.kernel in HOST_MEMORY_KERNELS]
+    buffers = sum(p.buffer_bytes for p in pieces)
+    # Of a replicated table rank 0 writes the checkpoint.
+    copies = sum(p.copy_bytes for p in pieces if (p.rank or 0) == rank)
+    in_ddr = sum(p.held_bytes for p in in_main_memory)
+    in_hbm = sum(p.held_bytes for p in pieces) - in_ddr
+    hbm = in_hbm + buffers + dense.bytes_per_rank if on_accelerator else 0
+    ddr = in_ddr + copies + (0 if on_accelerator else buffers + dense.bytes_per_rank)
+    reserved = int(cluster.reserved_share * cluster.table_memory_bytes)
+    used = hbm if on_accelerator else ddr
+    return RankLoad(
+        rank=rank,
+        host=rank // cluster.accelerators_per_host,
+        num_tables=sum(1 for p in pieces if p.held_bytes),
+        weight_bytes=sum(p.weight_bytes for p in pieces if not tables[p.table].is_frozen),
+        frozen_bytes=sum(p.weight_bytes for p in pieces if tables[p.table].is_frozen),
+        optimizer_bytes=sum(p.optimizer_bytes for p in pieces),
+        gradient_bytes=sum(p.gradient_bytes for p in pieces),
+        buffer_bytes=buffers,
+        copy_bytes=copies,
+        dense_bytes=dense.bytes_per_rank,
+        reserved_bytes=reserved,
+        hbm_bytes=hbm,
+        ddr_bytes=ddr,
+        hbm_capacity_bytes=cluster.accelerator_bytes,
+        ddr_capacity_bytes=cluster.host_bytes_per_rank,
+        lookup_ms=sum((p.lookup_ms for p in pieces), 0.0),
+        communication_ms=sum((p.communication_ms for p in pieces), 0.0),
+        dense_ms=0.0,
+        headroom_bytes=cluster.table_memory_bytes - reserved - used,
+    )
 
 
 def _traffic(
-    table: Mapping[str, Any],
+    table: TablePlan,
     num_pieces: int,
     cluster: ClusterConfig,
     batch_size_per_rank: int,
-    communication: tuple[str, str],
-) -> dict[str, int]:
+    communication: Communication,
+) -> tuple[int, int]:
     """Return the bytes that all ranks together send in a step for a table: ids, and vectors.
 
     Vectors go forward, and for a trainable table their gradients go back. A piece of columns needs
     every id; a piece of rows yields a partial sum for every row of the batch, which is reduced
     over the ranks that hold one.
     """
-    sharding, ranks = table["sharding"], cluster.num_ranks
+    sharding, ranks = table.sharding, cluster.num_ranks
     if ranks == 1 or sharding == REPLICATED:
-        return {"input_bytes_per_step": 0, "output_bytes_per_step": 0}
-    if sharding == "data_parallel":
-        gradient = 4 * table["rows"] * table["width"]
-        return {"input_bytes_per_step": 0, "output_bytes_per_step": 2 * (ranks - 1) * gradient}
-    ways = _PRECISION_BYTES[communication[0]]
-    ways += 0 if table["frozen"] else _PRECISION_BYTES[communication[1]]
+        return 0, 0
+    if sharding == DATA_PARALLEL:
+        return 0, 2 * (ranks - 1) * 4 * table.rows * table.width
+    ways = _PRECISION_BYTES[communication.forward]
+    ways += 0 if table.frozen else _PRECISION_BYTES[communication.backward]
     rows = batch_size_per_rank * ranks
     column_pieces = {"column_wise": num_pieces, "table_column_wise": num_pieces}.get(sharding, 1)
     row_pieces = {"row_wise": ranks, "table_row_wise": cluster.accelerators_per_host}
     if sharding == "grid_shard":
         row_pieces["grid_shard"] = cluster.accelerators_per_host
         column_pieces = num_pieces // cluster.accelerators_per_host
-    vectors = rows * len(table["features"]) * table["width"] * row_pieces.get(sharding, 1)
-    return {
-        "input_bytes_per_step": int(ID_BYTES * rows * table["ids_per_row"] * column_pieces),
-        "output_bytes_per_step": vectors * ways,
-    }
+    vectors = rows * len(table.features) * table.width * row_pieces.get(sharding, 1)
+    return int(ID_BYTES * rows * table.ids_per_row * column_pieces), vectors * ways
 
 
 def _all_reduce_ms(num_bytes: int, cluster: ClusterConfig) -> float:
@@ -262,41 +311,39 @@ def _all_reduce_ms(num_bytes: int, cluster: ClusterConfig) -> float:
 
 
 def _summary(
-    ranks: Sequence[Mapping[str, Any]],
-    tables: Sequence[Mapping[str, Any]],
-    cluster: ClusterConfig,
-) -> dict[str, Any]:
+    ranks: Sequence[RankLoad], tables: Sequence[TablePlan], cluster: ClusterConfig
+) -> PlanSummary:
     """Return totals, imbalance (max / mean over ranks) and the critical path.
 
     Exchanges wait for the slowest rank, so the critical path is the slowest lookup, the slowest
     exchange and the dense part, one after the other; overlap by the pipeline is not counted.
     """
-    memory = [rank["hbm_bytes"] + rank["ddr_bytes"] for rank in ranks]
-    busy = [rank["lookup_ms"] + rank["communication_ms"] for rank in ranks]
-    path = {
-        "lookup_ms": max(rank["lookup_ms"] for rank in ranks),
-        "communication_ms": max(rank["communication_ms"] for rank in ranks),
-        "dense_ms": max(rank["dense_ms"] for rank in ranks),
-    }
-    headroom = [rank["headroom_bytes"] for rank in ranks]
-    fullest = ranks[headroom.index(min(headroom))]
-    used = fullest["hbm_bytes"] if cluster.device == "cuda" else fullest["ddr_bytes"]
-    table_bytes = sum(t["weight_bytes"] + t["optimizer_bytes"] for t in tables)
-    return {
-        "fits": True,
-        "verdict": f"fits {cluster.name}: tables of {gigabytes(table_bytes)} over "
-        f"{cluster.num_ranks} rank(s); the fullest, rank {fullest['rank']}, holds "
+    memory = [rank.hbm_bytes + rank.ddr_bytes for rank in ranks]
+    busy = [rank.lookup_ms + rank.communication_ms for rank in ranks]
+    path = CriticalPath(
+        lookup_ms=max(rank.lookup_ms for rank in ranks),
+        communication_ms=max(rank.communication_ms for rank in ranks),
+        dense_ms=max(rank.dense_ms for rank in ranks),
+    )
+    fullest = min(ranks, key=lambda rank: rank.headroom_bytes)
+    used = fullest.hbm_bytes if cluster.device == "cuda" else fullest.ddr_bytes
+    table_bytes = sum(t.weight_bytes + t.optimizer_bytes for t in tables)
+    return PlanSummary(
+        fits=True,
+        verdict=f"fits {cluster.name}: tables of {gigabytes(table_bytes)} over "
+        f"{cluster.num_ranks} rank(s); the fullest, rank {fullest.rank}, holds "
         f"{gigabytes(used)} of {gigabytes(cluster.table_memory_bytes)}, with "
-        f"{gigabytes(fullest['reserved_bytes'])} kept free and {gigabytes(min(headroom))} to spare",
-        "table_bytes": table_bytes,
-        "largest_rank_bytes": max(memory),
-        "smallest_headroom_bytes": min(headroom),
-        "memory_imbalance": _imbalance(memory),
-        "time_imbalance": _imbalance(busy),
-        "critical_path": path,
-        "critical_path_ms": sum(path.values()),
-        "slowest_rank": busy.index(max(busy)),
-    }
+        f"{gigabytes(fullest.reserved_bytes)} kept free and {gigabytes(fullest.headroom_bytes)} to "
+        f"spare",
+        table_bytes=table_bytes,
+        largest_rank_bytes=max(memory),
+        smallest_headroom_bytes=fullest.headroom_bytes,
+        memory_imbalance=_imbalance(memory),
+        time_imbalance=_imbalance(busy),
+        critical_path=path,
+        critical_path_ms=path.total_ms,
+        slowest_rank=busy.index(max(busy)),
+    )
 
 
 def _imbalance(values: Sequence[float]) -> float:

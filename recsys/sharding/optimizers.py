@@ -1,5 +1,4 @@
-"""Optimizers: one per table (fused, or dense on replicated tables), one for the dense part, one
-learning-rate schedule for all.
+"""Optimizer settings: of every table, of the dense part, and the learning-rate schedule of all.
 
 The table optimizer decides quality as much as the model does: row-wise Adagrad touches only
 looked-up rows and is the one for large tables; Adam with L2 over the whole table is better where a
@@ -8,7 +7,6 @@ table is small enough for a step to afford it.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from recsys.errors import UserError
@@ -66,104 +64,6 @@ class TableOptimizer:
     name: str
     learning_rate: float
     l2: float
-
-
-_MOST_DENSE = 10
-"""Times `small_table_rows`: rows up to which an optimizer that is asked for by name may cost a step
-every row of its table."""
-_DEFAULT_LEARNING_RATES = {"adam": 1e-3, "rowwise_adagrad": 0.05, "sgd": 0.1}
-
-
-def resolve_table_optimizers(
-    config: OptimConfig, table_rows: dict[str, int], sharding: dict[str, str], device_type: str
-) -> dict[str, TableOptimizer]:
-    """Return the optimizer of every table.
-
-    Args:
-        config: the run's optimizer section.
-        table_rows: rows by table name.
-        sharding: sharding types the config asks for, by table name (others are free).
-        device_type: `cpu` or `cuda`.
-
-    Raises:
-        UserError: unknown optimizer or table; adam on CPU for a table that is not replicated
-            (FBGEMM has no fused adam there).
-    """
-    unknown = sorted(set(config.tables) - set(table_rows))
-    if unknown:
-        raise UserError(
-            f"optim.tables names {', '.join(unknown)}; the model has the tables "
-            f"{', '.join(sorted(table_rows))}"
-        )
-    resolved = {}
-    for table, rows in table_rows.items():
-        asked = config.tables.get(table, config.table)
-        key = f"optim.tables.{table}" if table in config.tables else "optim.table"
-        name = asked.name
-        if name not in TABLE_OPTIMIZERS:
-            raise UserError(f"{key}.name={name!r}: expected one of {', '.join(TABLE_OPTIMIZERS)}")
-        model_parallel = sharding.get(table, "data_parallel") != "data_parallel"
-        if name == "auto":
-            small = rows <= config.small_table_rows
-            fits = device_type == "cuda" or not model_parallel
-            name = "adam" if small and fits else "rowwise_adagrad"
-        if name == "adam" and device_type == "cpu" and model_parallel:
-            raise UserError(
-                f"{key}.name=adam with plan.sharding.{table}={sharding[table]}: fused Adam runs on "
-                f"GPU only; on CPU use rowwise_adagrad or sgd, or plan.sharding.{table}="
-                f"data_parallel for dense Adam"
-            )
-        too_large = rows > _MOST_DENSE * config.small_table_rows
-        if name == "adam" and device_type == "cpu" and too_large:
-            raise UserError(
-                f"{key}.name=adam for {table!r} with {rows:,} rows on CPU: fused Adam runs on GPU "
-                f"only and dense Adam costs every row at every step; use rowwise_adagrad or auto"
-            )
-        rate = asked.learning_rate
-        resolved[table] = TableOptimizer(
-            name=name,
-            learning_rate=_DEFAULT_LEARNING_RATES[name] if rate is None else rate,
-            l2=asked.l2,
-        )
-    return resolved
-
-
-def check_penalties(
-    config: OptimConfig, table_rows: Mapping[str, int], sharded_by: Mapping[str, str]
-) -> None:
-    """Raise UserError for tables whose L2 penalty cannot be kept: every rank must hold every row.
-
-    Args:
-        table_rows: rows by table name.
-        sharded_by: the key that keeps a table from being replicated, by table name.
-
-    Raises:
-        UserError: lists every such table with its rows and the keys to change.
-    """
-    problems = []
-    for table, rows in table_rows.items():
-        asked = config.tables.get(table, config.table)
-        if not asked.l2:
-            continue
-        key = f"optim.tables.{table}.l2" if table in config.tables else "optim.table.l2"
-        given = f"{key}={asked.l2}: the penalty on {table!r} ({rows:,} rows) is one on every row"
-        without = f"set optim.tables.{table}.l2=0"
-        if table in sharded_by:
-            problems.append(
-                f"{given}, for which every rank holds the table whole (data_parallel), but "
-                f"{sharded_by[table]} asks for another form; {without}, or leave that key out"
-            )
-        most = config.small_table_rows * (1 if asked.name == "auto" else _MOST_DENSE)
-        if rows > most:
-            named = f", or name its optimizer (optim.tables.{table}.name=adam)"
-            fits_by_name = rows <= _MOST_DENSE * config.small_table_rows
-            problems.append(
-                f"{given} at every step, too many for one of more than {most:,} rows "
-                f"(optim.small_table_rows={config.small_table_rows:,}); {without}"
-                f"{named if fits_by_name else ''}"
-            )
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def dense_penalty(config: OptimConfig, name: str, num_dims: int) -> float:

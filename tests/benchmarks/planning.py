@@ -8,7 +8,7 @@ import time
 from recsys.data.planned_manifest import outline
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, Recipe
 from recsys.run.config import read_run_config
-from recsys.run.suggestions import Planned
+from recsys.run.planning import Planned
 from recsys.runtime.env import silence_libraries
 from recsys.sharding.cluster import ClusterConfig
 
@@ -41,15 +41,15 @@ def main(num_tables: int, num_ranks: int, search: str) -> None:
         ),
     )
     started = time.process_time()
-    content = planned.plan()
+    summary = planned.plan().summary
     result = {
         "tables": num_tables,
         "ranks": num_ranks,
         "search": search,
         "processor_seconds": round(time.process_time() - started, 2),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "step_ms": round(content["summary"]["critical_path_ms"], 3),
-        "memory_imbalance": round(content["summary"]["memory_imbalance"], 3),
+        "step_ms": round(summary.critical_path_ms, 3),
+        "memory_imbalance": round(summary.memory_imbalance, 3),
     }
     print("RESULT " + json.dumps(result), flush=True)
 

@@ -15,8 +15,8 @@ from recsys.checkpoint.integrity import damage_of, newest_whole
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
 from recsys.runtime.env import Env
-from recsys.sharding.apply import TableShard
 from recsys.sharding.optimizers import TableOptimizer
+from recsys.sharding.shards import TableShard
 
 ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 

@@ -39,7 +39,7 @@ def shards(env, config):
     ranker, plan, sharded = plan_and_shard(
         config=config, manifest=tiny_world.manifest(), vectors={}, env=env
     )
-    assert all(line["sharding"] == "data_parallel" for line in plan["tables"])
+    assert all(table.sharding == "data_parallel" for table in plan.tables)
     return ranker, sharded
 
 

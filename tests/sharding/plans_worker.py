@@ -67,7 +67,7 @@ def build(case: dict, optimizer: str, env, user_rows: int = tiny_world.NUM_USERS
     """Plan, shard and train three steps; return the sharded ranker, the plan and the scores."""
     torch.manual_seed(0)
     manifest = tiny_world.manifest(user_rows)
-    ranker, content, sharded = plan_and_shard(
+    ranker, plan, sharded = plan_and_shard(
         config=config(case, optimizer), manifest=manifest, vectors=tiny_world.vectors(), env=env
     )
     features = batch_features(ranker)
@@ -88,7 +88,7 @@ def build(case: dict, optimizer: str, env, user_rows: int = tiny_world.NUM_USERS
         _, scores = sharded.model(batch(99))
     gathered = [torch.empty_like(scores.logits_B) for _ in range(env.world_size)]
     dist.all_gather(gathered, scores.logits_B)
-    return sharded, content, torch.sigmoid(torch.cat(gathered)).tolist()
+    return sharded, plan, torch.sigmoid(torch.cat(gathered)).tolist()
 
 
 def live_bytes() -> int:
@@ -120,16 +120,16 @@ def main():
     env = start("cpu")
     scores, shardings = {}, {}
     for name in args.cases.split(","):
-        sharded, content, scores[name] = build(cases()[name], "sgd", env)
-        shardings[name] = {t["table"]: t["sharding"] for t in content["tables"]}
+        sharded, plan, scores[name] = build(cases()[name], "sgd", env)
+        shardings[name] = {t.table: t.sharding for t in plan.tables}
         del sharded
     held = {}
     for optimizer in ("rowwise_adagrad", "adam"):
         before = live_bytes()
-        sharded, content, _ = build({}, optimizer, env, LARGE_ROWS)
-        rank = content["ranks"][env.rank]
+        sharded, plan, _ = build({}, optimizer, env, LARGE_ROWS)
+        load = plan.ranks[env.rank]
         keys = ("weight_bytes", "frozen_bytes", "optimizer_bytes", "gradient_bytes", "dense_bytes")
-        mine = [sum(rank[key] for key in keys), live_bytes() - before]
+        mine = [sum(getattr(load, key) for key in keys), live_bytes() - before]
         everyone = [None] * env.world_size
         dist.all_gather_object(everyone, mine)
         held[optimizer] = everyone

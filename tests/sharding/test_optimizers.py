@@ -2,19 +2,24 @@
 
 import pytest
 
+from recsys.run.assembly import build_plannable
+from recsys.run.config import read_run_config
 from recsys.sharding.optimizers import (
     OptimConfig,
     TableOptimConfig,
     learning_rate_factor,
-    resolve_table_optimizers,
     without_penalties,
 )
+from recsys.sharding.tables import TableSettings, resolve_optimizer
+from tests import tiny_world
 
 
 def resolve(config, sharding=None, device="cpu"):
-    return resolve_table_optimizers(
-        config, {"small": 100, "large": 5_000_000}, sharding or {}, device
-    )
+    tables = {
+        name: TableSettings(rows=rows, width=8, sharding=(sharding or {}).get(name))
+        for name, rows in (("small", 100), ("large", 5_000_000))
+    }
+    return {t: resolve_optimizer(config, t, settings, device) for t, settings in tables.items()}
 
 
 def test_auto_gives_small_tables_adam_and_large_ones_rowwise_adagrad():
@@ -24,22 +29,32 @@ def test_auto_gives_small_tables_adam_and_large_ones_rowwise_adagrad():
 
 
 def test_auto_takes_rowwise_adagrad_for_a_model_parallel_table_on_cpu():
-    chosen = resolve(OptimConfig(), {"small": "table_wise"})
+    chosen = resolve(OptimConfig(), {"small": ("table_wise",)})
     assert chosen["small"].name == "rowwise_adagrad"
-    assert resolve(OptimConfig(), {"small": "table_wise"}, "cuda")["small"].name == "adam"
+    assert resolve(OptimConfig(), {"small": ("table_wise",)}, "cuda")["small"].name == "adam"
 
 
 def test_fused_adam_on_cpu_is_refused_with_the_remedy():
     config = OptimConfig(tables={"small": TableOptimConfig(name="adam")})
     with pytest.raises(ValueError, match="fused Adam runs on GPU only; on CPU use rowwise_adagrad"):
-        resolve(config, {"small": "row_wise"})
+        resolve(config, {"small": ("row_wise",)})
     with pytest.raises(ValueError, match="'large' with 5,000,000 rows on CPU: fused Adam runs on"):
         resolve(OptimConfig(table=TableOptimConfig(name="adam")))
 
 
+def test_half_precision_and_pinned_ranks_leave_auto_no_dense_adam_on_cpu():
+    for placed in ({"precision": "fp16"}, {"ranks": (0,)}):
+        settings = TableSettings(rows=100, width=8, **placed)
+        assert resolve_optimizer(OptimConfig(), "t", settings, "cpu").name == "rowwise_adagrad"
+        assert resolve_optimizer(OptimConfig(), "t", settings, "cuda").name == "adam"
+
+
 def test_unknown_table_and_optimizer_are_refused():
+    config = read_run_config({"model": {"modalities": []}, "optim": {"tables": {"other": {}}}})
     with pytest.raises(ValueError, match="optim.tables names other; the model has the tables"):
-        resolve(OptimConfig(tables={"other": TableOptimConfig()}))
+        build_plannable(
+            config=config, manifest=tiny_world.manifest(), modality_dims={}, device_type="cpu"
+        )
     with pytest.raises(ValueError, match="optim.table.name='lamb': expected one of auto, adam"):
         resolve(OptimConfig(table=TableOptimConfig(name="lamb")))
 

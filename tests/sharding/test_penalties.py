@@ -1,5 +1,6 @@
 """The L2 penalty of a table is l2 / 2 |W|^2 over every row, under every plan that takes it."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from recsys.model.build import batch_features, build_ranker
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
+from recsys.sharding.apply import check_matches
 from recsys.sharding.cluster import ClusterConfig
-from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, check_penalties
-from recsys.sharding.plan import check_matches
+from recsys.sharding.optimizers import OptimConfig, TableOptimConfig
+from recsys.sharding.tables import TableSettings, check_penalties
 from tests import tiny_world
 from tests.processes import worker_result
 from tests.sharding.penalty_worker import (
@@ -112,28 +114,28 @@ def plan(device="cpu", optimizer="auto", **sections):
         "plan": sections.pop("plan", {}),
     })
     manifest = tiny_world.manifest()
-    ranker, optimizers = build_plannable(
+    ranker, tables = build_plannable(
         config=config, manifest=manifest, modality_dims={}, device_type=device
     )
     made = plan_model(
         config=config,
         manifest=manifest,
         ranker=ranker,
-        optimizers=optimizers,
+        tables=tables,
         cluster=cluster(device),
     )
-    return made, ranker, optimizers
+    return made, tables
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("optimizer", ["auto", *OPTIMIZERS])
 def test_every_table_with_a_penalty_is_replicated(device, optimizer):
-    made, _, _ = plan(device, optimizer)
-    assert {line["sharding"] for line in made["tables"]} == {"data_parallel"}
-    either, _, _ = plan(
+    made, _ = plan(device, optimizer)
+    assert {table.sharding for table in made.tables} == {"data_parallel"}
+    either, _ = plan(
         device, optimizer, plan={"sharding": {"user_id": ["row_wise", "data_parallel"]}}
     )
-    assert {line["sharding"] for line in either["tables"]} == {"data_parallel"}
+    assert {table.sharding for table in either.tables} == {"data_parallel"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -156,39 +158,49 @@ def test_every_other_form_is_refused_with_table_rows_and_keys(device, optimizer,
         plan(device, optimizer, **{name: dict(values) for name, values in sections.items()})
     without = {"optim": {"tables": {"user_id": {"name": optimizer}}}}
     if "kernels" not in key:  # a GPU's, and for tables that the planner chooses to cut
-        made, _, _ = plan(device, optimizer, **sections, **without)
-        shardings = {line["table"]: line["sharding"] for line in made["tables"]}
+        made, _ = plan(device, optimizer, **sections, **without)
+        shardings = {table.table: table.sharding for table in made.tables}
         assert shardings["user_id"] != "data_parallel"
         assert shardings["item_id"] == "data_parallel"
 
 
 def test_a_saved_plan_that_cuts_a_penalised_table_is_refused(one_process):
-    made, ranker, _ = plan(optim={"table": {"name": "sgd"}})
-    made["num_ranks"] = made["cluster"]["accelerators_per_host"] = 1
-    _, _, optimizers = plan(optimizer="sgd")
-    for line in made["tables"] + made["shards"]:
-        line["sharding"] = "row_wise" if line["table"] == "tags" else "data_parallel"
-    with pytest.raises(ValueError, match=r"'tags' \(9 rows\) has an L2 penalty .* says row_wise"):
-        check_matches(
-            made, model=ranker, optimizers=optimizers, env=one_process, source="plan.json"
+    made, _ = plan(optim={"table": {"name": "sgd"}})
+    _, tables = plan(optimizer="sgd")
+
+    def cut_tags(records):
+        kinds = {"tags": "row_wise"}
+        return tuple(
+            dataclasses.replace(r, sharding=kinds.get(r.table, "data_parallel")) for r in records
         )
+
+    made = dataclasses.replace(
+        made,
+        num_ranks=1,
+        cluster=dataclasses.replace(made.cluster, accelerators_per_host=1),
+        tables=cut_tags(made.tables),
+        shards=cut_tags(made.shards),
+    )
+    with pytest.raises(ValueError, match=r"'tags' \(9 rows\) has an L2 penalty .* says row_wise"):
+        check_matches(made, tables=tables, env=one_process, source="plan.json")
 
 
 def test_a_large_table_is_refused_and_not_trained_by_another_rule():
     rows = {"users": 2_000, "items": 20_000, "tags": 10}
+    tables = {name: TableSettings(rows=number, width=8) for name, number in rows.items()}
     auto = OptimConfig(table=TableOptimConfig(l2=0.1), small_table_rows=1_000)
     with pytest.raises(
         ValueError, match="'users' \\(2,000 rows\\).*name=adam\\)\n.*20,000"
     ) as told:
-        check_penalties(auto, rows, {})
+        check_penalties(auto, tables)
     assert "tags" not in str(told.value)
     named = OptimConfig(table=TableOptimConfig(name="sgd", l2=0.1), small_table_rows=1_000)
     with pytest.raises(ValueError, match="'items' .*more than 10,000 rows") as told:
-        check_penalties(named, rows, {})
+        check_penalties(named, tables)
     assert "users" not in str(told.value)
     free = TableOptimConfig()
+    half = TableSettings(rows=10**9, width=8, precision="fp16")
     check_penalties(
         OptimConfig(table=TableOptimConfig(l2=0.1), tables={"users": free, "items": free}),
-        rows | {"users": 10**9, "items": 10**9},
-        {"users": "model.half_tables"},
+        tables | {"users": half, "items": half},
     )

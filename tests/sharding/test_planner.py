@@ -10,14 +10,15 @@ import torch
 
 from recsys.data.planned_manifest import outline, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
-from recsys.files import write_json
 from recsys.run.assembly import build_plannable
 from recsys.run.config import read_run_config
-from recsys.run.suggestions import Planned, rate_clusters, suggest
+from recsys.run.planning import Planned, rate_clusters, smallest_and_fastest
+from recsys.run.suggestions import suggest
 from recsys.runtime.env import Env
+from recsys.sharding.apply import check_matches
 from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster
-from recsys.sharding.plan import TABLES_PATH, check_matches, read_plan, sharding_plan
-from recsys.sharding.search import DoesNotFitError
+from recsys.sharding.plan import TABLES_PATH, read_plan, sharding_plan, write_plan
+from recsys.sharding.shortage import DoesNotFitError
 
 ROWS = {"item_id": 5_000, "user_id": 40_000, "tags": 1_000}
 GPU = {"device": "cuda", "accelerators_per_host": 8, "batch_size_per_rank": 1024}
@@ -41,9 +42,9 @@ def planned(cluster=None, rows=None, dims=None, **sections):
     )
 
 
-def table(content, name):
-    (line,) = [line for line in content["tables"] if line["table"] == name]
-    return line
+def table(plan, name):
+    (found,) = [table for table in plan.tables if table.table == name]
+    return found
 
 
 def billions(**sections):
@@ -58,19 +59,19 @@ def test_billions_of_rows_fit_64_gpus_as_hand_arithmetic_says():
     values = 2_510_000_000 * 128 * 4
     state = 2_510_000_000 * 4
     frozen = 500_000_000 * (1028 + 260 + 516) * 2
-    content = billions().plan()
-    summary = content["summary"]
-    assert summary["fits"]
-    assert summary["table_bytes"] == values + state + frozen == 3_099_160_000_000
-    assert sum(r["weight_bytes"] for r in content["ranks"]) == values
-    assert sum(r["frozen_bytes"] for r in content["ranks"]) == frozen
+    plan = billions().plan()
+    summary = plan.summary
+    assert summary.fits
+    assert summary.table_bytes == values + state + frozen == 3_099_160_000_000
+    assert sum(r.weight_bytes for r in plan.ranks) == values
+    assert sum(r.frozen_bytes for r in plan.ranks) == frozen
     # 48.4 GB a rank of 84.9 GB, of which 15 % stay free; buffers are a small part of it.
-    for rank in content["ranks"]:
-        assert 0.98 * 48.4e9 < rank["hbm_bytes"] < 1.1 * 48.4e9
+    for rank in plan.ranks:
+        assert 0.98 * 48.4e9 < rank.hbm_bytes < 1.1 * 48.4e9
         capacity = int(79.1 * GIB)
-        assert rank["headroom_bytes"] == capacity - int(0.15 * capacity) - rank["hbm_bytes"]
-    assert "3,099.2 GB over 64 rank(s)" in summary["verdict"]
-    assert table(content, "user_id")["sharding"] == "row_wise"
+        assert rank.headroom_bytes == capacity - int(0.15 * capacity) - rank.hbm_bytes
+    assert "3,099.2 GB over 64 rank(s)" in summary.verdict
+    assert table(plan, "user_id").sharding == "row_wise"
 
 
 def test_what_does_not_fit_names_the_table_and_by_how_much():
@@ -98,7 +99,7 @@ def test_every_suggestion_is_a_plan_that_fits():
         tight,
         config=read_run_config({"model": {"embedding_dim": 64, "half_tables": ["user_id"]}}),
     ).plan()
-    assert table(halved, "user_id")["weight_bytes"] == 60_000_000 * 64 * 2
+    assert table(halved, "user_id").weight_bytes == 60_000_000 * 64 * 2
 
 
 ROW_WISE = {
@@ -134,20 +135,23 @@ def test_smallest_cluster_comes_first_and_one_too_small_says_why():
     too_small = ClusterConfig(name="tiny", host_memory_gib=0.01)
     large = ClusterConfig(name="large", accelerators_per_host=2)
     rated = rate_clusters(planned(rows=ROWS | {"user_id": 400_000}), [large, too_small])
-    assert [cluster.name for cluster, _, _ in rated] == ["tiny", "large"]
-    assert rated[0][1] is None and "does not fit" in rated[0][2]
-    assert rated[1][1]["summary"]["fits"]
+    assert [line.cluster.name for line in rated] == ["tiny", "large"]
+    assert rated[0].plan is None and "does not fit" in rated[0].verdict
+    assert rated[1].plan.summary.fits
+    assert smallest_and_fastest(rated) == ("large", "large")
+    with pytest.raises(ValueError, match="the tables fit none of tiny"):
+        smallest_and_fastest(rated[:1])
 
 
 def test_bytes_on_cpu_count_state_and_gradients_of_replicated_tables():
-    content = planned().plan()
-    user = table(content, "user_id")
-    assert user["sharding"] == "data_parallel" and user["optimizer"] == "adam"
+    plan = planned().plan()
+    user = table(plan, "user_id")
+    assert user.sharding == "data_parallel" and user.optimizer == "adam"
     copies, values = 2, 40_000 * 16 * 4
-    assert user["weight_bytes"] == copies * values
-    assert user["optimizer_bytes"] == copies * 2 * values
-    assert user["gradient_bytes"] == copies * values
-    assert [rank["gradient_bytes"] for rank in content["ranks"]] == [46_000 * 16 * 4] * 2
+    assert user.weight_bytes == copies * values
+    assert user.optimizer_bytes == copies * 2 * values
+    assert user.gradient_bytes == copies * values
+    assert [rank.gradient_bytes for rank in plan.ranks] == [46_000 * 16 * 4] * 2
 
 
 LARGE = {"user_id": 10_000_000, "item_id": 1_000, "tags": 500}
@@ -167,12 +171,12 @@ def test_copies_that_checkpoints_are_written_from_are_counted_once_for_every_tab
     with_copies, without = (
         on_cpu(16, 2, save_in_background=asked).plan() for asked in (True, False)
     )
-    held = [[rank["ddr_bytes"] for rank in plan["ranks"]] for plan in (with_copies, without)]
-    copied = [rank["copy_bytes"] for rank in with_copies["ranks"]]
+    held = [[rank.ddr_bytes for rank in plan.ranks] for plan in (with_copies, without)]
+    copied = [rank.copy_bytes for rank in with_copies.ranks]
     assert [both - alone for both, alone in zip(*held, strict=True)] == copied
-    assert [rank["copy_bytes"] for rank in without["ranks"]] == [0, 0]
-    assert table(with_copies, "user_id")["sharding"] == "row_wise"
-    assert table(with_copies, "item_id")["sharding"] == "data_parallel"
+    assert [rank.copy_bytes for rank in without.ranks] == [0, 0]
+    assert table(with_copies, "user_id").sharding == "row_wise"
+    assert table(with_copies, "item_id").sharding == "data_parallel"
     assert copied == [LARGE_BYTES // 2 + SMALL_BYTES, LARGE_BYTES // 2]
 
 
@@ -181,11 +185,11 @@ def test_tables_that_fit_once_and_not_twice_ask_for_saving_in_the_foreground():
     tight = on_cpu(1.0)
     with pytest.raises(DoesNotFitError, match=r"680.\d MB .* train.save_in_background=false"):
         tight.plan()
-    content = on_cpu(1.0, save_in_background=False).plan()
-    (rank,) = content["ranks"]
+    plan = on_cpu(1.0, save_in_background=False).plan()
+    (rank,) = plan.ranks
     frozen = 1_000 * 128 * 2
-    expected = LARGE_BYTES + SMALL_BYTES + SMALL_BYTES // 3 + frozen + rank["dense_bytes"]
-    assert rank["ddr_bytes"] == expected + rank["buffer_bytes"]
+    expected = LARGE_BYTES + SMALL_BYTES + SMALL_BYTES // 3 + frozen + rank.dense_bytes
+    assert rank.ddr_bytes == expected + rank.buffer_bytes
 
 
 def test_copies_of_tables_on_accelerators_need_host_memory():
@@ -198,26 +202,26 @@ def test_copies_of_tables_on_accelerators_need_host_memory():
     ):
         planned(host, rows, model=model).plan()
     larger = dataclasses.replace(host, host_memory_gib=32)
-    copied = [rank["copy_bytes"] for rank in planned(larger, rows, model=model).plan()["ranks"]]
+    copied = [rank.copy_bytes for rank in planned(larger, rows, model=model).plan().ranks]
     assert 15.6e9 <= sum(copied) < 15.7e9
 
 
 def test_small_frozen_tables_are_replicated_and_large_ones_cut():
     dims = {"text": 127}
     whole = table(planned(dims=dims).plan(), "modality_text")
-    assert whole["sharding"] == "replicated" and whole["weight_bytes"] == 2 * 5_000 * 128 * 2
+    assert whole.sharding == "replicated" and whole.weight_bytes == 2 * 5_000 * 128 * 2
     cut = planned(dims=dims, plan={"replicate_modality_bytes": 0}).plan()
-    assert table(cut, "modality_text")["weight_bytes"] == 5_000 * 128 * 2
-    assert table(cut, "modality_text")["frozen"]
+    assert table(cut, "modality_text").weight_bytes == 5_000 * 128 * 2
+    assert table(cut, "modality_text").frozen
 
 
 def test_pinned_ranks_hold_their_table():
     rowwise = {"table": {"name": "rowwise_adagrad"}}
-    content = planned(optim=rowwise, plan={"ranks": {"tags": [1], "user_id": [1, 0]}}).plan()
+    plan = planned(optim=rowwise, plan={"ranks": {"tags": [1], "user_id": [1, 0]}}).plan()
     ranks = {name: [] for name in ("tags", "user_id")}
-    for shard in content["shards"]:
-        if shard["table"] in ranks:
-            ranks[shard["table"]].append(shard["rank"])
+    for shard in plan.shards:
+        if shard.table in ranks:
+            ranks[shard.table].append(shard.rank)
     assert ranks == {"tags": [1], "user_id": [1, 0]}
 
 
@@ -228,12 +232,12 @@ def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traf
     keys |= {"kernels": {"user_id": "fused_uvm_caching"}, "cache_load_factor": {"user_id": 0.25}}
     cached = planned(H100, plan=keys).plan()
     before, after = table(plain, "user_id"), table(cached, "user_id")
-    assert after["output_bytes_per_step"] * 2 == before["output_bytes_per_step"]
-    assert after["kernel"] == "fused_uvm_caching" and after["cache_load_factor"] == 0.25
-    held = after["weight_bytes"] + after["optimizer_bytes"]
-    copied = sum(rank["copy_bytes"] for rank in cached["ranks"])
-    assert sum(rank["ddr_bytes"] for rank in cached["ranks"]) == held + copied
-    assert after["buffer_bytes"] > 0.25 * after["weight_bytes"]
+    assert after.output_bytes_per_step * 2 == before.output_bytes_per_step
+    assert after.kernel == "fused_uvm_caching" and after.cache_load_factor == 0.25
+    held = after.weight_bytes + after.optimizer_bytes
+    copied = sum(rank.copy_bytes for rank in cached.ranks)
+    assert sum(rank.ddr_bytes for rank in cached.ranks) == held + copied
+    assert after.buffer_bytes > 0.25 * after.weight_bytes
     applied = sharding_plan(cached).get_plan_for_module(TABLES_PATH)["user_id"]
     assert applied.compute_kernel == "fused_uvm_caching"
     assert applied.cache_params.load_factor == 0.25
@@ -307,9 +311,9 @@ def test_bad_value_is_a_clear_sentence(case):
 def test_the_default_batch_is_planned_on_any_number_of_ranks():
     """1,024 rows on 24 ranks are 42 or 43 a rank: all plan for 43, the last places left open."""
     for num_ranks, rows in ((1, 1024), (3, 342), (24, 43), (72, 15)):
-        content = planned(ClusterConfig(hosts=1, accelerators_per_host=num_ranks)).plan()
-        assert content["batch_size_per_rank"] == rows
-        assert content["num_ranks"] == num_ranks
+        plan = planned(ClusterConfig(hosts=1, accelerators_per_host=num_ranks)).plan()
+        assert plan.batch_size_per_rank == rows
+        assert plan.num_ranks == num_ranks
 
 
 def test_rows_are_checked_all_at_once():
@@ -330,17 +334,17 @@ def test_cluster_values_are_checked_all_at_once():
 
 
 def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tmp_path):
-    content = planned(optim={"table": {"name": "sgd"}}).plan()
-    write_json(tmp_path / "plan.json", content)
+    plan = planned(optim={"table": {"name": "sgd"}}).plan()
+    write_plan(tmp_path / "plan.json", plan)
     read = read_plan(tmp_path / "plan.json")
-    assert read == content
+    assert read == plan
     env = Env(rank=0, world_size=2, local_rank=0, local_world_size=2, device=torch.device("cpu"))
 
     def check(other, env=env):
-        ranker, optimizers = build_plannable(
+        _, tables = build_plannable(
             config=other.config, manifest=other.manifest, modality_dims={}, device_type="cpu"
         )
-        check_matches(read, model=ranker, optimizers=optimizers, env=env, source="plan.json")
+        check_matches(read, tables=tables, env=env, source="plan.json")
 
     check(planned(optim={"table": {"name": "sgd"}}))
     other = planned(
@@ -364,4 +368,4 @@ def test_fast_search_finds_the_plan_of_the_full_one():
         planned(small, **{"plan": sections["plan"] | {"search": search}}).plan()
         for search in ("full", "fast")
     )
-    assert fast["summary"]["critical_path_ms"] <= 1.05 * full["summary"]["critical_path_ms"]
+    assert fast.summary.critical_path_ms <= 1.05 * full.summary.critical_path_ms

@@ -1,0 +1,204 @@
+"""Constraints of the planner, per table: sharding types, kernels, column width, ids a row.
+
+In: the settings of every table, the section `plan`, a cluster. Out: TorchRec's ParameterConstraints,
+or one sentence for each key that does not fit. Called by recsys/sharding/search.py.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import CacheParams
+from torchrec.modules.embedding_configs import DataType
+
+from recsys.errors import UserError
+from recsys.sharding.cluster import ClusterConfig
+from recsys.sharding.plan import (
+    DATA_PARALLEL,
+    DENSE_KERNEL,
+    HOST_MEMORY_KERNELS,
+    HOST_TYPES,
+    KERNELS,
+    SHARDING_TYPES,
+    PlanConfig,
+)
+from recsys.sharding.tables import TableSettings
+
+_COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
+"""Sharding types that cut columns."""
+_PLACED_ALONE = ("table_wise", "column_wise")
+"""Sharding types whose pieces may be on any ranks, so that ranks can be pinned."""
+_NARROW = 32
+"""Columns below which a table is cut by columns only where the configuration says so."""
+_CACHE_LOAD_FACTOR = 0.2
+"""Share of a cached table's rows on the accelerator where the configuration does not say."""
+
+
+def constrain(
+    *,
+    tables: Mapping[str, TableSettings],
+    config: PlanConfig,
+    cluster: ClusterConfig,
+    feature_lengths: Mapping[str, float],
+) -> dict[str, ParameterConstraints]:
+    """Return planner constraints per table.
+
+    A table with an L2 penalty is replicated. Dense Adam needs a replicated table on CPU; row-wise
+    Adagrad and SGD are fused into backward and want model-parallel tables; frozen and half-precision
+    tables must be model-parallel (a replicated one would become fp32 and, if frozen, trainable).
+
+    Args:
+        feature_lengths: ids a row of every feature.
+
+    Raises:
+        UserError: lists every key that names an unknown table, type, kernel or rank, or asks for
+            what does not go together.
+    """
+    problems = [
+        f"plan.{key}.{table}: no such table; the model has {', '.join(sorted(tables))}"
+        for key in ("sharding", "kernels", "cache_load_factor", "ranks")
+        for table in getattr(config, key)
+        if table not in tables
+    ]
+    for table, settings in tables.items():
+        problems += _sharding_problems(table, settings)
+        problems += _kernel_problems(table, settings, cluster)
+        problems += _rank_problems(table, settings, cluster)
+        problems += _precision_problems(table, settings, cluster)
+    if problems:
+        raise UserError("configuration: " + "\n  ".join(problems))
+    constraints = {}
+    for table, settings in tables.items():
+        width = column_width(settings.width, config.min_partition)
+        kinds = _sharding_types(settings, cluster, column_width=width)
+        kernels = {DENSE_KERNEL if kind == DATA_PARALLEL else settings.kernel for kind in kinds}
+        cache = None
+        if settings.kernel == "fused_uvm_caching":
+            cache = CacheParams(load_factor=settings.cache_load_factor or _CACHE_LOAD_FACTOR)
+        constraints[table] = ParameterConstraints(
+            sharding_types=sorted(kinds),
+            compute_kernels=sorted(kernels),
+            min_partition=width,
+            pooling_factors=[feature_lengths.get(f, 1.0) for f in settings.features],
+            cache_params=cache,
+            # FBGEMM's lookups return fp32 whatever they read; TorchRec would count fp16.
+            output_dtype=DataType.FP32 if settings.is_half else None,
+        )
+    return constraints
+
+
+def column_width(width: int, asked: int | None) -> int:
+    """Return the columns of a column shard, at least, for a table of `width` columns.
+
+    Every shard gets all ids of its table, and row-wise Adagrad keeps one value a row for each, so
+    many narrow shards cost more than they bring: halves, where 4 divides them.
+
+    Args:
+        asked: plan.min_partition.
+    """
+    if asked is not None:
+        return asked
+    proper = [w for w in range(4, width, 4) if width % w == 0]
+    return max(proper, default=width)
+
+
+def _sharding_types(
+    settings: TableSettings, cluster: ClusterConfig, *, column_width: int
+) -> list[str]:
+    """Return the sharding types that a table may have."""
+    optimizer = settings.optimizer
+    adam = optimizer is not None and optimizer.name == "adam"
+    if optimizer is not None and optimizer.l2:
+        # A penalty on every row is kept where every rank holds and steps every row.
+        return [DATA_PARALLEL]
+    if settings.sharding is not None:
+        return list(settings.sharding)
+    if settings.ranks is not None:
+        return ["table_wise"] if len(settings.ranks) == 1 else ["column_wise"]
+    if adam and cluster.device == "cpu":
+        return [DATA_PARALLEL]
+    kinds = [
+        kind
+        for kind in SHARDING_TYPES
+        if kind != "grid_shard"
+        and (cluster.hosts > 1 or kind not in HOST_TYPES)
+        and (kind not in _COLUMN_TYPES or column_width >= _NARROW)
+        and (kind != DATA_PARALLEL or (adam and not settings.is_half))
+    ]
+    if cluster.num_ranks == 1:
+        # One rank holds whole tables in any case; the other types sort ids into one bucket and
+        # exchange them with nobody.
+        kinds = [kind for kind in kinds if kind in ("table_wise", DATA_PARALLEL)]
+    return kinds
+
+
+def _sharding_problems(table: str, settings: TableSettings) -> Iterator[str]:
+    kinds = settings.sharding
+    if kinds is None:
+        return
+    unknown = [kind for kind in kinds if kind not in SHARDING_TYPES]
+    if unknown or not kinds:
+        shown = repr(unknown[0] if unknown else [])
+        yield f"plan.sharding.{table}={shown}: expected one of {', '.join(SHARDING_TYPES)}"
+    if DATA_PARALLEL not in kinds:
+        return
+    if settings.is_frozen:
+        yield (
+            f"plan.sharding.{table}=data_parallel: frozen modality tables are replicated by "
+            f"plan.replicate_modality_bytes, not by data_parallel"
+        )
+    elif settings.is_half:
+        yield (
+            f"plan.sharding.{table}=data_parallel: {table} is in model.half_tables, and a "
+            f"replicated table is held in fp32; take it out of one of the two"
+        )
+
+
+def _kernel_problems(table: str, settings: TableSettings, cluster: ClusterConfig) -> Iterator[str]:
+    kernel = settings.kernel
+    if kernel not in KERNELS:
+        yield f"plan.kernels.{table}={kernel!r}: expected one of {', '.join(KERNELS)}"
+    elif kernel in HOST_MEMORY_KERNELS and cluster.device == "cpu":
+        yield (
+            f"plan.kernels.{table}={kernel}: runs on GPU only, and {cluster.name!r} is a CPU "
+            f"cluster, whose tables are in main memory anyway"
+        )
+    if settings.cache_load_factor is not None and kernel != "fused_uvm_caching":
+        yield f"plan.cache_load_factor.{table}: only with plan.kernels.{table}=fused_uvm_caching"
+
+
+def _rank_problems(table: str, settings: TableSettings, cluster: ClusterConfig) -> Iterator[str]:
+    ranks = settings.ranks
+    if ranks is None:
+        return
+    outside = [rank for rank in ranks if not 0 <= rank < cluster.num_ranks]
+    if outside or not ranks or len(set(ranks)) != len(ranks):
+        yield (
+            f"plan.ranks.{table}={list(ranks)}: expected different ranks from 0 to "
+            f"{cluster.num_ranks - 1} (cluster {cluster.name!r})"
+        )
+    kinds = settings.sharding or ()
+    if any(kind not in _PLACED_ALONE for kind in kinds):
+        yield (
+            f"plan.ranks.{table} with plan.sharding.{table}={', '.join(kinds)}: only "
+            f"{' and '.join(_PLACED_ALONE)} tables can be pinned"
+        )
+    if _is_dense_adam(settings, cluster):
+        yield (
+            f"plan.ranks.{table}: its optimizer is adam, which on CPU wants the table on every "
+            f"rank; use optim.tables.{table}.name=rowwise_adagrad"
+        )
+
+
+def _precision_problems(
+    table: str, settings: TableSettings, cluster: ClusterConfig
+) -> Iterator[str]:
+    if settings.is_half and _is_dense_adam(settings, cluster):
+        yield (
+            f"model.half_tables names {table}: its optimizer is adam, which on CPU wants the "
+            f"table on every rank in fp32; use optim.tables.{table}.name=rowwise_adagrad"
+        )
+
+
+def _is_dense_adam(settings: TableSettings, cluster: ClusterConfig) -> bool:
+    is_adam = settings.optimizer is not None and settings.optimizer.name == "adam"
+    return is_adam and cluster.device == "cpu"

@@ -1,0 +1,187 @@
+"""Shards: one rank's pieces of the tables, found in a sharded model, initialised and filled.
+
+In: sharded collections. Out: TableShard records whose tensors are views into the kernels' memory.
+Called by recsys/sharding/apply.py; recsys/checkpoint/ writes and reads shards.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+STATE_NAMES = ("sum", "exp_avg", "exp_avg_sq")
+"""Optimizer state that a checkpoint keeps; torch and FBGEMM name it alike."""
+_INIT_BLOCK_ROWS = 65_536
+_FILL_BLOCK_ROWS = 65_536
+
+
+class Vectors(Protocol):
+    """A feature table of the feature store, as much of it as filling needs."""
+
+    dim: int
+    num_rows: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return float16 [stop - start, dim]; a masked row is all zero."""
+        ...
+
+
+@dataclass
+class TableShard:
+    """One rank's piece of a table, with its optimizer state."""
+
+    table: str
+    weight: torch.Tensor
+    """[rows, columns] view into the kernel's memory."""
+    row: int
+    """First row of the piece."""
+    column: int
+    """First column of the piece."""
+    num_rows_of_table: int
+    num_columns_of_table: int
+    replicated: bool
+    """True where every rank holds the same whole table."""
+    slots: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Optimizer state: [rows, columns], or [rows, 1] for one value a row."""
+
+
+class ReplicatedTables(FusedEmbeddingBagCollection):
+    """TorchRec's unsharded fused collection, fit to sit inside DistributedModelParallel.
+
+    DistributedModelParallel reads `fused_optimizer` as a property; TorchRec defines a method here.
+    """
+
+    @property
+    def fused_optimizer(self) -> KeyedOptimizer:  # type: ignore[override]
+        """The (idle) optimizer of the tables."""
+        return self._optim
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return the pooled vectors, as TorchRec's own forward does.
+
+        That one ends with a concatenation of what its kernels return, which for a single kernel is a
+        copy of all vectors of the batch.
+        """
+        (kernel,) = self._emb_modules
+        # Looked up by name, never run through: the pipeline traces this method with symbols.
+        by_feature = features.to_dict()
+        names = [name for table in self._embedding_bag_configs for name in table.feature_names]
+        values = torch.cat([by_feature[name].values() for name in names])
+        lengths = torch.cat([by_feature[name].lengths() for name in names])
+        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
+        return KeyedTensor(
+            keys=self._embedding_names,
+            length_per_key=self._length_per_key,
+            values=kernel(values.int(), offsets.int(), None),
+        )
+
+
+def replicate(tables: EmbeddingBagCollection, device: torch.device) -> ReplicatedTables:
+    """Return the frozen collection held whole by this rank, on FBGEMM's kernel.
+
+    Kernel and output are those of the sharded form; only the exchange falls away, which on two CPU
+    ranks costs half the speed.
+    """
+    whole = ReplicatedTables(
+        tables=tables.embedding_bag_configs(),
+        optimizer_type=torch.optim.SGD,
+        optimizer_kwargs={"lr": 0.0},
+        device=device,
+    )
+    # Without a gradient DistributedDataParallel leaves the tables alone.
+    return whole.requires_grad_(False)
+
+
+def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
+    """Yield (grouped config, kernel, replicated) of every lookup group of a sharded collection."""
+    for lookup in collection._lookups:
+        replicated = isinstance(lookup, DistributedDataParallel)
+        inner = lookup.module if replicated else lookup
+        for group in inner._emb_modules:
+            yield group._config, group.emb_module, replicated
+
+
+def shards_of(collection: nn.Module) -> Iterator[TableShard]:
+    """Yield this rank's pieces of a sharded collection, fused optimizer state included."""
+    for config, kernel, replicated in kernels_of(collection):
+        if not replicated:
+            kernel.flush()  # rows that a cache on the accelerator holds newer than the table
+        weights = kernel.split_embedding_weights()
+        # A replicated table's state lives in a torch optimizer; SGD reports no state at all.
+        states = [] if replicated else kernel.get_optimizer_state()
+        states = states or [{}] * len(weights)
+        for table, weight, state in zip(config.embedding_tables, weights, states, strict=True):
+            offsets = (0, 0) if replicated else tuple(table.local_metadata.shard_offsets)
+            yield TableShard(
+                table=table.name,
+                weight=weight.detach(),
+                row=offsets[0],
+                column=offsets[1],
+                num_rows_of_table=table.num_embeddings,
+                num_columns_of_table=table.embedding_dim,
+                replicated=replicated,
+                slots={n: as_rows(v) for n, v in state.items() if n in STATE_NAMES},
+            )
+
+
+def frozen_shards(collection: Any) -> Iterator[TableShard]:
+    """Yield this rank's pieces of the frozen collection, sharded or replicated."""
+    if not isinstance(collection, ReplicatedTables):
+        yield from shards_of(collection)
+        return
+    for config in collection.embedding_bag_configs():
+        weight = collection.embedding_bags[config.name].weight
+        yield TableShard(
+            table=config.name,
+            weight=weight.detach(),
+            row=0,
+            column=0,
+            num_rows_of_table=config.num_embeddings,
+            num_columns_of_table=config.embedding_dim,
+            replicated=True,
+        )
+
+
+def as_rows(state: torch.Tensor) -> torch.Tensor:
+    """[rows] to [rows, 1]; [rows, columns] stays. A view, so that loading writes through."""
+    return state.detach().unsqueeze(1) if state.dim() == 1 else state.detach()
+
+
+def initialise(shard: TableShard, bound: float, seed: int) -> None:
+    """Fill a shard of a trainable table with values that depend on (seed, table, row, column) only.
+
+    Uniform in +-bound, drawn in blocks of rows with a generator of its own,
+    so that any rank draws any block alone and every plan starts from the same table.
+    """
+    first, last = shard.row, shard.row + shard.weight.shape[0]
+    for block in range(first // _INIT_BLOCK_ROWS, -(-last // _INIT_BLOCK_ROWS)):
+        generator = torch.Generator().manual_seed(
+            xxhash.xxh64_intdigest(f"{seed}/{shard.table}/{block}".encode()) >> 1
+        )
+        start = block * _INIT_BLOCK_ROWS
+        values = torch.empty(_INIT_BLOCK_ROWS, shard.num_columns_of_table)
+        values.uniform_(-bound, bound, generator=generator)
+        low, high = max(first, start), min(last, start + _INIT_BLOCK_ROWS)
+        columns = slice(shard.column, shard.column + shard.weight.shape[1])
+        shard.weight[low - first : high - first].copy_(values[low - start : high - start, columns])
+
+
+def fill(shard: TableShard, vectors: Vectors) -> None:
+    """Copy feature vectors into a shard of a frozen table, with the mask in column `dim`."""
+    rows, columns = shard.weight.shape
+    for start in range(0, rows, _FILL_BLOCK_ROWS):
+        stop = min(rows, start + _FILL_BLOCK_ROWS)
+        values = torch.from_numpy(np.array(vectors.read(shard.row + start, shard.row + stop)))
+        stored = torch.zeros(stop - start, shard.num_columns_of_table, dtype=torch.float16)
+        stored[:, : vectors.dim] = values
+        stored[:, vectors.dim] = (values != 0).any(dim=1)
+        shard.weight[start:stop].copy_(stored[:, shard.column : shard.column + columns])
