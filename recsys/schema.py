@@ -40,7 +40,7 @@ def identity_of(checksums: Mapping[str, str]) -> str:
 
 
 def is_known(rows: NDArray) -> NDArray[np.bool_]:
-    """Return which rows of a table stand for one id; those of the unknown row are nobody's."""
+    """Return which rows of a table are of one id [N]; those of the unknown row 0 are not."""
     return rows != UNKNOWN_ROW
 
 

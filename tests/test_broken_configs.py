@@ -17,7 +17,7 @@ from embedding.image.config import ImageConfig
 from embedding.text.config import TextConfig
 from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
 from recsys.config import from_config, plain, read_job
-from recsys.data.planned_manifest import outline
+from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe, named_features
 from recsys.evaluation.evaluate import check_evaluation
 from recsys.run.assembly import build_plannable
@@ -72,7 +72,7 @@ def read_recipe(node):
     for name in ("user_id", "item_id"):
         if getattr(log, name):
             rows[name] = 5
-    outline(recipe, rows)
+    planned_manifest(recipe, rows)
 
 
 def read_run(node):

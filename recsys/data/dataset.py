@@ -67,7 +67,7 @@ class Dataset:
 
     @functools.cached_property
     def _row_groups(self) -> tuple[list[tuple[int, int]], np.ndarray]:
-        """(part, row group in it) in reading order, and the first row of each."""
+        """(part, row group in it) in reading order, and the first row of each [number of row groups]."""
         groups, counts = [], []
         for number, part in enumerate(self._parts):
             for group in range(part.num_row_groups):
@@ -98,7 +98,7 @@ class Dataset:
         )
 
     def array(self, name: str, length: int | None = None) -> np.ndarray:
-        """Return a memory-mapped side array such as `items/genres.values`.
+        """Return a memory-mapped side array [length] such as `items/genres.values`.
 
         Raises:
             UserError: the file is missing, or does not have `length` entries.
@@ -115,7 +115,10 @@ class Dataset:
         return self._arrays[name]
 
     def histories(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sequences that the split's rows read end to end, and where each user's begins."""
+        """Return the users' sequences that the split's rows read: item rows end to end, and offsets.
+
+        A user's are values[offsets[row] : offsets[row + 1]]; offsets have [num_user_rows + 1] entries.
+        """
         history = self.manifest.history
         assert history is not None, "asked for only where there is a history"
         folder, num_offsets = history.folder(self.split), self.manifest.num_user_rows + 1
@@ -197,7 +200,7 @@ def read_columns(
 
 
 def as_array(numbers: pa.Array) -> np.ndarray:
-    """Return numbers without nulls as an array, uncopied.
+    """Return numbers without nulls [N] as an array [N], uncopied.
 
     pyarrow's own `to_numpy` imports pandas first: 0.3 s before the first batch of every process.
     """

@@ -21,7 +21,7 @@ class Block:
     """Rows in memory, as a batch takes them: slices of arrays, no work for each column and row."""
 
     def __init__(self, rows: pa.Table, scalar_features: Sequence[str], order: np.ndarray | None):
-        """Args: order: rows to keep, in this order; None: all as they are."""
+        """Take N rows; `order`: which to keep, in this order [N]; None: all as they are."""
 
         def ordered(name: str) -> np.ndarray:
             values = as_array(rows.column(name).combine_chunks())
@@ -138,6 +138,6 @@ class Lane:
         return Block(rows, self.scalar_features, order)
 
 
-def _as_arrow(order: np.ndarray) -> pa.Array:
-    """Return int64 numbers as an Arrow array; `pa.array` would import pandas, see `as_array`."""
-    return pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order)])
+def _as_arrow(order_N: np.ndarray) -> pa.Array:
+    """Return int64 numbers [N] as an Arrow array; `pa.array` would import pandas, see `as_array`."""
+    return pa.Array.from_buffers(pa.int64(), len(order_N), [None, pa.py_buffer(order_N)])

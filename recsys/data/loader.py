@@ -7,7 +7,7 @@ Shapes: B rows of this rank's batch, N of them real, F features.
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -161,27 +161,16 @@ class Loader:
         zeros = np.zeros(num_real, dtype=np.int64)
         users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
         features = self.dataset.features
-        # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
-        lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
         if len(ids_FN) == len(features):
+            lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
             lengths_FB[:, :num_real] = 1
-            flat = ids_FN.reshape(-1)
+            made = _key_major(self.scalar_features, ids_FN.reshape(-1), lengths_FB)
         else:
             columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
-            values = []
-            for number, feature in enumerate(features):
-                feature_values, lengths_N = self._gather(feature, parts, columns, users, items)
-                values.append(feature_values.astype(np.int64, copy=False))
-                lengths_FB[number, :num_real] = lengths_N
-            flat = np.concatenate(values)
-        # Key-major: all rows of the first feature, then all rows of the second.
-        sparse = KeyedJaggedTensor(
-            keys=[f.name for f in features],
-            values=torch.from_numpy(flat),
-            lengths=torch.from_numpy(lengths_FB.reshape(-1)),
-        )
+            gathered = {f.name: self._gather(f, parts, columns, users, items) for f in features}
+            made = features_of(gathered, self.batch_size)
         return Batch(
-            features=Features(sparse),
+            features=made,
             labels_B=self._padded(columns.get("label", zeros), np.float32),
             weights_B=self._padded(np.ones(num_real), np.float32),
             row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),
@@ -222,6 +211,31 @@ class Loader:
             found.append(as_array(pc.list_flatten(lists)))
             at = upto
         return np.concatenate(found), lengths_N
+
+
+def features_of(lists: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int) -> Features:
+    """Return the Features of N rows, padded to `batch_size` B rows.
+
+    Args:
+        lists: by feature, in the order of the keys, its ids end to end [V] and how many each row has
+            [N]: what `Encoder.encode` returns for raw values.
+    """
+    # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
+    lengths_FB = np.zeros((len(lists), batch_size), dtype=np.int32)
+    for number, (_, lengths_N) in enumerate(lists.values()):
+        lengths_FB[number, : len(lengths_N)] = lengths_N
+    flat = [values.astype(np.int64, copy=False) for values, _ in lists.values()]
+    return _key_major(list(lists), np.concatenate(flat), lengths_FB)
+
+
+def _key_major(keys: list[str], ids_V: np.ndarray, lengths_FB: np.ndarray) -> Features:
+    """Return Features of all rows of the first feature, then all rows of the second."""
+    sparse = KeyedJaggedTensor(
+        keys=keys,
+        values=torch.from_numpy(ids_V),
+        lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+    )
+    return Features(sparse)
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from recsys.errors import UserError
 from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
 
 
-def outline(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
+def planned_manifest(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
     """Return the manifest of a data set that need not exist.
 
     Args:

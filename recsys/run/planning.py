@@ -17,7 +17,7 @@ from pydantic import Field
 from embedding.features.store import open_features
 from recsys.config import from_config
 from recsys.config_files import read_yaml
-from recsys.data.planned_manifest import outline, with_rows
+from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.job import say
@@ -116,7 +116,7 @@ def read_tables(
         manifest = with_rows(read_manifest(workspace), rows)
         say(f"tables: as prepared in {workspace}{', rows as given' if rows else ''}")
     else:
-        manifest = outline(place.data, rows)
+        manifest = planned_manifest(place.data, rows)
         say(f"tables: of recipe {manifest.name!r}, rows as given (no data)")
     if config.modality_dims is not None:
         return manifest, config.modality_dims

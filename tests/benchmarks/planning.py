@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 
-from recsys.data.planned_manifest import outline
+from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, Recipe
 from recsys.run.config import read_run_config
 from recsys.run.planning import Planned
@@ -28,7 +28,7 @@ def main(num_tables: int, num_ranks: int, search: str) -> None:
             "model": {"name": "dcn_v2", "embedding_dim": 64, "cross": "none", "tower_dims": [8]},
             "plan": {"search": search},
         }),
-        manifest=outline(recipe, {}),
+        manifest=planned_manifest(recipe, {}),
         modality_dims={},
         cluster=ClusterConfig(
             name="made_up",

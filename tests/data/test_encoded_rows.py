@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
 from recsys.data.encode import Encoder
+from recsys.data.loader import Loader, ReadAhead, features_of
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.demo.world import WorldConfig, draw_world
@@ -303,6 +304,33 @@ def test_a_list_is_cut_to_the_longest_prepared_one_a_history_to_its_end(small):
     assert lists_of(*encoder.encode("history", items)) == [[twenty, thirty, forty]]
     assert lists_of(*encoder.encode("history_recent", items)) == [[forty]]
     assert ten not in (twenty, thirty, forty, 0)
+
+
+def test_encoded_raw_rows_are_the_features_of_the_loaders_batch(small):
+    """Rows of the test split: their raw ids, and the columns of their items."""
+    names = ["genres", "user_id", "item_id", "year"]
+    data = Dataset(small / "prepared", read_manifest(small), split="test", features=names)
+    loader = Loader(
+        data,
+        global_batch_size=8,
+        rank=0,
+        world_size=1,
+        num_lanes=1,
+        shuffle=False,
+        seed=0,
+        ahead=ReadAhead(num_prefetch=0),
+    )
+    (batch,) = loader.batches(0)
+    raw = raw_texts(small.parent)
+    log = raw["interaction"].take(batch.row_id_B[: batch.num_real].tolist())
+    items = raw["item"]
+    of_log = items.take([items["item_id"].to_pylist().index(i) for i in log["item_id"].to_pylist()])
+    encoder = Encoder(small / "prepared", data.manifest)
+    columns = {**{name: of_log[name] for name in of_log.column_names}, "user_id": log["user_id"]}
+    request = features_of({name: encoder.encode(name, columns[name]) for name in names}, 8).sparse
+    assert request.keys() == batch.features.sparse.keys() == names
+    assert request.values().tolist() == batch.features.sparse.values().tolist()
+    assert request.lengths().tolist() == batch.features.sparse.lengths().tolist()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from recsys.data.planned_manifest import outline, with_rows
+from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
 from recsys.run.assembly import build_plannable
 from recsys.run.config import read_run_config
@@ -36,7 +36,7 @@ def planned(cluster=None, rows=None, dims=None, **sections):
     )
     return Planned(
         config=read_run_config(sections),
-        manifest=outline(recipe, rows or ROWS),
+        manifest=planned_manifest(recipe, rows or ROWS),
         modality_dims=dims or {},
         cluster=cluster or ClusterConfig(accelerators_per_host=2),
     )

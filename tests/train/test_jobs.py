@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import from_config
-from recsys.data.planned_manifest import outline
+from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
 from tests.small_runs import losses, options, write_features
@@ -140,10 +140,10 @@ def test_plan_for_another_model_is_refused_on_every_rank_at_once(workspace, job)
     assert "Traceback" not in done.stderr.split("error:")[1]
 
 
-def test_outline_of_a_recipe_has_the_tables_that_prepare_makes(workspace):
+def test_planned_manifest_of_a_recipe_has_the_tables_that_prepare_makes(workspace):
     manifest = read_manifest(workspace)
     recipe = from_config(Recipe, manifest.recipe, "recipe")
-    drawn = outline(recipe, {table.name: table.num_rows for table in manifest.tables})
+    drawn = planned_manifest(recipe, {table.name: table.num_rows for table in manifest.tables})
     for name in ("tables", "features", "history", "num_user_rows", "num_item_rows", "has_texts"):
         assert getattr(drawn, name) == getattr(manifest, name), name
 
