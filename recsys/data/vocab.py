@@ -42,6 +42,7 @@ class FeatureTable:
         feature: FeatureRecipe,
         relation: str,
         train_relation: str,
+        vocabulary: str,
     ):
         """Build the vocabulary or the buckets.
 
@@ -49,12 +50,13 @@ class FeatureTable:
             relation: SQL of all (key, value).
             train_relation: SQL of those the vocabulary may see: the training rows of an interaction
                 feature, every row of a catalogue (which holds no labels).
+            vocabulary: name of the database table (id, row, count) that a vocabulary becomes.
         """
         self.connection = connection
         self.name = name
         self.feature = feature
         self.relation = relation
-        self.vocabulary = f"vocab_{name}"
+        self.vocabulary = vocabulary
         self._spec = feature_table(name, feature)
         if self._spec.kind == "bucket":
             cuts = self._spec.cuts or self._quantiles(train_relation)

@@ -8,14 +8,13 @@ import hashlib
 from pathlib import Path
 
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.prepare.features import values_sql
+from recsys.data.prepare.features import build_table, values_sql
 from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.pictures import image_sql
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.writing import list_table, write_parquet
 from recsys.data.recipe import ItemsRecipe
 from recsys.data.sql import quoted
-from recsys.data.vocab import FeatureTable
 
 TEXTS = ("image", "text", "title", "artist", "content")
 """Columns of items.parquet between the id and the tags."""
@@ -55,7 +54,7 @@ def write_items(
         )
         columns = {name: f"s.{name}" for name in TEXTS}
         if items.tags:
-            tags = list_table(engine, _tags_sql(engine, items, catalogue, vocabulary), "tags")
+            tags = list_table(engine, _tags_sql(engine, items, catalogue, vocabulary))
             join += f" LEFT JOIN {tags} t ON t.key = v.row"
     shown_tags = "t.value" if tags else "CAST(NULL AS VARCHAR[])"
     texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
@@ -98,7 +97,7 @@ def _tags_sql(engine: Engine, items: ItemsRecipe, catalogue: Catalogue, vocabula
     parts = []
     for name, feature in items.tags.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
-        table = FeatureTable(engine.connection, f"tags_{name}", feature, relation, relation)
+        table = build_table(engine, name, feature, relation, relation)
         listed = table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
         parts.append(
             f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"

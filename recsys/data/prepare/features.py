@@ -84,7 +84,7 @@ def write_catalogue_features(
     specs = Specs()
     for name, feature in catalogue.features.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
-        table = FeatureTable(engine.connection, name, feature, relation, relation)
+        table = build_table(engine, name, feature, relation, relation)
         longest = {}
         values = folder / f"{name}.values.npy"
         if table.is_list:
@@ -131,9 +131,23 @@ def build_log_features(
     for name, feature in features.items():
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
         train = f"{rows} WHERE split = 0 AND row_id < {num_rows_in}"
-        tables[name] = FeatureTable(engine.connection, name, feature, rows, train)
+        tables[name] = build_table(engine, name, feature, rows, train)
         specs += _write_table(engine, tables[name], source="interaction", to=prepared)
     return tables, specs
+
+
+def build_table(
+    engine: Engine, name: str, feature: FeatureRecipe, relation: str, train_relation: str
+) -> FeatureTable:
+    """Return a feature's table, built from SQL of (key, value).
+
+    Args:
+        train_relation: the part of `relation` that a vocabulary, or cuts, may depend on.
+    """
+    vocabulary = engine.unused("vocab")
+    return FeatureTable(
+        engine.connection, name, feature, relation, train_relation, vocabulary=vocabulary
+    )
 
 
 def _write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:

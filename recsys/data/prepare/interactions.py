@@ -39,7 +39,7 @@ def write_interactions(
     columns = _own_columns(log)
     joins = ""
     # Numbered before `placed` is replaced: the features' SQL reads it.
-    lists = {n: list_table(engine, t.rows_sql(), n) for n, t in features.items() if t.is_list}
+    lists = {n: list_table(engine, t.rows_sql()) for n, t in features.items() if t.is_list}
     longest = {
         name: engine.one(f"SELECT coalesce(max(len(value)), 0) FROM {rows}")[0]
         for name, rows in lists.items()

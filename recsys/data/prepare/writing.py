@@ -51,12 +51,12 @@ def write_lists(
     return total, longest
 
 
-def list_table(engine: Engine, query: str, name: str) -> Table:
+def list_table(engine: Engine, query: str) -> Table:
     """Return a table (key, value list) made of SQL of (key, value) by key.
 
     The table is a file: the database's list() keeps every list in memory.
     """
-    path = engine.scratch / f"{name}.lists.parquet"
+    path = engine.scratch / f"{engine.unused('lists')}.parquet"
     reader = engine.batches(query)
     key, value = (reader.schema.field(column).type for column in ("key", "value"))
     schema = pa.schema([("key", key), ("value", pa.list_(value))])

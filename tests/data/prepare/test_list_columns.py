@@ -139,3 +139,19 @@ def test_a_list_read_as_a_plain_feature_is_refused(tmp_path, feature):
     )
     with pytest.raises(ValueError, match=pattern):
         prepared(tmp_path, made)
+
+
+def test_tags_have_any_name_and_features_may_be_called_like_them(tmp_path):
+    made = recipe(
+        source_with(tmp_path, pa.array(BANDS)),
+        items=items(
+            tags={
+                "rock bands; live": {"column": "bands", "kind": "id_list"},
+                "x": {"column": "title"},
+            },
+            features={"tags_x": {"column": "bands", "kind": "id_list"}},
+        ),
+    )
+    manifest, _, rows = prepared_rows(tmp_path, made)
+    assert rows["10"]["tags"] == ["AC|DC", "Queen", "T10"] and rows["50"]["tags"] == ["T50"]
+    assert {table.name: table.num_rows for table in manifest.tables}["tags_x"] == 6
