@@ -29,10 +29,10 @@ from recsys.schema import read_manifest
 
 KEYS = (WorkspaceConfig, EmbedConfig)
 SHOW: dict[str, Callable[[Path, Any], None]] = {
-    "image": show_neighbour_accuracy,
+    "image": lambda folder, found: show_neighbour_accuracy(found),
     "text": show_retrieval,
 }
-"""Shows the evaluation of an encoder that was made, by its name."""
+"""By name of an encoder: shows its evaluation; takes its folder and what its making returned."""
 TIMEOUT_SECONDS = 7 * 24 * 3600
 """A rank may wait for another one's shards, or for rank 0's training, longer than any step takes."""
 

@@ -3,7 +3,6 @@
 In: what embedding.image.heads.measure returns. Called by launch/embed.py.
 """
 
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -18,18 +17,16 @@ COLUMNS = {
 """Keys of evaluation.json in encoders/image/, and their meaning."""
 
 
-def show_neighbour_accuracy(folder: Path, accuracies: dict[str, Any]) -> None:
+def show_neighbour_accuracy(accuracies: dict[str, Any]) -> None:
     """Print how often the nearest picture has the same artist, or shows the same content.
 
     Args:
-        folder: of the encoder, whose evaluation.json holds the same.
         accuracies: {output: {key of COLUMNS: {"share": ..., "count": ...}}}.
     """
     shown = [key for key in COLUMNS if any(key in found for found in accuracies.values())]
     if not shown:
         return
-    title = "image encoder on contents it has not seen"
-    table = Table(title=title, title_justify="left", caption=f"kept in {folder}/evaluation.json")
+    table = Table(title="image encoder on contents it has not seen", title_justify="left")
     table.add_column("nearest picture")
     for key in shown:
         table.add_column(COLUMNS[key], justify="right")
