@@ -95,15 +95,8 @@ def forecast(
                 communication=communication,
             )
         )
-    ranks = _rank_loads([p for held in pieces.values() for p in held], tables, cluster, dense)
-    dense_ms = 6e3 * dense.parameters * batch_size_per_rank / (cluster.dense_tflops * 1e12)
-    exchange_ms = _all_reduce_ms(4 * dense.parameters, cluster)
-    ranks = [
-        dataclasses.replace(
-            load, dense_ms=dense_ms, communication_ms=load.communication_ms + exchange_ms
-        )
-        for load in ranks
-    ]
+    everything = [piece for held in pieces.values() for piece in held]
+    ranks = _rank_loads(everything, tables, cluster, dense, batch_size_per_rank)
     return Plan(
         num_ranks=cluster.num_ranks,
         batch_size_per_rank=batch_size_per_rank,
@@ -113,7 +106,7 @@ def forecast(
         summary=_summary(ranks, planned, cluster),
         tables=tuple(planned),
         ranks=tuple(ranks),
-        shards=tuple(_shard_plan(piece) for held in pieces.values() for piece in held),
+        shards=tuple(map(_shard_plan, everything)),
     )
 
 
@@ -222,13 +215,22 @@ def _rank_loads(
     tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
     dense: DensePart,
+    batch_size_per_rank: int,
 ) -> list[RankLoad]:
-    """Return what every rank holds and looks up; the time of the dense part is not in it."""
+    """Return the memory and the work of every rank, the dense part included."""
     of_rank: list[list[_Piece]] = [[] for _ in range(cluster.num_ranks)]
     for piece in pieces:
         for rank in range(cluster.num_ranks) if piece.rank is None else [piece.rank]:
             of_rank[rank].append(piece)
-    return [_rank_load(rank, held, tables, cluster, dense) for rank, held in enumerate(of_rank)]
+    loads = [_rank_load(rank, held, tables, cluster, dense) for rank, held in enumerate(of_rank)]
+    dense_ms = 6e3 * dense.parameters * batch_size_per_rank / (cluster.dense_tflops * 1e12)
+    exchange_ms = _all_reduce_ms(4 * dense.parameters, cluster)
+    return [
+        dataclasses.replace(
+            load, dense_ms=dense_ms, communication_ms=load.communication_ms + exchange_ms
+        )
+        for load in loads
+    ]
 
 
 def _rank_load(
@@ -238,6 +240,7 @@ def _rank_load(
     cluster: ClusterConfig,
     dense: DensePart,
 ) -> RankLoad:
+    """Return the memory and the lookups of one rank; the work of the dense part is not in it."""
     on_accelerator = cluster.device == "cuda"
     in_main_memory = [p for p in pieces if not on_accelerator or p.kernel in HOST_MEMORY_KERNELS]
     buffers = sum(p.buffer_bytes for p in pieces)

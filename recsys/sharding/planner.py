@@ -151,6 +151,12 @@ class Reservation(FixedPercentageStorageReservation):
         self._last_reserved_topology = reserved
         return reserved
 
+    def free(self) -> Storage:
+        """Return the memory of one rank that tables may take, once the planner has reserved."""
+        reserved = self.last_reserved_topology
+        assert reserved is not None, "the planner reserves before it enumerates"
+        return reserved.devices[0].storage
+
 
 class Partitioner(GreedyPerfPartitioner):
     """Places the tables with pinned ranks first, the others around them."""

@@ -128,20 +128,16 @@ def search_tables(
     Args:
         module: holds the EmbeddingBagCollections at the paths the plan shall name.
         constraints: of the tables in `module`.
-        config: its `search` is `full` (TorchRec's four proposers), `fast` (see `proposers`) or `auto`.
         unsharded_bytes: held by every rank besides (dense part, replicated frozen tables).
-        host_copies: count the copies of trainable tables in host memory that checkpoints are written
-            from.
+        host_copies: count the copies that checkpoints are written from.
 
     Raises:
         DoesNotFitError: no plan holds all tables.
     """
     topology = cluster.topology()
-    constraints = dict(constraints)
     many = len(constraints) * cluster.num_ranks > _FULL_UP_TO
     fast = config.search == "fast" or (config.search == "auto" and many)
-    if fast:
-        constraints = _pruned(constraints, tables, cluster)
+    constraints = _pruned(constraints, tables, cluster) if fast else dict(constraints)
     storage = StorageEstimator(topology=topology, constraints=constraints)
     storage.tables, storage.copies = tables, host_copies
     perf = PerfEstimator(topology=topology, constraints=constraints)
@@ -173,9 +169,7 @@ def search_tables(
             planner.plan(module, [sharder])
     except PlannerError as error:
         options = enumerator.enumerate(module, [sharder])
-        capacity = reservation.last_reserved_topology
-        assert capacity is not None, "the planner reserves before it enumerates"
-        reason = find_shortage(options, capacity.devices[0].storage, cluster, pinned)
+        reason = find_shortage(options, reservation.free(), cluster, pinned)
         if host_copies and reason.of_host_memory:
             reason = with_copies(reason, options, tables, cluster)
         raise reason from error

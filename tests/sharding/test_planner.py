@@ -4,6 +4,8 @@ Everything here runs in this process: no process group, no GPU, no storage for t
 """
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -359,6 +361,36 @@ def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tm
     assert "table 'user_id' has optimizer adam and the plan says sgd" in sentence
     with pytest.raises(ValueError, match="no plan here"):
         read_plan(tmp_path / "absent.json")
+
+
+def test_plan_of_an_earlier_version_is_read_and_written_as_it_was(tmp_path):
+    """The file was written at d5d31a3, of this very catalogue with a text modality."""
+    file = Path(__file__).with_name("plan_version_1.json")
+    plan = read_plan(file)
+    assert plan.tables == planned(dims={"text": 127}).plan().tables
+    write_plan(tmp_path / "plan.json", plan)
+    assert (tmp_path / "plan.json").read_bytes() == file.read_bytes()
+
+
+WRONG_PLANS = {
+    "missing": (lambda plan: plan["tables"][0].pop("rows"), "tables.0.rows: Field required"),
+    "type": (lambda plan: plan["shards"][0].update(rows=[0, "x"]), "shards.0.rows.1: .* integer"),
+    "no shards": (lambda plan: plan.update(shards=[]), "KeyError: "),
+    "no rank": (
+        lambda plan: plan["tables"][0].update(sharding="row_wise"),
+        "shard of table 'item_id' has no rank",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PLANS)
+def test_plan_that_is_not_whole_is_refused_with_the_place(tmp_path, case):
+    breaks, sentence = WRONG_PLANS[case]
+    content = json.loads(Path(__file__).with_name("plan_version_1.json").read_text())
+    breaks(content)
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"plan.json: not a whole plan .*{sentence}"):
+        read_plan(tmp_path / "plan.json")
 
 
 def test_fast_search_finds_the_plan_of_the_full_one():
