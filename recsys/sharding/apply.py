@@ -58,7 +58,7 @@ _DENSE = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 @dataclass
 class ShardedRanker:
-    """The sharded model and what trains it."""
+    """A sharded model with its optimizers."""
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
@@ -89,11 +89,11 @@ class ShardedRanker:
         return shards
 
     def dense_state(self) -> dict[str, torch.Tensor]:
-        """Return the dense part's parameters and buffers by name."""
+        """Return the dense part's parameters and buffers by name: matrices [out, in], vectors [out]."""
         return _without_ddp(self.model).dense.state_dict()
 
     def load_dense_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load what `dense_state` returned."""
+        """Load the tensors that `dense_state` returned: matrices [out, in], vectors [out]."""
         _without_ddp(self.model).dense.load_state_dict(dict(state))
 
     def step_counts(self) -> dict[str, int]:
@@ -254,7 +254,7 @@ def shard_ranker(
 
 
 def _sharding_types(plan: ShardingPlan) -> dict[str, str]:
-    """Sharding type of every trainable table."""
+    """Return the sharding type of every trainable table."""
     module_plan: Any = plan.get_plan_for_module(TABLES_PATH)
     assert module_plan is not None, "a ranker always has trainable tables"
     return {name: sharding.sharding_type for name, sharding in module_plan.items()}

@@ -25,7 +25,7 @@ _FILL_BLOCK_ROWS = 65_536
 
 
 class Vectors(Protocol):
-    """A feature table of the feature store, as much of it as filling needs."""
+    """A feature table of the feature store: [num_rows, dim] vectors, read by ranges of rows."""
 
     dim: int
     num_rows: int
@@ -66,7 +66,7 @@ class ReplicatedTables(FusedEmbeddingBagCollection):
         return self._optim
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Return the pooled vectors, as TorchRec's own forward does.
+        """Return the pooled vectors [B, sum of widths], as TorchRec's own forward does.
 
         That one ends with a concatenation of what its kernels return, which for a single kernel is a
         copy of all vectors of the batch.
@@ -152,7 +152,7 @@ def frozen_shards(collection: Any) -> Iterator[TableShard]:
 
 
 def as_rows(state: torch.Tensor) -> torch.Tensor:
-    """[rows] to [rows, 1]; [rows, columns] stays. A view, so that loading writes through."""
+    """Return [rows] as [rows, 1], and [rows, columns] as it is: views, so that loading writes through."""
     return state.detach().unsqueeze(1) if state.dim() == 1 else state.detach()
 
 
