@@ -11,9 +11,10 @@ import difflib
 import functools
 import json
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -34,7 +35,9 @@ def from_config(
     - `SHORT_FORM = "file"`: a bare value of that field's type stands for the whole section (plan=auto
       for plan.file=auto)
     - `REMOVED`, a mapping of each removed key to its off value and a text that says what does its job
-      now: {"old_switch": (False, "use other_key=x")}.
+      now: {"old_switch": (False, "use other_key=x")}
+    - `KINDS`, a mapping of names to subclasses: the section's key `name` chooses one of them, and keys
+      that only others have are left out.
 
     Args:
         schema: a dataclass whose defaults `node` overrides; its fields may be dataclasses, and
@@ -66,6 +69,7 @@ def read_job(node: DictConfig, schemas: Sequence[type]) -> list[Any]:
     given = plain(node, allow_missing=True)
     known = {f.name for schema in schemas for f in dataclasses.fields(schema)}
     problems = [unknown_key(name, "", schemas) for name in given if name not in known]
+    problems += of_other_kinds(given, schemas, _typed_keys()).values()
     read = []
     for schema in schemas:
         names = {f.name for f in dataclasses.fields(schema)}
@@ -96,17 +100,20 @@ def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
     tree = [{} if given is None else copy.deepcopy(given)]
     if problems := list(_unreadable(tree[0], key)):
         return None, problems
+    general, unknown = schema, _unknown_kinds(schema, tree[0], key)
+    schema = _with_chosen_kinds(schema, tree[0])
     # JSON mode: nested dictionaries are read as dataclasses, and yet every type is strict.
     adapter = TypeAdapter(list[schema], config=ConfigDict(extra="forbid", strict=True))
     mended = True
     while mended:
         try:
             (built,) = adapter.validate_json(json.dumps(tree))
-            return built, _problems_of(built, key)
+            built = general(**{f.name: getattr(built, f.name) for f in dataclasses.fields(general)})
+            return built, unknown + _problems_of(built, key)
         except ValidationError as error:
             errors = error.errors(include_url=False)
         mended = bool(sum(_mend(schema, tree, e["loc"], e["type"]) for e in errors))
-    problems = [_sentence(schema, e, key) for e in errors]
+    problems = unknown + [_sentence(schema, e, key) for e in errors]
     broken = {e["loc"][1] for e in errors if len(e["loc"]) > 1}
     for name, hint in _hints(schema).items():
         sound = isinstance(tree[0], dict) and name in tree[0] and name not in broken
@@ -227,7 +234,8 @@ def type_at(hint: Any, path: Sequence[str | int]) -> Any:
     for name in path:
         holder: Any = without_none(hint)
         if dataclasses.is_dataclass(holder):
-            hint = _hints(typing.cast(type, holder)).get(str(name), Any)
+            kinds = [_hints(kind) for kind in (holder, *getattr(holder, "KINDS", {}).values())]
+            hint = next((hints[str(name)] for hints in kinds if str(name) in hints), Any)
         else:
             in_holder = typing.get_origin(holder) in (dict, list)
             hint = typing.get_args(holder)[-1] if in_holder else Any
@@ -333,6 +341,90 @@ def unknown_key(name: Any, key: str, schemas: Sequence[type]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     meant = f" (did you mean {_below(key, near[0])}?)" if near else ""
     return f"{_below(key, name)}: unknown key; expected one of {', '.join(known)}{meant}"
+
+
+def of_other_kinds(
+    given: dict[str, Any], schemas: Sequence[type], keys: Iterable[str]
+) -> dict[str, str]:
+    """Return a text for every key that its section's chosen kind lacks and another kind has, by key.
+
+    Args:
+        given: the job's configuration.
+        schemas: dataclasses of its top-level keys.
+        keys: full names.
+    """
+    found = {}
+    for schema in schemas:
+        for section, kinds in _kinds_of(schema).items():
+            kind = _chosen_kind(schema, section, given.get(section))
+            own = sorted(field.name for field in dataclasses.fields(kind))
+            for key in keys:
+                first, _, rest = key.partition(".")
+                name = rest.partition(".")[0]
+                if first == section and name not in own and _has_field(kinds, name):
+                    near = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
+                    there = f"the nearest is {section}.{near[0]}" if near else ", ".join(own)
+                    found[key] = f"{key}: {section}.name={kind.name} has no such key; {there}"
+    return found
+
+
+def _typed_keys() -> list[str]:
+    """Return the full names of the keys that were given to this job by hand; none outside of a job."""
+    if not HydraConfig.initialized():
+        return []
+    typed = HydraConfig.get().overrides.task
+    return [argument.lstrip("+").partition("=")[0] for argument in typed]
+
+
+def _kinds_of(schema: Any) -> dict[str, dict[str, Any]]:
+    """Return the kinds that a dataclass has for its sections, by section and name."""
+    found = {section: getattr(hint, "KINDS", None) for section, hint in _hints(schema).items()}
+    return {section: kinds for section, kinds in found.items() if kinds}
+
+
+def _has_field(kinds: dict[str, Any], name: str) -> bool:
+    return any(f.name == name for kind in kinds.values() for f in dataclasses.fields(kind))
+
+
+def _chosen_kind(schema: Any, section: str, given: Any) -> Any:
+    """Return the kind of a section that its `name` chooses; the default's for no or an unknown name."""
+    (spec,) = (field for field in dataclasses.fields(schema) if field.name == section)
+    name = given.get("name") if isinstance(given, dict) else None
+    return _kinds_of(schema)[section].get(str(name), spec.default_factory)
+
+
+def _unknown_kinds(schema: Any, given: Any, key: str) -> list[str]:
+    """Return a text for every section whose name is none of its kinds'."""
+    problems = []
+    for section, kinds in _kinds_of(schema).items():
+        content = given.get(section) if isinstance(given, dict) else None
+        if isinstance(content, dict) and "name" in content and content["name"] not in list(kinds):
+            names = ", ".join(kinds)
+            where = _below(_below(key, section), "name")
+            problems.append(f"{where}={content['name']!r}: expected one of {names}")
+    return problems
+
+
+def _with_chosen_kinds(schema: Any, given: Any) -> Any:
+    """Return the dataclass with every section of its chosen kind; drop keys of other kinds from given."""
+    chosen = []
+    for section, kinds in _kinds_of(schema).items():
+        content = given.get(section) if isinstance(given, dict) else None
+        kind = _chosen_kind(schema, section, content)
+        chosen.append((section, kind))
+        own = {field.name for field in dataclasses.fields(kind)}
+        for name in list(content) if isinstance(content, dict) else []:
+            if name not in own and _has_field(kinds, name):
+                del content[name]
+    return _of_kinds(schema, tuple(chosen)) if chosen else schema
+
+
+@functools.cache
+def _of_kinds(schema: Any, chosen: tuple[tuple[str, Any], ...]) -> Any:
+    fields = [(section, kind, dataclasses.field(default_factory=kind)) for section, kind in chosen]
+    return dataclasses.make_dataclass(
+        schema.__name__, fields, bases=(schema,), frozen=True, kw_only=True
+    )
 
 
 def _without_removed(schema: Any, given: Any) -> Any:

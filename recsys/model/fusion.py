@@ -21,7 +21,21 @@ def masked_softmax(scores_BM: torch.Tensor, present_BM: torch.Tensor) -> torch.T
     return torch.softmax(scores_BM, dim=1) * present_BM
 
 
-class AttentionUMCM(nn.Module):
+class Fusion(nn.Module):
+    """A form of the UMCM: user vector and modality vectors in, fused vector and weights out."""
+
+    out_dim: int
+    """Width C of the fused vector."""
+
+    def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
+        """Args: dim: width H of user and modality vectors, and of the fused one unless a form says so.
+        dropout: share of the weights dropped in training; of the forms with attention.
+        """
+        super().__init__()
+        self.out_dim = dim
+
+
+class AttentionUMCM(Fusion):
     """a_k = softmax_k(u . m_k), c = sum_k a_k m_k."""
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
@@ -29,7 +43,7 @@ class AttentionUMCM(nn.Module):
 
         Args: dropout: share of the weights a_k dropped from c in training, the others scaled up.
         """
-        super().__init__()
+        super().__init__(num_modalities=num_modalities, dim=dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -42,7 +56,7 @@ class AttentionUMCM(nn.Module):
         return torch.einsum("bm,bmh->bh", kept_BM, modalities_BMH), weights_BM
 
 
-class SenetUMCM(nn.Module):
+class SenetUMCM(Fusion):
     """Squeeze and excite, steered by the user.
 
     s_k = mean_d m_k[d]; h = ReLU(W1 s) * u; a = softmax(W2 h); c = mean_k a_k m_k, the mean taken
@@ -51,7 +65,7 @@ class SenetUMCM(nn.Module):
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """W1 maps M squeezed values to the user's width, W2 back to M scores."""
-        super().__init__()
+        super().__init__(num_modalities=num_modalities, dim=dim)
         self.squeeze = nn.Linear(num_modalities, dim)
         self.excite = nn.Linear(dim, num_modalities)
 
@@ -66,12 +80,12 @@ class SenetUMCM(nn.Module):
         return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH) / count_B1, weights_BM
 
 
-class MixtureUMCM(nn.Module):
+class MixtureUMCM(Fusion):
     """Attention and senet side by side: g = softmax_j(u . c_j), c = sum_j g_j c_j, likewise a."""
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """One expert of each form; dropout: of the attention's weights."""
-        super().__init__()
+        super().__init__(num_modalities=num_modalities, dim=dim)
         self.experts = nn.ModuleList(
             form(num_modalities=num_modalities, dim=dim, dropout=dropout)
             for form in (AttentionUMCM, SenetUMCM)
@@ -89,7 +103,7 @@ class MixtureUMCM(nn.Module):
         return fused_BH, torch.einsum("bj,bjm->bm", gate_BJ, weights_BJM)
 
 
-class GlobalUMCM(nn.Module):
+class GlobalUMCM(Fusion):
     """The same measurement for everybody: a = softmax(s) with learned s, c = sum_k a_k m_k.
 
     What is lost against the other forms is the user's say.
@@ -97,7 +111,7 @@ class GlobalUMCM(nn.Module):
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """One score a modality."""
-        super().__init__()
+        super().__init__(num_modalities=num_modalities, dim=dim)
         self.scores = nn.Parameter(torch.zeros(1, num_modalities))
 
     def forward(
@@ -108,12 +122,13 @@ class GlobalUMCM(nn.Module):
         return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH), weights_BM
 
 
-class ConcatUMCM(nn.Module):
+class ConcatUMCM(Fusion):
     """No measurement: the modalities side by side, every one that is there with equal weight."""
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):
         """Concatenation has no parameter."""
-        super().__init__()
+        super().__init__(num_modalities=num_modalities, dim=dim)
+        self.out_dim = num_modalities * dim
 
     def forward(
         self, user_BH: torch.Tensor, modalities_BMH: torch.Tensor, present_BM: torch.Tensor
@@ -124,7 +139,7 @@ class ConcatUMCM(nn.Module):
         return kept_BMH.flatten(start_dim=1), weights_BM
 
 
-UMCM_FORMS: dict[str, type[nn.Module]] = {
+UMCM_FORMS: dict[str, type[Fusion]] = {
     "attention": AttentionUMCM,
     "senet": SenetUMCM,
     "mixture": MixtureUMCM,

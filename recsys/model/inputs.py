@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from recsys.batch import Features
+from recsys.model.config import RankerConfig
 from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, build_tables
-from recsys.schema import FeatureSpec, TableSpec
+from recsys.schema import FeatureSpec, Manifest
 
 
 @dataclass
@@ -54,96 +55,106 @@ class DenseInputs:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputSizes:
+    """Widths of DenseInputs, from which a dense half is built."""
+
+    user_dim: int
+    """Width of `user_BX`."""
+    item_dim: int
+    """Width of `item_BY`; 0 without item features."""
+    modality_dims: dict[str, int]
+    """Vector width E by modality, in order; may be empty."""
+    interests: list[str]
+    """Modality of every interest vector, in order."""
+    num_features: int
+    """Sparse features of both sides."""
+    field_dim: int
+    """Common width of the feature vectors; 0 if they differ in width."""
+    vector_dim: int
+    """The same; 0 also if a side lacks features."""
+    similarity_dim: int
+    """Width S of the similarity histograms; 0 without."""
+
+
 class RankerInputs(nn.Module):
     """Sparse half of a ranker: trainable and frozen tables; Features in, DenseInputs out."""
 
     def __init__(
         self,
         *,
-        tables: Sequence[TableSpec],
+        config: RankerConfig,
+        manifest: Manifest,
         features: Sequence[FeatureSpec],
-        num_item_rows: int,
         modality_dims: Mapping[str, int],
-        interest_modalities: Sequence[str],
-        history_features: Sequence[str],
-        embedding_dim: int,
-        table_dims: Mapping[str, int],
-        half_tables: Sequence[str],
-        first_order: bool,
         similarity_tiers: int = 0,
     ):
-        """Args: modality_dims: vector width E of every modality in use; may be empty.
-        similarity_tiers: of the histogram over the first history; 0, or no history or modality: none.
+        """Build the tables on the meta device.
+
+        Args:
+            features: of the manifest, those that the ranker reads.
+            modality_dims: vector width E of every modality in use; may be empty.
+            similarity_tiers: of the histogram over the first history; 0, or no history or modality:
+                none.
         """
         super().__init__()
         self.embeddings = build_tables(
-            tables=tables,
+            tables=manifest.tables,
             features=features,
-            embedding_dim=embedding_dim,
-            table_dims=table_dims,
-            half_tables=half_tables,
+            embedding_dim=config.embedding_dim,
+            table_dims=config.table_dims,
+            half_tables=config.half_tables,
         )
         dims = {c.name: c.embedding_dim for c in self.embeddings.embedding_bag_configs()}
-        user_side = [f for f in features if f.side != "item"]
-        item_side = [f for f in features if f.side == "item"]
-        self.user_columns = FeatureColumns(features=user_side, dims=dims, first_order=first_order)
-        self.item_columns = FeatureColumns(features=item_side, dims=dims, first_order=first_order)
+        self.user_columns, self.item_columns = (
+            FeatureColumns(
+                features=[f for f in features if (f.side == "item") == is_item],
+                dims=dims,
+                first_order=config.first_order,
+            )
+            for is_item in (False, True)
+        )
+        histories = [f.name for f in manifest.features if f.source == "history"]
         self.modality_dims = dict(modality_dims)
         self.interests = [
             (modality, feature)
             for modality in modality_dims
-            if modality in interest_modalities
-            for feature in history_features
+            if modality in config.interest_modalities
+            for feature in histories
         ]
-        has_history = bool(modality_dims) and bool(history_features)
         self.similarity = (
             SimilarityTiers(modality_dims=modality_dims, num_tiers=similarity_tiers)
-            if similarity_tiers and has_history
+            if similarity_tiers and modality_dims and histories
             else None
         )
         self.modality = (
             ModalityTables(
                 dims=modality_dims,
-                num_rows=num_item_rows,
+                num_rows=manifest.num_item_rows,
                 item_feature="item_id",
-                history_features=history_features if self.interests else [],
-                sequence_feature=history_features[0] if self.similarity is not None else None,
+                history_features=histories if self.interests else [],
+                sequence_feature=histories[0] if self.similarity is not None else None,
             )
             if modality_dims
             else None
         )
 
     @property
-    def user_dim(self) -> int:
-        """Width of the user's sparse features and context, interests not counted."""
-        return self.user_columns.out_dim
-
-    @property
-    def num_features(self) -> int:
-        """Sparse features of both sides."""
-        return len(self.user_columns.feature_names) + len(self.item_columns.feature_names)
-
-    @property
-    def field_dim(self) -> int:
-        """Common width of the feature vectors; 0 where widths differ."""
-        widths = {*self.user_columns.feature_dims, *self.item_columns.feature_dims}
-        return widths.pop() if len(widths) == 1 else 0
-
-    @property
-    def vector_dim(self) -> int:
-        """Width of the feature vectors; 0 where a side lacks features or widths differ."""
-        both = self.user_columns.feature_names and self.item_columns.feature_names
-        return self.field_dim if both else 0
-
-    @property
-    def item_dim(self) -> int:
-        """Width of the item's sparse input y."""
-        return self.item_columns.out_dim
-
-    @property
-    def similarity_dim(self) -> int:
-        """Width S of the similarity histograms; 0 without."""
-        return 0 if self.similarity is None else self.similarity.out_dim
+    def sizes(self) -> InputSizes:
+        """Widths of what `forward` returns."""
+        user, item = self.user_columns, self.item_columns
+        widths = {*user.feature_dims, *item.feature_dims}
+        field_dim = widths.pop() if len(widths) == 1 else 0
+        return InputSizes(
+            user_dim=user.out_dim,
+            item_dim=item.out_dim,
+            modality_dims=self.modality_dims,
+            interests=[modality for modality, _ in self.interests],
+            num_features=len(user.feature_names) + len(item.feature_names),
+            field_dim=field_dim,
+            vector_dim=field_dim if user.feature_names and item.feature_names else 0,
+            similarity_dim=0 if self.similarity is None else self.similarity.out_dim,
+        )
 
     def forward(self, features: Features) -> DenseInputs:
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""

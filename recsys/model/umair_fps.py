@@ -3,15 +3,17 @@
 Shapes: B rows, D table width, E modality width, M modalities, H tower width, N input of the cross.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from recsys.errors import UserError
-from recsys.model.cross import build_cross
+from recsys.model.config import RankerConfig, unknown_choice
+from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.fusion import UMCM_FORMS
-from recsys.model.inputs import DenseInputs
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
 from recsys.model.projections import Projections
 
@@ -49,6 +51,58 @@ class SecondOrder(nn.Module):
         return (user_BD * item_BD).sum(dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UmairFpsConfig(RankerConfig):
+    """Settings of UMAIR-FPS beside those that all rankers share."""
+
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("similarity_tiers",)
+    """Integers that may be 0."""
+    shared_projection: bool = True
+    """Interest vectors pass the item's own projection W_m (fewer weights, one space for taste and
+    item); false: raw into the user tower, as in the paper."""
+    match: bool = True
+    """Feed the match u . m_k of user and modality, as it is before the softmax, to the final layers
+    beside the fused vector; false: the fused vector alone, as in the paper."""
+    tower_dims: list[int] = field(default_factory=lambda: [128, 64])
+    """Hidden widths of the user tower and of the item's id tower; the last is the UMCM width H."""
+    umcm: str = "attention"
+    """Fusion: `attention`, `senet`, `mixture`, `global` (equal for all users), or `concat` (no
+    measurement)."""
+    cross: str = "low_rank_mixture"
+    """Cross network: `low_rank_mixture`, `low_rank`, `full` or `none`."""
+    cross_layers: int = 2
+    """Layers of the cross network."""
+    cross_rank: int = 32
+    """Rank of the low-rank forms."""
+    cross_experts: int = 4
+    """Experts of the low-rank mixture."""
+    deep_dims: list[int] = field(default_factory=lambda: [64, 32, 16])
+    """Hidden widths of the final MLP."""
+    similarity_tiers: int = 0
+    """Tiers of the histogram of similarities between the item and the history, per modality
+    (SimTier); 0: none. Needs frozen tables held whole (plan.replicate_modality_bytes)."""
+    second_order: bool = False
+    """Add the products of all user vectors with all item vectors to the logit (a factorization
+    machine across the sides, modalities included): for small logs with many features."""
+    dropout: float = 0.0
+    """Share of activations dropped in towers and final MLP."""
+    projection_dropout: float | None = None
+    """The same of the item's projected modality vectors; null: as `dropout`."""
+    umcm_dropout: float = 0.0
+    """Share of the modality weights dropped in training; of the form `attention`, alone or in
+    `mixture`."""
+    user_activation: bool = False
+    """The user tower ends as its other layers do (batch norm, ReLU, dropout), as in the authors'
+    code; false: in a linear layer, so that u . m_k can be negative."""
+    batch_norm: bool = False
+    """Batch norm in towers and final MLP."""
+
+    def problems(self) -> list[str]:
+        """Return a text for everything that this model cannot be built with."""
+        found = super().problems() + unknown_choice(self, "umcm", tuple(UMCM_FORMS))
+        return found + unknown_choice(self, "cross", CROSS_FORMS)
+
+
 class UmairFps(nn.Module):
     """The dense part of UMAIR-FPS (arXiv 2402.10381).
 
@@ -61,90 +115,66 @@ class UmairFps(nn.Module):
     Beyond the paper too: histograms of similarities between the item and the history join z.
     """
 
-    def __init__(
-        self,
-        *,
-        user_dim: int,
-        item_dim: int,
-        modality_dims: Mapping[str, int],
-        interests: Sequence[str],
-        shared_projection: bool,
-        match: bool,
-        second_order_dim: int,
-        tower_dims: Sequence[int],
-        umcm: str,
-        cross: str,
-        cross_layers: int,
-        cross_rank: int,
-        cross_experts: int,
-        deep_dims: Sequence[int],
-        dropout: float,
-        batch_norm: bool,
-        projection_dropout: float | None = None,
-        umcm_dropout: float = 0.0,
-        user_activation: bool = False,
-        similarity_dim: int = 0,
-    ):
-        """Args: user_dim, item_dim: widths of sparse x and y; item_dim 0 leaves m_1 out.
-        second_order_dim: width of the feature vectors; 0 leaves the second-order term out.
-        similarity_dim: width of the similarity histograms, which join z.
-        projection_dropout: of the projected modality vectors; None: as `dropout`.
-        umcm_dropout: of the modality weights.
-        user_activation: the user tower ends in an activation.
-
-        Raises:
-            UserError: unknown `umcm` or `cross`.
-        """
+    def __init__(self, config: UmairFpsConfig, sizes: InputSizes):
+        """Without item features there is no m_1; without modalities, neither c nor a match."""
         super().__init__()
-        if umcm not in UMCM_FORMS:
-            raise UserError(f"model.umcm={umcm!r}: expected one of {', '.join(UMCM_FORMS)}")
-        dim = tower_dims[-1]
+        dim = config.tower_dims[-1]
         self.projections = Projections(
-            modality_dims=modality_dims,
-            interests=interests,
+            modality_dims=sizes.modality_dims,
+            interests=sizes.interests,
             dim=dim,
-            shared_projection=shared_projection,
+            shared_projection=config.shared_projection,
         )
         self.user_tower = Tower(
-            in_dim=user_dim + self.projections.interest_dim,
-            hidden_dims=tower_dims,
-            dropout=dropout,
-            batch_norm=batch_norm,
-            activation_on_last=user_activation,
+            in_dim=sizes.user_dim + self.projections.interest_dim,
+            hidden_dims=config.tower_dims,
+            activation_on_last=config.user_activation,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
         )
         self.item_tower = (
-            Tower(in_dim=item_dim, hidden_dims=tower_dims, dropout=dropout, batch_norm=batch_norm)
-            if item_dim
+            Tower(
+                in_dim=sizes.item_dim,
+                hidden_dims=config.tower_dims,
+                dropout=config.dropout,
+                batch_norm=config.batch_norm,
+            )
+            if sizes.item_dim
             else None
         )
         self.second_order = (
-            SecondOrder(dim=second_order_dim, modality_dims=modality_dims)
-            if second_order_dim
+            SecondOrder(dim=sizes.vector_dim, modality_dims=sizes.modality_dims)
+            if config.second_order and sizes.vector_dim
             else None
         )
-        self.dropout = nn.Dropout(dropout if projection_dropout is None else projection_dropout)
-        self.modality_names = [SPARSE_MODALITY] * bool(item_dim) + list(modality_dims)
+        dropped = config.projection_dropout
+        self.dropout = nn.Dropout(config.dropout if dropped is None else dropped)
+        self.modality_names = [SPARSE_MODALITY] * bool(sizes.item_dim) + list(sizes.modality_dims)
         num_modalities = len(self.modality_names)
-        self.umcm = UMCM_FORMS[umcm](num_modalities=num_modalities, dim=dim, dropout=umcm_dropout)
-        self.match = nn.Linear(num_modalities, 1, bias=False) if match and num_modalities else None
+        self.umcm = UMCM_FORMS[config.umcm](
+            num_modalities=num_modalities, dim=dim, dropout=config.umcm_dropout
+        )
+        has_match = config.match and bool(num_modalities)
+        self.match = nn.Linear(num_modalities, 1, bias=False) if has_match else None
         if self.match is not None:
             # From the start a larger u . m_k says that the user likes it, for every modality: with
             # random signs the softmax would point to what a user cares for from some seeds, and away
             # from it from others.
             nn.init.constant_(self.match.weight, num_modalities**-0.5)
-        fused_dim = num_modalities * dim if umcm == "concat" else dim
-        fused_dim = fused_dim if num_modalities else 0
-        cross_dim = dim + fused_dim + similarity_dim
-        cross_dim += num_modalities if self.match is not None else 0
+        cross_dim = dim + (self.umcm.out_dim if num_modalities else 0) + sizes.similarity_dim
+        cross_dim += num_modalities if has_match else 0
         self.cross = build_cross(
-            form=cross,
+            form=config.cross,
             in_dim=cross_dim,
-            num_layers=cross_layers,
-            rank=cross_rank,
-            num_experts=cross_experts,
+            num_layers=config.cross_layers,
+            rank=config.cross_rank,
+            num_experts=config.cross_experts,
         )
         self.deep = Tower(
-            in_dim=cross_dim, hidden_dims=deep_dims, dropout=dropout, batch_norm=batch_norm
+            in_dim=cross_dim,
+            hidden_dims=config.deep_dims,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
         )
         self.logit = nn.Linear(self.deep.out_dim, 1)
 

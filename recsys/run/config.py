@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from recsys.config import from_config
 from recsys.errors import UserError
-from recsys.model.ranker import RankerConfig
+from recsys.model.build import RANKERS
+from recsys.model.config import RankerConfig
 from recsys.schema import Manifest, name_problems
 from recsys.sharding.optimizers import OptimConfig, check_optim
 from recsys.sharding.plan import PlanConfig, check_plan
@@ -43,14 +44,17 @@ class RunSettings:
         return name_problems("name", self.name)
 
 
+DEFAULT_RANKER = RANKERS["umair_fps"][0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All sections of a training configuration."""
 
     run: RunSettings = field(default_factory=RunSettings)
     """Name and circumstances."""
-    model: RankerConfig = field(default_factory=RankerConfig)
-    """Architecture."""
+    model: RankerConfig = field(default_factory=DEFAULT_RANKER)
+    """Architecture; `model.name` chooses its class (recsys/model/build.py)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizers and schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -52,6 +52,7 @@ def settings(name, dense_learning_rate=0.03, **more):
             "deep_dims": [16],
             "cross_rank": 4,
             "cross_width": 4,
+            "dropout": 0.0,
             "interest_modalities": ["text", "style"],
             **more,
         },

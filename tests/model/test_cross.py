@@ -44,8 +44,3 @@ def test_full_cross_equals_torchrecs_in_value_and_gradient():
 def test_every_form_keeps_the_width(form):
     cross = build_cross(form=form, in_dim=6, num_layers=2, rank=2, num_experts=2)
     assert cross(torch.randn(3, 6)).shape == (3, 6)
-
-
-def test_unknown_form_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="model.cross='deep': expected one of low_rank_mixture"):
-        build_cross(form="deep", in_dim=6, num_layers=1, rank=1, num_experts=1)

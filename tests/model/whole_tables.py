@@ -3,7 +3,7 @@
 import torch
 
 from recsys.model.build import batch_features, build_ranker
-from recsys.model.ranker import RankerConfig
+from recsys.run.config import read_run_config
 from tests import tiny_world
 
 SMALL = {
@@ -12,6 +12,7 @@ SMALL = {
     "deep_dims": [16],
     "cross_rank": 4,
     "cross_width": 4,
+    "dropout": 0.0,
     "interest_modalities": ["text", "style"],
 }
 
@@ -21,7 +22,7 @@ def ranker_of(name, seed=0, **more):
     vectors = tiny_world.vectors()
     ranker = build_ranker(
         manifest=tiny_world.manifest(),
-        config=RankerConfig(name=name, **{**SMALL, **more}),
+        config=read_run_config({"model": {"name": name, **SMALL, **more}}).model,
         modality_dims={modality: table.dim for modality, table in vectors.items()},
         seed=seed,
     )

@@ -5,12 +5,19 @@ logit = b + sum_i w_i x_i + w . [v'_1; ...; v'_F] + w' . MLP([v_1; ...; v_F]).
 Shapes: B rows, F fields, D width of a field, A heads, H width of a head.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.inputs import DenseInputs
-from recsys.model.mlp import Tower
+from recsys.model.baselines.inputs import (
+    DeepConfig,
+    Fields,
+    FirstOrder,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
 
 
 class FieldAttention(nn.Module):
@@ -37,31 +44,42 @@ class FieldAttention(nn.Module):
         return torch.relu(mixed_BFC + self.residual(fields_BFD))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoIntConfig(DeepConfig):
+    """Settings of AutoInt+."""
+
+    name: str = "autoint"
+    """`autoint`."""
+    cross_layers: int = 2
+    """Attention layers."""
+    cross_heads: int = 2
+    """Heads of a layer."""
+    cross_width: int = 16
+    """Width of a head."""
+
+
 class AutoInt(nn.Module):
     """First-order terms, attention layers and a deep network."""
 
-    def __init__(
-        self,
-        *,
-        fields: Fields,
-        first_order: FirstOrder,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        deep: Tower,
-    ):
-        """Args: num_layers, num_heads, head_dim: of the attention; deep: reads the fields."""
+    def __init__(self, config: AutoIntConfig, sizes: InputSizes):
+        """The deep network reads all fields side by side."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.first_order = first_order
+        self.fields = Fields(sizes)
+        self.first_order = FirstOrder(sizes)
+        # Drawn before the attention: with another order a seed would give other weights.
+        deep = deep_network(config, self.fields.out_dim)
         layers: list[FieldAttention] = []
-        for _ in range(num_layers):
-            in_dim = layers[-1].out_dim if layers else fields.field_dim
-            layers.append(FieldAttention(in_dim=in_dim, num_heads=num_heads, head_dim=head_dim))
+        for _ in range(config.cross_layers):
+            in_dim = layers[-1].out_dim if layers else self.fields.field_dim
+            layers.append(
+                FieldAttention(
+                    in_dim=in_dim, num_heads=config.cross_heads, head_dim=config.cross_width
+                )
+            )
         self.attention = nn.Sequential(*layers)
         self.deep = deep
-        attended_dim = fields.num_fields * layers[-1].out_dim
+        attended_dim = self.fields.num_fields * layers[-1].out_dim
         self.logit = nn.Linear(attended_dim + deep.out_dim, 1, bias=False)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,23 +1,37 @@
 """Plain concatenation: logit = w . MLP(x0) + b, all inputs side by side. Shapes: B rows."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Concatenation, unmeasured
-from recsys.model.inputs import DenseInputs
-from recsys.model.mlp import Tower
+from recsys.model.baselines.inputs import (
+    ConcatenationConfig,
+    concatenation,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcatConfig(ConcatenationConfig):
+    """Settings of plain concatenation."""
+
+    name: str = "concat"
+    """`concat`."""
 
 
 class Concat(nn.Module):
     """A deep network and nothing else."""
 
-    def __init__(self, *, x0: Concatenation, deep: Tower):
-        """Args: deep: reads x0."""
+    def __init__(self, config: ConcatConfig, sizes: InputSizes):
+        """The deep network reads x0."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.x0 = x0
-        self.deep = deep
-        self.logit = nn.Linear(deep.out_dim, 1)
+        self.x0 = concatenation(config, sizes)
+        self.deep = deep_network(config, self.x0.out_dim)
+        self.logit = nn.Linear(self.deep.out_dim, 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

@@ -4,26 +4,44 @@ logit = w . [x_L ; MLP(x_0)] + b.
 The cross layers are TorchRec's VectorCrossNet. Shapes: B rows, N width of x0.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torchrec.modules.crossnet import VectorCrossNet
 
-from recsys.model.baselines.inputs import Concatenation, unmeasured
-from recsys.model.inputs import DenseInputs
-from recsys.model.mlp import Tower
+from recsys.model.baselines.inputs import (
+    ConcatenationConfig,
+    concatenation,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcnConfig(ConcatenationConfig):
+    """Settings of DCN."""
+
+    name: str = "dcn"
+    """`dcn`."""
+    cross_layers: int = 3
+    """Cross layers."""
 
 
 class Dcn(nn.Module):
     """Cross layers with one weight vector each, beside a deep network."""
 
-    def __init__(self, *, x0: Concatenation, cross_layers: int, deep: Tower):
-        """Args: deep: reads x0."""
+    def __init__(self, config: DcnConfig, sizes: InputSizes):
+        """Both parts read x0."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.x0 = x0
-        self.cross = VectorCrossNet(x0.out_dim, cross_layers)
+        self.x0 = concatenation(config, sizes)
+        # Drawn before the cross layers: with another order a seed would give other weights.
+        deep = deep_network(config, self.x0.out_dim)
+        self.cross = VectorCrossNet(self.x0.out_dim, config.cross_layers)
         self.deep = deep
-        self.logit = nn.Linear(x0.out_dim + deep.out_dim, 1)
+        self.logit = nn.Linear(self.x0.out_dim + deep.out_dim, 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

@@ -4,27 +4,75 @@ Parallel: logit = w . [x_L ; MLP(x_0)] + b. Stacked: logit = w . MLP(x_L) + b.
 Shapes: B rows, N width of x0.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Concatenation, unmeasured
-from recsys.model.inputs import DenseInputs
+from recsys.model.baselines.inputs import (
+    ConcatenationConfig,
+    concatenation,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.config import unknown_choice
+from recsys.model.cross import CROSS_FORMS, build_cross
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import linear_of_joined
-from recsys.model.mlp import Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcnV2Config(ConcatenationConfig):
+    """Settings of DCN-V2, parallel."""
+
+    STACKED: ClassVar[bool] = False
+    """The deep network reads the cross network's output, not x0."""
+    name: str = "dcn_v2"
+    """`dcn_v2`, or `dcn_v2_stacked`."""
+    cross: str = "full"
+    """Cross network: `low_rank_mixture`, `low_rank`, `full` or `none`."""
+    cross_layers: int = 3
+    """Layers of the cross network."""
+    cross_rank: int = 32
+    """Rank of the low-rank forms."""
+    cross_experts: int = 4
+    """Experts of the low-rank mixture."""
+
+    def problems(self) -> list[str]:
+        """Return a text for everything that this model cannot be built with."""
+        return super().problems() + unknown_choice(self, "cross", CROSS_FORMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedDcnV2Config(DcnV2Config):
+    """Settings of DCN-V2, stacked."""
+
+    STACKED: ClassVar[bool] = True
+    """The deep network reads the cross network's output, not x0."""
+    name: str = "dcn_v2_stacked"
+    """`dcn_v2_stacked`."""
 
 
 class DcnV2(nn.Module):
     """A cross network beside a deep network, or below it."""
 
-    def __init__(self, *, x0: Concatenation, cross: nn.Module, deep: Tower, stacked: bool):
-        """Args: cross: [B, N] to [B, N]; deep: reads x0, or what the cross network makes of it."""
+    def __init__(self, config: DcnV2Config, sizes: InputSizes):
+        """The deep network reads x0 or, stacked, the cross network's output."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.x0 = x0
-        self.cross = cross
-        self.deep = deep
-        self.stacked = stacked
-        self.logit = nn.Linear(deep.out_dim + (0 if stacked else x0.out_dim), 1)
+        self.x0 = concatenation(config, sizes)
+        width = self.x0.out_dim
+        self.cross = build_cross(
+            form=config.cross,
+            in_dim=width,
+            num_layers=config.cross_layers,
+            rank=config.cross_rank,
+            num_experts=config.cross_experts,
+        )
+        self.deep = deep_network(config, width)
+        self.stacked = config.STACKED
+        self.logit = nn.Linear(self.deep.out_dim + (0 if self.stacked else width), 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

@@ -3,26 +3,41 @@
 Both parts read the same field vectors. Shapes: B rows, F fields, D width of a field.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from recsys.model.baselines.fm import second_order
-from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.inputs import DenseInputs
-from recsys.model.mlp import Tower
+from recsys.model.baselines.inputs import (
+    DeepConfig,
+    Fields,
+    FirstOrder,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFMConfig(DeepConfig):
+    """Settings of DeepFM."""
+
+    name: str = "deepfm"
+    """`deepfm`."""
 
 
 class DeepFM(nn.Module):
     """A factorization machine beside a deep network."""
 
-    def __init__(self, *, fields: Fields, first_order: FirstOrder, deep: Tower):
-        """Args: deep: reads all fields side by side."""
+    def __init__(self, config: DeepFMConfig, sizes: InputSizes):
+        """The deep network reads all fields side by side."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.first_order = first_order
-        self.deep = deep
-        self.logit = nn.Linear(deep.out_dim, 1, bias=False)
+        self.fields = Fields(sizes)
+        self.first_order = FirstOrder(sizes)
+        self.deep = deep_network(config, self.fields.out_dim)
+        self.logit = nn.Linear(self.deep.out_dim, 1, bias=False)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

@@ -6,11 +6,20 @@ logit = b + sum_i w_i x_i + w . MLP([p; q]).
 Shapes: B rows, F fields, D width of a field, P pairs of fields.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.inputs import DenseInputs
+from recsys.model.baselines.inputs import (
+    DeepConfig,
+    Fields,
+    FirstOrder,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
 
 
@@ -37,35 +46,31 @@ class Bilinear(nn.Module):
         return products_BPD.flatten(start_dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FiBiNetConfig(DeepConfig):
+    """Settings of FiBiNET."""
+
+    REDUCTION: ClassVar[int] = 3
+    """The SENET squeezes F weights to F / 3, as in the paper."""
+    name: str = "fibinet"
+    """`fibinet`."""
+
+
 class FiBiNet(nn.Module):
     """Bilinear products of the fields as they are and as the SENET weighs them."""
 
-    def __init__(
-        self,
-        *,
-        fields: Fields,
-        first_order: FirstOrder,
-        deep_dims: list[int],
-        dropout: float,
-        batch_norm: bool,
-        reduction: int = 3,
-    ):
-        """Args: reduction: the SENET squeezes F weights to F / reduction (3 in the paper)."""
+    def __init__(self, config: FiBiNetConfig, sizes: InputSizes):
+        """The deep network reads both sets of products."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.first_order = first_order
-        squeezed = max(1, fields.num_fields // reduction)
+        self.fields = fields = Fields(sizes)
+        self.first_order = FirstOrder(sizes)
+        squeezed = max(1, fields.num_fields // config.REDUCTION)
         self.senet = Tower(in_dim=fields.num_fields, hidden_dims=[squeezed, fields.num_fields])
-        sizes = {"num_fields": fields.num_fields, "field_dim": fields.field_dim}
-        self.plain = Bilinear(**sizes)
-        self.weighed = Bilinear(**sizes)
-        self.deep = Tower(
-            in_dim=2 * self.plain.out_dim,
-            hidden_dims=deep_dims,
-            dropout=dropout,
-            batch_norm=batch_norm,
+        self.plain, self.weighed = (
+            Bilinear(num_fields=fields.num_fields, field_dim=fields.field_dim) for _ in range(2)
         )
+        self.deep = deep_network(config, 2 * self.plain.out_dim)
         self.logit = nn.Linear(self.deep.out_dim, 1, bias=False)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,15 +7,51 @@ Shapes: B rows, N width of x0, G width of a gate's context, H width of a stream,
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from recsys.errors import UserError
-from recsys.model.baselines.inputs import Concatenation, unmeasured
-from recsys.model.inputs import DenseInputs
+from recsys.model.baselines.inputs import ConcatenationConfig, concatenation, unmeasured
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalMlpConfig(ConcatenationConfig):
+    """Settings of FinalMLP."""
+
+    MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ("second_deep_dims",)
+    """Lists of widths that may have no entry."""
+    name: str = "finalmlp"
+    """`finalmlp`."""
+    cross_heads: int = 2
+    """Parts into which the streams are cut for their product."""
+    cross_width: int = 64
+    """Hidden width of the gates."""
+    deep_dims: list[int] = field(default_factory=lambda: [128, 64])
+    """Hidden widths of the first stream."""
+    second_deep_dims: list[int] = field(default_factory=lambda: [64])
+    """Hidden widths of the second stream; empty: those of the first."""
+
+    @property
+    def second_dims(self) -> list[int]:
+        """Hidden widths of the second stream."""
+        return self.second_deep_dims or self.deep_dims
+
+    def problems(self) -> list[str]:
+        """Return a text for everything that this model cannot be built with."""
+        found = super().problems()
+        if found:
+            return found
+        widths = self.deep_dims[-1], self.second_dims[-1]
+        if all(width % self.cross_heads == 0 for width in widths):
+            return []
+        return [
+            f"cross_heads={self.cross_heads}: expected a number that divides the last widths of the two "
+            f"streams, {widths[0]} and {widths[1]} (model.deep_dims, model.second_deep_dims)"
+        ]
 
 
 class StreamGate(nn.Module):
@@ -41,42 +77,26 @@ class StreamGate(nn.Module):
 class TwoStreams(nn.Module):
     """h_i = MLP_i(g_i(context_i) * x); logit = b + w1 . h1 + w2 . h2 + sum_a h1_a W_a h2_a."""
 
-    def __init__(
-        self,
-        *,
-        in_dim: int,
-        first_context_dim: int,
-        second_context_dim: int,
-        first_dims: Sequence[int],
-        second_dims: Sequence[int],
-        gate_dim: int,
-        num_heads: int,
-        dropout: float,
-        batch_norm: bool,
-    ):
-        """Args: gate_dim: hidden width of the gates; num_heads: parts the product is cut into.
-
-        Raises:
-            UserError: num_heads does not divide both streams' widths.
-        """
+    def __init__(self, config: FinalMlpConfig, *, in_dim: int, context_dims: tuple[int, int]):
+        """Args: context_dims: widths of the contexts of the first and the second gate; 0 for none."""
         super().__init__()
-        if first_dims[-1] % num_heads or second_dims[-1] % num_heads:
-            raise UserError(
-                f"model.cross_heads={num_heads}: expected a number that divides the last widths of "
-                f"the two streams, {first_dims[-1]} and {second_dims[-1]} (model.deep_dims, "
-                f"model.second_deep_dims)"
-            )
-        self.num_heads = num_heads
+        self.num_heads = num_heads = config.cross_heads
         self.first_gate, self.second_gate = (
-            StreamGate(context_dim=context_dim, hidden_dim=gate_dim, out_dim=in_dim)
-            for context_dim in (first_context_dim, second_context_dim)
+            StreamGate(context_dim=context_dim, hidden_dim=config.cross_width, out_dim=in_dim)
+            for context_dim in context_dims
         )
         self.first, self.second = (
-            Tower(in_dim=in_dim, hidden_dims=dims, dropout=dropout, batch_norm=batch_norm)
-            for dims in (first_dims, second_dims)
+            Tower(
+                in_dim=in_dim,
+                hidden_dims=dims,
+                dropout=config.dropout,
+                batch_norm=config.batch_norm,
+            )
+            for dims in (config.deep_dims, config.second_dims)
         )
-        self.linear = nn.Linear(first_dims[-1] + second_dims[-1], 1)
-        heads = (num_heads, first_dims[-1] // num_heads, second_dims[-1] // num_heads)
+        first_dim, second_dim = self.first.out_dim, self.second.out_dim
+        self.linear = nn.Linear(first_dim + second_dim, 1)
+        heads = (num_heads, first_dim // num_heads, second_dim // num_heads)
         self.bilinear = nn.Parameter(torch.empty(heads))
         # The authors' Xavier initialisation of one matrix [A H K, 1]; by heads it would be twice as
         # wide, and the product, not the streams, would make the first logits.
@@ -85,7 +105,7 @@ class TwoStreams(nn.Module):
     def forward(
         self, x_BN: torch.Tensor, first_BG: torch.Tensor, second_BG: torch.Tensor
     ) -> torch.Tensor:
-        """Return logits [B]; `first_BG` and `second_BG` are what the two gates read."""
+        """Return logits [B]; `first_BG` and `second_BG` are the contexts of the two gates."""
         first_BH = self.first(self.first_gate(first_BG) * x_BN)
         second_BH = self.second(self.second_gate(second_BG) * x_BN)
         linear_B = self.linear(torch.cat([first_BH, second_BH], dim=1))[:, 0]
@@ -98,12 +118,13 @@ class TwoStreams(nn.Module):
 class FinalMlp(nn.Module):
     """Two streams over all inputs."""
 
-    def __init__(self, *, x0: Concatenation, streams: TwoStreams):
-        """Args: streams: reads x0; its gates read the user's and the item's part of it."""
+    def __init__(self, config: FinalMlpConfig, sizes: InputSizes):
+        """The gates read the user's and the item's part of x0."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.x0 = x0
-        self.streams = streams
+        self.x0 = x0 = concatenation(config, sizes)
+        contexts = (x0.user_dim, x0.item_dim)
+        self.streams = TwoStreams(config, in_dim=x0.out_dim, context_dims=contexts)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

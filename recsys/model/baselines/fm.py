@@ -5,11 +5,13 @@ FactorizationMachine multiplies all scalars of all vectors with each other, also
 which is another sum.) Shapes: B rows, F fields, D width of a field.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.inputs import DenseInputs
+from recsys.model.baselines.inputs import BaselineConfig, Fields, FirstOrder, unmeasured
+from recsys.model.inputs import DenseInputs, InputSizes
 
 
 def second_order(fields_BFD: torch.Tensor) -> torch.Tensor:
@@ -19,15 +21,23 @@ def second_order(fields_BFD: torch.Tensor) -> torch.Tensor:
     return 0.5 * (square_of_sum_BD - sum_of_square_BD).sum(dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FactorizationMachineConfig(BaselineConfig):
+    """Settings of the factorization machine."""
+
+    name: str = "fm"
+    """`fm`."""
+
+
 class FactorizationMachine(nn.Module):
     """First-order terms and the products of all pairs of fields."""
 
-    def __init__(self, *, fields: Fields, first_order: FirstOrder):
-        """Args: first_order: b and the weights of modalities; the ranker adds those of ids."""
+    def __init__(self, config: FactorizationMachineConfig, sizes: InputSizes):
+        """The ranker adds the first-order terms of ids."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.first_order = first_order
+        self.fields = Fields(sizes)
+        self.first_order = FirstOrder(sizes)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""

@@ -1,44 +1,69 @@
-"""What the baselines read of a batch: the same inputs as UMAIR-FPS, in two forms.
+"""Inputs of the baselines, the same as of UMAIR-FPS, in two forms; and the settings they share.
 
 Concatenation puts everything side by side, Fields stacks it as equally wide vectors, which the
 factorization machines and their kin need. Every baseline takes one of the two.
 Shapes: B rows, N width of the concatenation, F fields, D width of a field, E modality width.
 """
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from recsys.errors import UserError
-from recsys.model.inputs import DenseInputs
+from recsys.model.config import RankerConfig
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import joined
+from recsys.model.mlp import Tower
 from recsys.model.projections import Projections
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(RankerConfig):
+    """Settings of any baseline."""
+
+    interest_modalities: list[str] = field(default_factory=lambda: ["semantic", "style", "text"])
+    """Modalities pooled over the history into interest vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepConfig(BaselineConfig):
+    """Settings of a baseline with a deep network."""
+
+    deep_dims: list[int] = field(default_factory=lambda: [128, 64])
+    """Hidden widths of the deep network."""
+    dropout: float = 0.1
+    """Share of activations dropped in the deep network."""
+    batch_norm: bool = False
+    """Batch norm in the deep network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcatenationConfig(DeepConfig):
+    """Settings of a baseline with a deep network over the concatenation of all inputs."""
+
+    shared_projection: bool = True
+    """Interest vectors pass the item's own projection; false: raw into the concatenation."""
+    tower_dims: list[int] = field(default_factory=lambda: [64])
+    """The last is the width of a projected modality vector; the others have no part."""
+    first_order: bool = False
+    """Add a first-order weight of every sparse feature to the logit."""
 
 
 class Concatenation(nn.Module):
     """x0 = every sparse embedding, interest vector and projected modality vector side by side."""
 
-    def __init__(
-        self,
-        *,
-        user_dim: int,
-        item_dim: int,
-        modality_dims: Mapping[str, int],
-        interests: Sequence[str],
-        shared_projection: bool,
-        projection_dim: int,
-    ):
+    def __init__(self, sizes: InputSizes, *, shared_projection: bool, projection_dim: int):
         """Args: projection_dim: width of the projected modality vectors."""
         super().__init__()
         self.projections = Projections(
-            modality_dims=modality_dims,
-            interests=interests,
+            modality_dims=sizes.modality_dims,
+            interests=sizes.interests,
             dim=projection_dim,
             shared_projection=shared_projection,
         )
-        self.user_dim = user_dim + self.projections.interest_dim
-        self.item_dim = item_dim + projection_dim * len(modality_dims)
+        self.user_dim = sizes.user_dim + self.projections.interest_dim
+        self.item_dim = sizes.item_dim + projection_dim * len(sizes.modality_dims)
 
     @property
     def out_dim(self) -> int:
@@ -64,20 +89,14 @@ class Fields(nn.Module):
     interest vectors pass the same P_m.
     """
 
-    def __init__(
-        self,
-        *,
-        num_features: int,
-        field_dim: int,
-        modality_dims: Mapping[str, int],
-        interests: Sequence[str],
-    ):
-        """Args: num_features: sparse features; field_dim: their common width.
+    def __init__(self, sizes: InputSizes):
+        """One linear map P_m per modality.
 
         Raises:
             UserError: the features differ in width.
         """
         super().__init__()
+        field_dim, modality_dims = sizes.field_dim, sizes.modality_dims
         if not field_dim:
             raise UserError(
                 "model.table_dims: this model multiplies feature vectors with each other, and "
@@ -90,8 +109,8 @@ class Fields(nn.Module):
         for parameter in self.linear.parameters():
             # As small as the embeddings start, so that neither drowns the other.
             nn.init.normal_(parameter, std=0.002)
-        self.interests = list(interests)
-        self.num_fields = num_features + len(modality_dims) + len(interests)
+        self.interests = list(sizes.interests)
+        self.num_fields = sizes.num_features + len(modality_dims) + len(sizes.interests)
 
     @property
     def out_dim(self) -> int:
@@ -116,14 +135,14 @@ class FirstOrder(nn.Module):
     them (model.first_order).
     """
 
-    def __init__(self, *, modality_dims: Mapping[str, int], interests: Sequence[str]):
+    def __init__(self, sizes: InputSizes):
         """Weights start at zero."""
         super().__init__()
         self.items = nn.ModuleDict({
-            name: nn.Linear(width, 1, bias=False) for name, width in modality_dims.items()
+            name: nn.Linear(width, 1, bias=False) for name, width in sizes.modality_dims.items()
         })
         self.interests = nn.ModuleList(
-            nn.Linear(modality_dims[name], 1, bias=False) for name in interests
+            nn.Linear(sizes.modality_dims[name], 1, bias=False) for name in sizes.interests
         )
         self.bias = nn.Parameter(torch.zeros(1))
         for parameter in self.parameters():
@@ -140,6 +159,25 @@ class FirstOrder(nn.Module):
         return total_B
 
 
+def concatenation(config: ConcatenationConfig, sizes: InputSizes) -> Concatenation:
+    """Return the concatenation that a baseline's settings describe."""
+    return Concatenation(
+        sizes,
+        shared_projection=config.shared_projection,
+        projection_dim=config.tower_dims[-1],
+    )
+
+
+def deep_network(config: DeepConfig, in_dim: int) -> Tower:
+    """Return the deep network that a baseline's settings describe, over inputs [B, in_dim]."""
+    return Tower(
+        in_dim=in_dim,
+        hidden_dims=config.deep_dims,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+    )
+
+
 def unmeasured(logits_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (logits [B], weights [B, 0]): what a ranker answers that weighs no modality."""
+    """Return (logits [B], weights [B, 0]), the output of a ranker that weighs no modality."""
     return logits_B, logits_B[:, None][:, :0]

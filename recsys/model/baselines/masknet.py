@@ -6,11 +6,14 @@ V are all fields side by side, LN_emb normalises every field by itself.
 Shapes: B rows, F fields, D width of a field, N = F D, H width of a block.
 """
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Fields, unmeasured
-from recsys.model.inputs import DenseInputs
+from recsys.model.baselines.inputs import DeepConfig, Fields, deep_network, unmeasured
+from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
 
 
@@ -32,35 +35,40 @@ class MaskBlock(nn.Module):
         return torch.relu(self.norm(self.hidden(masked_BN)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskNetConfig(DeepConfig):
+    """Settings of MaskNet, parallel."""
+
+    REDUCTION: ClassVar[int] = 2
+    """A mask's hidden layer is this many times as wide as its input, as in the paper's best model."""
+    name: str = "masknet"
+    """`masknet`."""
+    cross_layers: int = 3
+    """Mask blocks."""
+    cross_width: int = 64
+    """Width of a mask block."""
+    deep_dims: list[int] = field(default_factory=lambda: [64, 32])
+    """Hidden widths of the deep network."""
+    first_order: bool = False
+    """Add a first-order weight of every sparse feature to the logit."""
+
+
 class MaskNet(nn.Module):
     """Mask blocks over the field vectors, in parallel."""
 
-    def __init__(
-        self,
-        *,
-        fields: Fields,
-        num_blocks: int,
-        block_dim: int,
-        deep_dims: list[int],
-        dropout: float,
-        batch_norm: bool,
-        reduction: int = 2,
-    ):
-        """Args: num_blocks, block_dim: of the mask blocks; reduction: 2 in the paper's best model."""
+    def __init__(self, config: MaskNetConfig, sizes: InputSizes):
+        """The deep network reads all blocks side by side."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.norm = nn.LayerNorm(fields.field_dim)
+        self.fields = Fields(sizes)
+        self.norm = nn.LayerNorm(self.fields.field_dim)
         self.blocks = nn.ModuleList(
-            MaskBlock(in_dim=fields.out_dim, out_dim=block_dim, reduction=reduction)
-            for _ in range(num_blocks)
+            MaskBlock(
+                in_dim=self.fields.out_dim, out_dim=config.cross_width, reduction=config.REDUCTION
+            )
+            for _ in range(config.cross_layers)
         )
-        self.deep = Tower(
-            in_dim=num_blocks * block_dim,
-            hidden_dims=deep_dims,
-            dropout=dropout,
-            batch_norm=batch_norm,
-        )
+        self.deep = deep_network(config, config.cross_layers * config.cross_width)
         self.logit = nn.Linear(self.deep.out_dim, 1)
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,12 +5,19 @@ logit = b + sum_i w_i x_i + w . [p^1; ...; p^K] + w' . MLP(X^0).
 Shapes: B rows, F fields, D width of a field, H feature maps of a layer.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import Fields, FirstOrder, unmeasured
-from recsys.model.inputs import DenseInputs
-from recsys.model.mlp import Tower
+from recsys.model.baselines.inputs import (
+    DeepConfig,
+    Fields,
+    FirstOrder,
+    deep_network,
+    unmeasured,
+)
+from recsys.model.inputs import DenseInputs, InputSizes
 
 
 class CompressedInteraction(nn.Module):
@@ -35,25 +42,33 @@ class CompressedInteraction(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class XDeepFMConfig(DeepConfig):
+    """Settings of xDeepFM."""
+
+    name: str = "xdeepfm"
+    """`xdeepfm`."""
+    cross_layers: int = 2
+    """Layers of the CIN."""
+    cross_width: int = 16
+    """Feature maps of a CIN layer."""
+
+
 class XDeepFM(nn.Module):
     """First-order terms, CIN and a deep network."""
 
-    def __init__(
-        self,
-        *,
-        fields: Fields,
-        first_order: FirstOrder,
-        num_layers: int,
-        num_maps: int,
-        deep: Tower,
-    ):
-        """Args: num_layers, num_maps: of the CIN; deep: reads all fields side by side."""
+    def __init__(self, config: XDeepFMConfig, sizes: InputSizes):
+        """The deep network reads all fields side by side."""
         super().__init__()
         self.modality_names: list[str] = []
-        self.fields = fields
-        self.first_order = first_order
+        self.fields = Fields(sizes)
+        self.first_order = FirstOrder(sizes)
+        # Drawn before the CIN: with another order a seed would give other weights.
+        deep = deep_network(config, self.fields.out_dim)
         self.interaction = CompressedInteraction(
-            num_fields=fields.num_fields, num_layers=num_layers, num_maps=num_maps
+            num_fields=self.fields.num_fields,
+            num_layers=config.cross_layers,
+            num_maps=config.cross_width,
         )
         self.deep = deep
         self.logit = nn.Linear(self.interaction.out_dim + deep.out_dim, 1, bias=False)

@@ -12,8 +12,8 @@ from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.masknet import MaskBlock
 from recsys.model.baselines.xdeepfm import CompressedInteraction
 from recsys.model.build import build_ranker
-from recsys.model.inputs import DenseInputs
-from recsys.model.ranker import RankerConfig
+from recsys.model.inputs import DenseInputs, InputSizes
+from recsys.run.config import read_run_config
 from tests.tiny_world import manifest
 
 B, F, D = 4, 5, 3
@@ -90,9 +90,21 @@ def dense_inputs():
     )
 
 
+SIZES = InputSizes(
+    user_dim=2 * D,
+    item_dim=D,
+    modality_dims={"text": 7},
+    interests=["text"],
+    num_features=3,
+    field_dim=D,
+    vector_dim=D,
+    similarity_dim=0,
+)
+
+
 def test_fields_hold_features_modalities_and_interests_in_order():
     inputs = dense_inputs()
-    fields = Fields(num_features=3, field_dim=D, modality_dims={"text": 7}, interests=["text"])
+    fields = Fields(SIZES)
     out = fields(inputs)
     assert out.shape == (B, fields.num_fields, D) == (B, 5, D)
     torch.testing.assert_close(out[:, 2], inputs.item_BY)
@@ -102,13 +114,11 @@ def test_fields_hold_features_modalities_and_interests_in_order():
 
 
 def test_masked_modality_changes_neither_form_of_the_inputs():
-    inputs, sizes = dense_inputs(), {"modality_dims": {"text": 7}, "interests": ["text"]}
+    inputs = dense_inputs()
     forms = [
-        Fields(num_features=3, field_dim=D, **sizes),
-        Concatenation(
-            user_dim=2 * D, item_dim=D, shared_projection=True, projection_dim=4, **sizes
-        ),
-        FirstOrder(**sizes),
+        Fields(SIZES),
+        Concatenation(SIZES, shared_projection=True, projection_dim=4),
+        FirstOrder(SIZES),
     ]
     torch.nn.init.normal_(forms[2].items["text"].weight)
     before = [form(inputs) for form in forms]
@@ -131,6 +141,6 @@ def test_masked_modality_changes_neither_form_of_the_inputs():
     ],
 )
 def test_setting_that_a_ranker_cannot_have_is_refused(settings, sentence):
-    config = RankerConfig(**{"deep_dims": [16], **settings})
     with pytest.raises(ValueError, match=sentence):
-        build_ranker(manifest=manifest(), config=config, modality_dims={}, seed=0)
+        config = read_run_config({"model": {"deep_dims": [16], "second_deep_dims": [], **settings}})
+        build_ranker(manifest=manifest(), config=config.model, modality_dims={}, seed=0)

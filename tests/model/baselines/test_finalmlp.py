@@ -1,24 +1,18 @@
 """FinalMLP: the bilinear join matches its formula; a gate without context is the same for all rows."""
 
-import pytest
+import re
+
 import torch
 
-from recsys.model.baselines.finalmlp import StreamGate, TwoStreams
+from recsys.model.baselines.finalmlp import FinalMlpConfig, StreamGate, TwoStreams
 
 
-def streams(first_context_dim=3, num_heads=2):
+def streams(first_context_dim=3):
     torch.manual_seed(0)
-    return TwoStreams(
-        in_dim=5,
-        first_context_dim=first_context_dim,
-        second_context_dim=0,
-        first_dims=[6],
-        second_dims=[4],
-        gate_dim=4,
-        num_heads=num_heads,
-        dropout=0.0,
-        batch_norm=False,
+    config = FinalMlpConfig(
+        deep_dims=[6], second_deep_dims=[4], cross_width=4, cross_heads=2, dropout=0.0
     )
+    return TwoStreams(config, in_dim=5, context_dims=(first_context_dim, 0))
 
 
 def test_logit_is_linear_plus_the_product_of_every_head():
@@ -39,5 +33,5 @@ def test_gate_without_context_starts_open_and_is_the_same_for_every_row():
 
 
 def test_heads_that_do_not_divide_the_streams_are_refused():
-    with pytest.raises(ValueError, match="model.cross_heads=3: .* 6 and 4"):
-        streams(num_heads=3)
+    (problem,) = FinalMlpConfig(deep_dims=[6], second_deep_dims=[4], cross_heads=3).problems()
+    assert re.search("^cross_heads=3: .* 6 and 4 ", problem)
