@@ -11,7 +11,7 @@ import difflib
 import functools
 import json
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from recsys.errors import UserError
+from recsys.kinds import of_other_kinds, unknown_kinds, with_chosen_kinds
 
 T = TypeVar("T")
 
@@ -36,8 +37,7 @@ def from_config(
       for plan.file=auto)
     - `REMOVED`, a mapping of each removed key to its off value and a text that says what does its job
       now: {"old_switch": (False, "use other_key=x")}
-    - `KINDS`, a mapping of names to subclasses: the section's key `name` chooses one of them, and keys
-      that only others have are left out.
+    - `KINDS`, subclasses by name, of which the section's key `name` chooses one (recsys.kinds).
 
     Args:
         schema: a dataclass whose defaults `node` overrides; its fields may be dataclasses, and
@@ -100,8 +100,8 @@ def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
     tree = [{} if given is None else copy.deepcopy(given)]
     if problems := list(_unreadable(tree[0], key)):
         return None, problems
-    general, unknown = schema, _unknown_kinds(schema, tree[0], key)
-    schema = _with_chosen_kinds(schema, tree[0])
+    general, unknown = schema, unknown_kinds(schema, tree[0], key)
+    schema = with_chosen_kinds(schema, tree[0])
     # JSON mode: nested dictionaries are read as dataclasses, and yet every type is strict.
     adapter = TypeAdapter(list[schema], config=ConfigDict(extra="forbid", strict=True))
     mended = True
@@ -343,88 +343,16 @@ def unknown_key(name: Any, key: str, schemas: Sequence[type]) -> str:
     return f"{_below(key, name)}: unknown key; expected one of {', '.join(known)}{meant}"
 
 
-def of_other_kinds(
-    given: dict[str, Any], schemas: Sequence[type], keys: Iterable[str]
-) -> dict[str, str]:
-    """Return a text for every key that its section's chosen kind lacks and another kind has, by key.
-
-    Args:
-        given: the job's configuration.
-        schemas: dataclasses of its top-level keys.
-        keys: full names.
-    """
-    found = {}
-    for schema in schemas:
-        for section, kinds in _kinds_of(schema).items():
-            kind = _chosen_kind(schema, section, given.get(section))
-            own = sorted(field.name for field in dataclasses.fields(kind))
-            for key in keys:
-                first, _, rest = key.partition(".")
-                name = rest.partition(".")[0]
-                if first == section and name not in own and _has_field(kinds, name):
-                    near = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
-                    there = f"the nearest is {section}.{near[0]}" if near else ", ".join(own)
-                    found[key] = f"{key}: {section}.name={kind.name} has no such key; {there}"
-    return found
-
-
 def _typed_keys() -> list[str]:
     """Return the full names of the keys that were given to this job by hand; none outside of a job."""
     if not HydraConfig.initialized():
         return []
-    typed = HydraConfig.get().overrides.task
-    return [argument.lstrip("+").partition("=")[0] for argument in typed]
+    return [key_of(argument) for argument in HydraConfig.get().overrides.task]
 
 
-def _kinds_of(schema: Any) -> dict[str, dict[str, Any]]:
-    """Return the kinds that a dataclass has for its sections, by section and name."""
-    found = {section: getattr(hint, "KINDS", None) for section, hint in _hints(schema).items()}
-    return {section: kinds for section, kinds in found.items() if kinds}
-
-
-def _has_field(kinds: dict[str, Any], name: str) -> bool:
-    return any(f.name == name for kind in kinds.values() for f in dataclasses.fields(kind))
-
-
-def _chosen_kind(schema: Any, section: str, given: Any) -> Any:
-    """Return the kind of a section that its `name` chooses; the default's for no or an unknown name."""
-    (spec,) = (field for field in dataclasses.fields(schema) if field.name == section)
-    name = given.get("name") if isinstance(given, dict) else None
-    return _kinds_of(schema)[section].get(str(name), spec.default_factory)
-
-
-def _unknown_kinds(schema: Any, given: Any, key: str) -> list[str]:
-    """Return a text for every section whose name is none of its kinds'."""
-    problems = []
-    for section, kinds in _kinds_of(schema).items():
-        content = given.get(section) if isinstance(given, dict) else None
-        if isinstance(content, dict) and "name" in content and content["name"] not in list(kinds):
-            names = ", ".join(kinds)
-            where = _below(_below(key, section), "name")
-            problems.append(f"{where}={content['name']!r}: expected one of {names}")
-    return problems
-
-
-def _with_chosen_kinds(schema: Any, given: Any) -> Any:
-    """Return the dataclass with every section of its chosen kind; drop keys of other kinds from given."""
-    chosen = []
-    for section, kinds in _kinds_of(schema).items():
-        content = given.get(section) if isinstance(given, dict) else None
-        kind = _chosen_kind(schema, section, content)
-        chosen.append((section, kind))
-        own = {field.name for field in dataclasses.fields(kind)}
-        for name in list(content) if isinstance(content, dict) else []:
-            if name not in own and _has_field(kinds, name):
-                del content[name]
-    return _of_kinds(schema, tuple(chosen)) if chosen else schema
-
-
-@functools.cache
-def _of_kinds(schema: Any, chosen: tuple[tuple[str, Any], ...]) -> Any:
-    fields = [(section, kind, dataclasses.field(default_factory=kind)) for section, kind in chosen]
-    return dataclasses.make_dataclass(
-        schema.__name__, fields, bases=(schema,), frozen=True, kw_only=True
-    )
+def key_of(argument: str) -> str:
+    """Return the full name of the key that an override gives a value to."""
+    return argument.lstrip("+").partition("=")[0]
 
 
 def _without_removed(schema: Any, given: Any) -> Any:

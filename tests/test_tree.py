@@ -32,6 +32,7 @@ LAYERS = {
     "recsys.spreadsheet": 2,
     "recsys.schema": 2,
     "recsys.batch": 2,
+    "recsys.kinds": 2,
     "recsys.config": 3,
     "recsys.config_files": 3,
     "recsys.config_keys": 4,

@@ -5,6 +5,7 @@ launch/train.py and launch/evaluate.py, as a user would, each in a process of it
 measured is what users get, and a killed study goes on where its runs stopped.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -27,12 +28,13 @@ from hydra.errors import HydraException
 from safetensors import safe_open
 
 from recsys.checkpoint.integrity import best_checkpoint, latest_checkpoint
-from recsys.config import read_job
+from recsys.config import key_of, read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.evaluation.rows import ScoredRows, scored_rows
 from recsys.files import read_json, reading
 from recsys.job import say, typed_arguments
+from recsys.kinds import of_other_kinds
 from recsys.overrides import override
 from recsys.run.config import RunConfig
 from recsys.run.fingerprint import changes, fingerprint, scored_from
@@ -191,6 +193,8 @@ def study_run(
 
     Args:
         data: arguments that name the recipe (recsys.job.same_data).
+        overrides: one list may serve several models: keys that the run's model lacks and another model
+            has are left out.
 
     Raises:
         UserError: the settings are none of launch/train.py.
@@ -203,7 +207,9 @@ def study_run(
     except HydraException as error:
         raise UserError(f"overrides of launch/train.py: {error}") from error
     _, config = read_job(cfg, keys)
-    return StudyRun(workspace=workspace, name=name, overrides=tuple(overrides), config=config)
+    foreign = of_other_kinds(dataclasses.asdict(config), [RunConfig], map(key_of, overrides))
+    own = tuple(argument for argument in overrides if key_of(argument) not in foreign)
+    return StudyRun(workspace=workspace, name=name, overrides=own, config=config)
 
 
 class Commands:

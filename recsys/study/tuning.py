@@ -4,6 +4,7 @@ Called by launch/sweep.py and launch/compare.py. A trial is one run of launch/tr
 by the validation metric in its checkpoints. The journal beside it makes a killed search go on.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from optuna.trial import TrialState
 from recsys.errors import UserError
 from recsys.files import write_json
 from recsys.job import say
+from recsys.kinds import of_other_kinds
+from recsys.run.config import RunConfig
 from recsys.study.runs import Commands, DivergedError, study_run
 from recsys.study.suite import SearchConfig
 
@@ -34,6 +37,7 @@ def choose_settings(
 
     Args:
         folder: of the search; see `tune`.
+        space: settings to choose; those of other models are left out.
         name: the trials are the runs <name>-<key>-trial0, <name>-<key>-trial1, ...; the key is the
             fingerprint of the settings that stay and of the data, so that a search with others has
             trials of its own.
@@ -45,6 +49,11 @@ def choose_settings(
     fixed = [*overrides, "run.seed=0"]
     base = study_run(commands.data, workspace, name, fixed)
     key = base.fingerprint()
+    foreign = of_other_kinds(dataclasses.asdict(base.config), [RunConfig], space)
+    space = {setting: search for setting, search in space.items() if setting not in foreign}
+    if not space:
+        say(f"{name}: model.name={base.config.model.name} has none of the settings to choose")
+        return []
 
     def measure(number: int, chosen: list[str]) -> float:
         trial = f"{name}-{key}-trial{number}"

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import yaml
+from hydra import initialize_config_dir
 
 from launch.compare import named_runs
 from recsys.checkpoint.integrity import describe_file
@@ -18,7 +19,7 @@ from recsys.run.config import RunConfig, read_run_config
 from recsys.run.fingerprint import scored_from
 from recsys.run.folder import open_run_folder, read_stored
 from recsys.schema import read_manifest, write_manifest
-from recsys.study.runs import Commands, DivergedError, StudyRun
+from recsys.study.runs import Commands, DivergedError, StudyRun, study_run
 from recsys.train.log import DIVERGED
 from tests.feature_tables import write_table
 from tests.tiny_world import NUM_ITEMS, manifest
@@ -254,6 +255,18 @@ def test_evaluation_of_another_checkpoint_data_features_or_settings_is_made_agai
     (again / "eval" / "test").mkdir(parents=True)
     (again / "eval" / "test" / "metrics.json").write_text("{}")
     assert list(named_runs(workspace, ["again"], "test")) == ["again"]
+
+
+def test_settings_that_a_model_lacks_are_left_out_of_its_runs(tmp_path, repository):
+    shared = ["model.dropout=0.3", "model.second_order=true", "optim.table.l2=1e-3"]
+    with initialize_config_dir(version_base=None, config_dir=str(repository / "configs")):
+        own = {
+            name: study_run(["data=demo"], tmp_path, "a", [f"model={name}", *shared]).overrides
+            for name in ("lr", "dcn_v2", "base")
+        }
+    assert own["lr"] == ("model=lr", "optim.table.l2=1e-3")
+    assert own["dcn_v2"] == ("model=dcn_v2", "model.dropout=0.3", "optim.table.l2=1e-3")
+    assert own["base"] == ("model=base", *shared)
 
 
 def test_failed_job_carries_its_last_words(tmp_path):
