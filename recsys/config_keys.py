@@ -48,6 +48,19 @@ def keys_of(schemas: Sequence[type], above: str = "") -> Iterator[Key]:
                 )
             if section is not None:
                 yield from keys_of([section], f"{name}{suffix}.")
+                yield from _keys_of_kinds(section, f"{name}{suffix}.")
+
+
+def _keys_of_kinds(section: type, above: str) -> Iterator[Key]:
+    """Yield the keys of a section's kinds beside or instead of its own, with the names of the kinds."""
+    shared = list(keys_of([section], above))
+    names: dict[Key, list[str]] = {}
+    for name, kind in getattr(section, "KINDS", {}).items():
+        for key in keys_of([kind], above):
+            if key not in shared and key.name != f"{above}name":
+                names.setdefault(key, []).append(name)
+    for key, kinds in sorted(names.items(), key=lambda item: item[0].name):
+        yield dataclasses.replace(key, type=f"{key.type}, with {above}name={', '.join(kinds)}")
 
 
 def _section_of(hint: Any) -> tuple[type | None, str]:
@@ -92,7 +105,14 @@ def _type(hint: Any) -> str:
 
 @functools.cache
 def _field_texts(schema: type) -> dict[str, str]:
-    """Return the docstring below every field of a dataclass, on one line, by name."""
+    """Return the docstring below every field of a dataclass and its bases, on one line, by name."""
+    texts = {}
+    for base in reversed([b for b in schema.__mro__ if dataclasses.is_dataclass(b)]):
+        texts.update(_own_texts(base))
+    return texts
+
+
+def _own_texts(schema: type) -> dict[str, str]:
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(node, ast.ClassDef), schema
     texts = {}

@@ -11,7 +11,7 @@ from embedding.image.config import ImageConfig
 from embedding.text.config import TextConfig
 from recsys.config import from_config, plain
 from recsys.data.recipe import Recipe
-from recsys.model.ranker import RankerConfig
+from recsys.model.config import RankerConfig
 from recsys.run.config import SECTIONS, read_run_config
 from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.optimizers import OptimConfig
@@ -107,7 +107,8 @@ def test_preset_holds_only_what_differs_from_its_class(group):
     assert files
     for file in files:
         given = plain(OmegaConf.load(file))
-        defaults = from_config(PRESETS[group], {}, group)
+        schema = getattr(PRESETS[group], "KINDS", {}).get(given.get("name"), PRESETS[group])
+        defaults = from_config(schema, {}, group)
         # A preset says its name; entries of a dictionary can be changed one by one where it is there.
         repeated = [key for key in given if getattr(defaults, key) == given[key]]
         assert set(repeated) <= {"name", "perspective_weights"}, file

@@ -165,6 +165,8 @@ def test_keys_of_a_job_are_printed_with_type_default_and_text(capsys):
     assert "workspace  (text; required)" in printed
     assert "data.items.features.<name>.kind  (id, id_list or numeric; default id)" in printed
     assert "run.threads  (int or null; default null)" in printed
+    assert "model.umcm  (text, with model.name=umair_fps; default attention)" in printed
+    assert "model.cross_heads  (int, with model.name=autoint; default 2)\n    Heads" in printed
 
 
 def test_an_unknown_job_is_refused_with_the_jobs_that_there_are(capsys):

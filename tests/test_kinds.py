@@ -51,10 +51,10 @@ def test_keys_that_only_another_kind_has_are_dropped():
 
 
 def test_keys_that_no_kind_has_and_unknown_names_are_refused_together():
-    given = {"shape": {"name": "cone", "widht": 7}, "size": "x"}
+    given = {"shape": {"name": "cone", "edges": 7}, "size": "x"}
     with pytest.raises(ValueError, match=r"shape.name='cone': expected one of circle, square") as e:
         from_config(Outer, given, "")
-    assert "shape.widht: unknown key" in str(e.value) and "size: 'x' does not fit" in str(e.value)
+    assert "shape.edges: unknown key" in str(e.value) and "size: 'x' does not fit" in str(e.value)
 
 
 def test_values_of_the_chosen_kind_are_checked():
