@@ -21,7 +21,7 @@ from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.job import say
-from recsys.model.ranker import RankerConfig
+from recsys.model.config import RankerConfig
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import RunConfig
 from recsys.schema import Manifest, read_manifest
