@@ -139,9 +139,8 @@ def search_tables(
     fast = config.search == "fast" or (config.search == "auto" and many)
     constraints = _pruned(constraints, tables, cluster) if fast else dict(constraints)
     storage = StorageEstimator(topology=topology, constraints=constraints)
-    storage.tables, storage.copies = tables, host_copies
     perf = PerfEstimator(topology=topology, constraints=constraints)
-    perf.tables = tables
+    storage.tables, storage.copies, perf.tables = tables, host_copies, tables
     enumerator = Enumerator(
         topology=topology,
         batch_size=batch_size_per_rank,
@@ -149,8 +148,7 @@ def search_tables(
         estimator=[perf, storage],
     )
     pinned = {name: tables[name].ranks or () for name in constraints if tables[name].ranks}
-    reservation = Reservation(cluster.reserved_share, unsharded_bytes)
-    recorder = Recorder()
+    reservation, recorder = Reservation(cluster.reserved_share, unsharded_bytes), Recorder()
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size_per_rank,
