@@ -19,10 +19,11 @@ from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sw
 from recsys.config import from_config, plain, read_job
 from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe, named_features
-from recsys.evaluation.evaluate import check_evaluation
+from recsys.evaluation.config import check_evaluation
 from recsys.run.assembly import build_plannable
 from recsys.run.config import SECTIONS, read_run_config
 from recsys.sharding.cluster import ClusterConfig, check_cluster
+from recsys.study.comparison import check_compare
 from recsys.study.suite import SuiteConfig, check_suite, space_problems
 from tests import tiny_world
 from tests.test_configs import CONFIGS, composed
@@ -139,7 +140,7 @@ def test_group_of_configs_broken_at_random_is_refused_by_name_or_read(group, max
 
 
 JOBS = {
-    "compare": (compare, lambda read: compare.check_compare(read[1])),
+    "compare": (compare, lambda read: check_compare(read[1])),
     "demo": (demo, lambda read: None),
     "embed": (embed, lambda read: None),
     "evaluate": (evaluate, lambda read: check_evaluation(read[2], ["train", "valid", "test"])),

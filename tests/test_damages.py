@@ -20,17 +20,21 @@ from embedding.text.config import TextConfig
 from embedding.text.encoder import TextEncoder, build_scratch_encoder
 from embedding.text.making import TextMaker
 from embedding.text.pairs import read_pairs
-from launch.compare import read_metrics
 from recsys.checkpoint.integrity import best_checkpoint, check_whole, newest_whole
 from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
 from recsys.checkpoint.write import save_checkpoint
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
-from recsys.evaluation.evaluate import EvaluateConfig, compare_files
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.rows import _ids, write_predictions
-from recsys.evaluation.segments import SegmentsConfig, segments
+from recsys.evaluation.segments import (
+    ROW_COLUMNS,
+    SegmentsConfig,
+    read_by_row_id,
+    segments,
+)
 from recsys.files import write_json
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
@@ -39,7 +43,7 @@ from recsys.run.folder import check_run_data, open_run_folder
 from recsys.schema import read_manifest
 from recsys.sharding.cluster import local_cluster
 from recsys.sharding.plan import read_plan, write_plan
-from recsys.study.runs import StudyRun, read_predictions
+from recsys.study.runs import StudyRun, read_metrics, read_predictions
 from recsys.train.log import _forget_after
 from tests.checkpoint.test_saver import ALONE, Ranker
 from tests.data.small_log import ITEMS, prepared, recipe, write_source
@@ -106,8 +110,9 @@ def read_everything(workspace):
             segments(
                 prepared=prepared_folder,
                 manifest=manifest,
-                split=split,
-                row_id_N=columns["row_id"],
+                row_values=read_by_row_id(
+                    prepared_folder, manifest, split, columns["row_id"], ROW_COLUMNS
+                ),
                 user_row_N=columns["user_row"],
                 item_row_N=columns["item_row"],
                 item_counts=None,
@@ -220,10 +225,6 @@ def read_run(workspace):
     """Return what goes wrong when each job reads its part of the run."""
     folder = workspace / "runs" / "r"
     run = StudyRun(workspace=workspace, name="r", overrides=(), config=CONFIG)
-    evaluation = folder / "eval" / "test"
-    config = dataclasses.replace(
-        EVALUATION, bootstrap=dataclasses.replace(EVALUATION.bootstrap, num_replicates=2)
-    )
 
     def evaluate():
         path = best_checkpoint(folder / "checkpoints")
@@ -247,7 +248,6 @@ def read_run(workspace):
         "speed": run.examples_per_second,
         "metrics": lambda: read_metrics(run, "test"),
         "predictions": lambda: read_predictions(run, "test"),
-        "compare": lambda: compare_files((evaluation / "predictions.parquet",) * 2, config),
         # Drops the half line of a killed process, so it comes last.
         "resume log": lambda: _forget_after(folder / "metrics.jsonl", 3),
     }

@@ -33,6 +33,8 @@ class RankingConfig:
 
 
 _FEWEST_USERS = 20
+_BLOCK_ROWS = 65_536
+"""Rows of the split that are read at a time: a row group of prepared data."""
 EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
 """Splits whose items a user has seen already: they are neither candidates nor relevant."""
 
@@ -60,7 +62,9 @@ class Candidates:
     relevant_N: NDArray[np.bool_]
     """Whether the user has a positive of the item in the split."""
     template_N: NDArray[np.int64]
-    """Row of the split, by number, whose circumstances the pair takes."""
+    """Row of `templates`, by number, whose circumstances the pair takes."""
+    templates: pa.Table
+    """Every user's first relevant row of the split, with the columns that the dataset delivers [U]."""
     is_full: bool
     """Whether a user's candidates are all items that the user has not seen before."""
 
@@ -81,9 +85,9 @@ def draw_candidates(
     num_items = manifest.num_item_rows - 1
     if not config.num_users or not manifest.num_user_rows or num_items < 1:
         return None
-    rows = dataset.read(0, dataset.num_rows)
-    users, items = (rows.column(c).to_numpy() for c in ("user_row", "item_row"))
-    positive = (rows.column("label").to_numpy() == 1) & is_known(users) & is_known(items)
+    keys = _read_keys(dataset)
+    users, items = keys["user_row"], keys["item_row"]
+    positive = (keys["label"] == 1) & is_known(users) & is_known(items)
     is_relevant = positive & ~_are_known(dataset, users, items, positive)
     eligible = np.unique(users[is_relevant])
     if not eligible.size:
@@ -94,7 +98,7 @@ def draw_candidates(
     chosen = np.sort(rng.choice(eligible, size=num_users, replace=False))
     relevant = _items_by_user(users[is_relevant], items[is_relevant], chosen)
     seen = _seen_before(dataset, chosen)
-    first_rows = _first_rows(dataset, rows, is_relevant, chosen)
+    first_rows = _first_rows(keys, is_relevant, chosen)
     user_parts, item_parts, relevant_parts = [], [], []
     for user in chosen.tolist():
         candidates = _candidates_of(
@@ -112,7 +116,8 @@ def draw_candidates(
         user_row_N=user_row_N,
         item_row_N=np.concatenate(item_parts),
         relevant_N=np.concatenate(relevant_parts),
-        template_N=first_rows[np.searchsorted(chosen, user_row_N)],
+        template_N=np.searchsorted(chosen, user_row_N),
+        templates=_read_rows(dataset, first_rows),
         is_full=is_full,
     )
 
@@ -189,19 +194,36 @@ def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int6
     return _items_by_user(np.concatenate(users), np.concatenate(items), chosen)
 
 
+def _read_keys(dataset: Dataset) -> dict[str, NDArray]:
+    """Return the columns [N] of the split by which candidates are chosen, and no others."""
+    names = ["row_id", "label", "user_row", "item_row"]
+    names += ["history_end"] * ("history_end" in dataset.columns)
+    names += ["timestamp"] * (dataset.spec.timestamp_min is not None)
+    rows = pa.concat_tables(read_columns(dataset.prepared, dataset.manifest, dataset.split, names))
+    return {name: rows.column(name).to_numpy() for name in names}
+
+
 def _first_rows(
-    dataset: Dataset, rows: pa.Table, is_relevant: NDArray[np.bool_], chosen: NDArray
+    keys: dict[str, NDArray], is_relevant: NDArray[np.bool_], chosen: NDArray
 ) -> NDArray[np.int64]:
     """Return the number of each user's first relevant row by time, then past, then row id [U]."""
-    users, row_ids = (rows.column(c).to_numpy()[is_relevant] for c in ("user_row", "row_id"))
-    keys = [row_ids]
-    if "history_end" in rows.column_names:
-        keys.append(rows.column("history_end").to_numpy()[is_relevant])
-    if dataset.spec.timestamp_min is not None:
-        times = read_columns(dataset.prepared, dataset.manifest, dataset.split, ["timestamp"])
-        keys.append(pa.concat_tables(times).column(0).to_numpy()[is_relevant])
-    order = np.lexsort((*keys, users))
+    users = keys["user_row"][is_relevant]
+    by = [keys[n][is_relevant] for n in ("row_id", "history_end", "timestamp") if n in keys]
+    order = np.lexsort((*by, users))
     return np.flatnonzero(is_relevant)[order[np.searchsorted(users[order], chosen)]]
+
+
+def _read_rows(dataset: Dataset, rows_U: NDArray[np.int64]) -> pa.Table:
+    """Return some rows [U] of the split in the order asked for; one block is in memory at a time."""
+    order = np.argsort(rows_U, kind="stable")
+    parts = []
+    for block in np.split(order, np.flatnonzero(np.diff(rows_U[order] // _BLOCK_ROWS)) + 1):
+        start = int(rows_U[block[0]]) // _BLOCK_ROWS * _BLOCK_ROWS
+        rows = dataset.read(start, min(start + _BLOCK_ROWS, dataset.num_rows))
+        parts.append(rows.take(pa.array(rows_U[block] - start)))
+    back = np.empty(rows_U.size, dtype=np.int64)
+    back[order] = np.arange(rows_U.size)
+    return pa.concat_tables(parts).take(pa.array(back)).combine_chunks()
 
 
 class CandidateDataset(Dataset):
@@ -214,14 +236,13 @@ class CandidateDataset(Dataset):
         """Args: dataset: the split the candidates were drawn from."""
         features = [feature.name for feature in dataset.features]
         super().__init__(dataset.prepared, dataset.manifest, split=dataset.split, features=features)
-        self._rows = super().read(0, dataset.num_rows)
         self._candidates = candidates
         self.num_rows = candidates.user_row_N.size
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Return pairs [start, stop) with the columns of the split."""
         part = slice(start, stop)
-        table = self._rows.take(pa.array(self._candidates.template_N[part]))
+        table = self._candidates.templates.take(pa.array(self._candidates.template_N[part]))
         own = {
             "row_id": np.arange(start, min(stop, self.num_rows)),
             "label": self._candidates.relevant_N[part],

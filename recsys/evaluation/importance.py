@@ -1,24 +1,34 @@
-"""Permutation importance: what a model loses when one of its inputs belongs to somebody else.
+"""Permutation importance: shuffle one input, score again, report the drop.
 
-(Breiman, Random Forests, 2001.) An input is dealt out anew among the rows of a rank's batch, the rest
-stays, the model is not trained again: what falls is what the model took from this input beside the
-others. Two inputs that say the same hide each other. Called by launch/evaluate.py.
+In: a trained ranker and the loader of a split. Out: predictions with each input shuffled, and the AUC
+and log-loss lost (Breiman, Random Forests, 2001). An input is shuffled among the rows of a rank's batch;
+the rest stays, and the model is not trained again. Correlated inputs mask each other. Called by
+recsys/run/scoring.py and evaluate.py of this folder.
 
 Ids and vectors are apart: a feature's ids reach its embeddings alone, so `item_id` shuffled leaves
 the item its picture and its words. Shapes: B rows, D width.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.batch import Batch
 from recsys.data.loader import Loader
-from recsys.evaluation.predict import Predictions, predict
+from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.predict import Predictions, ScoredBatches
+from recsys.evaluation.result import InputImportance
+from recsys.evaluation.split import RowUsers
+from recsys.metrics.auc import auc
+from recsys.metrics.bootstrap import interval
+from recsys.metrics.entropy import log_loss
+from recsys.metrics.resamples import bootstrap_auc
 from recsys.model.inputs import DenseInputs
 from recsys.model.ranker import Ranker
 from recsys.runtime.env import Env
@@ -45,14 +55,12 @@ class Shuffle:
         self.generator = torch.Generator().manual_seed(seed)
         self.order_B = torch.zeros(0, dtype=torch.int64)
 
-    def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches; each with a new order for the forward pass that follows."""
-        for batch in batches:
-            num_real = int(batch.weights_B.sum())
-            order_B = torch.arange(len(batch.weights_B))
-            order_B[:num_real] = torch.randperm(num_real, generator=self.generator)
-            self.order_B = order_B
-            yield batch
+    def draw(self, batch: Batch) -> None:
+        """Draw the order of the forward pass that follows: of the real rows, padding stays."""
+        num_real = int(batch.weights_B.sum())
+        order_B = torch.arange(len(batch.weights_B))
+        order_B[:num_real] = torch.randperm(num_real, generator=self.generator)
+        self.order_B = order_B
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -104,6 +112,7 @@ class Shuffle:
         return (inputs,)
 
 
+@torch.no_grad()
 def score_shuffled(
     ranker: Ranker,
     sharded: ShardedRanker,
@@ -115,22 +124,67 @@ def score_shuffled(
 ) -> tuple[Predictions | None, dict[tuple[str, str], Predictions]]:
     """Return the predictions of the first rows as they are, and by input with it shuffled.
 
-    Whole steps of about `num_rows` rows; the rows of a split lie in random order. None, and nothing,
+    Whole steps of about `num_rows` rows; the rows of a split lie in random order. A batch is read once
+    and scored as it is and with each input shuffled, so one batch is held at a time. None, and nothing,
     on ranks other than 0 and where no rows are asked for.
     """
     num_steps = -(-num_rows // loader.global_batch_size)
-
-    def first() -> Iterator[Batch]:
-        return itertools.islice(loader.batches(epoch=0), num_steps)
-
     if not num_steps:
         return None, {}
-    whole = predict(sharded, first(), env)
-    found = {}
-    for kind, name in shuffled_inputs(ranker):
-        shuffle = Shuffle(ranker, kind, name, seed=seed + env.rank)
-        with shuffle.applied():
-            predictions = predict(sharded, shuffle.batches(first()), env)
-        if predictions is not None:
-            found[kind, name] = predictions
-    return whole, found
+    inputs = shuffled_inputs(ranker)
+    shuffles = [Shuffle(ranker, kind, name, seed=seed + env.rank) for kind, name in inputs]
+    as_it_is, scored = ScoredBatches(), [ScoredBatches() for _ in inputs]
+    sharded.model.eval()
+    for batch in itertools.islice(loader.batches(epoch=0), num_steps):
+        on_device = batch.to(env.device, non_blocking=True)
+        as_it_is.score(sharded, on_device)
+        for shuffle, with_shuffle in zip(shuffles, scored, strict=True):
+            shuffle.draw(batch)
+            with shuffle.applied():
+                with_shuffle.score(sharded, on_device)
+    sharded.model.train()
+    found = {name: s.gather(env) for name, s in zip(inputs, scored, strict=True)}
+    whole = as_it_is.gather(env)
+    return whole, {name: p for name, p in found.items() if p is not None}
+
+
+def evaluate_importance(
+    whole: Predictions,
+    shuffled: Mapping[tuple[str, str], Predictions],
+    users: RowUsers,
+    config: EvaluateConfig,
+) -> list[InputImportance]:
+    """Return what AUC and log-loss lose with each input shuffled, the largest loss first.
+
+    Args:
+        users: of the rows of `whole`.
+    """
+    order_N = np.argsort(whole.row_id, kind="stable")
+    base = whole.take(order_N)
+    units_N = users.take(order_N).units(order_N.size, np.random.default_rng(config.seed))
+
+    def replicates(scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the AUC [R] on the same resampled users for every input."""
+        return bootstrap_auc(
+            base.label,
+            scores_N,
+            units_N,
+            num_replicates=config.bootstrap.num_replicates,
+            rng=np.random.default_rng(config.seed),
+        )
+
+    base_R = replicates(base.score)
+    base_auc, base_loss = auc(base.label, base.score), log_loss(base.label, base.score)
+    lines = []
+    for (kind, name), predictions in shuffled.items():
+        score_N = predictions.take(np.argsort(predictions.row_id, kind="stable")).score
+        lines.append(
+            InputImportance(
+                kind=kind,
+                name=name,
+                auc_lost=base_auc - auc(base.label, score_N),
+                interval=interval(base_R - replicates(score_N), level=config.bootstrap.level),
+                log_loss_added=log_loss(base.label, score_N) - base_loss,
+            )
+        )
+    return sorted(lines, key=lambda line: -line.auc_lost)

@@ -64,6 +64,39 @@ def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
     return predictions.user_row if manifest.num_user_rows else None
 
 
+class ScoredBatches:
+    """Scores of this rank's batches so far, kept in host memory: B x (6 + M) numbers a batch."""
+
+    def __init__(self) -> None:
+        self.ids_3B: list[torch.Tensor] = []
+        self.floats_BC: list[torch.Tensor] = []
+
+    def score(self, sharded: ShardedRanker, batch: Batch) -> None:
+        """Score a batch that is on the model's device; every rank scores one at the same time."""
+        _, scores = sharded.model(batch)
+        self.ids_3B.append(torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu())
+        columns = [batch.labels_B, batch.weights_B, torch.sigmoid(scores.logits_B.double())]
+        stacked_BC = torch.stack([c.double() for c in columns], dim=1)
+        self.floats_BC.append(torch.cat([stacked_BC, scores.weights_BM.double()], dim=1).cpu())
+
+    def gather(self, env: Env) -> Predictions | None:
+        """Return the rows of all ranks on rank 0, padding dropped, and None elsewhere."""
+        ids_N3 = gather_rows(lambda: torch.cat(self.ids_3B, dim=1).T.contiguous(), env.device)
+        floats_NC = gather_rows(lambda: torch.cat(self.floats_BC), env.device)
+        if ids_N3 is None or floats_NC is None:
+            return None
+        real = floats_NC.numpy()[:, 1] > 0
+        ids, floats = ids_N3.numpy()[real], floats_NC.numpy()[real]
+        return Predictions(
+            row_id=ids[:, 0],
+            user_row=ids[:, 1],
+            item_row=ids[:, 2],
+            label=floats[:, 0],
+            score=floats[:, 2],
+            weights=floats[:, 3:].astype(np.float32),
+        )
+
+
 @torch.no_grad()
 def predict(
     sharded: ShardedRanker, batches: Iterable[Batch], env: Env, *, progress: str | None = None
@@ -76,32 +109,11 @@ def predict(
     Args:
         progress: text of a progress bar on rank 0; None for no bar.
     """
-    model = sharded.model
-    model.eval()
-    ids_3B: list[torch.Tensor] = []
-    floats_BC: list[torch.Tensor] = []
+    sharded.model.eval()
+    scored = ScoredBatches()
     # disable=None: no bar where the output is not a terminal.
     hidden = None if env.is_first and progress is not None else True
-    bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden)
-    for batch in bar:
-        on_device = batch.to(env.device, non_blocking=True)
-        _, scores = model(on_device)
-        ids_3B.append(torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]))
-        columns = [on_device.labels_B, on_device.weights_B, torch.sigmoid(scores.logits_B.double())]
-        stacked_BC = torch.stack([c.double() for c in columns], dim=1)
-        floats_BC.append(torch.cat([stacked_BC, scores.weights_BM.double()], dim=1).cpu())
-    model.train()
-    ids_N3 = gather_rows(lambda: torch.cat(ids_3B, dim=1).T.contiguous(), env.device)
-    floats_NC = gather_rows(lambda: torch.cat(floats_BC), env.device)
-    if ids_N3 is None or floats_NC is None:
-        return None
-    real = floats_NC.numpy()[:, 1] > 0
-    ids, floats = ids_N3.numpy()[real], floats_NC.numpy()[real]
-    return Predictions(
-        row_id=ids[:, 0],
-        user_row=ids[:, 1],
-        item_row=ids[:, 2],
-        label=floats[:, 0],
-        score=floats[:, 2],
-        weights=floats[:, 3:].astype(np.float32),
-    )
+    for batch in tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden):
+        scored.score(sharded, batch.to(env.device, non_blocking=True))
+    sharded.model.train()
+    return scored.gather(env)

@@ -4,6 +4,7 @@ In: predictions and the ids of users and items; back: labels, scores, and whose 
 launch/evaluate.py and launch/compare.py. Shapes: N rows.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
+from recsys.errors import UserError
 from recsys.evaluation.predict import Predictions
 from recsys.files import PREPARE_AGAIN, reading
 from recsys.metrics.bootstrap import bootstrap_units
@@ -88,6 +90,24 @@ class ScoredRows:
     """A number per known user, 0 for the unknown; None where there are no users."""
     unit_N: NDArray[np.int64]
     """What the bootstrap draws: a number per user, or per row where nobody says whose it is."""
+    tells_unknown_users: bool = False
+    """Users whom the vocabulary does not know are told apart; files of earlier versions do not."""
+
+    def with_units_of(self, common: "ScoredRows") -> "ScoredRows":
+        """Return these rows with the units of `common`, so that both are resampled alike.
+
+        Raises:
+            UserError: the rows or labels are others.
+        """
+        if not (
+            np.array_equal(self.row_id_N, common.row_id_N)
+            and np.array_equal(self.label_N, common.label_N)
+        ):
+            raise UserError(
+                f"predictions of {len(common.row_id_N):,} and {len(self.row_id_N):,} rows are not of "
+                f"the same data; evaluate the runs again on one prepared data set"
+            )
+        return dataclasses.replace(self, unit_N=common.unit_N)
 
 
 def scored_rows(table: pa.Table) -> ScoredRows:
@@ -107,4 +127,5 @@ def scored_rows(table: pa.Table) -> ScoredRows:
         unit_N=bootstrap_units(
             users_N, rows_N.size, np.random.default_rng(0), unknown_users_N=unknown_N
         ),
+        tells_unknown_users=unknown_N is not None,
     )

@@ -5,7 +5,7 @@ one at a time (all at once would be as large as the predictions). Called by laun
 Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,10 @@ UNKNOWN = "unknown to the vocabulary"
 """Segment of the rows whose user or item is the unknown row 0: many ids, of which nothing is known."""
 
 
+ROW_COLUMNS = ("history_end", "timestamp", "unknown_user")
+"""Columns of a split that an evaluation reads beside what its predictions hold."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ItemCounts:
     """What training holds of every item."""
@@ -102,8 +106,7 @@ def segments(
     *,
     prepared: Path,
     manifest: Manifest,
-    split: str,
-    row_id_N: NDArray[np.int64],
+    row_values: Mapping[str, NDArray],
     user_row_N: NDArray[np.int64],
     item_row_N: NDArray[np.int64],
     item_counts: ItemCounts | None,
@@ -113,12 +116,12 @@ def segments(
     """Yield the segments that the data can tell, family by family; some may be empty.
 
     Args:
+        row_values: columns of the scored rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
         item_counts: None where there are no items.
         has_vector: by modality, whether each item row has a vector [I].
     """
     if item_counts is not None:
         yield from _by_popularity(item_counts, item_row_N, config)
-    row_values = read_by_row_id(prepared, manifest, split, row_id_N, ["history_end", "timestamp"])
     known_N = is_known(user_row_N)
     if "history_end" in row_values:
         yield from _by_history(row_values["history_end"], known_N, config)
@@ -142,9 +145,9 @@ def read_by_row_id(
     manifest: Manifest,
     split: str,
     row_id_N: NDArray[np.int64],
-    columns: list[str],
+    columns: Iterable[str],
 ) -> dict[str, NDArray]:
-    """Return columns of a split's rows, as many of `columns` as it has, in the order of `row_id_N`.
+    """Return columns [N] of a split's rows, as many of `columns` as it has, in the order of `row_id_N`.
 
     Raises:
         UserError: a row id is not in the split: the predictions are of another data set.

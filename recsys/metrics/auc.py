@@ -1,20 +1,19 @@
-"""AUC and per-user AUC (GAUC), exact, ties included; AUC of a stream, with the error it may have.
+"""AUC and per-user AUC (GAUC), exact, ties included.
 
-In: labels, scores and user rows of all examples. Out: one float. Called by summary.py, training
-(validation AUC) and bootstrap.py.
+In: labels, scores and user rows of all examples. Out: one float. Called by the metrics registry.
 
-Accumulation over ranks: neither exact metric is a sum over rows. Gather labels, scores and user rows
-of all ranks, each row once, and compute on one rank; the order of the rows does not matter, and rows
-that come sorted by score are not sorted again. Where the rows of all ranks do not fit one memory,
-`StreamingAUC` keeps counts by bins of the score, which add up.
-Shapes: N rows, T groups of tied scores, U users.
+Accumulation over ranks: neither metric is a sum over rows. Gather labels, scores and user rows of all
+ranks, each row once, and compute on one rank; the order of the rows does not matter, and rows that
+come sorted by score are not sorted again.
+Shapes: N rows, T groups of tied scores, U users, K known users, R replicates.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
-from recsys.metrics.predictions import checked_predictions, checked_probabilities
+from recsys.metrics.predictions import checked_predictions, group_starts
+from recsys.metrics.resamples import Resamples
 from recsys.schema import is_known
 
 
@@ -87,68 +86,28 @@ def auc_by_user(
     return users[starts_U], auc_U, num_positives_U + num_negatives_U
 
 
-class StreamingAUC:
-    """AUC of rows that come in pieces and are not kept, and a bound on its error.
+def auc_replicates(resamples: Resamples) -> NDArray[np.float64]:
+    """Return the AUC of every resampled set of users [R]; nan where it lacks one of the classes."""
+    return resamples.ranked["auc"]
 
-    The probabilities are counted in `num_bins` bins of equal width in their logit, which is cut at
-    plus and minus 20. Rows of one bin count as tied:
 
-        AUC = sum_b pos_b (neg below b + neg_b / 2) / (pos neg)
-        error <= sum_b pos_b neg_b / (2 pos neg)
+def gauc_replicates(resamples: Resamples) -> NDArray[np.float64]:
+    """Return the GAUC of every resampled set of users [R]: a user's own AUC is the same in each.
 
-    The bound is exact: only the pairs within a bin are in doubt, and at worst each is wrong by one
-    half. Memory is O(bins). Accumulation over ranks: `counts_2B` of the ranks add up.
+    Edge cases: nan without users; unknown users are left out.
     """
-
-    LIMIT = 20.0
-
-    def __init__(self, num_bins: int = 1 << 16):
-        """Begin without rows.
-
-        Raises:
-            UserError: num_bins below 1.
-        """
-        if num_bins < 1:
-            raise UserError(f"num_bins={num_bins}: expected at least 1")
-        self.counts_2B = np.zeros((2, num_bins), dtype=np.int64)
-        """Negatives and positives by bin."""
-
-    def add(self, labels_N: ArrayLike, probabilities_N: ArrayLike) -> None:
-        """Count rows.
-
-        Raises:
-            UserError: as every metric of probabilities (recsys/metrics/predictions.py).
-        """
-        positive, probabilities = checked_probabilities(labels_N, probabilities_N)
-        with np.errstate(divide="ignore"):
-            logits = np.log(probabilities) - np.log1p(-probabilities)
-        num_bins = self.counts_2B.shape[1]
-        share = (np.clip(logits, -self.LIMIT, self.LIMIT) + self.LIMIT) / (2 * self.LIMIT)
-        bins = np.minimum((share * num_bins).astype(np.int64), num_bins - 1)
-        for label in (0, 1):
-            counted = np.bincount(bins[positive == bool(label)], minlength=num_bins)
-            self.counts_2B[label] += counted
-
-    def value(self) -> tuple[float, float]:
-        """Return (AUC, largest possible error); (nan, nan) where one of the two classes is absent."""
-        negatives, positives = self.counts_2B.astype(np.float64)
-        num_pairs = positives.sum() * negatives.sum()
-        if not num_pairs:
-            return float("nan"), float("nan")
-        below = np.cumsum(negatives) - negatives
-        auc_of_bins = float((positives * (below + negatives / 2)).sum() / num_pairs)
-        return auc_of_bins, float((positives * negatives).sum() / (2 * num_pairs))
-
-
-def group_starts(changes: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:
-    """Return the first position of each run of equal values.
-
-    Args:
-        changes: [num_rows - 1], true where a row differs from the one before it.
-        num_rows: rows in all; 0 gives no groups.
-    """
-    starts = np.flatnonzero(changes) + 1
-    return np.concatenate([np.zeros(min(num_rows, 1), np.int64), starts])
+    rows, units_N, num_units = resamples.rows, resamples.units_N, len(resamples.draws_UR)
+    if rows.user_row_N is None:
+        return np.full(resamples.num_replicates, np.nan)
+    known_N = is_known(rows.user_row_N)
+    units, auc_K, rows_K = auc_by_user(
+        rows.positive_N[known_N], rows.probability_N[known_N], units_N[known_N]
+    )
+    both_K = ~np.isnan(auc_K)
+    weights_U, won_U = np.zeros(num_units), np.zeros(num_units)
+    weights_U[units[both_K]] = rows_K[both_K]
+    won_U[units[both_K]] = rows_K[both_K] * auc_K[both_K]
+    return resamples.of_units(won_U) / resamples.of_units(weights_U)
 
 
 def _pairs(

@@ -4,6 +4,7 @@ In: the drawn world's true probabilities by row_id, and predictions. Out: the or
 Called by launch/evaluate.py; training never reads the truth.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ from recsys.errors import UserError
 from recsys.files import DRAW_AGAIN, reading
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import log_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleMetrics:
+    """Metrics of the true probabilities on the rows of an evaluation."""
+
+    auc: float
+    """The best possible AUC."""
+    log_loss: float
+    """The best possible log-loss."""
+    lift_recovered: float
+    """Share of the lift over 0.5 that the model reaches."""
 
 
 def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] | None:
@@ -42,7 +55,7 @@ def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] 
 
 def oracle_metrics(
     true_N: ArrayLike, *, labels_N: ArrayLike, probabilities_N: ArrayLike
-) -> dict[str, float]:
+) -> OracleMetrics:
     """Return the oracle's AUC and log-loss, and the share of the lift the model recovers.
 
     lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows. Shapes: N rows.
@@ -51,8 +64,8 @@ def oracle_metrics(
     """
     best = auc(labels_N, true_N)
     reached = auc(labels_N, probabilities_N)
-    return {
-        "auc": best,
-        "log_loss": log_loss(labels_N, true_N),
-        "lift_recovered": (reached - 0.5) / (best - 0.5),
-    }
+    return OracleMetrics(
+        auc=best,
+        log_loss=log_loss(labels_N, true_N),
+        lift_recovered=(reached - 0.5) / (best - 0.5),
+    )

@@ -1,16 +1,16 @@
 """Area under the precision-recall curve: how clean the top of a ranking is.
 
-In: labels and scores. Out: one float. Called by summary.py.
+In: labels and scores. Out: one float. Called by the metrics registry.
 
 Accumulation over ranks: as for AUC, gather the rows on one rank.
-Shapes: N rows, T groups of tied scores.
+Shapes: N rows, T groups of tied scores, R replicates.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from recsys.metrics.auc import group_starts
-from recsys.metrics.predictions import checked_predictions
+from recsys.metrics.predictions import checked_predictions, group_starts
+from recsys.metrics.resamples import Resamples
 
 
 def pr_auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
@@ -34,3 +34,8 @@ def pr_auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
     rows_above_T = scores.size - starts_T
     positives_above_T = num_positives - (np.cumsum(positives_T) - positives_T)
     return float((positives_T * (positives_above_T / rows_above_T)).sum() / num_positives)
+
+
+def pr_auc_replicates(resamples: Resamples) -> NDArray[np.float64]:
+    """Return the average precision of every resampled set of users [R]; nan without positives."""
+    return resamples.ranked["pr_auc"]

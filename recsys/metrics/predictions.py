@@ -1,8 +1,10 @@
 """Labels and scores as every metric takes them: checked once, float64.
 
 In: any array-likes of one length. Out: numpy arrays the formulas can trust. Called by every metric.
-Shapes: N rows.
+Shapes: N rows, T groups of tied scores.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,3 +59,41 @@ def checked_probabilities(
             f"[0, 1] ({probabilities.min():g} to {probabilities.max():g}): are these logits?"
         )
     return positive, probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledScores:
+    """Labels and predicted probabilities of N rows, checked, and whose rows they are."""
+
+    positive_N: NDArray[np.bool_]
+    probability_N: NDArray[np.float64]
+    user_row_N: NDArray[np.int64] | None
+    """0: a user that the vocabulary does not know; None where there are no users."""
+
+
+def labelled_scores(
+    labels_N: ArrayLike, probabilities_N: ArrayLike, user_rows_N: ArrayLike | None
+) -> LabelledScores:
+    """Return the record that the formulas of the registry take.
+
+    Raises:
+        UserError: as `checked_probabilities`; user rows of another shape.
+    """
+    positive_N, probability_N = checked_probabilities(labels_N, probabilities_N)
+    user_row_N = None if user_rows_N is None else np.asarray(user_rows_N)
+    if user_row_N is not None and user_row_N.shape != positive_N.shape:
+        raise UserError(
+            f"user rows {user_row_N.shape}: expected the shape of the labels, {positive_N.shape}"
+        )
+    return LabelledScores(positive_N=positive_N, probability_N=probability_N, user_row_N=user_row_N)
+
+
+def group_starts(changes: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:
+    """Return the first position of each run of equal values [T].
+
+    Args:
+        changes: [num_rows - 1], true where a row differs from the one before it.
+        num_rows: rows in all; 0 gives no groups.
+    """
+    starts = np.flatnonzero(changes) + 1
+    return np.concatenate([np.zeros(min(num_rows, 1), np.int64), starts])

@@ -24,8 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from recsys.errors import UserError
-from recsys.metrics.auc import group_starts
-from recsys.metrics.predictions import checked_predictions
+from recsys.metrics.predictions import checked_predictions, group_starts
 from recsys.schema import is_known
 
 

@@ -6,29 +6,38 @@ Accumulation over ranks: gather the rows on one rank.
 Shapes: N rows, M modalities, U users.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.schema import is_known
 
-QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9}
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSummary:
+    """Distribution of one modality's weight over rows; nan without rows."""
+
+    mean: float
+    deviation: float
+    p10: float
+    median: float
+    p90: float
 
 
-def summarise_weights(weights_NM: ArrayLike, names: list[str]) -> dict[str, dict[str, float]]:
+def summarise_weights(weights_NM: ArrayLike, names: list[str]) -> dict[str, WeightSummary]:
     """Return mean, deviation and quantiles of every modality's weight; nan without rows."""
     weights = np.asarray(weights_NM, dtype=np.float64)
     summary = {}
     for index, name in enumerate(names):
         column = weights[:, index]
-        if not column.size:
-            summary[name] = dict.fromkeys(("mean", "deviation", *QUANTILES), float("nan"))
-            continue
-        quantiles = np.quantile(column, list(QUANTILES.values()))
-        summary[name] = {
-            "mean": float(column.mean()),
-            "deviation": float(column.std()),
-            **{q: float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
-        }
+        mean = deviation = p10 = median = p90 = float("nan")
+        if column.size:
+            mean, deviation = float(column.mean()), float(column.std())
+            p10, median, p90 = (float(q) for q in np.quantile(column, [0.1, 0.5, 0.9]))
+        summary[name] = WeightSummary(
+            mean=mean, deviation=deviation, p10=p10, median=median, p90=p90
+        )
     return summary
 
 

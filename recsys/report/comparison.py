@@ -1,48 +1,23 @@
-"""A comparison for people and programs: the table in the terminal, as Markdown, CSV and HTML.
+"""Comparison tables: in the terminal, as Markdown, CSV and HTML.
 
-In: one Line per variant. Called by launch/compare.py.
+In: one VariantResult per variant. Called by launch/compare.py.
 """
 
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from recsys.files import write_text
+from recsys.metrics.oracle import OracleMetrics
 from recsys.report.page import html_table, page
 from recsys.report.terminal import console
 from recsys.spreadsheet import write_csv
-from recsys.study.differences import Difference
-
-METRICS = {
-    "auc": "AUC",
-    "log_loss": "log-loss (BCE)",
-    "gauc": "GAUC",
-    "unseen_auc": "AUC, unseen items",
-    "lift_recovered": "lift recovered",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One variant: what it reached, seed by seed, and what it costs."""
-
-    name: str
-    validation: list[float]
-    """Best validation metric of every seed."""
-    metrics: dict[str, list[float]]
-    """Value of every seed, by key of METRICS; nan where a metric has none."""
-    difference: Difference | None
-    """AUC minus the reference's; None for the reference."""
-    num_parameters: int | None
-    examples_per_second: float
-    """Median over seeds."""
-    settings: list[str] = field(default_factory=list)
-    """What distinguishes the variant, tuned settings included."""
+from recsys.study.comparison import COLUMNS, VariantResult
+from recsys.study.differences import Difference, Verdict
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -61,15 +36,15 @@ def deviation_of(values: Sequence[float]) -> float:
 
 
 def table_texts(
-    lines: Sequence[Line], oracle: dict[str, float] | None
+    lines: Sequence[VariantResult], oracle: OracleMetrics | None
 ) -> tuple[list[str], list[list[str]]]:
     """Return header and rows as texts; the oracle, where known, is the last row.
 
     A metric that no line has gets no column, nor has validation where no run knows it.
     """
-    shown = [key for key in METRICS if any(not math.isnan(mean_of(x.metrics[key])) for x in lines)]
+    shown = [key for key in COLUMNS if any(not math.isnan(mean_of(x.metrics[key])) for x in lines)]
     with_difference = any(line.difference is not None for line in lines)
-    header = ["run", "validation", *(METRICS[key] for key in shown)]
+    header = ["run", "validation", *(COLUMNS[key] for key in shown)]
     header += ["AUC - reference [95 %]"] if with_difference else []
     header += ["parameters", "samples/s"]
     rows = []
@@ -91,14 +66,14 @@ def table_texts(
     if oracle is not None:
         row = ["oracle (true probabilities)", "-"]
         for key in shown:
-            value = 1.0 if key == "lift_recovered" else oracle.get(key, math.nan)
+            value = 1.0 if key == "lift_recovered" else getattr(oracle, key, math.nan)
             row.append(_share(value) if key == "lift_recovered" else _number(value))
         rows.append(row + ["-"] * (len(header) - len(row)))
     return header, rows
 
 
 def print_comparison(
-    title: str, lines: Sequence[Line], oracle: dict[str, float] | None = None
+    title: str, lines: Sequence[VariantResult], oracle: OracleMetrics | None = None
 ) -> None:
     """Print the table."""
     header, rows = table_texts(lines, oracle)
@@ -114,8 +89,8 @@ def print_comparison(
 def write_comparison(
     folder: Path,
     title: str,
-    lines: Sequence[Line],
-    oracle: dict[str, float] | None,
+    lines: Sequence[VariantResult],
+    oracle: OracleMetrics | None,
     notes: Sequence[str],
 ) -> None:
     """Write comparison.md (the table), comparison.csv (a line per seed) and comparison.html."""
@@ -140,16 +115,16 @@ def write_comparison(
     write_text(folder / "comparison.html", page(title, body, style=_STYLE, width_pixels=1360))
 
 
-def _write_csv(path: Path, lines: Sequence[Line]) -> None:
+def _write_csv(path: Path, lines: Sequence[VariantResult]) -> None:
     rows: list[list[Any]] = []
     for line in lines:
         rate = line.examples_per_second
         for seed, validation in enumerate(line.validation):
-            values = [line.metrics[key][seed] for key in METRICS]
+            values = [line.metrics[key][seed] for key in COLUMNS]
             cells = ["" if math.isnan(v) else f"{v:.6f}" for v in (validation, *values)]
             cost = [line.num_parameters, "" if math.isnan(rate) else f"{rate:.0f}"]
             rows.append([line.name, seed, *cells, *cost])
-    header = ["run", "seed", "validation", *METRICS, "parameters", "samples_per_second"]
+    header = ["run", "seed", "validation", *COLUMNS, "parameters", "samples_per_second"]
     write_csv(path, header, rows)
 
 
@@ -163,11 +138,16 @@ svg .scale{fill:var(--soft);font-size:12px}
 svg g line{stroke:var(--mark);stroke-width:3;stroke-linecap:round}svg g circle{fill:var(--mark)}
 """
 
+_CLASS_OF_VERDICT: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "within noise": "noise",
+}
 _ROW_PIXELS = 30
 _LEFT_PIXELS, _RIGHT_PIXELS, _WIDTH_PIXELS = 230, 130, 1100
 
 
-def _differences(lines: Sequence[Line]) -> str:
+def _differences(lines: Sequence[VariantResult]) -> str:
     """Draw the differences with their intervals, one row a variant, zero marked."""
     known = [(line.name, line.difference) for line in lines if line.difference is not None]
     if not known:
@@ -194,7 +174,7 @@ def _differences(lines: Sequence[Line]) -> str:
         )
     for row, (name, d) in enumerate(known):
         y = _ROW_PIXELS * row + 22
-        kind = {"better": "better", "worse": "worse", "within noise": "noise"}[d.verdict]
+        kind = _CLASS_OF_VERDICT[d.verdict]
         parts.append(
             f'<text x="0" y="{y + 5}">{html.escape(name)}</text><g class="{kind}">'
             f'<line x1="{across(d.low):.1f}" x2="{across(d.high):.1f}" y1="{y}" y2="{y}"/>'

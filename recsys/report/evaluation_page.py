@@ -1,65 +1,28 @@
-"""The page of an evaluation: how good the model is, for whom, why, and what it recommends.
+"""The evaluation report: metrics with intervals, segments, feature importance, recommendations.
 
-In: the content of metrics.json, predictions, the data's counts, sample users. Out: report.html, one
-file that fetches nothing. Called by launch/evaluate.py.
+In: an evaluation, the data's counts, the items of the sample users. Out: report.html, self-contained,
+with a dark mode. Called by evaluation_folder.py; evaluation_users.py has the part about sample users.
 """
 
 import html
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.evaluation.evaluate import HEADLINE, ITEM_KINDS
-from recsys.evaluation.predict import Predictions
+from recsys.evaluation.evaluate import Evaluation
+from recsys.evaluation.result import ITEM_KINDS, EvaluationResult, SegmentResult
 from recsys.metrics.calibration import calibration_bins
+from recsys.metrics.registry import METRICS
+from recsys.metrics.summary import RowMetrics
 from recsys.report import figures
 from recsys.report.evaluation_tables import about_unknown_users, name_of_input, shown
-from recsys.report.items import Item, picture_html
+from recsys.report.evaluation_users import USERS_STYLE, users_html
+from recsys.report.items import Item
 from recsys.report.page import COLOURS, html_table, page
-
-MEANING = {
-    "auc": "a positive scores above a negative, over all pairs; 0.5 is chance",
-    "pr_auc": "average precision; chance is the share of positives",
-    "log_loss": "mean cross-entropy of the probabilities; smaller is better",
-    "gauc": "AUC within each user's own rows, averaged by rows",
-    "normalised_entropy": "log-loss against a constant prediction; 1 is no better",
-    "calibration": "mean prediction / share of positives; 1 is right",
-    "brier": "mean squared error of the probabilities; smaller is better",
-    "ece": "mean distance of prediction and outcome over tenths; smaller is better",
-}
-
-SHARES = {"semantic": "content", "style": "style", "text": "text", "ids": "ids"}
-"""What the weights are called beside a recommendation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """A candidate at the top of a user's list."""
-
-    item: Item
-    score: float
-    weights: dict[str, float]
-    """By modality; empty for a model that measures none."""
-    is_positive: bool
-    """The user did like it in the split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleUser:
-    """A user, what they liked, and what the model says they will."""
-
-    user_id: str
-    num_liked: int
-    liked: list[Item]
-    """The latest of them, newest first."""
-    recommended: list[Recommendation]
-    """Best first."""
-    planted: dict[str, float] = field(default_factory=dict)
-    """Share of each sensitivity the user was drawn with, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,63 +53,39 @@ section th{font-size:12.5px}
 .wide{overflow-x:auto}
 summary{cursor:pointer;color:var(--soft);font-size:13.5px;margin-top:8px}
 .note{color:var(--soft);font-size:13px;margin:6px 0 0}
-.user{margin:18px 0}.user h3{margin:0 0 2px;font-size:16px}
-.user h4{margin:12px 0 6px;font-size:13.5px;color:var(--soft);font-weight:600}
-.items{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:12px}
-.items>div{font-size:12.5px;line-height:1.3;min-width:0}
-.liked{grid-template-columns:repeat(auto-fill,minmax(84px,1fr))}
-.picture{position:relative;display:block;aspect-ratio:1;border-radius:8px;overflow:hidden;
-background:var(--line)}
-.picture img{display:block;width:100%;height:100%;object-fit:cover}
-.picture .empty{position:absolute;inset:0;display:grid;place-content:center;text-align:center;
-color:var(--soft);font-size:12px}
-.score,.hit{position:absolute;bottom:5px;padding:0 6px;border-radius:5px;background:#000a;color:#fff;
-font-size:11px;line-height:17px;font-variant-numeric:tabular-nums}.score{right:5px}
-.hit{left:5px;background:#1f8a57}
-.plain .score,.plain .hit{position:static;margin-left:4px}
-.name{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden;
-overflow-wrap:anywhere;margin-top:5px}
-.by{color:var(--soft);overflow-wrap:anywhere}
-.mix{display:flex;height:9px;border-radius:3px;overflow:hidden;margin-top:5px;background:var(--line)}
-.mix i{display:block;height:100%}
-.key{display:inline-flex;align-items:center;gap:5px;margin-right:14px;font-size:13px;
-color:var(--soft)}
-.key i{width:11px;height:11px;border-radius:3px;display:inline-block}
 """
-_STYLE += "".join(f".c{index}{{background:{colour}}}" for index, colour in enumerate(COLOURS))
+_STYLE += USERS_STYLE + "".join(
+    f".c{index}{{background:{colour}}}" for index, colour in enumerate(COLOURS)
+)
 
 
 def write_report(
     path: Path,
     *,
     title: str,
-    metrics: Mapping[str, Any],
-    predictions: Predictions,
-    modality_names: list[str],
+    evaluation: Evaluation,
     level: float,
     counts: DataCounts,
-    users: Sequence[SampleUser],
-    oracle_scores: NDArray | None = None,
-    planted: dict[str, tuple[NDArray, NDArray, float]] | None = None,
+    items: Mapping[int, Item],
 ) -> None:
     """Write the page.
 
     Args:
-        modality_names: of the columns of `predictions.weights`.
         level: share of resampled users that the intervals hold.
-        oracle_scores: true probabilities of the rows of `predictions`, where they are known.
-        planted: by modality: planted and learned shares of every user, and their r.
+        items: by item row: those of the sample users.
     """
+    result, names = evaluation.result, evaluation.modality_names
     parts = [
-        _head(metrics, level),
-        _part("How good", _quality(metrics, predictions, oracle_scores)),
-        _part("Lists", _lists(metrics)),
-        _part("For whom", _families(metrics, modality_names)),
-        _part("Why", _reasons(metrics, predictions, modality_names, planted)),
+        _head(result, level),
+        _part("How good", _quality(evaluation)),
+        _part("Lists", _lists(result)),
+        _part("For whom", _families(result, names)),
+        _part("Why", _reasons(evaluation)),
         _part("The data", _data(counts)),
     ]
-    if users:
-        parts.append('<h2 class="part">What it recommends</h2>' + _users(users, modality_names))
+    if evaluation.sample_users:
+        users = users_html(evaluation.sample_users, items, names)
+        parts.append(f'<h2 class="part">What it recommends</h2>{users}')
     path.write_text(page(title, "".join(parts), style=_STYLE, width_pixels=1180), encoding="utf-8")
 
 
@@ -161,20 +100,26 @@ def _card(name: str, text: str, body: str, kind: str = "") -> str:
     return f'<section class="{kind}"><h2>{html.escape(name)}</h2>{said}{body}</section>'
 
 
-def _head(metrics: Mapping[str, Any], level: float) -> str:
-    values, bounds = metrics["all"], metrics["intervals"]
+def _head(result: EvaluationResult, level: float) -> str:
+    nothing = (math.nan, math.nan)
     rows = [
-        [name, shown(values[key]), _range(bounds[key]), MEANING[key]]
-        for key, name in HEADLINE.items()
+        [
+            metric.label,
+            shown(result.all.value(name)),
+            _range(result.intervals.get(name, nothing)),
+            metric.meaning,
+        ]
+        for name, metric in METRICS.items()
     ]
-    share = values["num_positives"] / values["num_rows"] if values["num_rows"] else 0
-    notes = [f"{values['num_rows']:,} rows, {share:.1%} positive."]
-    if sentence := about_unknown_users(metrics):
+    num_rows = result.all.num_rows
+    share = result.all.num_positives / num_rows if num_rows else 0
+    notes = [f"{num_rows:,} rows, {share:.1%} positive."]
+    if sentence := about_unknown_users(result):
         notes.append(f"{sentence}.")
-    if oracle := metrics.get("oracle"):
+    if oracle := result.oracle:
         notes.append(
-            f"The best possible AUC on these rows is {oracle['auc']:.4f}; the model recovers "
-            f"{oracle['lift_recovered']:.1%} of its lift over 0.5."
+            f"The best possible AUC on these rows is {oracle.auc:.4f}; the model recovers "
+            f"{oracle.lift_recovered:.1%} of its lift over 0.5."
         )
     table = html_table(["metric", "value", f"{level:.0%} interval", "meaning"], rows)
     return (
@@ -188,17 +133,17 @@ def _range(bounds: Sequence[float]) -> str:
     return "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
-def _quality(
-    metrics: Mapping[str, Any], predictions: Predictions, oracle_scores: NDArray | None
-) -> list[str]:
+def _quality(evaluation: Evaluation) -> list[str]:
+    predictions = evaluation.predictions
     curves = {"model": (predictions.label, predictions.score)}
-    if oracle_scores is not None:
-        curves["best possible"] = (predictions.label, oracle_scores)
+    if evaluation.true_probability_N is not None:
+        curves["best possible"] = (predictions.label, evaluation.true_probability_N)
     bins = calibration_bins(predictions.label, predictions.score)
+    by_kind = evaluation.result.by_item_kind
     seen = [
-        [name.replace("_", " "), *(shown(metrics[name][key]) for key in ("num_rows", *_FEW))]
-        for name in ITEM_KINDS
-        if name in metrics and metrics[name]["num_rows"]
+        [f"items {kind}".replace("_", " "), shown(by_kind[kind].num_rows), *_few(by_kind[kind])]
+        for kind in ITEM_KINDS
+        if kind in by_kind and by_kind[kind].num_rows
     ]
     cards = [
         _card("ROC curve", "Positives found against negatives let through.", figures.roc(curves)),
@@ -219,7 +164,7 @@ def _quality(
         ),
     ]
     if seen:
-        header = ["rows of", "rows", *(HEADLINE[key] for key in _FEW)]
+        header = ["rows of", "rows", *(METRICS[name].label for name in _FEW)]
         text = (
             "Items without a training row can only be known by what they show and say; of an item "
             "unknown to the vocabulary the model knows nothing at all."
@@ -231,91 +176,94 @@ def _quality(
 
 
 _FEW = ("auc", "log_loss", "gauc", "calibration")
+"""Metrics of tables that have a line for each part of the rows."""
 
 
-def _lists(metrics: Mapping[str, Any]) -> list[str]:
+def _few(metrics: RowMetrics) -> list[str]:
+    return [shown(metrics.value(name)) for name in _FEW]
+
+
+_LIST_MEANING = {
+    "coverage": "of the catalogue recommended to anybody",
+    "novelty": "bits of surprise of a recommended item",
+    "popularity_lift": "recommendations more popular than the user's own taste by",
+}
+
+
+def _lists(result: EvaluationResult) -> list[str]:
     cards = []
-    ranking = metrics.get("ranking", {})
-    for kind in ("full", "sampled"):
-        if kind not in ranking:
-            continue
-        found = ranking[kind]
+    for kind, found in result.rankings.by_kind().items() if result.rankings else ():
+        assert result.rankings is not None
         rows = [
-            [name, shown(found[name]), _range(bounds)]
-            for name, bounds in found["intervals"].items()
+            [name, shown(found.values[name]), _range(bounds)]
+            for name, bounds in found.intervals.items()
         ]
-        text = f"Candidates: {found['candidates']}; mean over {ranking['num_users']:,} users."
+        text = f"Candidates: {found.candidates}; mean over {result.rankings.num_users:,} users."
         table = html_table(["metric", "value", "interval"], rows)
         cards.append(_card(f"Ranking, {kind} candidates", text, table))
-    if lists := metrics.get("recommendations"):
-        said = {
-            "coverage": "of the catalogue recommended to anybody",
-            "novelty": "bits of surprise of a recommended item",
-            "popularity_lift": "recommendations more popular than the user's own taste by",
-        }
+    if lists := result.lists:
         rows = []
-        for name, value in lists.items():
-            if name == "k":
-                continue
-            kind = name.removeprefix("diversity_")
-            meaning = said.get(name, f"mean 1 - cosine of {kind} vectors within a list")
-            rows.append([name.replace("_", " "), shown(value), meaning])
-        text = f"The first {lists['k']} of each user's list."
+        for name, value in lists.values.items():
+            modality = name.removeprefix("diversity_")
+            meaning = f"mean 1 - cosine of {modality} vectors within a list"
+            name_shown = name.replace("_", " ")
+            rows.append([name_shown, shown(value), _LIST_MEANING.get(name, meaning)])
+        text = f"The first {lists.k} of each user's list."
         table = html_table(["", "value", "meaning"], rows)
         cards.append(_card("Beyond accuracy", text, f'<div class="wide headline">{table}</div>'))
     return cards
 
 
-def _families(metrics: Mapping[str, Any], names: list[str]) -> list[str]:
-    cards = []
-    for family, members in metrics["segments"].items():
-        if any(found["num_rows"] == metrics["all"]["num_rows"] for found in members.values()):
-            continue
-        large = {name: found for name, found in members.items() if "auc" in found}
-        body = ""
-        if large:
-            body = figures.dots(
-                list(large),
-                [found["auc"] for found in large.values()],
-                [found.get("auc_interval") for found in large.values()],
-                reference=metrics["all"]["auc"],
-                label="AUC; the broken line is all rows",
-            )
-        weighed = {name: found["weights"] for name, found in members.items() if "weights" in found}
-        if len(weighed) > 1:
-            shares = np.array([[means[name] for name in names] for means in weighed.values()])
-            drawn = figures.stacked(list(weighed), shares, names, label="mean modality weight")
-            body += f'<h3 class="sub">what counts</h3>{drawn}'
-        if large:
-            rows = [
-                [name, *(shown(found[key]) for key in ("num_rows", "num_positives", *_FEW))]
-                for name, found in large.items()
-            ]
-            header = ["", "rows", "positives", *(HEADLINE[key] for key in _FEW)]
-            table = f'<div class="wide">{html_table(header, rows)}</div>'
-            body += f"<details><summary>numbers</summary>{table}</details>"
-        small = [
-            f"{name} ({found['num_rows']:,} rows)"
-            for name, found in members.items()
-            if "note" in found and found["num_rows"]
+def _families(result: EvaluationResult, names: list[str]) -> list[str]:
+    return [
+        _family(family, members, result.all.value("auc"), names)
+        for family, members in result.segments.items()
+        if all(found.num_rows != result.all.num_rows for found in members.values())
+    ]
+
+
+def _family(family: str, members: Mapping[str, SegmentResult], auc: float, names: list[str]) -> str:
+    """Return the card of one family of segments; `auc` is that of all rows."""
+    large = {name: found.metrics for name, found in members.items() if found.metrics is not None}
+    body = ""
+    if large:
+        body = figures.dots(
+            list(large),
+            [metrics.value("auc") for metrics in large.values()],
+            [members[name].auc_interval for name in large],
+            reference=auc,
+            label="AUC; the broken line is all rows",
+        )
+    weighed = {name: found.weights for name, found in members.items() if found.weights}
+    if len(weighed) > 1:
+        shares = np.array([[means[name] for name in names] for means in weighed.values()])
+        drawn = figures.stacked(list(weighed), shares, names, label="mean modality weight")
+        body += f'<h3 class="sub">what counts</h3>{drawn}'
+    if large:
+        rows = [
+            [name, shown(metrics.num_rows), shown(metrics.num_positives), *_few(metrics)]
+            for name, metrics in large.items()
         ]
-        if small:
-            body += f'<p class="note">Too small to tell: {html.escape(", ".join(small))}.</p>'
-        empty = [name for name, found in members.items() if not found["num_rows"]]
-        if empty:
-            body += f'<p class="note">No rows: {html.escape(", ".join(empty))}.</p>'
-        cards.append(_card(family[:1].upper() + family[1:], "", body))
-    return cards
+        header = ["", "rows", "positives", *(METRICS[name].label for name in _FEW)]
+        table = f'<div class="wide">{html_table(header, rows)}</div>'
+        body += f"<details><summary>numbers</summary>{table}</details>"
+    small = [
+        f"{name} ({found.num_rows:,} rows)"
+        for name, found in members.items()
+        if found.metrics is None and found.num_rows
+    ]
+    if small:
+        body += f'<p class="note">Too small to tell: {html.escape(", ".join(small))}.</p>'
+    empty = [name for name, found in members.items() if not found.num_rows]
+    if empty:
+        body += f'<p class="note">No rows: {html.escape(", ".join(empty))}.</p>'
+    return _card(family[:1].upper() + family[1:], "", body)
 
 
-def _reasons(
-    metrics: Mapping[str, Any],
-    predictions: Predictions,
-    names: list[str],
-    planted: dict[str, tuple[NDArray, NDArray, float]] | None,
-) -> list[str]:
+def _reasons(evaluation: Evaluation) -> list[str]:
     cards = []
-    if entries := metrics.get("importance"):
+    result, names = evaluation.result, evaluation.modality_names
+    if entries := result.importance:
         kinds = {"feature": 0, "item vector": 1, "history vector": 2}
         text = (
             "AUC lost when one input is dealt out anew among the rows and the rest stays. Blue: ids "
@@ -323,27 +271,31 @@ def _reasons(
         )
         drawn = figures.bars(
             [name_of_input(entry) for entry in entries],
-            [entry["auc_lost"] for entry in entries],
-            [entry["interval"] for entry in entries],
-            [kinds[entry["kind"]] for entry in entries],
+            [entry.auc_lost for entry in entries],
+            [entry.interval for entry in entries],
+            [kinds[entry.kind] for entry in entries],
             label="AUC lost",
         )
         cards.append(_card("What the model uses", text, drawn))
-    if "weights" not in metrics:
+    if not result.weights:
         return cards
     cards.append(
         _card(
             "Modality weights",
             "How much each modality counts in the fusion, row by row; dots are medians.",
-            figures.weight_distributions(predictions.weights, names),
+            figures.weight_distributions(evaluation.predictions.weights, names),
         )
     )
-    if planted:
+    if evaluation.planted:
         text = (
             "Every dot is a user: what share of the sensitivities they were drawn with is the "
             "modality's, and what share of the weights the model gave it."
         )
-        cards.append(_card("Learned and planted", text, figures.scatter(planted), "whole"))
+        panels = {
+            name: (share.planted_U, share.learned_U, share.correlation)
+            for name, share in evaluation.planted.items()
+        }
+        cards.append(_card("Learned and planted", text, figures.scatter(panels), "whole"))
     return cards
 
 
@@ -368,64 +320,3 @@ def _spread(values: NDArray) -> str:
         f"Median {np.median(there):,.0f} (broken line), most {there.max():,}; {most:.0%} belong to a "
         f"tenth; {values.size - there.size:,} have none."
     )
-
-
-def _users(users: Sequence[SampleUser], names: list[str]) -> str:
-    with_weights = any(r.weights for user in users for r in user.recommended)
-    key = ""
-    if with_weights:
-        key = "".join(
-            f'<span class="key"><i class="c{index}"></i>{html.escape(SHARES.get(name, name))}</span>'
-            for index, name in enumerate(names)
-        )
-        key = f"<p>The bar below a recommendation is what counted in it: {key}</p>"
-    with_pictures = any(
-        item.picture is not None
-        for user in users
-        for item in [*user.liked, *(r.item for r in user.recommended)]
-    )
-    return key + "".join(_user(user, names, with_pictures) for user in users)
-
-
-def _user(user: SampleUser, names: list[str], with_pictures: bool) -> str:
-    facts = [f"{user.num_liked:,} liked before"]
-    if user.planted:
-        mix = ", ".join(f"{SHARES.get(n, n)} {share:.0%}" for n, share in user.planted.items())
-        facts.append(f"drawn to care for {mix}")
-    liked = "".join(f"<div>{_item(item, with_pictures, 168)}</div>" for item in user.liked)
-    recommended = "".join(
-        f"<div>{_recommendation(r, names, with_pictures)}</div>" for r in user.recommended
-    )
-    past = f'<h4>liked, latest first</h4><div class="items liked">{liked}</div>' if liked else ""
-    return (
-        f'<section class="user"><h3>user {html.escape(user.user_id)}</h3>'
-        f"<p>{html.escape('; '.join(facts))}</p>{past}"
-        f'<h4>recommended, best first</h4><div class="items">{recommended}</div></section>'
-    )
-
-
-def _item(item: Item, with_pictures: bool, side: int, over: str = "") -> str:
-    picture = (
-        picture_html(item, side, over) if with_pictures else f'<div class="plain">{over}</div>'
-    )
-    by = f'<div class="by">{html.escape(item.artist)}</div>' if item.artist else ""
-    return f'{picture}<div class="name" title="{_title(item)}">{html.escape(item.name)}</div>{by}'
-
-
-def _title(item: Item) -> str:
-    tags = f"; {', '.join(item.tags[:8])}" if item.tags else ""
-    return html.escape(f"{item.name} (id {item.item_id}){tags}")
-
-
-def _recommendation(found: Recommendation, names: list[str], with_pictures: bool) -> str:
-    over = f'<span class="score">{found.score:.2f}</span>'
-    over += '<span class="hit">liked it</span>' if found.is_positive else ""
-    mix = ""
-    if found.weights:
-        said = ", ".join(f"{SHARES.get(n, n)} {found.weights[n]:.0%}" for n in names)
-        mix = "".join(
-            f'<i class="c{index % len(COLOURS)}" style="width:{100 * found.weights[name]:.1f}%"></i>'
-            for index, name in enumerate(names)
-        )
-        mix = f'<div class="mix" title="{html.escape(said)}">{mix}</div>'
-    return _item(found.item, with_pictures, 236, over) + mix

@@ -1,4 +1,4 @@
-"""Is one model better than another, and is that luck? Paired differences over users and seeds.
+"""Paired differences of AUC between two models, over users and seeds, with intervals and a verdict.
 
 In: predictions of two models on the same rows, each trained from the same seeds. Out: the mean
 difference of AUC with an interval. Called by launch/compare.py.
@@ -7,6 +7,7 @@ Shapes: N rows, S seeds, R replicates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,11 @@ from numpy.typing import NDArray
 from recsys.errors import UserError
 from recsys.evaluation.rows import ScoredRows
 from recsys.metrics.auc import auc
-from recsys.metrics.bootstrap import bootstrap_auc, interval
+from recsys.metrics.bootstrap import interval
+from recsys.metrics.resamples import bootstrap_auc
+
+Verdict = Literal["better", "worse", "within noise"]
+"""One model against another: the interval of the difference above 0, below 0, or with 0 in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class Difference:
     high: float
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """`better`, `worse`, or `within noise` where the interval holds 0."""
         if self.low > 0:
             return "better"
@@ -48,16 +53,7 @@ def seed_scores(seeds: Sequence[ScoredRows], *, num_replicates: int, seed: int) 
     Raises:
         UserError: the predictions are not of the same rows.
     """
-    first = seeds[0]
-    for other in seeds:
-        if not (
-            np.array_equal(first.row_id_N, other.row_id_N)
-            and np.array_equal(first.label_N, other.label_N)
-        ):
-            raise UserError(
-                f"predictions of {len(first.row_id_N):,} and {len(other.row_id_N):,} rows are not of "
-                f"the same data; evaluate the runs again on one prepared data set"
-            )
+    seeds = [rows.with_units_of(seeds[0]) for rows in seeds]
     return SeedScores(
         auc_S=np.array([auc(rows.label_N, rows.score_N) for rows in seeds]),
         replicates_SR=np.stack([

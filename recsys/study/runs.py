@@ -28,11 +28,13 @@ from hydra.errors import HydraException
 from safetensors import safe_open
 
 from recsys.checkpoint.integrity import best_checkpoint, latest_checkpoint
-from recsys.config import key_of, read_job
+from recsys.config import from_config, key_of, read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
+from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.result import EvaluationResult, read_result
 from recsys.evaluation.rows import ScoredRows, scored_rows
-from recsys.files import read_json, reading
+from recsys.files import reading
 from recsys.job import say, typed_arguments
 from recsys.kinds import of_other_kinds
 from recsys.overrides import override
@@ -107,7 +109,7 @@ class StudyRun:
         """Return the hash of all that decides this run's result."""
         return fingerprint(self.as_stored())
 
-    def evaluated(self, split: str, settings: Any) -> bool:
+    def evaluated(self, split: str, settings: EvaluateConfig) -> bool:
         """Return whether the best checkpoint has been scored on `split`, of today's data and features.
 
         Args:
@@ -116,21 +118,24 @@ class StudyRun:
         metrics = self.folder / "eval" / split / "metrics.json"
         return metrics.is_file() and not self.changed_since_evaluation(split, settings)
 
-    def changed_since_evaluation(self, split: str, settings: Any) -> list[str]:
+    def changed_since_evaluation(self, split: str, settings: EvaluateConfig) -> list[str]:
         """Return which of checkpoint, data, features and settings differ from what was evaluated.
 
         Evaluations of earlier versions do not say what they were made from; their settings differ, and
         their checkpoint where it is newer than they are.
         """
         metrics = self.folder / "eval" / split / "metrics.json"
-        made_from = read_json(metrics, evaluate_again(self.name, split)).get("made_from")
+        made_from = read_metrics(self, split).made_from
         best = best_checkpoint(self.folder / "checkpoints")
         if made_from is None:
             with reading(best / "index.json", self.remedy):
                 newer = (best / "index.json").stat().st_mtime > metrics.stat().st_mtime
             return ["checkpoint"] * newer + ["settings"]
         now = scored_from(self.workspace, best, self.config.model.modalities, settings)
-        return [key for key, value in now.items() if made_from.get(key) != value]
+        changed = [key for key, value in now.items() if made_from.get(key) != value]
+        if "settings" in changed and _same_settings(made_from.get("settings"), settings):
+            changed.remove("settings")
+        return changed
 
     def validation_metric(self) -> float:
         """Return the best validation metric (train.metric); the test split has no part in it."""
@@ -170,6 +175,21 @@ class StudyRun:
             rates = [json.loads(line).get("train/examples_per_second") for line in lines]
         known = [rate for rate in rates if rate is not None]
         return float(np.median(known)) if known else float("nan")
+
+
+def _same_settings(stored: Any, settings: EvaluateConfig) -> bool:
+    """Return whether stored settings, an earlier version's included, mean the same evaluation."""
+    try:
+        return from_config(EvaluateConfig, stored, "settings", stored=True) == settings
+    except UserError:  # keys of another version: not the same
+        return False
+
+
+def read_metrics(run: StudyRun, split: str) -> EvaluationResult:
+    """Return the metrics that launch/evaluate.py wrote."""
+    return read_result(
+        run.folder / "eval" / split / "metrics.json", evaluate_again(run.name, split)
+    )
 
 
 def read_predictions(run: StudyRun, split: str) -> ScoredRows:
@@ -289,7 +309,7 @@ class Commands:
 
         self._all(one, missing)
 
-    def evaluate(self, runs: Sequence[StudyRun], split: str, settings: Any) -> None:
+    def evaluate(self, runs: Sequence[StudyRun], split: str, settings: EvaluateConfig) -> None:
         """Score the runs whose best checkpoint has not been scored on `split`, with its `settings`."""
         missing = [run for run in runs if not run.evaluated(split, settings)]
         say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")

@@ -17,6 +17,7 @@ from recsys.errors import UserError
 from recsys.files import write_json
 from recsys.job import say
 from recsys.kinds import of_other_kinds
+from recsys.metrics.registry import METRICS
 from recsys.run.config import RunConfig
 from recsys.study.runs import Commands, DivergedError, study_run
 from recsys.study.suite import SearchConfig
@@ -67,7 +68,7 @@ def choose_settings(
         space=space,
         num_trials=num_trials,
         seed=0,
-        higher_is_better=base.config.train.metric != "log_loss",
+        higher_is_better=METRICS[base.config.train.metric].direction > 0,
         measure=measure,
     )
 

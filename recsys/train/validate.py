@@ -56,7 +56,7 @@ class Validation:
             labels_N=predictions.label,
             probabilities_N=predictions.score,
             user_rows_N=users_of(predictions, self.loader.dataset.manifest),
-        )
+        ).flat()
         seconds = time.perf_counter() - started
         metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
         self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})

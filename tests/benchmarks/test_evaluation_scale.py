@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from recsys.evaluation.predict import Predictions, by_score
-from recsys.metrics.bootstrap import bootstrap_metrics, bootstrap_units, draw_units, interval
-from recsys.metrics.summary import evaluate_predictions
+from recsys.metrics.bootstrap import bootstrap_units, draw_units, interval
+from recsys.metrics.predictions import labelled_scores
+from recsys.metrics.summary import bootstrap_metrics, evaluate_predictions
 
 pytestmark = pytest.mark.bench
 ROWS, USERS, ITEMS = 10_000_000, 500_000, 200_000
@@ -55,26 +56,24 @@ def evaluate() -> None:
         "user_rows_N": predictions.user_row,
     }
     whole = evaluate_predictions(**shared)
-    assert whole["num_rows"] == ROWS
+    assert whole.num_rows == ROWS
     done("all rows")
     for kind in kinds:
         found = evaluate_predictions(**shared, segment_N=kind[predictions.item_row])
-        assert abs(found["auc"] - whole["auc"]) < 0.01
+        assert abs(found.values["auc"] - whole.values["auc"]) < 0.01
     done(f"{len(kinds)} segments")
     rng = np.random.default_rng(1)
     units_N = bootstrap_units(predictions.user_row, ROWS, rng)
     draws_UR = draw_units(int(units_N.max()) + 1, 200, rng)
     replicates = bootstrap_metrics(
-        predictions.label,
-        predictions.score,
-        predictions.user_row,
+        labelled_scores(predictions.label, predictions.score, predictions.user_row),
         units_N=units_N,
         draws_UR=draws_UR,
         names=("auc", "log_loss"),
     )
     for name, values in replicates.items():
         low, high = interval(values)
-        assert low < whole[name] < high
+        assert low < whole.values[name] < high
     done("200 draws of users, AUC and log-loss")
     seconds = time.perf_counter() - begun
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

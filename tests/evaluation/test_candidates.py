@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.data.dataset import Dataset
+from recsys.data.dataset import Dataset, read_columns
 from recsys.data.loader import Loader
 from recsys.evaluation.candidates import (
     CandidateDataset,
@@ -97,6 +97,30 @@ def test_pairs_stand_in_the_circumstances_of_the_users_first_relevant_row(world)
         assert rows.column("user_row")[index].as_py() == user
         assert rows.column("history_end")[index].as_py() == expected
     assert pairs.read(3, 9).num_rows == 2
+
+
+def test_only_the_columns_that_choose_are_read_of_the_whole_split(world, monkeypatch):
+    """Of the others, only the blocks that hold a ranked user's first relevant row are read, once."""
+    monkeypatch.setattr("recsys.evaluation.candidates._BLOCK_ROWS", 1)
+    dataset = the_split(world)
+    read, whole = [], []
+
+    def counted(start, stop, read_rows=dataset.read):
+        read.append((start, stop))
+        return read_rows(start, stop)
+
+    def columns_of(prepared, manifest, split, columns):
+        whole.append((split, columns))
+        return read_columns(prepared, manifest, split, columns)
+
+    monkeypatch.setattr(dataset, "read", counted)
+    monkeypatch.setattr("recsys.evaluation.candidates.read_columns", columns_of)
+    candidates = draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0))
+    assert len(read) == len(set(read)) == candidates.templates.num_rows == 2 < dataset.num_rows
+    keys = ["row_id", "label", "user_row", "item_row", "history_end", "timestamp"]
+    assert [columns for split, columns in whole if split == "test"] == [keys]
+    CandidateDataset(dataset, candidates).read(0, 5)
+    assert len(read) == 2, "the pairs have their rows with them"
 
 
 def drawn_world(folder):

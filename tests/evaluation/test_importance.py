@@ -45,21 +45,25 @@ def batch_of(ranker, size=SIZE, step=0):
 class Fixed(Shuffle):
     """The next row's input for every row but the last three, which count as padding."""
 
-    def batches(self, batches):
-        for batch in batches:
-            num_real = len(batch.weights_B) - 3
-            order = torch.arange(len(batch.weights_B))
-            order[:num_real] = torch.roll(order[:num_real], -1)
-            self.order_B = order
-            yield batch
+    def draw(self, batch):
+        num_real = len(batch.weights_B) - 3
+        order = torch.arange(len(batch.weights_B))
+        order[:num_real] = torch.roll(order[:num_real], -1)
+        self.order_B = order
 
 
 def scores(world, batches, shuffle=None):
     ranker, sharded, env = world
     if shuffle is None:
         return predict(sharded, batches, env).score
+
+    def drawn():
+        for batch in batches:
+            shuffle.draw(batch)
+            yield batch
+
     with shuffle.applied():
-        return predict(sharded, shuffle.batches(batches), env).score
+        return predict(sharded, drawn(), env).score
 
 
 def test_every_input_of_the_ranker_is_listed(world):
@@ -112,7 +116,7 @@ def test_ids_of_an_item_are_shuffled_without_its_vectors(world):
     ]
     alone = scores(world, [batch_of(ranker)], shuffles[0])
     with shuffles[1].applied():
-        list(shuffles[1].batches([batch_of(ranker)]))
+        shuffles[1].draw(batch_of(ranker))
         both = scores(world, [batch_of(ranker)], shuffles[0])
     assert not np.allclose(alone, both)
 
@@ -122,10 +126,11 @@ def test_orders_are_seeded_and_differ_between_batches(world):
 
     def orders(seed):
         shuffle = Shuffle(ranker, "feature", "tags", seed)
-        return [
-            shuffle.order_B.tolist()
-            for _ in shuffle.batches(batch_of(ranker, step=step) for step in range(2))
-        ]
+        found = []
+        for step in range(2):
+            shuffle.draw(batch_of(ranker, step=step))
+            found.append(shuffle.order_B.tolist())
+        return found
 
     assert orders(1) == orders(1) and orders(1) != orders(2)
     first, second = orders(1)
@@ -137,15 +142,23 @@ def test_scoring_shuffled_inputs_takes_whole_steps_and_leaves_no_hook(world):
 
     class Batches:
         global_batch_size = SIZE
+        passes = 0
 
         def batches(self, epoch):
+            self.passes += 1
             return (batch_of(ranker, step=step) for step in range(4))
 
-    whole, found = score_shuffled(ranker, sharded, Batches(), env, num_rows=SIZE + 1, seed=0)
+    loader = Batches()
+    whole, found = score_shuffled(ranker, sharded, loader, env, num_rows=SIZE + 1, seed=0)
+    assert loader.passes == 1, "the batches are read once for all inputs"
     assert len(whole.row_id) == 2 * SIZE
     assert list(found) == shuffled_inputs(ranker)
-    for predictions in found.values():
+    two = [batch_of(ranker, step=step) for step in range(2)]
+    for (kind, name), predictions in found.items():
         assert predictions.row_id.tolist() == whole.row_id.tolist()
+        # As if this input alone had been shuffled in a pass of its own.
+        alone = scores(world, two, Shuffle(ranker, kind, name, seed=0))
+        np.testing.assert_array_equal(predictions.score, alone)
     again = predict(sharded, [batch_of(ranker, step=0), batch_of(ranker, step=1)], env)
     np.testing.assert_array_equal(again.score, whole.score)
     assert score_shuffled(ranker, sharded, Batches(), env, num_rows=0, seed=0) == (None, {})

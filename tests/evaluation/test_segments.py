@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.evaluation.segments import (
+    ROW_COLUMNS,
     UNKNOWN,
     ItemCounts,
     SegmentsConfig,
@@ -54,8 +55,7 @@ def found(world, split="train", has_vector=None, **settings):
     for family, name, mask in segments(
         prepared=folder,
         manifest=manifest,
-        split=split,
-        row_id_N=columns["row_id"],
+        row_values=read_by_row_id(folder, manifest, split, columns["row_id"], ROW_COLUMNS),
         user_row_N=columns["user_row"],
         item_row_N=columns["item_row"],
         item_counts=ItemCounts(
@@ -142,8 +142,7 @@ def test_what_is_unknown_is_a_segment_of_its_own_in_every_family(world):
         for segment in segments(
             prepared=folder,
             manifest=manifest,
-            split="test",
-            row_id_N=row_id,
+            row_values=read_by_row_id(folder, manifest, "test", row_id, ROW_COLUMNS),
             user_row_N=user_row,
             item_row_N=item_row,
             item_counts=ItemCounts(

@@ -10,14 +10,19 @@ from recsys.config import from_config
 from recsys.data.dataset import Dataset
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
-from recsys.evaluation.evaluate import BootstrapConfig, EvaluateConfig, compare_files
+from recsys.evaluation.config import BootstrapConfig, EvaluateConfig
+from recsys.evaluation.data import EvaluationData
+from recsys.evaluation.evaluate import ScoredSplit, evaluate
 from recsys.evaluation.predict import Predictions, users_of
+from recsys.evaluation.result import UnknownUsers
 from recsys.evaluation.rows import scored_rows
 from recsys.evaluation.segments import UNKNOWN
+from recsys.evaluation.split import RowUsers
 from recsys.metrics.auc import gauc
 from recsys.metrics.summary import evaluate_predictions
-from recsys.report.evaluation_folder import Evaluation
+from recsys.report.evaluation_folder import write_evaluation
 from recsys.report.evaluation_tables import print_metrics
+from recsys.study.differences import paired_difference, seed_scores
 
 NUM_USERS = 60
 CONFIG = EvaluateConfig(bootstrap=BootstrapConfig(num_replicates=100))
@@ -82,26 +87,31 @@ def by_own_rate(world):
 
 
 def evaluated(world, scores):
+    return evaluate(
+        data_of(world),
+        ScoredSplit(predictions=predictions_of(world, scores), modality_names=[]),
+        CONFIG,
+    )
+
+
+def data_of(world):
     workspace, manifest, _, _ = world
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=[])
-    evaluation = Evaluation(workspace, manifest, dataset, CONFIG, {})
-    evaluation.take(predictions_of(world, scores), [])
-    return evaluation
+    return EvaluationData(workspace=workspace, dataset=dataset, tables={})
 
 
 def test_gauc_of_a_score_constant_within_users_is_one_half_with_unknown_users(world, capsys):
     _, _, users, _ = world
-    metrics = evaluated(world, by_own_rate(world)).metrics
-    assert metrics["all"]["auc"] > 0.6 and metrics["all"]["gauc"] == 0.5
-    assert metrics["intervals"]["gauc"] == [0.5, 0.5]
+    metrics = evaluated(world, by_own_rate(world)).result
+    assert metrics.all.value("auc") > 0.6 and metrics.all.value("gauc") == 0.5
+    assert metrics.intervals["gauc"] == (0.5, 0.5)
     predictions = predictions_of(world, by_own_rate(world))
     unknown = predictions.user_row == 0
     assert 400 < unknown.sum() < 1000
     strangers = np.unique(users[predictions.row_id[unknown]])
-    assert metrics["unknown_users"] == {
-        "num_rows": np.count_nonzero(unknown),
-        "num_users": len(strangers),
-    }
+    assert metrics.unknown_users == UnknownUsers(
+        num_rows=np.count_nonzero(unknown), num_users=len(strangers)
+    )
     # As if all unknown users were one, who would seem to be ordered well.
     merged = np.where(unknown, 10**6, predictions.user_row)
     assert gauc(predictions.label, predictions.score, merged) > 0.55
@@ -115,7 +125,7 @@ def test_intervals_over_unknown_users_are_those_over_their_raw_ids(world):
     scores = {f"u{user}": 0.5 if user < NUM_USERS else 0.95 for user in range(2 * NUM_USERS)}
     _, _, users, _ = world
     evaluation = evaluated(world, scores)
-    found = evaluation.metrics["intervals"]["log_loss"]
+    found = evaluation.result.intervals["log_loss"]
     # The same rows drawn by hand, by raw id.
     p = evaluation.predictions
     losses = -np.log(np.where(p.label == 1, p.score, 1 - p.score))
@@ -123,7 +133,7 @@ def test_intervals_over_unknown_users_are_those_over_their_raw_ids(world):
     sums, counts = np.bincount(codes, losses), np.bincount(codes)
     drawn = np.random.default_rng(0).integers(own.size, size=(2000, own.size))
     expected = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
-    assert found == pytest.approx(expected.tolist(), abs=0.25 * (expected[1] - expected[0]))
+    assert found == pytest.approx(tuple(expected.tolist()), abs=0.25 * (expected[1] - expected[0]))
 
 
 def test_predictions_tell_unknown_users_apart_and_both_comparisons_read_it(
@@ -132,7 +142,7 @@ def test_predictions_tell_unknown_users_apart_and_both_comparisons_read_it(
     monkeypatch.setattr("recsys.evaluation.rows._PIECE_ROWS", 100)
     _, _, users, _ = world
     evaluation = evaluated(world, by_own_rate(world))
-    evaluation.write(tmp_path / "eval", "t")
+    write_evaluation(tmp_path / "eval", "t", evaluation, data_of(world), CONFIG)
     table = pq.read_table(tmp_path / "eval" / "predictions.parquet")
     row_id = table.column("row_id").to_numpy()
     assert (np.diff(row_id) > 0).all()
@@ -146,14 +156,17 @@ def test_predictions_tell_unknown_users_apart_and_both_comparisons_read_it(
     own = np.unique(users[row_id], return_inverse=True)[1]
     pairs = set(zip(rows.unit_N.tolist(), own.tolist(), strict=True))
     assert len(pairs) == len(set(rows.unit_N)) == len(np.unique(own)), "a unit is a user"
-    found = compare_files((tmp_path / "eval" / "predictions.parquet",) * 2, CONFIG)
-    assert found["gauc"].first == 0.5 and found["auc"].low == found["auc"].high == 0
+    scores = seed_scores([rows], num_replicates=10, seed=0)
+    found = paired_difference(scores, scores, seed=0)
+    assert found.mean == found.low == found.high == 0
 
 
 def test_predictions_of_before_take_each_unknown_row_for_a_unit(world, tmp_path):
     evaluation = evaluated(world, by_own_rate(world))
-    evaluation.unknown_users_N = None  # what data prepared before has
-    evaluation.write(tmp_path / "eval", "t")
+    evaluation.users = RowUsers(
+        user_row_N=evaluation.users.user_row_N, unknown_user_N=None
+    )  # what data prepared before has
+    write_evaluation(tmp_path / "eval", "t", evaluation, data_of(world), CONFIG)
     table = pq.read_table(tmp_path / "eval" / "predictions.parquet")
     assert "unknown_user" not in table.column_names
     rows = scored_rows(table)
@@ -172,22 +185,22 @@ def test_a_split_of_unknown_users_alone_still_has_users(world):
     metrics = evaluate_predictions(
         labels_N=strangers.label, probabilities_N=strangers.score, user_rows_N=rows
     )
-    assert metrics["num_unknown_user_rows"] == metrics["num_rows"] and np.isnan(metrics["gauc"])
+    assert metrics.num_unknown_user_rows == metrics.num_rows and np.isnan(metrics.value("gauc"))
 
 
 def test_items_unknown_to_the_vocabulary_are_not_seen_in_training(world, capsys):
     workspace, _, _, items = world
-    metrics = evaluated(world, by_own_rate(world)).metrics
+    metrics = evaluated(world, by_own_rate(world)).result
     of_rows = items[predictions_of(world, by_own_rate(world)).row_id]
     number = np.array([int(item[1:]) for item in of_rows])
-    assert metrics["items_unknown_to_the_vocabulary"]["num_rows"] == (number >= 10).sum() > 500
-    assert metrics["items_seen_in_training"]["num_rows"] == (number < 10).sum()
-    assert metrics["items_unseen_in_training"]["num_rows"] == 0
-    by_rows = metrics["segments"]["training rows of the item"]
-    assert by_rows[UNKNOWN]["num_rows"] == (number >= 10).sum()
-    assert sum(found["num_rows"] for found in by_rows.values()) == number.size
-    by_past = metrics["segments"]["earlier positives of the user"]
-    assert by_past[UNKNOWN]["num_rows"] == metrics["unknown_users"]["num_rows"]
+    assert metrics.by_item_kind["unknown_to_the_vocabulary"].num_rows == (number >= 10).sum() > 500
+    assert metrics.by_item_kind["seen_in_training"].num_rows == (number < 10).sum()
+    assert metrics.by_item_kind["unseen_in_training"].num_rows == 0
+    by_rows = metrics.segments["training rows of the item"]
+    assert by_rows[UNKNOWN].num_rows == (number >= 10).sum()
+    assert sum(found.num_rows for found in by_rows.values()) == number.size
+    by_past = metrics.segments["earlier positives of the user"]
+    assert by_past[UNKNOWN].num_rows == metrics.unknown_users.num_rows
     print_metrics(metrics, "t")
     shown = capsys.readouterr().out
     assert "items unknown to" in shown and "unseen" not in shown

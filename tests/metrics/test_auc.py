@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from recsys.metrics.auc import StreamingAUC, auc, gauc
+from recsys.metrics.auc import auc, gauc
 from tests.reference.gauc import auc_by_pairs, gauc_by_users
 
 # Few distinct scores, so that ties are the rule.
@@ -110,50 +110,6 @@ def test_arrays_of_different_lengths_are_refused():
         auc([0, 1], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match=r"user rows \(1,\)"):
         gauc([0, 1], [0.1, 0.2], [1])
-
-
-PROBABILITIES = st.lists(
-    st.tuples(st.integers(0, 1), st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))),
-    max_size=40,
-)
-
-
-@given(PROBABILITIES, st.sampled_from([1, 7, 1000]), st.integers(0, 40))
-def test_streaming_auc_is_as_far_from_the_exact_one_as_it_says_at_most(rows, num_bins, cut):
-    labels, scores = zip(*rows, strict=True) if rows else ((), ())
-    stream = StreamingAUC(num_bins)
-    for part in (slice(None, cut), slice(cut, None)):
-        stream.add(labels[part], scores[part])
-    value, error = stream.value()
-    exact = auc(labels, scores)
-    assert math.isnan(value) == math.isnan(exact)
-    if not math.isnan(exact):
-        assert abs(value - exact) <= error + 1e-12
-
-
-def test_streaming_auc_of_ranks_adds_up_and_is_near(rng):
-    labels = rng.integers(0, 2, 20_000)
-    scores = 1 / (1 + np.exp(-rng.normal(labels - 2.0, 1.5)))
-    ranks = [StreamingAUC(), StreamingAUC()]
-    for rank, stream in enumerate(ranks):
-        stream.add(labels[rank::2], scores[rank::2])
-    ranks[0].counts_2B += ranks[1].counts_2B
-    value, error = ranks[0].value()
-    assert error < 1e-4
-    assert value == pytest.approx(auc(labels, scores), abs=error)
-
-
-def test_streaming_auc_with_all_scores_equal_is_one_half_and_says_that_it_may_be_anything():
-    stream = StreamingAUC()
-    stream.add([0, 1, 1], [0.3, 0.3, 0.3])
-    assert stream.value() == (0.5, 0.5)
-
-
-def test_streaming_auc_refuses_logits_and_no_bins():
-    with pytest.raises(ValueError, match="num_bins=0"):
-        StreamingAUC(0)
-    with pytest.raises(ValueError, match="are these logits"):
-        StreamingAUC().add([1], [2.0])
 
 
 @pytest.mark.slow

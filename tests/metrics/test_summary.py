@@ -7,21 +7,10 @@ import pytest
 
 from recsys.metrics.auc import auc, gauc
 from recsys.metrics.entropy import log_loss
-from recsys.metrics.summary import evaluate_predictions
+from recsys.metrics.registry import METRICS
+from recsys.metrics.summary import RowMetrics, evaluate_predictions
 
-KEYS = {
-    "num_rows",
-    "num_positives",
-    "num_unknown_user_rows",
-    "auc",
-    "pr_auc",
-    "log_loss",
-    "gauc",
-    "normalised_entropy",
-    "calibration",
-    "brier",
-    "ece",
-}
+COUNTS = {"num_rows", "num_positives", "num_unknown_user_rows"}
 
 
 @pytest.fixture
@@ -38,13 +27,13 @@ def predictions(rng):
 def test_the_summary_holds_every_metric(predictions):
     result = evaluate_predictions(**predictions)
     labels, probabilities, users = predictions.values()
-    assert set(result) == KEYS
-    assert result["num_rows"] == 200
-    assert result["num_positives"] == labels.sum()
-    assert result["auc"] == auc(labels, probabilities)
-    assert result["gauc"] == gauc(labels, probabilities, users)
-    assert result["log_loss"] == log_loss(labels, probabilities)
-    assert all(math.isfinite(value) for value in result.values())
+    assert list(result.values) == list(METRICS) and set(result.flat()) == COUNTS | set(METRICS)
+    assert result.num_rows == 200
+    assert result.num_positives == labels.sum()
+    assert result.values["auc"] == auc(labels, probabilities)
+    assert result.values["gauc"] == gauc(labels, probabilities, users)
+    assert result.values["log_loss"] == log_loss(labels, probabilities)
+    assert all(math.isfinite(value) for value in result.flat().values())
 
 
 def test_a_segment_equals_the_summary_of_its_rows(predictions, rng):
@@ -55,9 +44,8 @@ def test_a_segment_equals_the_summary_of_its_rows(predictions, rng):
 
 def test_an_empty_segment_has_no_rows_and_no_values(predictions):
     result = evaluate_predictions(**predictions, segment_N=np.zeros(200, bool))
-    counts = [result.pop(key) for key in list(result) if key.startswith("num_")]
-    assert counts == [0, 0, 0]
-    assert all(math.isnan(value) for value in result.values())
+    assert (result.num_rows, result.num_positives, result.num_unknown_user_rows) == (0, 0, 0)
+    assert all(math.isnan(value) for value in result.values.values())
 
 
 def test_rows_of_unknown_users_count_in_everything_but_gauc(predictions):
@@ -66,14 +54,14 @@ def test_rows_of_unknown_users_count_in_everything_but_gauc(predictions):
     result = evaluate_predictions(
         labels_N=labels, probabilities_N=probabilities, user_rows_N=np.where(unknown, 0, users)
     )
-    assert result["num_unknown_user_rows"] == unknown.sum()
-    assert result["gauc"] == gauc(labels[~unknown], probabilities[~unknown], users[~unknown])
+    assert result.num_unknown_user_rows == unknown.sum()
+    assert result.values["gauc"] == gauc(labels[~unknown], probabilities[~unknown], users[~unknown])
     known = evaluate_predictions(**predictions)
-    assert all(result[k] == known[k] for k in KEYS - {"gauc", "num_unknown_user_rows"})
+    assert all(result.values[k] == known.values[k] for k in set(METRICS) - {"gauc"})
 
 
 def test_without_users_gauc_is_nan(predictions):
-    assert math.isnan(evaluate_predictions(**(predictions | {"user_rows_N": None}))["gauc"])
+    assert math.isnan(evaluate_predictions(**(predictions | {"user_rows_N": None})).values["gauc"])
 
 
 def test_a_nan_outside_the_segment_is_refused_too(predictions):
@@ -88,3 +76,19 @@ def test_a_segment_of_row_numbers_or_of_another_length_is_refused(predictions):
         evaluate_predictions(**predictions, segment_N=np.arange(200))
     with pytest.raises(ValueError, match=r"segment \(3,\): expected the shape of the labels"):
         evaluate_predictions(**predictions, segment_N=np.ones(3, bool))
+
+
+def test_metrics_are_read_back_as_they_were_written(predictions):
+    result = evaluate_predictions(**(predictions | {"user_rows_N": None}))
+    flat = result.flat()
+    flat["gauc"] = None  # JSON has no nan
+    again = RowMetrics.from_flat(flat | {"auc_interval": [0, 1], "another": 3})
+    assert again.flat() == pytest.approx(result.flat(), nan_ok=True)
+    earlier = RowMetrics.from_flat({"num_rows": 3, "num_positives": 1, "auc": 0.5})
+    assert earlier.value("auc") == 0.5 and math.isnan(earlier.value("pr_auc"))
+
+
+def test_every_metric_of_the_registry_says_what_it_is():
+    for name, metric in METRICS.items():
+        assert metric.name == name and metric.label and metric.meaning
+        assert metric.direction in (1, 0, -1)

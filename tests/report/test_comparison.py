@@ -4,22 +4,22 @@ import csv
 import dataclasses
 import math
 
+from recsys.metrics.oracle import OracleMetrics
 from recsys.report.comparison import (
-    METRICS,
-    Line,
     deviation_of,
     mean_of,
     table_texts,
     write_comparison,
 )
+from recsys.study.comparison import COLUMNS, VariantResult
 from recsys.study.differences import Difference
 
 
 def line(name, auc, difference=None, **more):
-    metrics = {key: [math.nan] * len(auc) for key in METRICS}
+    metrics = {key: [math.nan] * len(auc) for key in COLUMNS}
     metrics["auc"] = auc
     metrics["log_loss"] = [0.5] * len(auc)
-    return Line(
+    return VariantResult(
         name=name,
         validation=[0.8] * len(auc),
         metrics=metrics,
@@ -56,7 +56,7 @@ def test_table_has_a_column_for_what_has_values_and_no_other():
 
 
 def test_oracle_is_the_last_row():
-    _, rows = table_texts(LINES, {"auc": 0.9, "log_loss": 0.4})
+    _, rows = table_texts(LINES, OracleMetrics(auc=0.9, log_loss=0.4, lift_recovered=0.8))
     assert rows[-1][:4] == ["oracle (true probabilities)", "-", "0.9000", "0.4000"]
     assert all(len(row) == len(rows[0]) for row in rows)
 

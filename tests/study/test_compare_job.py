@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.compare import own_features
 from recsys.schema import read_manifest, write_manifest
+from recsys.study.comparison import own_features
 from recsys.study.suite import VariantConfig
 from tests.feature_tables import write_table
 from tests.processes import Running, family_of

@@ -9,16 +9,17 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
-from launch.compare import named_runs
 from recsys.checkpoint.integrity import describe_file
 from recsys.checkpoint.integrity import write_manifest as write_checkpoint_manifest
+from recsys.errors import UserError
 from recsys.evaluation.candidates import RankingConfig
-from recsys.evaluation.evaluate import EvaluateConfig
+from recsys.evaluation.config import EvaluateConfig
 from recsys.files import write_json
 from recsys.run.config import RunConfig, read_run_config
 from recsys.run.fingerprint import scored_from
 from recsys.run.folder import open_run_folder, read_stored
 from recsys.schema import read_manifest, write_manifest
+from recsys.study.comparison import named_runs
 from recsys.study.runs import Commands, DivergedError, StudyRun, study_run
 from recsys.train.log import DIVERGED
 from tests.feature_tables import write_table
@@ -45,7 +46,7 @@ def run(workspace, name, state):
     class Stated(StudyRun):
         def trained(self):
             if state == "changed":
-                raise ValueError("its run was started with other settings")
+                raise UserError("its run was started with other settings")
             return state == "finished"
 
         def validation_metric(self):
@@ -77,7 +78,7 @@ def test_training_that_diverged_is_told_from_one_that_failed(commands, tmp_path)
             (workspace / "runs" / run_name).mkdir(parents=True)
             write_json(workspace / "runs" / run_name / DIVERGED, {"reason": "the loss is nan"})
         if run_name != "good":
-            raise ValueError("failed with code 1")
+            raise UserError("failed with code 1")
 
     commands.job = job
     with pytest.raises(DivergedError, match="diverging: the loss is nan"):

@@ -1,0 +1,90 @@
+"""Prepared data and item vectors as an evaluation reads them: each array once, when it is needed.
+
+In: the workspace, the evaluated split and the model's feature tables. Called by evaluate.py of this
+folder and by the report. Shapes: I item rows, U user rows.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedding.features.store import FeatureTable
+from recsys.data.dataset import Dataset
+from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.segments import ItemCounts
+from recsys.files import PREPARE_AGAIN, reading
+from recsys.schema import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """One split of prepared data, and what is known of its users and items."""
+
+    workspace: Path
+    dataset: Dataset
+    """The split."""
+    tables: Mapping[str, FeatureTable]
+    """Item vectors by modality, as the model reads them."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Manifest of the prepared data."""
+        return self.dataset.manifest
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared data."""
+        return self.dataset.prepared
+
+    @property
+    def truth(self) -> Path:
+        """Folder of the drawn world's truth; there may be none."""
+        return self.workspace / "truth"
+
+    @functools.cached_property
+    def train_count(self) -> NDArray[np.int64] | None:
+        """Training interactions by item row [I]; None where there are no items."""
+        return self.dataset.train_count()
+
+    @functools.cached_property
+    def item_counts(self) -> ItemCounts | None:
+        """Training rows of every item, drawn negatives apart; None where there are no items."""
+        drawn_count_I = self.dataset.drawn_count()
+        if self.train_count is None or drawn_count_I is None:
+            return None
+        return ItemCounts(train_count_I=self.train_count, drawn_count_I=drawn_count_I)
+
+    @functools.cached_property
+    def has_vector(self) -> dict[str, NDArray[np.bool_]]:
+        """Whether each item row has a vector [I], by modality."""
+        return {name: table.has_vector() for name, table in self.tables.items()}
+
+    @functools.cached_property
+    def user_ids(self) -> NDArray:
+        """The users' ids by row [U]."""
+        file = self.prepared / "users.parquet"
+        with reading(file, PREPARE_AGAIN):
+            table = pq.read_table(file, columns=["user_id"])
+        return table.column(0).to_numpy(zero_copy_only=False)
+
+    def histories(self, candidates: Candidates) -> dict[int, NDArray[np.int64]]:
+        """Return the item rows each ranked user liked before, latest last, by user row.
+
+        Edge cases: empty where the data or the model has no histories.
+        """
+        rows = candidates.templates
+        if self.manifest.history is None or "history_end" not in rows.column_names:
+            return {}
+        values, offsets = self.dataset.histories()
+        found = {}
+        for user, end in zip(
+            rows.column("user_row").to_pylist(), rows.column("history_end").to_pylist(), strict=True
+        ):
+            start = int(offsets[user])
+            found[user] = np.asarray(values[start : start + end], np.int64)
+        return found

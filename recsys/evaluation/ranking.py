@@ -1,0 +1,161 @@
+"""Ranking of candidates: metrics by user, and metrics of the recommended lists beside accuracy.
+
+In: candidates and their scores. Out: the result's rankings and lists, and every user's best candidates.
+Called by evaluate.py of this folder. Shapes: N pairs, U users, K places of a list, I items, E width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding.features.store import FeatureTable
+from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.predict import Predictions
+from recsys.evaluation.result import ListResult, RankingResult, Rankings
+from recsys.metrics.beyond_accuracy import (
+    coverage,
+    intra_list_diversity,
+    novelty,
+    popularity_lift,
+)
+from recsys.metrics.bootstrap import interval
+from recsys.metrics.ranking import mean_over_users, ranking_by_user
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCandidates:
+    """Rankings, lists where all items were candidates, and the best candidates of every user."""
+
+    rankings: Rankings
+    lists: ListResult | None
+    best: dict[int, NDArray[np.int64]]
+    """Numbers of pairs, best first, by user row."""
+
+
+def evaluate_candidates(
+    candidates: Candidates,
+    scored: Predictions,
+    *,
+    train_count_I: NDArray[np.int64],
+    profile_count_U: Mapping[int, float],
+    tables: Mapping[str, FeatureTable],
+    config: EvaluateConfig,
+) -> RankedCandidates:
+    """Return ranking and list metrics, and every user's best candidates.
+
+    Args:
+        scored: predictions of the candidates, in any order.
+        train_count_I: training rows by item row.
+        profile_count_U: mean training rows of the items of a user's history, by user row.
+        tables: item vectors by modality; only those of recommended items are read.
+    """
+    score_N = np.empty(len(candidates.user_row_N))
+    score_N[scored.row_id] = scored.score
+    users_N, relevant_N = candidates.user_row_N, candidates.relevant_N
+    rng = np.random.default_rng(config.seed)
+    drawn_N = _drawn_candidates(candidates, config.ranking.num_negatives, rng)
+    sampled = _ranking(
+        relevant_N[drawn_N],
+        score_N[drawn_N],
+        users_N[drawn_N],
+        f"positives and {config.ranking.num_negatives} drawn items",
+        config,
+    )
+    best = _best(users_N, score_N, max(config.ranking.ks), rng)
+    full, lists = None, None
+    if candidates.is_full:
+        said = "all items the user had not seen"
+        full = _ranking(relevant_N, score_N, users_N, said, config)
+        lists_UK = _lists(candidates, best, min(config.ranking.ks))
+        profile_U = np.array([profile_count_U.get(user, np.nan) for user in best])
+        lists = _evaluate_lists(lists_UK, train_count_I, profile_U, tables)
+    return RankedCandidates(
+        rankings=Rankings(num_users=int(np.unique(users_N).size), sampled=sampled, full=full),
+        lists=lists,
+        best=best,
+    )
+
+
+def _best(
+    users_N: NDArray[np.int64], score_N: NDArray[np.float64], k: int, rng: np.random.Generator
+) -> dict[int, NDArray[np.int64]]:
+    """Return the numbers of every user's k best pairs, by user row."""
+    # Stable, after a seeded shuffle: ties are broken by chance, not by the order of the items.
+    shuffled_N = rng.permutation(users_N.size)
+    order_N = shuffled_N[np.lexsort((-score_N[shuffled_N], users_N[shuffled_N]))]
+    parts = np.split(order_N, np.flatnonzero(np.diff(users_N[order_N])) + 1)
+    return {int(users_N[part[0]]): part[:k] for part in parts}
+
+
+def _lists(
+    candidates: Candidates, best: Mapping[int, NDArray[np.int64]], k: int
+) -> NDArray[np.int64]:
+    """Return the recommended item rows [U, K]; -1 where a list is shorter."""
+    lists_UK = np.full((len(best), k), -1)
+    for line, pairs in zip(lists_UK, best.values(), strict=True):
+        line[: len(pairs[:k])] = candidates.item_row_N[pairs[:k]]
+    return lists_UK
+
+
+def _evaluate_lists(
+    lists_UK: NDArray[np.int64],
+    train_count_I: NDArray[np.int64],
+    profile_mean_U: NDArray[np.float64],
+    tables: Mapping[str, FeatureTable],
+) -> ListResult:
+    values = {
+        "coverage": coverage(lists_UK, num_item_rows=len(train_count_I)),
+        "novelty": novelty(lists_UK, count_I=train_count_I),
+        "popularity_lift": popularity_lift(
+            lists_UK, count_I=train_count_I, profile_mean_U=profile_mean_U
+        ),
+    }
+    items = np.unique(lists_UK[lists_UK > 0])
+    # Numbered anew, row 0 first, so that the vectors of these items alone are read.
+    places_UK = np.where(lists_UK > 0, np.searchsorted(items, lists_UK) + 1, -1)
+    for name, table in tables.items():
+        parts = [table.read(row, row + 1) for row in (0, *items.tolist())]
+        vectors_IE = np.concatenate(parts)
+        values[f"diversity_{name}"] = intra_list_diversity(places_UK, vectors_IE=vectors_IE)
+    return ListResult(k=lists_UK.shape[1], values=values)
+
+
+def _drawn_candidates(
+    candidates: Candidates, num_negatives: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return the numbers of all relevant pairs and of so many others of each user."""
+    if not candidates.is_full:
+        return np.arange(candidates.user_row_N.size)
+    luck_N = np.where(candidates.relevant_N, -1.0, rng.random(candidates.user_row_N.size))
+    order = np.lexsort((luck_N, candidates.user_row_N))
+    users = candidates.user_row_N[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1])
+    lengths = np.diff(starts, append=users.size)
+    place = np.arange(users.size) - np.repeat(starts, lengths)
+    num_relevant = np.add.reduceat(candidates.relevant_N[order], starts, dtype=np.int64)
+    return order[place < np.repeat(num_relevant, lengths) + num_negatives]
+
+
+def _ranking(
+    relevant_N: NDArray[np.bool_],
+    score_N: NDArray[np.float64],
+    users_N: NDArray[np.int64],
+    candidates: str,
+    config: EvaluateConfig,
+) -> RankingResult:
+    """Return the means over users, and their intervals over resampled users."""
+    _, values = ranking_by_user(relevant_N, score_N, users_N, ks=config.ranking.ks)
+    rng = np.random.default_rng(config.seed)
+    num_users = len(values["mrr"])
+    drawn_RU = rng.integers(num_users, size=(config.bootstrap.num_replicates, num_users))
+    return RankingResult(
+        values={name: mean_over_users(of_users) for name, of_users in values.items()},
+        intervals={
+            name: interval(of_users[drawn_RU].mean(axis=1), level=config.bootstrap.level)
+            for name, of_users in values.items()
+        },
+        candidates=candidates,
+    )

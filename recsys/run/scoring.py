@@ -1,0 +1,167 @@
+"""A trained run, opened to score a split: its model with the weights of the best validation.
+
+In: the run's folder, prepared data and vectors. Out: the scores of the split, of candidates, and with
+each input shuffled, gathered on rank 0. Called by launch/evaluate.py; any number of ranks may score what
+another number trained.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedding.features.store import FeatureTable, open_features
+from recsys.checkpoint.integrity import best_checkpoint, check_whole
+from recsys.checkpoint.read import load_checkpoint
+from recsys.config import from_config
+from recsys.data.loader import Loader
+from recsys.evaluation.candidates import CandidateDataset, Candidates, draw_candidates
+from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.evaluate import ScoredSplit
+from recsys.evaluation.importance import score_shuffled
+from recsys.evaluation.predict import Predictions, predict
+from recsys.job import say, stage
+from recsys.model.build import batch_features
+from recsys.model.ranker import Ranker
+from recsys.run.assembly import build_loader, loader_of, plan_and_shard
+from recsys.run.config import RunConfig
+from recsys.run.folder import check_run_data, read_run_folder
+from recsys.runtime.collectives import share
+from recsys.runtime.env import Env
+from recsys.schema import Manifest
+from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.optimizers import without_penalties
+from recsys.sharding.plan import PlanConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run's model on this rank, with trained weights."""
+
+    workspace: Path
+    manifest: Manifest
+    config: RunConfig
+    checkpoint: Path
+    """Folder of the weights."""
+    tables: Mapping[str, FeatureTable]
+    """Item vectors by modality."""
+    ranker: Ranker
+    sharded: ShardedRanker
+    env: Env
+
+
+def read_run(workspace: Path, name: str, manifest: Manifest) -> RunConfig:
+    """Return the configuration of a run that was trained on the data and vectors that are here.
+
+    Raises:
+        UserError: no such run, or one of other data.
+    """
+    folder = workspace / "runs" / name
+    config = read_run_folder(folder)
+    check_run_data(folder, config, manifest)
+    return config
+
+
+def open_run(
+    workspace: Path, config: RunConfig, manifest: Manifest, env: Env, plan: dict[str, Any] | None
+) -> TrainedRun:
+    """Return the run's model, planned for this world, with the weights of the best validation.
+
+    Args:
+        plan: keys that differ from the run's own plan; None: none. It is planned anew either way.
+    """
+    own = config.plan.anywhere(env.device.type)
+    if plan is not None:
+        own = from_config(PlanConfig, plan, "plan", base=own)
+    config = dataclasses.replace(config, plan=own, optim=without_penalties(config.optim))
+    modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
+    tables = open_features(workspace, modalities, manifest, say)
+    ranker, _, sharded = plan_and_shard(
+        config=config, manifest=manifest, vectors=tables, env=env, saves=False
+    )
+    checkpoint = best_checkpoint(workspace / "runs" / config.run.name / "checkpoints")
+    check_whole(checkpoint, env)
+    state = load_checkpoint(checkpoint, sharded=sharded, env=env, with_optimizer=False)
+    say(
+        f"model: {config.model.name}, {checkpoint.name} (epoch {state.epoch}), "
+        f"{env.world_size} rank(s)"
+    )
+    return TrainedRun(
+        workspace=workspace,
+        manifest=manifest,
+        config=config,
+        checkpoint=checkpoint,
+        tables=tables,
+        ranker=ranker,
+        sharded=sharded,
+        env=env,
+    )
+
+
+def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> ScoredSplit | None:
+    """Score every row of the split, candidates, and some rows with each input shuffled.
+
+    Returns the scores on rank 0 and None elsewhere.
+    """
+    with stage(f"score {config.split}") as scoring:
+        predictions = predict(run.sharded, loader.batches(epoch=0), run.env, progress="score")
+        scoring.done(f"{loader.dataset.num_rows:,} rows")
+    candidates, of_candidates = _score_candidates(run, loader, config)
+    with stage("shuffle inputs") as shuffling:
+        first_rows, shuffled = score_shuffled(
+            run.ranker,
+            run.sharded,
+            loader,
+            run.env,
+            num_rows=config.importance_rows,
+            seed=config.seed,
+        )
+        shuffling.done(f"{len(shuffled)} inputs")
+    if predictions is None:
+        return None
+    return ScoredSplit(
+        predictions=predictions,
+        modality_names=run.ranker.modality_names,
+        candidates=candidates,
+        of_candidates=of_candidates,
+        first_rows=first_rows,
+        shuffled=shuffled,
+    )
+
+
+def _score_candidates(
+    run: TrainedRun, loader: Loader, config: EvaluateConfig
+) -> tuple[Candidates | None, Predictions | None]:
+    """Draw candidates on rank 0, which alone reads the split for it, and score them on all ranks."""
+
+    def draw() -> Candidates | None:
+        rng = np.random.default_rng(config.seed)
+        return draw_candidates(loader.dataset, config=config.ranking, rng=rng)
+
+    candidates = share(draw)
+    if candidates is None:
+        return None, None
+    with stage("score candidates") as scoring:
+        pairs = CandidateDataset(loader.dataset, candidates)
+        pair_loader = loader_of(pairs, config=run.config, env=run.env, shuffle=False)
+        scored = predict(run.sharded, pair_loader.batches(epoch=0), run.env, progress="candidates")
+        kind = "all" if candidates.is_full else "drawn"
+        num_users = candidates.templates.num_rows
+        scoring.done(f"{pairs.num_rows:,} pairs, {kind} items for {num_users:,} users")
+    return candidates, scored
+
+
+def split_loader(run: TrainedRun, split: str) -> Loader:
+    """Return the loader of a split's rows, each once and in order, with the model's features."""
+    return build_loader(
+        workspace=run.workspace,
+        manifest=run.manifest,
+        config=run.config,
+        env=run.env,
+        split=split,
+        features=batch_features(run.ranker),
+        shuffle=False,
+    )
