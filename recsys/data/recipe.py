@@ -1,4 +1,4 @@
-"""The recipe: how the columns of a data set's files map to the data contract. No code per data set.
+"""Recipe: how the columns of a data set's files map to the data contract.
 
 Written in YAML (configs/data/*.yaml), read by launch/prepare.py, stored in the manifest.
 """
@@ -265,12 +265,9 @@ class HistoryRecipe:
 
     def problems(self) -> list[str]:
         """Return a text for a short-term history longer than the whole."""
-        if self.recent_length > self.max_length:
-            return [
-                f"recent_length={self.recent_length}: expected 0 to "
-                f"history.max_length={self.max_length}"
-            ]
-        return []
+        recent, longest = self.recent_length, self.max_length
+        wrong = f"recent_length={recent}: expected 0 to history.max_length={longest}"
+        return [wrong] if recent > longest else []
 
 
 @dataclass(frozen=True, kw_only=True)
