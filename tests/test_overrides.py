@@ -148,6 +148,15 @@ def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
         read_job(composed("train", "train.epoch=3"), train.KEYS)
 
 
+def test_with_multirun_keys_need_no_plus_either_and_lists_of_choices_stay():
+    given = ["--multirun", "model=fm,lr", "train.epochs=1,2", "run.name=a,b"]
+    assert typed_arguments(given, train.KEYS) == [
+        *given[:2],
+        "++train.epochs=1,2",
+        "++run.name=a,b",
+    ]
+
+
 def test_references_and_quotes_of_the_user_keep_their_meaning():
     place = read_job(composed("train", "workspace=x/${data.name}"), train.KEYS)[0]
     assert place.workspace == "x/demo"

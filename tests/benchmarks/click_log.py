@@ -71,7 +71,7 @@ def write_click_log(workspace, shape: Shape, *, seed: int = 0) -> Manifest:
     )):
         folder = prepared / "interactions" / split
         folder.mkdir(parents=True)
-        files, file_rows = [], []
+        files, file_rows, num_positives = [], [], 0
         for start in range(0, num_rows, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, num_rows - start)
             rng = np.random.default_rng([seed, number, start])
@@ -82,9 +82,13 @@ def write_click_log(workspace, shape: Shape, *, seed: int = 0) -> Manifest:
             )
             files.append(f"interactions/{split}/{name}")
             file_rows.append(rows)
+            num_positives += int(table["label"].to_numpy().sum())
             row += rows
         splits[split] = SplitSpec(
-            num_rows=num_rows, num_positives=0, files=tuple(files), file_rows=tuple(file_rows)
+            num_rows=num_rows,
+            num_positives=num_positives,
+            files=tuple(files),
+            file_rows=tuple(file_rows),
         )
     named = dict(zip(shape.fields, shape.field_rows, strict=True))
     tables = [TableSpec(name=n, num_rows=r, kind="vocab") for n, r in named.items()]

@@ -45,7 +45,10 @@ def write_prepared(
         (folder / file).parent.mkdir(parents=True)
         pq.write_table(table, folder / file, row_group_size=65_536, compression="zstd")
         splits[split] = SplitSpec(
-            num_rows=count, num_positives=0, files=(file,), file_rows=(count,)
+            num_rows=count,
+            num_positives=int(table["label"].to_numpy().sum()),
+            files=(file,),
+            file_rows=(count,),
         )
     for name, dim in dict(modality_dims).items():
         vectors = rng.standard_normal((num_items, dim), dtype=np.float32).astype(np.float16)
