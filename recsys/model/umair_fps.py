@@ -154,15 +154,14 @@ class UmairFps(nn.Module):
         self.umcm = UMCM_FORMS[config.umcm](
             num_modalities=num_modalities, dim=dim, dropout=config.umcm_dropout
         )
-        has_match = config.match and bool(num_modalities)
-        self.match = nn.Linear(num_modalities, 1, bias=False) if has_match else None
+        num_matches = num_modalities if config.match else 0
+        self.match = nn.Linear(num_matches, 1, bias=False) if num_matches else None
         if self.match is not None:
-            # From the start a larger u . m_k says that the user likes it, for every modality: with
-            # random signs the softmax would point to what a user cares for from some seeds, and away
-            # from it from others.
+            # All positive: with random signs the softmax would point to what a user likes from some
+            # seeds, and away from it from others.
             nn.init.constant_(self.match.weight, num_modalities**-0.5)
-        cross_dim = dim + (self.umcm.out_dim if num_modalities else 0) + sizes.similarity_dim
-        cross_dim += num_modalities if has_match else 0
+        fused_dim = self.umcm.out_dim if num_modalities else 0
+        cross_dim = dim + fused_dim + num_matches + sizes.similarity_dim
         self.cross = build_cross(
             form=config.cross,
             in_dim=cross_dim,
