@@ -268,7 +268,7 @@ def _finite(content: Any) -> Any:
 
 
 def write_array(path: str | Path, values: np.ndarray) -> str:
-    """Write a .npy file and return its sha256: readers see all of it or what was there before."""
+    """Write an array of any shape [...] as a .npy file, whole, and return its sha256."""
     with new_file(path, values.nbytes) as beside:
         with open(beside, "wb") as stream:
             np.save(stream, values, allow_pickle=False)

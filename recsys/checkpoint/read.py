@@ -100,7 +100,7 @@ class _ChunkReader:
             )
 
     def read_slot(self, shard: TableShard, slot: str, values: torch.Tensor) -> None:
-        """Fill one optimizer state of a shard.
+        """Fill one optimizer state of a shard [rows, columns].
 
         A state with one value a row (row-wise Adagrad: the mean square gradient over the shard's
         columns) is the width-weighted mean over the chunks: exact when column shards are merged;

@@ -86,7 +86,7 @@ def take_snapshot(
 
 
 def stored_tensors(sharded: ShardedRanker, env: Env) -> dict[str, torch.Tensor]:
-    """Return the tensors of this rank's chunks by the names they are stored under."""
+    """Return the tensors of this rank's chunks [rows, columns] by their stored names."""
     return {n: v for _, _, parts in _own_chunks(sharded, env) for n, v in parts.items()}
 
 
@@ -105,7 +105,10 @@ def host_buffers(stored: dict[str, torch.Tensor], env: Env) -> dict[str, torch.T
 def _own_chunks(
     sharded: ShardedRanker, env: Env
 ) -> Iterator[tuple[TableShard, str, dict[str, torch.Tensor]]]:
-    """Yield this rank's (shard, chunk name, tensors); a replicated table is rank 0's alone."""
+    """Yield this rank's (shard, chunk name, tensors [rows, columns]).
+
+    A replicated table is yielded by rank 0 alone.
+    """
     for shard in sharded.table_shards():
         if shard.replicated and not env.is_first:
             continue

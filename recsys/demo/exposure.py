@@ -105,7 +105,7 @@ def draw_exposures(
     bias: float,
     rng: np.random.Generator,
 ) -> Exposures:
-    """Draw the log.
+    """Draw the log [N] from the positions of the items [items, 2] by modality.
 
     Half of the items exist from the start, the others appear over the year. For each exposure, four
     candidates are drawn by popularity among the items there are; a recommender of sorts picks one by

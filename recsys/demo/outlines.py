@@ -49,6 +49,6 @@ def smooth(role: str, *points: tuple[float, float]) -> Shape:
 
 
 def rotation(degrees: float) -> np.ndarray:
-    """Return the 2 x 2 matrix of a turn."""
+    """Return the matrix [2, 2] of a turn."""
     angle = math.radians(degrees)
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

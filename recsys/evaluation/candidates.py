@@ -129,7 +129,7 @@ def _candidates_of(
     num_negatives: int | None,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Return a user's candidates, ascending: all that were not seen, or so many of them drawn."""
+    """Return a user's candidates [C], ascending: all that were not seen, or so many of them drawn."""
     out = relevant if seen is None else np.union1d(relevant, seen)
     if num_negatives is None or num_negatives >= num_items - out.size:
         return np.setdiff1d(np.arange(1, num_items + 1), [] if seen is None else seen)
@@ -153,7 +153,7 @@ def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int,
 
 
 def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]:
-    """Yield (users, items) of the interactions of earlier splits, one row group at a time."""
+    """Yield (users [N], items [N]) of the interactions of earlier splits, one row group at a time."""
     for name in EARLIER[dataset.split]:
         columns = ["row_id", "user_row", "item_row"]
         for group in read_columns(dataset.prepared, dataset.manifest, name, columns):
@@ -185,7 +185,7 @@ def _are_known(
 
 
 def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
-    """Return the items of the users' interactions in earlier splits."""
+    """Return the items [K] of the users' interactions in earlier splits."""
     users, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for earlier_users, earlier_items in _earlier_interactions(dataset):
         keep = np.isin(earlier_users, chosen)

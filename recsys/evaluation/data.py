@@ -73,7 +73,7 @@ class EvaluationData:
         return table.column(0).to_numpy(zero_copy_only=False)
 
     def histories(self, candidates: Candidates) -> dict[int, NDArray[np.int64]]:
-        """Return the item rows each ranked user liked before, latest last, by user row.
+        """Return the item rows [T] each ranked user liked before, latest last, by user row.
 
         Edge cases: empty where the data or the model has no histories.
         """

@@ -60,7 +60,7 @@ def by_score(predictions: Predictions) -> Predictions:
 
 
 def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
-    """Return the user rows, 0 for users whom the vocabulary does not know; None without users."""
+    """Return the user rows [N], 0 for users whom the vocabulary does not know; None without users."""
     return predictions.user_row if manifest.num_user_rows else None
 
 

@@ -126,7 +126,7 @@ def _evaluate_lists(
 def _drawn_candidates(
     candidates: Candidates, num_negatives: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return the numbers of all relevant pairs and of so many others of each user."""
+    """Return the numbers [P] of all relevant pairs and of so many others of each user."""
     if not candidates.is_full:
         return np.arange(candidates.user_row_N.size)
     luck_N = np.where(candidates.relevant_N, -1.0, rng.random(candidates.user_row_N.size))

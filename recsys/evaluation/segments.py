@@ -320,7 +320,10 @@ def _by_list(
     rows_N: NDArray[np.int64],
     num_values: int,
 ) -> Iterator[Segment]:
-    """The most frequent of several values a row: entry j says that owner j has value j."""
+    """The most frequent of several values a row, in arrays of entries [J].
+
+    Entry j says that owner j has value j.
+    """
     if not codes.size:
         return
     rows_of_owner = np.bincount(rows_N, minlength=int(owners.max()) + 1)

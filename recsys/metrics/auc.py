@@ -115,7 +115,7 @@ def _pairs(
     starts_T: NDArray[np.int64],
     first_group_U: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count per group of tied scores: twice the pairs its positives win, positives, negatives.
+    """Count per group of tied scores [T]: twice the pairs its positives win, positives, negatives.
 
     `first_group_U` are the groups at which the counting begins anew (the users).
     """

@@ -30,7 +30,7 @@ class OracleMetrics:
 
 
 def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] | None:
-    """Return the true probability of every row; None where there is no file of them.
+    """Return the true probability of every row [N]; None where there is no file of them.
 
     Raises:
         UserError: the file does not have a probability for every row.

@@ -1,4 +1,4 @@
-"""How good a ranked list of candidates is for each user: Recall@K, NDCG@K, hit rate@K, MRR.
+"""Ranking metrics of each user: Recall@K, NDCG@K, hit rate@K, MRR.
 
 In: candidates of many users as flat rows (user, relevant or not, score). Out: one value per user;
 their mean is the metric. Called by launch/evaluate.py.
@@ -85,24 +85,37 @@ def ranking_by_user(
     first_T = np.flatnonzero(relevant_T)
     _, at = np.unique(users[starts_T[first_T]], return_index=True)
     first_U = first_T[at]
-    n_U, r_U = tied_T[first_U], relevant_T[first_U]
     before_U = position_N[starts_T[first_U]] - 1
+    found |= _of_first_group(tied_T[first_U], relevant_T[first_U], before_U, ks)
+    return users[starts_U].astype(np.int64), found
+
+
+def _of_first_group(
+    n_U: NDArray[np.int64], r_U: NDArray[np.int64], before_U: NDArray[np.int64], ks: Sequence[int]
+) -> dict[str, NDArray[np.float64]]:
+    """Return hit rates and MRR [U] by name.
+
+    Args:
+        n_U, r_U: candidates and relevant ones in the group of ties with a user's first relevant one.
+        before_U: candidates ranked before that group.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         # Places of the group within K; none of r is among them with probability C(n-m, r) / C(n, r).
         m_U = np.clip(k - before_U, 0, n_U)
         missed = np.exp(_log_choose(n_U - m_U, r_U) - _log_choose(n_U, r_U))
         found[f"hit_rate@{k}"] = np.where(m_U > 0, 1 - missed, 0.0)
     found["mrr"] = _reciprocal_rank(n_U, r_U, before_U)
-    return users[starts_U].astype(np.int64), found
+    return found
 
 
 def _since(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Return how far each row lies behind the start of its group."""
+    """Return each row's distance from the start of its group [N]; `starts` [U] are ascending."""
     return np.arange(size) - np.repeat(starts, np.diff(starts, append=size))
 
 
 def _log_choose(n: NDArray[np.int64], r: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return ln C(n, r); minus infinity where r > n."""
+    """Return ln C(n, r), elementwise [U]; minus infinity where r > n."""
     fits = n >= r
     n = np.maximum(n, r)
     return np.where(fits, gammaln(n + 1) - gammaln(r + 1) - gammaln(n - r + 1), -np.inf)

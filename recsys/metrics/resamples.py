@@ -104,7 +104,7 @@ def _ranked(
     draws_UR: NDArray[np.uint16],
     with_precision: bool,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the replicates of AUC, and of PR-AUC where it is asked for.
+    """Return the replicates [R] of AUC, and of PR-AUC where it is asked for.
 
     The rows pass by once, lowest score first. A group of tied scores is counted when it is whole:
     what is left open at the end of a piece waits for the next.
@@ -171,7 +171,7 @@ class _Tally:
         self.neg_below_R = below_TR[-1].copy()
 
     def metrics(self) -> dict[str, NDArray[np.float64]]:
-        """Return the replicates."""
+        """Return the replicates [R] by metric."""
         metrics = {"auc": self.won_twice_R / (2 * self.total_pos_R * self.total_neg_R)}
         if self.with_precision:
             metrics["pr_auc"] = self.precision_R / self.total_pos_R

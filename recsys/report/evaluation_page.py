@@ -311,7 +311,7 @@ def _data(counts: DataCounts) -> list[str]:
 
 
 def _spread(values: NDArray) -> str:
-    """Return the sentence about interactions by item or user."""
+    """Return the sentence about interactions by item or user [N]."""
     there = values[values > 0]
     if not there.size:
         return "Nobody has any."

@@ -71,7 +71,7 @@ def _finish(figure: Any, label: str) -> str:
 
 
 def roc(curves: Mapping[str, tuple[NDArray, NDArray]]) -> str:
-    """Draw the share of positives found against the share of negatives let through.
+    """Draw ROC curves: true against false positive rates, two arrays [T] by name.
 
     Args:
         curves: by name, (labels, scores); the first is drawn strongest. One class gives no curve.
@@ -88,7 +88,7 @@ def roc(curves: Mapping[str, tuple[NDArray, NDArray]]) -> str:
 
 
 def _roc_points(labels: NDArray, scores: NDArray) -> tuple[NDArray, NDArray]:
-    """Return false and true positive rates at thresholds, thinned to what a picture can show."""
+    """Return false and true positive rates [T] at thresholds, thinned to what a picture can show."""
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: scores.size])
@@ -272,7 +272,7 @@ _MOST_POINTS = 2000
 
 
 def scatter(panels: dict[str, tuple[NDArray, NDArray, float]]) -> str:
-    """Draw learned weight against planted sensitivity, one panel a modality with its r."""
+    """Draw learned weight [U] against planted sensitivity [U], one panel a modality with its r."""
     with plt.rc_context(_STYLE):
         figure, all_axes = plt.subplots(
             1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False

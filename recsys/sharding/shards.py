@@ -31,7 +31,7 @@ class Vectors(Protocol):
     num_rows: int
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return float16 [stop - start, dim]; a masked row is all zero."""
+        """Return float16 [N, dim], N = stop - start; a masked row is all zero."""
         ...
 
 

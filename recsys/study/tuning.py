@@ -101,8 +101,7 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    others = set(optuna.get_all_study_names(storage)) - {key}
-    if others:
+    if others := set(optuna.get_all_study_names(storage)) - {key}:
         say(f"{folder}: holds {len(others)} searches of other settings or data; none of it is used")
     study = optuna.create_study(
         storage=storage,
@@ -111,14 +110,7 @@ def tune(
         direction="maximize" if higher_is_better else "minimize",
         load_if_exists=True,
     )
-    written = {key: repr(search) for key, search in space.items()}
-    stored = study.user_attrs.get("space", written)
-    if stored != written:
-        raise UserError(
-            f"{folder}: holds a search over {', '.join(stored)} with other bounds; move it away or "
-            f"restore suite.space"
-        )
-    study.set_user_attr("space", written)
+    _check_space(study, folder, space)
     # A trial that was running when the search was killed goes on from its own checkpoint.
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         _judge(study, folder.name, trial.number, _overrides(trial.params), measure)
@@ -142,6 +134,18 @@ def tune(
         | {"num_trials": len(study.trials), "diverged": failed, "key": key},
     )
     return chosen
+
+
+def _check_space(study: optuna.Study, folder: Path, space: Mapping[str, SearchConfig]) -> None:
+    """Store the search space of a new study; refuse to continue a study of another one."""
+    written = {key: repr(search) for key, search in space.items()}
+    stored = study.user_attrs.get("space", written)
+    if stored != written:
+        raise UserError(
+            f"{folder}: holds a search over {', '.join(stored)} with other bounds; move it away or "
+            f"restore suite.space"
+        )
+    study.set_user_attr("space", written)
 
 
 def _judge(
