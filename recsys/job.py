@@ -76,9 +76,9 @@ def hydra_job(
         @functools.wraps(job)
         def main() -> None:
             def check() -> None:
-                sys.argv[1:] = with_local_config_folder(sys.argv[1:])
-                check_config_arguments(sys.argv[1:])
-                sys.argv[1:] = typed_arguments(sys.argv[1:], schemas)
+                arguments = with_local_config_folder(sys.argv[1:])
+                check_config_arguments(arguments)
+                sys.argv[1:] = typed_arguments(arguments, schemas)
 
             run_job(check)
             composed()

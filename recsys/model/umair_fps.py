@@ -157,8 +157,7 @@ class UmairFps(nn.Module):
         num_matches = num_modalities if config.match else 0
         self.match = nn.Linear(num_matches, 1, bias=False) if num_matches else None
         if self.match is not None:
-            # All positive: with random signs the softmax would point to what a user likes from some
-            # seeds, and away from it from others.
+            # All positive: with random signs the softmax points away from a user's likes at some seeds.
             nn.init.constant_(self.match.weight, num_modalities**-0.5)
         fused_dim = self.umcm.out_dim if num_modalities else 0
         cross_dim = dim + fused_dim + num_matches + sizes.similarity_dim

@@ -90,8 +90,8 @@ def tune(
 
     Args:
         folder: gets journal.log (Optuna's) and best.json.
-        key: fingerprint of all that the trials have in common; searches of other keys lie beside this
-            one in the journal and have no part in it.
+        key: fingerprint of all that the trials have in common; the journal may hold searches of other
+            keys, which are not used.
         measure: trains trial number n with overrides and returns its validation metric.
 
     Raises:
@@ -126,13 +126,10 @@ def tune(
             f"{folder}: all {len(study.trials)} trials diverged, so there is nothing to choose from. "
             f"The last: {list(failed.values())[-1]}"
         )
-    best = study.best_trial
-    chosen = _overrides(best.params)
-    write_json(
-        folder / "best.json",
-        {"trial": best.number, "metric": best.value, "overrides": chosen}
-        | {"num_trials": len(study.trials), "diverged": failed, "key": key},
-    )
+    best, chosen = study.best_trial, _overrides(study.best_trial.params)
+    content = {"trial": best.number, "metric": best.value, "overrides": chosen}
+    content |= {"num_trials": len(study.trials), "diverged": failed, "key": key}
+    write_json(folder / "best.json", content)
     return chosen
 
 

@@ -119,9 +119,8 @@ def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[En
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")
             connection.execute(f"SET threads = {threads}")
         except duckdb.Error as error:
-            raise UserError(
-                f"memory_limit={memory_limit!r}, run.threads={threads!r}: {short(error)}"
-            ) from error
+            given = f"memory_limit={memory_limit!r}, run.threads={threads!r}"
+            raise UserError(f"{given}: {short(error)}") from error
         # Times without a zone mean UTC, on every machine.
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")

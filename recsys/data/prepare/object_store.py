@@ -102,8 +102,7 @@ def sync(source: str, target: str) -> tuple[int, int]:
     """
     source_store, source_root = open_store(source, "source")
     target_store, target_root = open_store(target, "target")
-    found = source_store.find(source_root, detail=True)
-    if not found:
+    if not (found := source_store.find(source_root, detail=True)):
         raise UserError(f"source={source}: no files there")
     names = {path.removeprefix(source_root).lstrip("/"): path for path in found}
     names = {name: path for name, path in names.items() if not is_unfinished(name)}
