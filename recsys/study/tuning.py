@@ -7,6 +7,7 @@ by the validation metric in its checkpoints. The journal beside it makes a kille
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -127,7 +128,7 @@ def tune(
             f"The last: {list(failed.values())[-1]}"
         )
     best, chosen = study.best_trial, _overrides(study.best_trial.params)
-    content = {"trial": best.number, "metric": best.value, "overrides": chosen}
+    content: dict[str, Any] = {"trial": best.number, "metric": best.value, "overrides": chosen}
     content |= {"num_trials": len(study.trials), "diverged": failed, "key": key}
     write_json(folder / "best.json", content)
     return chosen
