@@ -328,6 +328,18 @@ def test_no_exception_is_swallowed():
     assert not found
 
 
+def test_only_collectives_exchanges_objects():
+    names = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
+    users = {
+        name_of(path)
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute)
+        and (node.attr in names or ast.unparse(node) == "dist.gather")
+    }
+    assert users == {"recsys/runtime/collectives.py"}, "an error there reaches every rank"
+
+
 def test_only_files_renames():
     found = [
         f"{name_of(path)}:{node.lineno}"

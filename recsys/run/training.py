@@ -19,7 +19,8 @@ from recsys.job import say
 from recsys.run.assembly import build_plannable
 from recsys.run.config import RunConfig, check_classes
 from recsys.run.folder import open_run_folder
-from recsys.runtime.env import Env, agents_of_start, first_rank_work
+from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.env import Env, agents_of_start
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
@@ -46,8 +47,8 @@ def open_run(
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
     vectors = open_features(workspace, modalities, manifest, say)
     agents = agents_of_start()
-    with first_rank_work(env) as is_first:
-        if is_first:
+    with sharing_errors():
+        if env.is_first:
             # What does not fit the data is refused before a folder says how this run was started.
             build_plannable(
                 config=config,

@@ -10,8 +10,6 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from recsys.errors import UserError
-from recsys.runtime.collectives import gather, sharing_errors
+from recsys.runtime.collectives import gather
 from recsys.runtime.rendezvous import fresh_store
 from recsys.runtime.threads import threads_of_process, use_threads
 
@@ -252,10 +250,3 @@ def stop(exit_code: int = 0) -> None:
     dist.destroy_process_group()
     if exit_code:
         sys.exit(exit_code)
-
-
-@contextmanager
-def first_rank_work(env: Env) -> Iterator[bool]:
-    """Run a block on rank 0 only, where it yields True; an error is raised on every rank."""
-    with sharing_errors():
-        yield env.is_first

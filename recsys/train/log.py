@@ -21,6 +21,7 @@ from recsys.errors import NonFiniteError
 from recsys.files import json_text, reading, write_json, write_text, writing
 from recsys.metrics.predictions import NanScoresError
 from recsys.model.ranker import Scores
+from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
 from recsys.train.gradients import Gradients, check_finite, total_norm
 
@@ -51,10 +52,11 @@ class RunLog:
         self.started = time.perf_counter()
         self.file = folder / "metrics.jsonl"
         self.board: SummaryWriter | None = None
-        if env.is_first:
-            _forget_after(self.file, state.step)
-            (folder / DIVERGED).unlink(missing_ok=True)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
+        with sharing_errors():
+            if env.is_first:
+                _forget_after(self.file, state.step)
+                (folder / DIVERGED).unlink(missing_ok=True)
+                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
         # disable=None: no bar where the output is not a terminal.
         self.bar = tqdm(
             total=total_steps,
@@ -74,11 +76,12 @@ class RunLog:
             self.flush(state, learning_rate_factor)
 
     def flush(self, state: TrainState, learning_rate_factor: float) -> None:
-        """Average the pending losses over ranks, check and write them.
+        """Average the pending losses over ranks, check and write them; all ranks call this.
 
         Raises:
             NonFiniteError: a loss or a dense gradient is not finite; on every rank, naming the
                 first such step and the parameters.
+            DiskFullError: there is no space for the line; on every rank.
         """
         if not self.losses:
             return
@@ -86,6 +89,15 @@ class RunLog:
         if self.env.world_size > 1:
             dist.all_reduce(losses)
         values = (losses / self.env.world_size).tolist()
+        with sharing_errors():
+            self._write_losses(state, values, learning_rate_factor)
+        self.losses.clear()
+        self.restart_clock()
+
+    def _write_losses(
+        self, state: TrainState, values: list[float], learning_rate_factor: float
+    ) -> None:
+        """Check the mean losses of the last steps and write one line of them."""
         norms_SP = self.gradients.take()
         check_finite(values, norms_SP, self.gradients.names, state.step - len(values) + 1)
         norms_S = [total_norm(norms_P) for norms_P in norms_SP]
@@ -105,8 +117,6 @@ class RunLog:
             f"loss {self.last_loss:.4f}, {metrics['train/examples_per_second']:,.0f} rows/s"
         )
         self.write(state.step, metrics)
-        self.losses.clear()
-        self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leave what came since the last line (a validation, a save) out of the rows a second."""
@@ -136,8 +146,8 @@ class RunLog:
     def close(self) -> None:
         """End the bar and the files."""
         self.bar.close()
-        if self.board is not None:
-            with writing(self.file):
+        with sharing_errors(), writing(self.file):
+            if self.board is not None:
                 self.board.close()
 
 

@@ -51,7 +51,7 @@ def before_an_exchange(env: Env, rank: int, error: Exception) -> None:
         gather(lambda: env.rank)
 
 
-def in_first_rank_work(env: Env, rank: int, error: Exception) -> None:
+def in_work_of_rank_0(env: Env, rank: int, error: Exception) -> None:
     """Fail in a block for rank 0, or beside it."""
     with sharing_errors():
         if env.is_first or env.rank == rank:
@@ -73,7 +73,7 @@ def in_gather_rows(env: Env, rank: int, error: Exception) -> None:
     gather_rows(lambda: failing(env, rank, error, torch.ones(2, 3)), env.device)
 
 
-EXCHANGES = (block, before_an_exchange, in_first_rank_work, in_gather, in_share, in_gather_rows)
+EXCHANGES = (block, before_an_exchange, in_work_of_rank_0, in_gather, in_share, in_gather_rows)
 
 
 def outcome(work: Callable[[], Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def cases_of(result: dict[str, Any], prefix: str) -> dict[str, list[dict[str, An
     [
         "block",
         "before_an_exchange",
-        "in_first_rank_work",
+        "in_work_of_rank_0",
         "in_gather",
         "in_share",
         "in_gather_rows",

@@ -12,7 +12,8 @@ from embedding.text.config import TextConfig
 from embedding.text.encoder import build_scratch_encoder, load_text_encoder
 from embedding.text.fine_tuning import fine_tune
 from embedding.text.pairs import BatchPlan, Pairs
-from recsys.runtime.env import first_rank_work, start, stop
+from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.env import start, stop
 
 
 def pairs_of_words(count: int) -> Pairs:
@@ -41,8 +42,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     env = start("cpu")
     pairs = pairs_of_words(24)
-    with first_rank_work(env) as is_first:
-        if is_first:
+    with sharing_errors():
+        if env.is_first:
             scratch(pairs, folder).save(str(folder / "untrained"))
     model = load_text_encoder(str(folder / "untrained"), 8, env.device)
     for module in model.modules():
