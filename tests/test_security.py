@@ -229,7 +229,12 @@ def test_text_that_looks_like_an_interpolation_is_text_in_what_is_read_from_file
     for text in ("${oc.env:TOKEN}", "a${oc.env:TOKEN}b"):
         cluster = from_config(ClusterConfig, {"name": text}, "cluster")
         assert cluster.name == text
-        recipe = from_config(Recipe, {"items": {"text": [text]}, "name": text}, "data")
+        sections = {
+            "interactions": {"file": "log.csv", "label": "label"},
+            "items": {"file": "items.csv", "text": [text]},
+            "split": {"strategy": "random"},
+        }
+        recipe = from_config(Recipe, {"name": text, **sections}, "data")
         assert recipe.items.text == [text] and recipe.name == text
     with pytest.raises(ValueError, match="cluster.hosts"):
         from_config(ClusterConfig, {"hosts": "${oc.env:TOKEN}"}, "cluster")

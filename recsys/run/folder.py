@@ -6,12 +6,14 @@ was trained with. Called by launch/train.py, launch/evaluate.py, launch/compare.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recsys.checkpoint.integrity import latest_checkpoint
+from recsys.config import from_config
 from recsys.config_files import read_yaml
 from recsys.errors import UserError
 from recsys.files import new_folder, reading, write_text
@@ -86,12 +88,26 @@ def _extension(changed: Mapping[str, str], config: RunConfig, epochs_before: int
     return f"{text}; config.yaml lists them as extended"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """The section `data` of a run's config.yaml, as `data_identity` makes it."""
+
+    name: str
+    """Name of the recipe."""
+    checksums: dict[str, str]
+    """SHA-256 of every file below prepared/, by path."""
+    features: dict[str, str] | None = None
+    """Identity of every feature table, by modality; null in runs of earlier versions."""
+
+
 def _read_stored(file: Path) -> dict[str, Any]:
     """Return the content of a run's config.yaml."""
     with reading(file, _CONFIG_REMEDY):
         stored = read_yaml(file)
         if not isinstance(stored, dict):
             raise UserError(f"{type(stored).__name__}, expected sections")
+        if stored.get("data"):  # earlier versions have no such section
+            from_config(StoredData, stored["data"], "data")
     return stored
 
 
