@@ -145,7 +145,7 @@ JOBS = {
     "embed": (embed, lambda read: None),
     "evaluate": (evaluate, lambda read: check_evaluation(read[2], ["train", "valid", "test"])),
     "neighbours": (neighbours, lambda read: None),
-    "plan": (plan, lambda read: plan.check_planning(read[2])),
+    "plan": (plan, lambda read: check_cluster(read[2].cluster)),
     "prepare": (prepare, lambda read: None),
     "sweep": (sweep, lambda read: space_problems(read[1].sweep.space, "sweep.space")),
     "sync": (sync, lambda read: None),

@@ -202,7 +202,7 @@ def check_statistics(world):
     scores = world.statistics(test["user_row"], test["item_row"], test["history_end"])
     found = rows_far_from_chance(test, scores)
     drawn = world.candidates()
-    ends = test["history_end"][drawn.template_N]
+    ends = drawn.templates.column("history_end").to_numpy()[drawn.template_N]
     scores = world.statistics(drawn.user_row_N, drawn.item_row_N, ends)
     found |= lists_far_from_chance(drawn, scores)
     assert not found

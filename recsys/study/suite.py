@@ -59,7 +59,8 @@ def check_suite(suite: SuiteConfig) -> None:
     problems = []
     if suite.reference not in suite.variants:
         problems.append(
-            f"suite.reference={suite.reference!r}: expected one of {', '.join(suite.variants)}"
+            f"suite.reference={suite.reference!r}: expected one of suite.variants "
+            f"({', '.join(suite.variants) or 'empty'})"
         )
     problems += name_problems("suite.name", suite.name)
     for name in suite.variants:

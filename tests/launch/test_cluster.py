@@ -19,7 +19,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from torch.distributed.run import get_args_parser
 
+from launch import train
 from recsys.config import plain
+from recsys.job import typed_arguments
 from recsys.run.config import SECTIONS, read_run_config
 
 CLUSTER = Path(__file__).resolve().parents[2] / "launch" / "cluster"
@@ -45,7 +47,8 @@ def read(words):
     job = Path(parsed.training_script)
     assert (CLUSTER.parents[1] / job).is_file()
     with initialize_config_dir(version_base=None, config_dir=str(CLUSTER.parents[1] / "configs")):
-        cfg = compose(job.stem, overrides=parsed.training_script_args)
+        overrides = typed_arguments(parsed.training_script_args, train.KEYS)
+        cfg = compose(job.stem, overrides=overrides)
     return parsed, cfg
 
 

@@ -8,7 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from launch import train
 from recsys.config import plain
+from recsys.job import typed_arguments
 from recsys.model.build import build_ranker
 from recsys.run.assembly import build_plannable, plan_and_shard
 from recsys.run.config import SECTIONS, read_run_config
@@ -20,7 +22,7 @@ DIMS = {"semantic": 6, "style": 4, "text": 5}
 
 def settings(*overrides):
     with initialize_config_dir(version_base=None, config_dir=str(CONFIGS)):
-        cfg = compose("train", overrides=list(overrides))
+        cfg = compose("train", overrides=typed_arguments(overrides, train.KEYS))
     return read_run_config({name: plain(cfg.get(name)) for name in SECTIONS})
 
 
