@@ -127,6 +127,7 @@ def test_suite_that_cannot_run_is_refused_with_every_reason():
     )
     with pytest.raises(ValueError) as error:
         check_suite(suite)
-    for part in ("reference='full': expected one of small", "space.a: low=1.0", "space.b: low=0.0"):
+    reference = "reference='full': expected one of suite.variants (small)"
+    for part in (reference, "space.a: low=1.0", "space.b: low=0.0"):
         assert part in str(error.value)
     assert space_problems(SPACE, "space") == []
