@@ -16,6 +16,7 @@ from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
 from recsys.data.loader import Loader
 from recsys.job import say
+from recsys.metrics.registry import METRICS
 from recsys.run.assembly import build_plannable
 from recsys.run.config import RunConfig, check_classes
 from recsys.run.folder import open_run_folder
@@ -167,7 +168,7 @@ def _loop(
         evaluate_every_steps=settings.evaluate_every_steps,
         save_every_steps=settings.save_every_steps,
         patience=settings.patience,
-        higher_is_better=settings.metric != "log_loss",
+        higher_is_better=METRICS[settings.metric].direction > 0,
         plateau_factor=optim.plateau_factor,
     )
 
