@@ -36,13 +36,14 @@ def keys_of(schemas: Sequence[type], above: str = "") -> Iterator[Key]:
     for schema in schemas:
         hints = typing.get_type_hints(schema, include_extras=True)
         texts = _field_texts(schema)
+        choices = getattr(schema, "CHOICES", {})
         for field in dataclasses.fields(schema):
             name = f"{above}{field.name}"
             section, suffix = _section_of(hints[field.name])
             if suffix or section is None or _default(field) is None:
                 yield Key(
                     name=name,
-                    type=_type(hints[field.name]),
+                    type=_type(hints[field.name], choices.get(field.name, ())),
                     default=_written(field),
                     text=texts[field.name],
                 )
@@ -90,7 +91,9 @@ def _written(field: "dataclasses.Field[Any]") -> str:
     return str(default) if default != "" else "''"
 
 
-def _type(hint: Any) -> str:
+def _type(hint: Any, choices: Sequence[str]) -> str:
+    if choices:
+        return " or ".join(", ".join(choices).rsplit(", ", 1))
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     bare = without_none(inner)
     section = _section_of(bare)[0]

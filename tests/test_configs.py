@@ -114,6 +114,13 @@ def test_preset_holds_only_what_differs_from_its_class(group):
         assert set(repeated) <= {"name", "perspective_weights"}, file
 
 
+@pytest.mark.parametrize("name", RankerConfig.KINDS)
+def test_every_ranker_has_a_preset_of_its_name(name):
+    """umair_fps: `base`. So `model=<name>` chooses any ranker."""
+    file = CONFIGS / "model" / f"{'base' if name == 'umair_fps' else name}.yaml"
+    assert plain(OmegaConf.load(file))["name"] == name
+
+
 def test_root_file_holds_nothing_that_a_class_has_by_itself():
     for root in ROOTS:
         keys = set(OmegaConf.load(CONFIGS / root))

@@ -1,5 +1,6 @@
 """launch/doctor.py: one sentence for every kind of mismatch, and the command as typed."""
 
+import re
 import subprocess
 import sys
 
@@ -165,7 +166,11 @@ def test_keys_of_a_job_are_printed_with_type_default_and_text(capsys):
     assert "workspace  (text; required)" in printed
     assert "data.items.features.<name>.kind  (id, id_list or numeric; default id)" in printed
     assert "run.threads  (int or null; default null)" in printed
-    assert "model.umcm  (text, with model.name=umair_fps; default attention)" in printed
+    forms = (
+        r"model.umcm  \(attention, senet, .* or \w+, with model.name=umair_fps; default attention\)"
+    )
+    assert re.search(forms, printed)
+    assert "model.dense_precision  (fp32, tf32 or bf16; default fp32)" in printed
     assert "model.cross_heads  (int, with model.name=autoint; default 2)\n    Heads" in printed
 
 

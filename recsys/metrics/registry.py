@@ -1,6 +1,6 @@
 """The metrics registry: one record per metric, which summaries, intervals, tables and pages read.
 
-A new metric is a file of its own with its formula and its resampled formula, an entry here, and a
+A new metric has its formula and its resampled formula in the file of its family, an entry here, and a
 test. Metrics of ranked lists of candidates are in ranking.py. Shapes: R replicates.
 """
 

@@ -1,9 +1,11 @@
 """From a manifest and a ranker's settings to a Ranker whose tables are on the meta device.
 
-RANKERS lists every ranker by name. Called by the jobs in launch/ that need a model; sharding gives
-the tables their storage.
+RANKERS lists every ranker by name: UMAIR-FPS and the baselines, which are found by their files in
+baselines/. Called by the jobs in launch/ that need a model; sharding gives the tables their storage.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +13,7 @@ import torch
 from torch import nn
 
 from recsys.errors import UserError
-from recsys.model.baselines import (
-    autoint,
-    concat,
-    dcn,
-    dcn_v2,
-    deepfm,
-    fibinet,
-    finalmlp,
-    fm,
-    lr,
-    masknet,
-    xdeepfm,
-)
+from recsys.model import baselines
 from recsys.model.config import RankerConfig
 from recsys.model.inputs import InputSizes, RankerInputs
 from recsys.model.ranker import Ranker, Scorer
@@ -31,20 +21,27 @@ from recsys.model.umair_fps import UmairFps, UmairFpsConfig
 from recsys.schema import FeatureSpec, Manifest
 
 Dense = Callable[[Any, InputSizes], nn.Module]
+
+
+def _baselines() -> dict[str, tuple[type[RankerConfig], Dense]]:
+    """Return settings and dense half of every baseline: what each file of baselines/ has in `RANKERS`."""
+    found: dict[str, tuple[type[RankerConfig], Dense]] = {}
+    for file in pkgutil.iter_modules(baselines.__path__):
+        if file.name == "inputs":  # what the baselines share
+            continue
+        module = importlib.import_module(f"{baselines.__name__}.{file.name}")
+        for config, dense in module.RANKERS:
+            name = config().name
+            assert name not in found, f"{module.__name__}: another baseline is called {name!r}"
+            found[name] = (config, dense)
+    return found
+
+
+BASELINES = _baselines()
+"""Settings and dense half of a baseline by model.name, in the order of the files."""
 RANKERS: dict[str, tuple[type[RankerConfig], Dense]] = {
     "umair_fps": (UmairFpsConfig, UmairFps),
-    "lr": (lr.LogisticRegressionConfig, lr.LogisticRegression),
-    "fm": (fm.FactorizationMachineConfig, fm.FactorizationMachine),
-    "deepfm": (deepfm.DeepFMConfig, deepfm.DeepFM),
-    "dcn": (dcn.DcnConfig, dcn.Dcn),
-    "dcn_v2": (dcn_v2.DcnV2Config, dcn_v2.DcnV2),
-    "dcn_v2_stacked": (dcn_v2.StackedDcnV2Config, dcn_v2.DcnV2),
-    "xdeepfm": (xdeepfm.XDeepFMConfig, xdeepfm.XDeepFM),
-    "fibinet": (fibinet.FiBiNetConfig, fibinet.FiBiNet),
-    "autoint": (autoint.AutoIntConfig, autoint.AutoInt),
-    "masknet": (masknet.MaskNetConfig, masknet.MaskNet),
-    "finalmlp": (finalmlp.FinalMlpConfig, finalmlp.FinalMlp),
-    "concat": (concat.ConcatConfig, concat.Concat),
+    **BASELINES,
 }
 """Settings and dense half of a ranker by model.name; the dense half is built from settings and widths."""
 RankerConfig.KINDS = {name: config for name, (config, _) in RANKERS.items()}

@@ -30,6 +30,8 @@ class RankerConfig:
     """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
     KINDS: ClassVar[Mapping[str, type["RankerConfig"]]] = {}
     """Settings of every ranker by `name`; set by recsys/model/build.py (recsys.config)."""
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"dense_precision": DENSE_PRECISIONS}
+    """Values that a key may have, by key (recsys.config_keys)."""
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
     """Integers that may be 0; all others are 1 or more."""
     MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ()
@@ -64,7 +66,11 @@ class RankerConfig:
         found = [problem for key, value in values.items() for problem in self._unfit(key, value)]
         if not 0 <= self.embedding_init < math.inf:
             found.append(f"embedding_init={self.embedding_init}: expected 0 or more")
-        return found + unknown_choice(self, "dense_precision", DENSE_PRECISIONS)
+        return found + [
+            f"{key}={values[key]!r}: expected one of {', '.join(choices)}"
+            for key, choices in self.CHOICES.items()
+            if values[key] not in choices
+        ]
 
     def _unfit(self, key: str, value: Any) -> list[str]:
         """Return a text for a size, a list of widths or a dropout out of its bounds."""
@@ -79,9 +85,3 @@ class RankerConfig:
             least = 0 if key in self.MAY_BE_ZERO else 1
             return [] if value >= least else [f"{key}={value}: expected {least} or more"]
         return []
-
-
-def unknown_choice(config: RankerConfig, key: str, choices: tuple[str, ...]) -> list[str]:
-    """Return a text where the value of a key is none of its choices."""
-    value = getattr(config, key)
-    return [] if value in choices else [f"{key}={value!r}: expected one of {', '.join(choices)}"]

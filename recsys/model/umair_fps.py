@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from recsys.model.config import RankerConfig, unknown_choice
+from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
@@ -55,6 +55,12 @@ class SecondOrder(nn.Module):
 class UmairFpsConfig(RankerConfig):
     """Settings of UMAIR-FPS beside those that all rankers share."""
 
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **RankerConfig.CHOICES,
+        "umcm": tuple(UMCM_FORMS),
+        "cross": CROSS_FORMS,
+    }
+    """Forms of the fusion and of the cross network."""
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("similarity_tiers",)
     """Integers that may be 0."""
     shared_projection: bool = True
@@ -66,10 +72,10 @@ class UmairFpsConfig(RankerConfig):
     tower_dims: list[int] = field(default_factory=lambda: [128, 64])
     """Hidden widths of the user tower and of the item's id tower; the last is the UMCM width H."""
     umcm: str = "attention"
-    """Fusion: `attention`, `senet`, `mixture`, `global` (equal for all users), or `concat` (no
-    measurement)."""
+    """Form of the fusion (recsys/model/fusion.py); `global` weighs equally for all users, `concat` does
+    not weigh."""
     cross: str = "low_rank_mixture"
-    """Cross network: `low_rank_mixture`, `low_rank`, `full` or `none`."""
+    """Form of the cross network (recsys/model/cross.py)."""
     cross_layers: int = 2
     """Layers of the cross network."""
     cross_rank: int = 32
@@ -96,11 +102,6 @@ class UmairFpsConfig(RankerConfig):
     code; false: in a linear layer, so that u . m_k can be negative."""
     batch_norm: bool = False
     """Batch norm in towers and final MLP."""
-
-    def problems(self) -> list[str]:
-        """Return a text for everything that this model cannot be built with."""
-        found = super().problems() + unknown_choice(self, "umcm", tuple(UMCM_FORMS))
-        return found + unknown_choice(self, "cross", CROSS_FORMS)
 
 
 class UmairFps(nn.Module):

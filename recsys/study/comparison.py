@@ -131,7 +131,7 @@ def run_suite(
         data: arguments that name the recipe (recsys.job.same_data).
     """
     # 1. The variants asked for, and the processes that train them.
-    wanted = _wanted(config, suite)
+    wanted, of_suite = _wanted(config, suite), suite.all_variants
     folder = workspace / "comparisons" / suite.name
     commands = Commands(
         data=data,
@@ -144,12 +144,12 @@ def run_suite(
 
     # 2. Feature tables of variants that have their own.
     places = {
-        name: own_features(commands, workspace, folder, name, suite.variants[name], config.embed)
+        name: own_features(commands, workspace, folder, name, of_suite[name], config.embed)
         for name in wanted
     }
 
     # 3. Settings: chosen per variant on validation, with equal numbers of trials.
-    settings = {name: list(suite.variants[name].overrides) for name in wanted}
+    settings = {name: list(of_suite[name].overrides) for name in wanted}
     if config.trials:
         settings = _tuned(config, suite, commands, folder, places, settings)
 
@@ -181,11 +181,12 @@ def run_suite(
 
 def _wanted(config: CompareConfig, suite: SuiteConfig) -> list[str]:
     """Return the names of the variants, the reference included."""
-    wanted = list(suite.variants if config.variants is None else config.variants)
-    unknown = sorted(set(wanted) - set(suite.variants))
+    variants = suite.all_variants
+    wanted = list(variants if config.variants is None else config.variants)
+    unknown = sorted(set(wanted) - set(variants))
     if unknown:
         raise UserError(
-            f"variants={','.join(unknown)}: the suite {suite.name!r} has {', '.join(suite.variants)}"
+            f"variants={','.join(unknown)}: the suite {suite.name!r} has {', '.join(variants)}"
         )
     if suite.reference not in wanted:
         wanted.insert(0, suite.reference)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from recsys.errors import UserError
+from recsys.model.build import BASELINES
 from recsys.schema import name_problems
 
 
@@ -46,7 +47,15 @@ class SuiteConfig:
     space: dict[str, SearchConfig] = field(default_factory=dict)
     """Settings that each variant may choose for itself on validation (trials=), by key."""
     variants: dict[str, VariantConfig] = field(default_factory=dict)
-    """The lines of the table, in order."""
+    """Variants by name, in the order of the table."""
+    baselines: bool = False
+    """Add a variant `model=<name>` for every baseline (recsys/model/baselines/) that is not there."""
+
+    @property
+    def all_variants(self) -> dict[str, VariantConfig]:
+        """The variants and, if asked for, the baselines after them."""
+        added = [name for name in BASELINES if self.baselines and name not in self.variants]
+        return self.variants | {n: VariantConfig(overrides=[f"model={n}"]) for n in added}
 
 
 def check_suite(suite: SuiteConfig) -> None:
@@ -57,13 +66,14 @@ def check_suite(suite: SuiteConfig) -> None:
             every problem.
     """
     problems = []
-    if suite.reference not in suite.variants:
+    variants = suite.all_variants
+    if suite.reference not in variants:
         problems.append(
             f"suite.reference={suite.reference!r}: expected one of suite.variants "
-            f"({', '.join(suite.variants) or 'empty'})"
+            f"({', '.join(variants) or 'empty'})"
         )
     problems += name_problems("suite.name", suite.name)
-    for name in suite.variants:
+    for name in variants:
         problems += name_problems("suite.variants", name)
     problems += space_problems(suite.space, "suite.space")
     if problems:

@@ -18,6 +18,7 @@ from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
 from recsys.checkpoint.write import save_checkpoint
 from recsys.model.build import RANKERS, batch_features
+from recsys.model.fusion import UMCM_FORMS
 from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
@@ -28,11 +29,8 @@ INPUTS = {
     "ids": {"modalities": []},
     "all": {"modalities": ["semantic", "style", "text"]},
 }
-OPTIONS = {
-    "umair_fps+global": {"umcm": "global"},
-    "umair_fps+concat": {"umcm": "concat"},
-    "umair_fps+similarity_tiers": {"similarity_tiers": 5},
-}
+OPTIONS = {f"umair_fps+{form}": {"umcm": form} for form in UMCM_FORMS}
+OPTIONS["umair_fps+similarity_tiers"] = {"similarity_tiers": 5}
 
 NORMALISED = {
     "umair_fps": {"umcm": "mixture"},

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from recsys.model.build import RANKERS
+from recsys.model.fusion import UMCM_FORMS
 from tests.processes import worker_result
 
 WORKER = Path(__file__).with_name("contract_worker.py")
 STEPS = 30
 FIRST_STEPS = 5
 CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
-CASES += [f"umair_fps+{option}/all" for option in ("global", "concat", "similarity_tiers")]
+CASES += [f"umair_fps+{option}/all" for option in (*UMCM_FORMS, "similarity_tiers")]
 
 NORMALISED = [f"{name}+batch_norm" for name in ("umair_fps", "finalmlp", "deepfm")]
 """Trained on padded batches of 32, 18, 10 and 1 real rows: two ranks of 16 rows share them."""
@@ -69,7 +70,7 @@ def test_loaded_checkpoint_scores_as_the_model_that_was_saved(two_ranks, case):
     assert two_ranks[case]["loaded"] == two_ranks[case]["scores"]
 
 
-@pytest.mark.parametrize("name", sorted(set(RANKERS) - {"lr", "fm"}))
+@pytest.mark.parametrize("name", RANKERS)
 def test_modalities_reach_the_model(two_ranks, name):
     """More inputs need more weights; equal inputs are what a comparison rests on."""
     assert two_ranks[f"{name}/all"]["num_dense"] > two_ranks[f"{name}/ids"]["num_dense"]

@@ -63,7 +63,7 @@ def test_masked_modality_does_not_change_the_fused_vector(form):
     torch.testing.assert_close(umcm(user, modalities, present)[0], umcm(user, other, present)[0])
 
 
-@pytest.mark.parametrize("form", ["attention", "senet", "mixture"])
+@pytest.mark.parametrize("form", sorted(set(UMCM_FORMS) - {"global", "concat"}))
 def test_row_depends_on_its_own_user_and_on_no_other(form):
     umcm = build(form)
     user, modalities, present = inputs()

@@ -6,7 +6,7 @@ import torch
 from recsys.model.build import RANKERS
 from tests.model.whole_tables import batch_of, ranker_of
 
-NORMALISED = sorted(set(RANKERS) - {"lr", "fm"})
+NORMALISED = [name for name, (config, _) in RANKERS.items() if hasattr(config(), "batch_norm")]
 OPTIONS = [("umair_fps", {"umcm": "mixture"}), ("umair_fps", {"similarity_tiers": 4})]
 CASES = [(name, {}) for name in NORMALISED] + OPTIONS
 

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from recsys.model.build import RANKERS
+from recsys.model.cross import CROSS_FORMS
+from recsys.model.fusion import UMCM_FORMS
 from tests.model.whole_tables import batch_of, ranker_of
 
 OPTIONS = [
     {"similarity_tiers": 5},
     {"second_order": True},
     {"batch_norm": True},
-    *({"umcm": form} for form in ("senet", "mixture", "global", "concat")),
-    *({"cross": form} for form in ("low_rank", "full", "none")),
+    *({"umcm": form} for form in UMCM_FORMS),
+    *({"cross": form} for form in CROSS_FORMS),
 ]
 CASES = [(name, {}) for name in RANKERS] + [("umair_fps", more) for more in OPTIONS]
 

@@ -88,3 +88,6 @@ class AutoInt(nn.Module):
         attended_BC = self.attention(fields_BFD).flatten(start_dim=1)
         both_BC = torch.cat([attended_BC, self.deep(fields_BFD.flatten(start_dim=1))], dim=1)
         return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])
+
+
+RANKERS = ((AutoIntConfig, AutoInt),)

@@ -36,3 +36,6 @@ class Concat(nn.Module):
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""
         return unmeasured(self.logit(self.deep(self.x0(inputs)))[:, 0])
+
+
+RANKERS = ((ConcatConfig, Concat),)

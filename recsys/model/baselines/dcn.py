@@ -48,3 +48,6 @@ class Dcn(nn.Module):
         x0_BN = self.x0(inputs)
         both_BC = torch.cat([self.cross(x0_BN), self.deep(x0_BN)], dim=1)
         return unmeasured(self.logit(both_BC)[:, 0])
+
+
+RANKERS = ((DcnConfig, Dcn),)

@@ -4,6 +4,7 @@ Parallel: logit = w . [x_L ; MLP(x_0)] + b. Stacked: logit = w . MLP(x_L) + b.
 Shapes: B rows, N width of x0.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from recsys.model.baselines.inputs import (
     deep_network,
     unmeasured,
 )
-from recsys.model.config import unknown_choice
+from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import linear_of_joined
@@ -26,22 +27,23 @@ from recsys.model.linear import linear_of_joined
 class DcnV2Config(ConcatenationConfig):
     """Settings of DCN-V2, parallel."""
 
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **RankerConfig.CHOICES,
+        "cross": CROSS_FORMS,
+    }
+    """Forms of the cross network."""
     STACKED: ClassVar[bool] = False
     """The deep network reads the cross network's output, not x0."""
     name: str = "dcn_v2"
     """`dcn_v2`, or `dcn_v2_stacked`."""
     cross: str = "full"
-    """Cross network: `low_rank_mixture`, `low_rank`, `full` or `none`."""
+    """Form of the cross network (recsys/model/cross.py)."""
     cross_layers: int = 3
     """Layers of the cross network."""
     cross_rank: int = 32
     """Rank of the low-rank forms."""
     cross_experts: int = 4
     """Experts of the low-rank mixture."""
-
-    def problems(self) -> list[str]:
-        """Return a text for everything that this model cannot be built with."""
-        return super().problems() + unknown_choice(self, "cross", CROSS_FORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +83,6 @@ class DcnV2(nn.Module):
         if self.stacked:
             return unmeasured(self.logit(self.deep(crossed_BN))[:, 0])
         return unmeasured(linear_of_joined([crossed_BN, self.deep(x0_BN)], self.logit)[:, 0])
+
+
+RANKERS = ((DcnV2Config, DcnV2), (StackedDcnV2Config, DcnV2))

@@ -44,3 +44,6 @@ class DeepFM(nn.Module):
         fields_BFD = self.fields(inputs)
         deep_B = self.logit(self.deep(fields_BFD.flatten(start_dim=1)))[:, 0]
         return unmeasured(self.first_order(inputs) + second_order(fields_BFD) + deep_B)
+
+
+RANKERS = ((DeepFMConfig, DeepFM),)

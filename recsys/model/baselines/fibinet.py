@@ -80,3 +80,6 @@ class FiBiNet(nn.Module):
         weighed_BFD = fields_BFD * weights_BF[:, :, None]
         both_BC = torch.cat([self.plain(fields_BFD), self.weighed(weighed_BFD)], dim=1)
         return unmeasured(self.first_order(inputs) + self.logit(self.deep(both_BC))[:, 0])
+
+
+RANKERS = ((FiBiNetConfig, FiBiNet),)

@@ -130,3 +130,6 @@ class FinalMlp(nn.Module):
         """Return (logits [B], weights [B, 0])."""
         user_BX, item_BY = self.x0.sides(inputs)
         return unmeasured(self.streams(torch.cat([user_BX, item_BY], dim=1), user_BX, item_BY))
+
+
+RANKERS = ((FinalMlpConfig, FinalMlp),)

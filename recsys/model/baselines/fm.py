@@ -42,3 +42,6 @@ class FactorizationMachine(nn.Module):
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""
         return unmeasured(self.first_order(inputs) + second_order(self.fields(inputs)))
+
+
+RANKERS = ((FactorizationMachineConfig, FactorizationMachine),)

@@ -40,3 +40,6 @@ class LogisticRegression(nn.Module):
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], weights [B, 0])."""
         return unmeasured(self.first_order(inputs))
+
+
+RANKERS = ((LogisticRegressionConfig, LogisticRegression),)

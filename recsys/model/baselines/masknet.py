@@ -78,3 +78,6 @@ class MaskNet(nn.Module):
         normalised_BN = self.norm(fields_BFD).flatten(start_dim=1)
         blocks = [block(plain_BN, normalised_BN) for block in self.blocks]
         return unmeasured(self.logit(self.deep(torch.cat(blocks, dim=1)))[:, 0])
+
+
+RANKERS = ((MaskNetConfig, MaskNet),)

@@ -79,3 +79,6 @@ class XDeepFM(nn.Module):
         deep_BH = self.deep(fields_BFD.flatten(start_dim=1))
         both_BC = torch.cat([self.interaction(fields_BFD), deep_BH], dim=1)
         return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])
+
+
+RANKERS = ((XDeepFMConfig, XDeepFM),)

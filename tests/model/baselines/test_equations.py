@@ -132,7 +132,7 @@ def test_masked_modality_changes_neither_form_of_the_inputs():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "magic"}, "model.name='magic': expected one of umair_fps, lr, fm"),
+        ({"name": "magic"}, "model.name='magic': expected one of umair_fps, autoint, concat"),
         ({"name": "lr", "first_order": False}, "model.first_order=false: model.name=lr"),
         ({"name": "fm", "table_dims": {"tags": 8}}, "theirs differ in width"),
         ({"name": "finalmlp", "cross_heads": 3}, "divides .* 16 and 16"),
