@@ -146,6 +146,7 @@ def move_folder(folder: Path, target: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder; its name goes first, so that nobody finds half of it."""
     hidden = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed in here
     os.rename(folder, hidden)
     shutil.rmtree(hidden)
 

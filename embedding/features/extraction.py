@@ -4,10 +4,10 @@ Input: prepared/items.parquet and an extractor. Output: features/<name>/. Called
 launch/embed.py; embedding/features/pipeline.py is the work of one rank.
 
 A vector is made once: what it was made of is hashed, and a row of the same hash and the same encoder
-takes the vector that is there, from its own shard or from any shard of an earlier table.
+takes the vector that is there, from its own shard or from any shard of an earlier table. The tables that
+are there stay readable until the new ones are whole (replacement.py).
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +21,14 @@ from tqdm import tqdm
 from embedding.features.catalogue import Catalogue
 from embedding.features.extractor import Extractor
 from embedding.features.pipeline import Pipeline
+from embedding.features.replacement import (
+    Basis,
+    declare_whole,
+    next_name,
+    open_next_tables,
+    replace_tables,
+    stamp_of,
+)
 from embedding.features.reuse import EarlierTables
 from embedding.features.store import (
     MASK_CODES,
@@ -34,7 +42,7 @@ from embedding.features.store import (
 )
 from embedding.image.pictures import REASONS, write_unusable
 from recsys.errors import UserError
-from recsys.files import EMBED_AGAIN, read_array, read_json, remove_leftovers, write_json
+from recsys.files import EMBED_AGAIN, read_array
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
@@ -140,22 +148,18 @@ def extract_features(
     features, names = workspace / "features", list(extractor.dims)
     earlier = EarlierTables(features / f".{'+'.join(names)}.earlier", names)
 
-    def open_tables() -> dict[str, Any]:
+    def open_tables() -> Basis:
         stamp = {
             "version": STORE_VERSION,
             "revision": made_by.revision,
             "row_hash": extractor.row_hash,
             # Which row is which item: in another order, vectors are looked for by hash.
             "items": manifest.checksums["items.parquet"],
-            "shard_rows": shard_rows or _shard_rows_of(features / names[0], catalogue.num_rows),
+            "shard_rows": shard_rows or _shard_rows_of(features, names[0], catalogue.num_rows),
         }
-        _open_tables(features, names, stamp, earlier)
-        return stamp
+        return open_next_tables(features, names, stamp, earlier)
 
-    stamp = share(open_tables)
-    pipeline = Pipeline(
-        extractor, catalogue, features, earlier, int(stamp["shard_rows"]), forget_missing
-    )
+    pipeline = Pipeline(extractor, catalogue, features, earlier, share(open_tables), forget_missing)
     counts = gather(lambda: _run_rank(pipeline, env))
     tables = share(lambda: _close_tables(pipeline, manifest, made_by))
     return Extraction(
@@ -183,12 +187,13 @@ def _run_rank(pipeline: Pipeline, env: Env) -> dict[str, int]:
 def _close_tables(
     pipeline: Pipeline, manifest: Manifest, made_by: MadeBy
 ) -> dict[str, FeatureManifest]:
-    """Write the manifest of every table, by which it is complete, and the list of unusable pictures."""
+    """Write the manifest of every table, put the tables in their places, list unusable pictures."""
     features, extractor = pipeline.features, pipeline.extractor
     tables = {}
     for name in pipeline.names:
+        made = features / next_name(name)
         tables[name] = _manifest_of(
-            [finished_shard(features / name, i) for i in range(pipeline.num_shards)],
+            [finished_shard(made, i) for i in range(pipeline.num_shards)],
             name=name,
             encoder=made_by.encoder,
             revision=made_by.revision,
@@ -198,11 +203,13 @@ def _close_tables(
             scaling=made_by.scaling,
             row_hash=extractor.row_hash,
         )
-        write_feature_manifest(features / name, tables[name])
+        write_feature_manifest(made, tables[name])
+    pipeline.earlier.remove()  # its index holds for the tables that are replaced now
+    declare_whole(features, pipeline.names)
+    replace_tables(features, pipeline.names)
     if extractor.column == "image":
         pictures = _unusable_pictures(pipeline.catalogue, features / pipeline.names[0])
         write_unusable(features / UNUSABLE_FILE, pictures)
-    pipeline.earlier.remove()
     return tables
 
 
@@ -228,49 +235,10 @@ def fitting_shard_rows(num_rows: int) -> int:
     return min(max(1024, 1 << max(0, (num_rows // 4096).bit_length() - 1)), 32_768)
 
 
-def _shard_rows_of(folder: Path, num_rows: int) -> int:
-    """Return the rows of a shard in the table that is there, else those that fit."""
-    stamp = _stamp_of(folder)
+def _shard_rows_of(features: Path, name: str, num_rows: int) -> int:
+    """Return the rows of a shard in the table that is there or was begun, else those that fit."""
+    stamp = stamp_of(features / name) or stamp_of(features / next_name(name))
     return int(stamp["shard_rows"]) if stamp else fitting_shard_rows(num_rows)
-
-
-def _stamp_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the shards in a folder belong to; None where nothing is."""
-    file = folder / ".stamp.json"
-    return read_json(file, f"delete {folder} and {EMBED_AGAIN}") if file.is_file() else None
-
-
-def _open_tables(
-    features: Path, names: list[str], stamp: dict[str, Any], earlier: EarlierTables
-) -> None:
-    """Leave a folder for every table with the stamp, what fits of earlier ones set aside.
-
-    Shards of the same items stay where they are. Those of other items are set aside and looked
-    through; those of another encoder are deleted.
-    """
-
-    def usable(folder: Path) -> bool:
-        there = _stamp_of(folder) or {}
-        return all(there.get(key) == stamp[key] for key in ("version", "revision", "row_hash"))
-
-    if not all(
-        usable(g / name) for g in earlier.generations() for name in names if (g / name).exists()
-    ):
-        earlier.remove()
-    for name in names:
-        folder = features / name
-        if folder.is_dir() and _stamp_of(folder) != stamp:
-            if usable(folder):
-                earlier.set_aside(folder)
-            else:
-                shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Complete again only when the last shard is there.
-        (folder / "manifest.json").unlink(missing_ok=True)
-        remove_leftovers(folder)
-        write_json(folder / ".stamp.json", stamp)
-    if earlier.generations():
-        earlier.build_index()
 
 
 def _manifest_of(entries: list[ShardEntry | None], **known: Any) -> FeatureManifest:

@@ -21,9 +21,10 @@ import numpy as np
 
 from embedding.features.catalogue import Catalogue
 from embedding.features.extractor import Extractor
+from embedding.features.replacement import Basis, next_name
 from embedding.features.reuse import EarlierTables, same_rows, stored_rows
 from embedding.features.store import MASK_CODES, entry_file, finished_shard, write_shard
-from recsys.files import EMBED_AGAIN, read_array, write_json
+from recsys.files import EMBED_AGAIN, new_file, read_array, write_json
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,7 @@ class Pipeline:
         catalogue: Catalogue,
         features: Path,
         earlier: EarlierTables,
-        shard_rows: int,
+        basis: Basis,
         forget_missing: bool,
     ):
         self.extractor = extractor
@@ -68,11 +69,14 @@ class Pipeline:
         self.catalogue = catalogue
         self.features = features
         self.names = list(extractor.dims)
+        self.next_names = [next_name(name) for name in self.names]
+        self.has_same_rows = basis.has_same_rows
         self.earlier = earlier
+        earlier.has_finished = basis.has_other_rows
         self.generations = earlier.generations()[::-1]
         self.has_index = earlier.open_index()
-        self.shard_rows = shard_rows
-        self.num_shards = -(-catalogue.num_rows // shard_rows)
+        self.shard_rows = int(basis.stamp["shard_rows"])
+        self.num_shards = -(-catalogue.num_rows // self.shard_rows)
 
     def rows_of(self, index: int) -> range:
         """Return the item rows of a shard."""
@@ -121,19 +125,20 @@ class Pipeline:
         values = column.to_pylist()
         rows = self.extractor.hashes(values)
         shard = Shard(index=index, start_row=start, num_rows=stop - start, rows=rows)
-        there = stored_rows(self.features, self.names, index)
-        is_whole = there is not None and len(there) == len(rows) and same_rows(there, rows).all()
-        if is_whole or self.take_whole(shard):
+        made, names = stored_rows(self.features, self.next_names, index), self.next_names
+        if (made is not None and _made_of(made, rows)) or self.take_whole(shard):
             shard.is_kept = True
             return shard
+        if made is None and self.has_same_rows:
+            made, names = stored_rows(self.features, self.names, index), self.names
         has_content = (rows["high"] != 0) | (rows["low"] != 0)
         rows["masked"] = MASK_CODES["none"]
         shard.vectors = {
             name: np.zeros((len(rows), dim), dtype=np.float16)
             for name, dim in self.extractor.dims.items()
         }
-        if there is not None and len(there) == len(rows):
-            self.take_unchanged(shard, there)
+        if made is not None and len(made) == len(rows):
+            self.take_unchanged(shard, made, names)
         if self.has_index:
             self.take_found(shard, np.flatnonzero((rows["masked"] != 0) & has_content))
         shard.positions = np.flatnonzero((rows["masked"] != 0) & has_content)
@@ -142,24 +147,26 @@ class Pipeline:
         return shard
 
     def take_whole(self, shard: Shard) -> bool:
-        """Link the shard of an earlier table whose rows are made of the same; False without one."""
-        for generation in self.generations:
-            before = stored_rows(generation, self.names, shard.index)
-            if before is None or len(before) != len(shard.rows):
-                continue
-            if same_rows(before, shard.rows).all() and self.link(generation, shard):
+        """Link the shard of a table that is there and is made of the same; False without one."""
+        finished = [self.features] if self.has_same_rows else []
+        for root in [*finished, *self.generations]:
+            before = stored_rows(root, self.names, shard.index)
+            if before is not None and _made_of(before, shard.rows) and self.link(root, shard):
                 return True
         return False
 
-    def take_unchanged(self, shard: Shard, there: np.ndarray) -> None:
+    def take_unchanged(self, shard: Shard, there: np.ndarray, folders: list[str]) -> None:
         """Copy vectors from the shard that is there, ROW [N], of the same items.
 
         In the other rows a picture was replaced, or one that could not be read is tried again.
+
+        Args:
+            folders: below features/ that the shard is in, by table.
         """
         same = same_rows(there, shard.rows) & (there["masked"] == 0)
         shard.rows_before = there
-        for name in self.names:
-            file = self.features / name / f"shard-{shard.index:05d}.npy"
+        for name, folder in zip(self.names, folders, strict=True):
+            file = self.features / folder / f"shard-{shard.index:05d}.npy"
             before = read_array(file, f"delete it and {EMBED_AGAIN}", mmap=True)
             shard.vectors_before[name] = before
             shard.vectors[name][same] = before[same]
@@ -197,14 +204,16 @@ class Pipeline:
             return False
         for name, entry in entries.items():
             assert entry is not None, "checked above"
-            source, target = generation / name, self.features / name
+            source, target = generation / name, self.features / next_name(name)
+            # Without its entry a shard is not finished: nothing half of it is ever read.
             entry_file(target, index).unlink(missing_ok=True)
             for file in (entry.file, entry.rows_file):
                 (target / file).unlink(missing_ok=True)
                 try:
                     os.link(source / file, target / file)
                 except OSError:  # a file system without hard links
-                    shutil.copy2(source / file, target / file)
+                    with new_file(target / file, (source / file).stat().st_size) as beside:
+                        shutil.copy2(source / file, beside)
             write_json(entry_file(target, index), dataclasses.asdict(entry))
         return True
 
@@ -243,12 +252,17 @@ class Pipeline:
         """Write a shard of every table."""
         for name in self.names:
             write_shard(
-                self.features / name,
+                self.features / next_name(name),
                 shard.index,
                 shard.start_row,
                 shard.vectors[name],
                 shard.rows,
             )
+
+
+def _made_of(there: np.ndarray, rows: np.ndarray) -> bool:
+    """Return whether a shard that is there, ROW [N], is made of the same as rows [N], row by row."""
+    return len(there) == len(rows) and bool(same_rows(there, rows).all())
 
 
 class Threads(ThreadPoolExecutor):

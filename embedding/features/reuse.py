@@ -1,11 +1,12 @@
 """Reuse: vectors of earlier tables, found by what their rows were made of.
 
-Input: feature tables of the same encoder, made for other items and set aside below `features/`.
-Output: their vectors, by row hash. Called by embedding/features/extraction.py when items were added,
-removed or reordered. Nothing is held in memory by item: hashes are stored in a sorted, memory-mapped
-index of 24 bytes a row, which is sorted bucket by bucket.
+Input: feature tables of the same encoder, made for other items: the finished ones, and those that were
+cut off and set aside. Output: their vectors, by row hash. Called by embedding/features/extraction.py
+when items were added, removed or reordered. Nothing is held in memory by item: hashes are stored in a
+sorted, memory-mapped index of 24 bytes a row, which is sorted bucket by bucket.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -22,6 +23,7 @@ from recsys.files import (
     new_array,
     new_folder,
     read_array,
+    remove_folder,
 )
 
 BUCKET_ROWS = 1 << 21
@@ -72,8 +74,10 @@ class EarlierTables:
     """Tables set aside, generation by generation, and the index over their rows."""
 
     def __init__(self, root: Path, names: list[str]):
-        """Args: root: holds 0/<name>, 1/<name>, ... and index/; names: tables of one extractor."""
+        """Args: root: below features/, holds 0/<name>, ... and index/; names: tables of one extractor."""
         self.root = root
+        # Whether the finished tables, features/<name>, are the last generation.
+        self.has_finished = False
         self.remedy = f"delete {root} and {EMBED_AGAIN}"
         self.names = names
         self._arrays: dict[str, np.ndarray] | None = None
@@ -82,21 +86,27 @@ class EarlierTables:
     def generations(self) -> list[Path]:
         """Return the generations' folders, the earliest first."""
         folders = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted((f for f in folders if f.name.isdigit()), key=lambda f: int(f.name))
+        numbered = sorted((f for f in folders if f.name.isdigit()), key=lambda f: int(f.name))
+        return [*numbered, self.root.parent] if self.has_finished else numbered
 
-    def set_aside(self, folder: Path) -> None:
+    def set_aside(self, folder: Path, name: str) -> None:
         """Move a table below the root: into the first generation without one of its name."""
         number = 0
-        while (self.root / str(number) / folder.name).exists():
+        while (self.root / str(number) / name).exists():
             number += 1
-        shutil.rmtree(self.root / "index", ignore_errors=True)
-        move_folder(folder, self.root / str(number) / folder.name)
+        move_folder(folder, self.root / str(number) / name)
 
     def remove(self) -> None:
-        """Delete all of it."""
+        """Delete all of it; the finished tables stay."""
+        self.remove_index()
         shutil.rmtree(self.root, ignore_errors=True)
 
     # The index
+
+    def remove_index(self) -> None:
+        """Delete the index, which holds no longer than the tables it was made of."""
+        if (self.root / "index").is_dir():
+            remove_folder(self.root / "index")
 
     def build_index(self) -> None:
         """Sort the hashes of every unmasked row into index/: high.npy, low.npy, place.npy.
@@ -114,7 +124,7 @@ class EarlierTables:
             for generation in self.generations()
             for index in _shard_numbers(generation / self.names[0])
         ]
-        lines = (f"{generation.name} {index}\n" for generation, index in shards)
+        lines = (f"{os.path.relpath(folder, self.root)} {index}\n" for folder, index in shards)
         (beside / "shards.txt").write_text("".join(lines), encoding="ascii")
         num_rows = sum(
             (generation / self.names[0] / f"shard-{index:05d}.rows.npy").stat().st_size

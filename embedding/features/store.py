@@ -5,8 +5,8 @@
     features/<name>/shard-00000.rows.npy    ROW [rows]: what each row was made of
     features/<name>/.shard-00000.json       the shard's entry: it is finished
 
-Written by embedding/features/extraction.py, read by training (`open_features`). A row without a
-picture or text is masked: all zero, and counted.
+Written by embedding/features/extraction.py, beside and exchanged when whole (replacement.py); read by
+training (`open_features`). A row without a picture or text is masked: all zero, and counted.
 """
 
 import bisect
@@ -23,7 +23,15 @@ import numpy as np
 
 from embedding.image.pictures import REASONS
 from recsys.errors import UserError
-from recsys.files import EMBED_AGAIN, read_array, reading, sha256_of, write_array, write_json
+from recsys.files import (
+    EMBED_AGAIN,
+    put_back,
+    read_array,
+    reading,
+    sha256_of,
+    write_array,
+    write_json,
+)
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import is_first_of_host
 from recsys.schema import Manifest, check_inside, misfits
@@ -114,6 +122,7 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
         UserError: missing (says to run embed), broken, or of another version.
     """
     path = folder / "manifest.json"
+    put_back(folder)
     if not path.is_file():
         raise UserError(
             f"{path}: no features here; run launch/embed.py with the same data= and workspace= "
@@ -146,7 +155,9 @@ def write_shard(
     vectors: np.ndarray,
     rows: np.ndarray,
 ) -> ShardEntry:
-    """Write one shard beside and rename it, its entry last; return the entry.
+    """Write one shard, its entry last; return the entry.
+
+    A shard that is there has no entry meanwhile, so that rows of the one never meet vectors of the other.
 
     Args:
         vectors: [rows, dim].
@@ -162,6 +173,7 @@ def write_shard(
             f"{folder}: the encoder made a vector of inf or nan for item row {bad:,}, too large for "
             f"float16 or from broken weights; train it anew (retrain=true)"
         )
+    entry_file(folder, index).unlink(missing_ok=True)
     write_array(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
     digest = write_array(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
     stat = (folder / f"{name}.npy").stat()

@@ -153,8 +153,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, fails_at):
     manifest = prepare(cut, VALUES)
     with pytest.raises(RuntimeError, match="killed"):
         extract(cut, manifest, Network(fails_at=fails_at))
-    finished = len(list((cut / "features" / "one").glob(".shard-*.json")))
-    with suppress(RuntimeError), new_file(cut / "features" / "one" / "shard-00004.npy") as half:
+    finished = len(list((cut / "features" / ".one.next").glob(".shard-*.json")))
+    with suppress(RuntimeError), new_file(cut / "features/.one.next/shard-00004.npy") as half:
         half.write_bytes(b"half")
         shutil.copy(half, tmp_path)
         raise RuntimeError("killed")
@@ -219,13 +219,15 @@ def test_vectors_survive_interruptions_between_changes(tmp_path):
 
 
 def test_a_cut_between_setting_tables_aside_is_mended(tmp_path):
-    extract(tmp_path, prepare(tmp_path, VALUES), Network())
+    with pytest.raises(RuntimeError, match="killed"):
+        extract(tmp_path, prepare(tmp_path, VALUES), Network(fails_at=17))
     features = tmp_path / "features"
-    EarlierTables(features / ".one+two.earlier", list(NAMES)).set_aside(features / "one")
+    earlier = EarlierTables(features / ".one+two.earlier", list(NAMES))
+    earlier.set_aside(features / ".one.next", "one")
     network = Network()
     extract(tmp_path, prepare(tmp_path, VALUES[::-1]), network)
     check_vectors(tmp_path, VALUES[::-1])
-    assert network.encoded == []
+    assert len(network.encoded) <= 20 - 10
 
 
 @pytest.mark.parametrize("changed", [{"revision": "r2"}, {"row_hash": "of something else"}])
