@@ -342,6 +342,18 @@ def test_only_collectives_exchanges_objects():
     assert users == {"recsys/runtime/collectives.py"}, "an error there reaches every rank"
 
 
+def test_no_rank_waits_at_a_bare_barrier():
+    users = {
+        name_of(path)
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("barrier", "monitored_barrier")
+    }
+    assert users == {"recsys/runtime/env.py"}, (
+        "its end of a job, which a rank that failed never asks for"
+    )
+
+
 def test_only_files_renames():
     found = [
         f"{name_of(path)}:{node.lineno}"

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import embedding.text.libraries  # noqa: F401  isort: skip (before the libraries)
 from datasets import Dataset
@@ -38,9 +37,12 @@ from embedding.text.vocabulary import extend_vocabulary
 from recsys.errors import NonFiniteError
 from recsys.files import EMBED_AGAIN, reading, write_json, writing
 from recsys.job import say
+from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import Env
 
 KEPT_CHECKPOINTS = 2
+FINISHED = "finished"
+"""File in a checkpoint to which every rank has written its part."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class PairTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Leave it out: it measures the data again, and its text differs from run to run."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, then mark it: a killed training leaves a half-written one.
+
+        Raises:
+            Exception: what kept any rank from writing its part, on every rank (`sharing_errors`).
+        """
+        name = f"checkpoint-{self.state.global_step}"
+        with sharing_errors():
+            super()._save_checkpoint(model, trial)
+        share((Path(str(self.args.output_dir)) / name / FINISHED).touch)
 
     def compute_loss(self, *arguments: Any, **named: Any) -> Any:
         """Return the library's loss.
@@ -201,27 +214,11 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class Marker(TrainerCallback):
-    """Marks checkpoints that every rank has finished: a killed run leaves a half-written one."""
-
-    FILE = "finished"
-
-    def __init__(self, env: Env):
-        """Args: env: of this rank."""
-        self.env = env
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that was just written."""
-        _wait_for_all(self.env)
-        if self.env.is_first:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE).touch()
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint below `folder` that all ranks finished, or None."""
     finished = [
         path.parent
-        for path in folder.glob(f"checkpoint-*/{Marker.FILE}")
+        for path in folder.glob(f"checkpoint-*/{FINISHED}")
         if re.fullmatch(r"checkpoint-\d+", path.parent.name)
     ]
     return max(finished, key=lambda path: int(path.name.split("-")[1]), default=None)
@@ -253,12 +250,16 @@ def fine_tune(
     Raises:
         NonFiniteError: the loss is not a finite number.
     """
-    checkpoint = newest_checkpoint(folder)
-    _wait_for_all(env)
     file = folder / "evaluations.json"
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def begun() -> tuple[Path | None, list[Evaluation]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest_checkpoint(folder)
+        return checkpoint, read_evaluations(file) if checkpoint else []
+
+    checkpoint, evaluations = share(begun)
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    done = [e for e in read_evaluations(file) if e.step <= step] if checkpoint else []
+    done = [e for e in evaluations if e.step <= step]
     if checkpoint:
         say(f"text encoder: going on from step {step:,} of {len(batches):,}")
     losses: list[float] = []
@@ -329,17 +330,12 @@ def _trainer(
         train_dataset=Dataset.from_dict({"anchor": pairs.anchor, "positive": pairs.positive}),
         loss=MultipleNegativesRankingLoss(model, gather_across_devices=env.world_size > 1),
         evaluator=evaluator if evaluator.tasks else None,
-        callbacks=[Progress(evaluator.losses, env.is_first), Marker(env)],
+        callbacks=[Progress(evaluator.losses, env.is_first)],
     )
     longest = model.max_seq_length or config.pair_max_tokens
     trainer.data_collator.max_length = min(config.pair_max_tokens, longest)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _wait_for_all(env: Env) -> None:
-    if env.world_size > 1:
-        dist.barrier()
 
 
 def read_evaluations(file: Path) -> list[Evaluation]:

@@ -97,6 +97,15 @@ def test_a_checkpoint_counts_once_every_rank_has_finished_it(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_space_for_its_part_of_a_checkpoint_stops_both(tmp_path, rank):
+    run_worker(WORKER, tmp_path, rank, ranks=2, seconds=120)
+    for file in ("raised0", "raised1"):
+        text = (tmp_path / file).read_text()
+        assert "the disk is full" in text and int(text.split()[-2]) < 60, text
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
 def test_two_ranks_end_with_the_weights_of_one(tmp_path):
     for name, ranks in (("one", 0), ("two", 2)):
         (tmp_path / name).mkdir()
