@@ -93,21 +93,36 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         DiskFullError: there is no space. What was at `target` is as it was, as after any error.
     """
     target = Path(os.path.realpath(target))
+    with writing(target), folder_beside(target) as beside:
+        yield beside
+        for folder, _, names in os.walk(beside):
+            for name in names:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+        replace_folder(beside, target)
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Yield an empty folder in the making, for `replace_folder`; what is left of it is removed.
+
+    Other processes may fill it, too; while the block runs, nobody takes it for a leftover.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target)
+    with _locked_beside(target) as beside:
+        beside.mkdir()
+        yield beside
+
+
+@contextmanager
+def _locked_beside(target: Path) -> Iterator[Path]:
+    """Yield a name beside `target`, whose lock this process holds; what has it is removed."""
     stem = target.parent / f".{target.name}.{new_owner()}"
-    beside, lock_file = Path(f"{stem}.part"), Path(f"{stem}.lock")
-    with writing(target):
-        lock = hold(lock_file)
+    lock_file = Path(f"{stem}.lock")
+    lock = hold(lock_file)
     try:
-        with writing(target):
-            beside.mkdir()
-            yield beside
-            for folder, _, names in os.walk(beside):
-                for name in names:
-                    sync(Path(folder) / name)
-                sync(Path(folder))
-            replace_folder(beside, target)
+        yield Path(f"{stem}.part")
     finally:
         _remove(lock_file, target)
         os.close(lock)
@@ -145,10 +160,8 @@ def move_folder(folder: Path, target: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder; its name goes first, so that nobody finds half of it."""
-    hidden = folder.with_name(f".{folder.name}.gone")
-    shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed in here
-    os.rename(folder, hidden)
-    shutil.rmtree(hidden)
+    with _locked_beside(folder) as beside:
+        os.rename(folder, beside)
 
 
 def put_back(target: Path) -> None:

@@ -10,14 +10,14 @@ the best one) and studies.
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from recsys.checkpoint.state import TrainState, stored_state
 from recsys.errors import UserError
-from recsys.files import put_back, reading, remove_folder, sha256_of, sync, write_json
+from recsys.files import put_back, reading, remove_folder, sha256_of, sync, tidy, write_json
 from recsys.job import say
+from recsys.locks import final_name, is_unfinished
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
 
@@ -203,12 +203,22 @@ def restore_best(folder: Path, state: TrainState) -> None:
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Put back or remove what killed processes left half-written or half-removed below `folder`."""
-    for path in folder.glob(".step-*.old"):
-        if damage_of(path, read=False) is None:
+    """Put back or remove what killed processes of this machine left half-written or half-removed.
+
+    Folders of living processes and of other machines stay (recsys/locks.py). Those of earlier versions
+    do not say whose they are: an earlier whole checkpoint gets its name back, others stay, with a note.
+    """
+    for name in sorted({final_name(lock).name for lock in folder.glob(".step-*.lock")}):
+        tidy(folder / name)
+    for path in sorted(folder.glob(".step-*")):
+        if is_unfinished(path.name):
+            continue
+        if path.suffix == ".old" and damage_of(path, read=False) is None:
             put_back(folder / path.name.removeprefix(".").removesuffix(".old"))
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
+        if path.exists():
+            say(
+                f"note: {path} is half a checkpoint of an earlier version; delete it if no job runs"
+            )
 
 
 def prune(folder: Path, newest: Path, keep_last: int) -> None:

@@ -18,7 +18,7 @@ The folder is written under a hidden name and renamed: it is complete or it does
 import io
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from recsys.checkpoint.integrity import (
 from recsys.checkpoint.snapshot import Snapshot, tables_file, take_snapshot
 from recsys.checkpoint.state import TrainState
 from recsys.errors import StorageError
-from recsys.files import replace_folder, write_json
-from recsys.runtime.collectives import gather, sharing_errors
+from recsys.files import folder_beside, replace_folder, write_json
+from recsys.runtime.collectives import gather, share, sharing_errors
 from recsys.runtime.env import Env
 from recsys.sharding.apply import ShardedRanker
 
@@ -66,13 +66,18 @@ def write_checkpoint(
     """
     state = snapshot.index["state"]
     final = folder / f"step-{state['step']:08d}"
-    beside = folder / f".{final.name}"
+    with ExitStack() as stack:
 
-    def written() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-        with _naming_space(beside, snapshot):
-            return snapshot.chunks, _write_part(beside, snapshot, env)
+        def opened() -> Path:
+            with _naming_space(folder, snapshot):
+                return stack.enter_context(folder_beside(final))
 
-    try:
+        beside = share(opened, group)
+
+        def written() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+            with _naming_space(beside, snapshot):
+                return snapshot.chunks, _write_part(beside, snapshot, env)
+
         parts = gather(written, group)
         with sharing_errors(group), _naming_space(beside, snapshot):
             if env.is_first:
@@ -84,9 +89,6 @@ def write_checkpoint(
                 if best:
                     point_to_best(folder, final.name, state["best_metric"])
                 prune(folder, final, keep_last)
-    finally:
-        if env.is_first:
-            shutil.rmtree(beside, ignore_errors=True)
     return final
 
 

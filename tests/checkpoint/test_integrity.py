@@ -1,7 +1,9 @@
 """Which checkpoints count: whole ones, the newest first; damaged ones are named and passed over."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from recsys.checkpoint.integrity import (
 )
 from recsys.checkpoint.state import TrainState, stored_state
 from recsys.files import sha256_of
+from recsys.locks import hold, new_owner
 from recsys.runtime.env import Env
 
 ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
@@ -203,18 +206,63 @@ def test_a_run_without_a_best_checkpoint_says_why(tmp_path, state, why):
         best_checkpoint(tmp_path)
 
 
-def test_half_written_folders_are_removed_and_nothing_else(tmp_path):
+def begun(folder: Path, name: str, owner: str) -> list[str]:
+    """Leave a half-written checkpoint with its lock; return the names of both."""
+    stem = folder / f".{name}.{owner}"
+    Path(f"{stem}.part").mkdir()
+    (Path(f"{stem}.part") / "index.json").write_text("{")
+    Path(f"{stem}.lock").touch()
+    return [f"{stem.name}.lock", f"{stem.name}.part"]
+
+
+def test_half_written_folders_of_dead_processes_are_removed_and_nothing_else(tmp_path):
     write(tmp_path, 1)
     # A process was killed between taking the name of an earlier one and giving it to the new.
     write(tmp_path, 3)
-    (tmp_path / "step-00000003").rename(tmp_path / ".step-00000003.old")
-    shutil.copytree(tmp_path / ".step-00000003.old", tmp_path / ".step-00000003")
-    (tmp_path / ".step-00000002").mkdir()
-    (tmp_path / ".step-00000002" / "index.json").write_text("{")
-    (tmp_path / ".step-00000000.old").mkdir()
+    owner = new_owner()
+    (tmp_path / "step-00000003").rename(tmp_path / f".step-00000003.{owner}.part.old")
+    begun(tmp_path, "step-00000003", owner)
+    begun(tmp_path, "step-00000002", new_owner())
     forget_unfinished(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
     assert damage_of(tmp_path / "step-00000003") is None
+
+
+def test_half_written_folders_of_living_processes_and_other_hosts_stay(tmp_path, capsys):
+    write(tmp_path, 1)
+    owner = new_owner()
+    mine = begun(tmp_path, "step-00000002", owner)
+    other = begun(tmp_path, "step-00000002", "elsewhere-0000aaaa-1111bbbb-2222cccc")
+    lock = hold(tmp_path / mine[0])
+    forget_unfinished(tmp_path)
+    assert names(tmp_path) == sorted([*mine, *other, "step-00000001"])
+    assert "begun on another machine and is left alone" in capsys.readouterr().err
+    os.close(lock)
+    forget_unfinished(tmp_path)
+    assert names(tmp_path) == sorted([*other, "step-00000001"])
+
+
+def test_what_earlier_versions_left_is_put_back_or_named(tmp_path, capsys):
+    write(tmp_path, 3)
+    (tmp_path / "step-00000003").rename(tmp_path / ".step-00000003.old")
+    (tmp_path / ".step-00000002").mkdir()
+    forget_unfinished(tmp_path)
+    assert names(tmp_path) == [".step-00000002", "step-00000003"]
+    assert f"{tmp_path / '.step-00000002'} is half a checkpoint" in capsys.readouterr().out
+
+
+def test_a_removal_that_was_killed_is_finished_by_the_next_start(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: os._exit(9))
+        prune(tmp_path, tmp_path / "step-00000002", 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(names(tmp_path)) == 3
+    forget_unfinished(tmp_path)
+    assert names(tmp_path) == ["step-00000002"]
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "step-00000001/..", "", 7, "best"])
