@@ -20,6 +20,8 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 SET_UP = [REPOSITORY / "Makefile", REPOSITORY / ".ci" / "run", REPOSITORY / "pyproject.toml"]
 SET_UP += sorted(REPOSITORY.glob("requirements*.txt"))
+SET_UP += [REPOSITORY / "Dockerfile", REPOSITORY / "compose.yaml", REPOSITORY / ".dockerignore"]
+SET_UP += sorted((REPOSITORY / "launch" / "cluster").iterdir())
 
 NON_ASCII = ("recsys/demo/", "tests/data/", "tests/embedding/")
 """Where names in Japanese and Chinese are data."""
