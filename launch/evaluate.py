@@ -27,6 +27,7 @@ from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
 from recsys.schema import read_manifest
 from recsys.sharding.plan import PlanConfig, check_plan
+from recsys.sharding.tables import TablePlacementConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class ScoringConfig:
     """The run."""
     plan: PlanConfig | None = None
     """Keys that differ from the run's own plan; null: none. It is planned anew either way."""
+    tables: dict[str, TablePlacementConfig] = field(default_factory=dict)
+    """Keys that differ from those of the run's own tables, by table name."""
 
 
 KEYS = (WorkspaceConfig, ScoringConfig, EvaluateConfig)
@@ -68,8 +71,8 @@ def job(cfg: DictConfig) -> None:
 
     # 2. The model with the weights of the best validation, on any number of ranks.
     env = start(asked.run.device, threads=asked.run.threads)
-    plan = None if asked.plan is None else plain(cfg.plan)
-    run = open_run(workspace, run_config, manifest, env, plan)
+    plan, tables = plain(cfg.get("plan")), plain(cfg.get("tables"))
+    run = open_run(workspace, run_config, manifest, env, plan=plan, tables=tables)
 
     # 3. Every row of the split once; candidates of some users; some rows with each input shuffled.
     loader = split_loader(run, config.split)

@@ -186,6 +186,12 @@ def _empty(value: Any, hint: Any) -> Any:
     return typing.get_origin(hint)()
 
 
+def _list(value: Any, hint: Any) -> Any:
+    """Return a list of one choice where a choice is given for a list of choices."""
+    of_choices = typing.get_origin(typing.get_args(hint)[0]) is typing.Literal
+    return [value] if of_choices and isinstance(value, str) else _empty(value, hint)
+
+
 def _text(value: Any, _: Any) -> str:
     # YAML has read it: 1e3 or no cannot be known any more from 1000.0 or False.
     if isinstance(value, bool) or not isinstance(value, int):
@@ -214,7 +220,7 @@ def _truth(value: Any, _: Any) -> bool:
 _MENDED: dict[str, Callable[[Any, Any], Any]] = {
     "dataclass_type": _section,
     "dict_type": _empty,
-    "list_type": _empty,
+    "list_type": _list,
     "string_type": _text,
     "int_type": _integer,
     "float_type": _number,
@@ -290,6 +296,7 @@ _BOUNDS = {
     "greater_than": "more than {gt}",
     "less_than_equal": "{le} or less",
     "less_than": "less than {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
 }
 """Words for a bound, by pydantic's name of the error."""
 
@@ -301,6 +308,10 @@ def type_text(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         *others, last = map(str, typing.get_args(hint))
         return f"{', '.join(others)} or {last}" if others else last
+    if typing.get_origin(hint) is list:
+        (of,) = typing.get_args(hint)
+        if typing.get_origin(of) is typing.Literal:
+            return f"{type_text(of)}, or a list of them"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 

@@ -15,6 +15,7 @@ from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sw
 from recsys.config import from_config, plain, read_job
 from recsys.job import typed_arguments
 from recsys.overrides import override, top_level, typed
+from recsys.sharding.tables import TableConfig
 from recsys.study.runs import study_run
 from tests.test_configs import CONFIGS
 
@@ -136,8 +137,8 @@ def test_any_key_of_a_jobs_schema_can_be_given_without_a_plus(job):
 
 
 def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
-    (_, run) = read_job(composed("train", "plan.sharding.user_id=row_wise"), train.KEYS)
-    assert run.plan.sharding == {"user_id": "row_wise"}
+    (_, run) = read_job(composed("train", "tables.user_id.sharding=row_wise"), train.KEYS)
+    assert run.tables == {"user_id": TableConfig(sharding=["row_wise"])}
     (place, _) = read_job(
         composed("prepare", "data.source=x", "data.interactions.unknown_items=keep"), prepare.KEYS
     )
@@ -230,8 +231,9 @@ def test_all_jobs_take_the_short_forms_of_sections():
         assert read[1].plan.file == "auto"
         read = read_job(composed(job, "plan=a (1)/plan.json"), JOBS[job].KEYS)
         assert read[1].plan.file == "a (1)/plan.json"
-        read = read_job(composed(job, "plan.sharding.user_id=row_wise"), JOBS[job].KEYS)
-        assert read[1].plan.sharding == {"user_id": "row_wise"}
+        given = "tables={user_id: {sharding: row_wise}, item_id: {sharding: [row_wise]}}"
+        tables = read_job(composed(job, given), JOBS[job].KEYS)[1].tables
+        assert tables["user_id"] == tables["item_id"] and tables["item_id"].sharding == ["row_wise"]
         with pytest.raises(ValueError, match=r"plan: 3 given; expected keys and values, or"):
             read_job({"plan": 3}, JOBS[job].KEYS)
     for job in ("train", "plan"):

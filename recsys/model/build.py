@@ -7,6 +7,7 @@ baselines/. Called by the jobs in launch/ that need a model; sharding gives the 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from recsys.model import baselines
 from recsys.model.config import RankerConfig
 from recsys.model.inputs import InputSizes, RankerInputs
 from recsys.model.ranker import Ranker, Scorer
+from recsys.model.tables import TableForm
 from recsys.model.umair_fps import UmairFps, UmairFpsConfig
 from recsys.schema import FeatureSpec, Manifest
 
@@ -48,7 +50,12 @@ RankerConfig.KINDS = {name: config for name, (config, _) in RANKERS.items()}
 
 
 def build_ranker(
-    *, manifest: Manifest, config: RankerConfig, modality_dims: Mapping[str, int], seed: int
+    *,
+    manifest: Manifest,
+    config: RankerConfig,
+    modality_dims: Mapping[str, int],
+    seed: int,
+    forms: Mapping[str, TableForm] = MappingProxyType({}),
 ) -> Ranker:
     """Return the ranker that `config` describes.
 
@@ -58,6 +65,7 @@ def build_ranker(
         modality_dims: vector width of every modality that the workspace has; those the config does
             not name are left out, so that any of images and texts may be absent.
         seed: of the dense weights; tables are initialised when they are sharded.
+        forms: width and precision of single tables, by name; others are of `embedding_dim` and fp32.
 
     Raises:
         UserError: unknown feature; a width FBGEMM cannot hold; tables of different widths for a ranker
@@ -68,6 +76,7 @@ def build_ranker(
         config=config,
         manifest=manifest,
         features=select_features(manifest, config),
+        forms=forms,
         modality_dims={n: modality_dims[n] for n in config.modalities if n in modality_dims},
         similarity_tiers=tiers,
     )

@@ -26,6 +26,8 @@ class RankerConfig:
             "it brought no gain (LOG.md, 2026-11-26); model.similarity_tiers=16 compares the item with "
             "the history's items",
         ),
+        "table_dims": ({}, "tables.<table>.width does its job"),
+        "half_tables": ([], "tables.<table>.precision=fp16 does its job"),
     }
     """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
     KINDS: ClassVar[Mapping[str, type["RankerConfig"]]] = {}
@@ -47,11 +49,8 @@ class RankerConfig:
     interest_modalities: list[str] = field(default_factory=lambda: ["text"])
     """Modalities pooled over the history into interest vectors; the paper uses text alone."""
     embedding_dim: int = 16
-    """Stored width of every table, a multiple of 4; the last column is the first-order weight."""
-    table_dims: dict[str, int] = field(default_factory=dict)
-    """Width of single tables that differ, by table name."""
-    half_tables: list[str] = field(default_factory=list)
-    """Trainable tables held in half precision (fp16): half the memory, optimizer state in fp32."""
+    """Stored width of every table that has none of its own (tables.<table>.width), a multiple of 4; the
+    last column is the first-order weight."""
     embedding_init: float = 0.01
     """Tables start uniform in plus or minus this."""
     first_order: bool = True

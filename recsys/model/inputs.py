@@ -15,7 +15,7 @@ from recsys.batch import Features
 from recsys.model.config import RankerConfig
 from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
-from recsys.model.tables import FeatureColumns, build_tables
+from recsys.model.tables import FeatureColumns, TableForm, build_tables
 from recsys.schema import FeatureSpec, Manifest
 
 
@@ -86,6 +86,7 @@ class RankerInputs(nn.Module):
         config: RankerConfig,
         manifest: Manifest,
         features: Sequence[FeatureSpec],
+        forms: Mapping[str, TableForm],
         modality_dims: Mapping[str, int],
         similarity_tiers: int = 0,
     ):
@@ -93,6 +94,7 @@ class RankerInputs(nn.Module):
 
         Args:
             features: of the manifest, those that the ranker reads.
+            forms: of single tables, by name.
             modality_dims: vector width E of every modality in use; may be empty.
             similarity_tiers: of the histogram over the first history; 0, or no history or modality:
                 none.
@@ -102,8 +104,7 @@ class RankerInputs(nn.Module):
             tables=manifest.tables,
             features=features,
             embedding_dim=config.embedding_dim,
-            table_dims=config.table_dims,
-            half_tables=config.half_tables,
+            forms=forms,
         )
         dims = {c.name: c.embedding_dim for c in self.embeddings.embedding_bag_configs()}
         self.user_columns, self.item_columns = (

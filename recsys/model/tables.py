@@ -9,6 +9,7 @@ on nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -20,15 +21,30 @@ from recsys.errors import UserError
 from recsys.schema import FeatureSpec, TableSpec
 
 
-def check_width(dim: int, table: str) -> None:
+class TableForm(Protocol):
+    """Stored form of a table; the section `tables` of a run's configuration has one for single tables."""
+
+    @property
+    def width(self) -> int | None:
+        """Columns; None: model.embedding_dim."""
+
+    @property
+    def precision(self) -> str:
+        """Of its values: `fp32` or `fp16`."""
+
+
+def check_width(dim: int, table: str, key: str = "model.embedding_dim") -> None:
     """Raise UserError unless FBGEMM can hold rows of `dim` values.
+
+    Args:
+        key: that gives the width.
 
     Raises:
         UserError: dim is not a positive multiple of 4.
     """
     if dim <= 0 or dim % 4:
         raise UserError(
-            f"model.embedding_dim={dim} for table {table!r}: FBGEMM needs a positive "
+            f"{key}={dim} for table {table!r}: FBGEMM needs a positive "
             f"multiple of 4; use {max(4, 4 * round(dim / 4))}"
         )
 
@@ -38,30 +54,20 @@ def build_tables(
     tables: Sequence[TableSpec],
     features: Sequence[FeatureSpec],
     embedding_dim: int,
-    table_dims: Mapping[str, int],
-    half_tables: Sequence[str] = (),
+    forms: Mapping[str, TableForm],
 ) -> EmbeddingBagCollection:
     """Return an EmbeddingBagCollection on the meta device; sharding gives it storage.
 
     Args:
         tables: row counts by table; tables that no feature reads are left out.
         features: the features the model reads, each naming its table.
-        embedding_dim: stored width D of every table.
-        table_dims: widths of single tables that differ.
-        half_tables: tables held in fp16.
+        embedding_dim: stored width D of a table whose form says none.
+        forms: of single tables, by name; any other is fp32. Names of no table have no effect.
 
     Raises:
-        UserError: a width is not a multiple of 4, `table_dims` or `half_tables` names an unknown
-            table, or a table has a name that torch keeps for itself.
+        UserError: a width is not a multiple of 4, or a table has a name that torch keeps for itself.
     """
     read = {f.table for f in features}
-    for key, named in (("table_dims", table_dims), ("half_tables", half_tables)):
-        unknown = sorted(set(named) - {t.name for t in tables})
-        if unknown:
-            raise UserError(
-                f"model.{key} names {', '.join(unknown)}; the data has the tables "
-                f"{', '.join(t.name for t in tables)}"
-            )
     configs = []
     for table in tables:
         if table.name not in read:
@@ -72,8 +78,12 @@ def build_tables(
                 f"recipe ({table.name}: ... -> my_{table.name}: {{column: {table.name}}}) and run "
                 f"launch/prepare.py again"
             )
-        dim = table_dims.get(table.name, embedding_dim)
-        check_width(dim, table.name)
+        form = forms.get(table.name)
+        own_width = None if form is None else form.width
+        dim = embedding_dim if own_width is None else own_width
+        key = "model.embedding_dim" if own_width is None else f"tables.{table.name}.width"
+        check_width(dim, table.name, key)
+        is_half = form is not None and form.precision == "fp16"
         configs.append(
             EmbeddingBagConfig(
                 name=table.name,
@@ -83,7 +93,7 @@ def build_tables(
                 # Summed here, divided in FeatureColumns: TorchRec's own mean pooling goes wrong for
                 # lists where one plan holds row-wise and column-wise tables (torchrec 1.8).
                 pooling=PoolingType.SUM,
-                data_type=DataType.FP16 if table.name in half_tables else DataType.FP32,
+                data_type=DataType.FP16 if is_half else DataType.FP32,
             )
         )
     return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))

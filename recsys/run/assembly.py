@@ -41,10 +41,15 @@ def build_plannable(
         config=config.model,
         modality_dims=modality_dims,
         seed=config.run.seed,
+        forms=config.tables,
     )
     check_dense_penalties(config.optim, [name for name, _ in ranker.dense.named_children()])
     tables = resolve_tables(
-        model=ranker, optim=config.optim, plan=config.plan, device_type=device_type
+        model=ranker,
+        tables=config.tables,
+        optim=config.optim,
+        device_type=device_type,
+        unread=[table.name for table in manifest.tables],
     )
     return ranker, tables
 

@@ -12,9 +12,11 @@ from recsys.config import from_config
 from recsys.errors import UserError
 from recsys.model.build import RANKERS
 from recsys.model.config import RankerConfig
+from recsys.run.earlier_keys import with_tables
 from recsys.schema import Manifest, name_problems
 from recsys.sharding.optimizers import OptimConfig, check_optim
 from recsys.sharding.plan import PlanConfig, check_plan
+from recsys.sharding.tables import TableConfig
 from recsys.train.loop import TrainConfig
 from recsys.train.profile import ProfileConfig
 
@@ -55,12 +57,15 @@ class RunConfig:
     """Name and circumstances."""
     model: RankerConfig = field(default_factory=DEFAULT_RANKER)
     """Architecture; `model.name` chooses its class (recsys/model/build.py)."""
+    tables: dict[str, TableConfig] = field(default_factory=dict)
+    """Everything that is set for single embedding tables, by table name; frozen modality tables are
+    named modality_<modality>."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizers and schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and rhythm."""
     plan: PlanConfig = field(default_factory=PlanConfig)
-    """Sharding constraints."""
+    """Planning of the tables."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Recording of some steps."""
 
@@ -85,6 +90,9 @@ SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))
 def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> RunConfig:
     """Return the checked configuration.
 
+    Keys of single tables that earlier versions had in other sections are read as section `tables` where
+    the configuration is a stored one.
+
     Args:
         sections: plain dicts, or their short forms, by section name; missing ones take their
             defaults.
@@ -93,7 +101,8 @@ def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> Run
     Raises:
         UserError: every problem of every section at once.
     """
-    return from_config(RunConfig, dict(sections), "", stored=stored)
+    given = with_tables(sections) if stored else dict(sections)
+    return from_config(RunConfig, given, "", stored=stored)
 
 
 def check_classes(manifest: Manifest, metric: str) -> None:

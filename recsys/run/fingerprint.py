@@ -44,10 +44,13 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that decide a run's result, flat, with their values.
 
     Args:
-        stored: sections as config.yaml holds them, with every key of `model`, `optim`, `train` and
-            `run`, and `data` as `data_identity` makes it; runs of earlier versions have no features.
+        stored: sections as config.yaml holds them, with every key of `model`, `tables`, `optim`, `train`
+            and `run`, and `data` as `data_identity` makes it; runs of earlier versions have no features.
     """
     found = {f"{s}.{key}": value for s in ("model", "optim") for key, value in stored[s].items()}
+    found["tables"] = {
+        name: own for name, t in stored["tables"].items() if (own := _deciding_keys(t))
+    }
     extendable = [key.removeprefix("train.") for key in EXTENDABLE]
     found |= {f"train.{key}": stored["train"][key] for key in (*_TRAIN_KEYS, *extendable)}
     found["run.seed"] = stored["run"]["seed"]
@@ -56,6 +59,12 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
     if "features" in stored["data"]:
         found["data.features"] = stored["data"]["features"]
     return found
+
+
+def _deciding_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a table that decide a run's result and are given; its placement does not."""
+    keys = {name: table[name] for name in ("width", "optimizer") if table[name] is not None}
+    return keys | ({"precision": "fp16"} if table["precision"] == "fp16" else {})
 
 
 def fingerprint(stored: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from recsys.schema import Manifest
 from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.optimizers import without_penalties
 from recsys.sharding.plan import PlanConfig
+from recsys.sharding.tables import TableConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +67,25 @@ def read_run(workspace: Path, name: str, manifest: Manifest) -> RunConfig:
 
 
 def open_run(
-    workspace: Path, config: RunConfig, manifest: Manifest, env: Env, plan: dict[str, Any] | None
+    workspace: Path,
+    config: RunConfig,
+    manifest: Manifest,
+    env: Env,
+    *,
+    plan: Any = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> TrainedRun:
     """Return the run's model, planned for this world, with the weights of the best validation.
 
     Args:
         plan: keys that differ from the run's own plan; None: none. It is planned anew either way.
+        tables: keys that differ from the run's own tables, by table name.
     """
-    own = config.plan.anywhere(env.device.type)
-    if plan is not None:
-        own = from_config(PlanConfig, plan, "plan", base=own)
-    config = dataclasses.replace(config, plan=own, optim=without_penalties(config.optim))
+    config = _only_read(config, env.device.type, plan=plan, placements=tables or {})
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
-    tables = open_features(workspace, modalities, manifest, say)
+    vectors = open_features(workspace, modalities, manifest, say)
     ranker, _, sharded = plan_and_shard(
-        config=config, manifest=manifest, vectors=tables, env=env, saves=False
+        config=config, manifest=manifest, vectors=vectors, env=env, saves=False
     )
     checkpoint = best_checkpoint(workspace / "runs" / config.run.name / "checkpoints")
     check_whole(checkpoint, env)
@@ -94,11 +99,27 @@ def open_run(
         manifest=manifest,
         config=config,
         checkpoint=checkpoint,
-        tables=tables,
+        tables=vectors,
         ranker=ranker,
         sharded=sharded,
         env=env,
     )
+
+
+def _only_read(
+    config: RunConfig, device_type: str, *, plan: Any, placements: Mapping[str, Any]
+) -> RunConfig:
+    """Return the configuration under which a run is read: planned anew, and without penalties."""
+    # A saved plan belongs to the world that it was made for.
+    own_plan = dataclasses.replace(config.plan, file="auto")
+    if plan is not None:
+        own_plan = from_config(PlanConfig, plan, "plan", base=own_plan)
+    tables = {name: table.only_read(device_type) for name, table in config.tables.items()}
+    for name, given in placements.items():
+        own = tables.get(name, TableConfig())
+        tables[name] = from_config(TableConfig, given, f"tables.{name}", base=own)
+    optim = without_penalties(config.optim)
+    return dataclasses.replace(config, plan=own_plan, tables=tables, optim=optim)
 
 
 def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> ScoredSplit | None:

@@ -6,7 +6,7 @@ keys to set and the verdict of the plan they lead to. Called by launch/plan.py.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from recsys.run.assembly import build_plannable
 from recsys.run.planning import Planned
 from recsys.sharding.optimizers import TableOptimConfig
 from recsys.sharding.shortage import DoesNotFitError
+from recsys.sharding.tables import TableConfig
 
 _MOST_HOSTS = 128
 
@@ -55,11 +56,12 @@ Change = tuple[str, str, Planned]
 """A change in words, its keys, and everything with the change."""
 
 
-def _with(planned: Planned, section: str, **keys: Any) -> Planned:
-    changed = dataclasses.replace(getattr(planned.config, section), **keys)
-    return dataclasses.replace(
-        planned, config=dataclasses.replace(planned.config, **{section: changed})
-    )
+def _with(planned: Planned, names: Iterable[str], **keys: Any) -> Planned:
+    """Return everything with other settings of some tables."""
+    before = planned.config.tables
+    changed = {name: dataclasses.replace(before.get(name, TableConfig()), **keys) for name in names}
+    config = dataclasses.replace(planned.config, tables=before | changed)
+    return dataclasses.replace(planned, config=config)
 
 
 def _row_wise(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
@@ -67,28 +69,28 @@ def _row_wise(planned: Planned, reason: DoesNotFitError) -> Iterator[Change]:
 
     Tables that the configuration leaves free need no suggestion: the search has tried it.
     """
-    plan, optim, table = planned.config.plan, planned.config.optim, reason.table
+    table = reason.table
     if table is None or table.startswith(TABLE_PREFIX):
         return
-    asked = optim.tables.get(table, optim.table)
-    is_pinned = table in plan.ranks
-    unpin = f" ~plan.ranks.{table}" if is_pinned else ""
-    cut = _with(
-        planned,
-        "plan",
-        sharding=plan.sharding | {table: "row_wise"},
-        ranks={t: ranks for t, ranks in plan.ranks.items() if t != table},
-    )
-    keys = f"plan.sharding.{table}=row_wise{unpin}"
-    if table in plan.sharding or is_pinned:
+    own = planned.config.tables.get(table, TableConfig())
+    asked = planned.config.optim.table if own.optimizer is None else own.optimizer
+    cut = _with(planned, [table], sharding=["row_wise"], ranks=None)
+    keys = f"tables.{table}.sharding=row_wise"
+    if own.ranks is not None:
+        keys += f" tables.{table}.ranks=null"
+    if own.sharding is not None or own.ranks is not None:
         yield f"cut {table} by rows", keys, cut
     if asked.name not in ("auto", "rowwise_adagrad") or asked.l2:
-        tables = optim.tables | {table: TableOptimConfig(name="rowwise_adagrad")}
         penalty = " and without its L2 penalty" if asked.l2 else ""
+        before = TableOptimConfig() if own.optimizer is None else own.optimizer
+        rowwise = dataclasses.replace(before, name="rowwise_adagrad", l2=0.0)
+        keys += f" tables.{table}.optimizer.name=rowwise_adagrad"
+        if before.l2:
+            keys += f" tables.{table}.optimizer.l2=0"
         yield (
             f"cut {table} by rows, trained with row-wise Adagrad (one value of state a row){penalty}",
-            f"{keys} optim.tables.{table}.name=rowwise_adagrad",
-            _with(cut, "optim", tables=tables),
+            keys,
+            _with(cut, [table], optimizer=rowwise),
         )
 
 
@@ -108,12 +110,13 @@ def _half_precision(planned: Planned, reason: DoesNotFitError) -> Iterator[Chang
     """Hold the largest tables in fp16: one of them, then two, and so on."""
     large = [t for t, rows in _trainable_rows(planned).items() if rows > 100_000]
     for count in range(1, len(large) + 1):
-        tables = sorted({*planned.config.model.half_tables, *large[:count]})
-        if tables != sorted(planned.config.model.half_tables):
+        tables = planned.config.tables
+        full = [t for t in large[:count] if t not in tables or tables[t].precision != "fp16"]
+        if full:
             yield (
-                f"hold {', '.join(large[:count])} in half precision",
-                f"model.half_tables=[{','.join(tables)}]",
-                _with(planned, "model", half_tables=tables),
+                f"hold {', '.join(full)} in half precision",
+                " ".join(f"tables.{table}.precision=fp16" for table in full),
+                _with(planned, full, precision="fp16"),
             )
 
 

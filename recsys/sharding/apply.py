@@ -199,7 +199,7 @@ def _differences(settings: TableSettings, planned: TablePlan) -> list[str]:
         different.append(
             f"table {table!r} ({settings.rows:,} rows) has an L2 penalty of {optimizer.l2}, which "
             f"wants data_parallel, and the plan says {planned.sharding} "
-            f"(optim.tables.{table}.l2=0 takes the penalty off)"
+            f"(tables.{table}.optimizer.l2=0 takes the penalty off)"
         )
     return different
 

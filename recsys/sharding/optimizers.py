@@ -7,18 +7,18 @@ table is small enough for a step to afford it.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from recsys.errors import UserError
-
-TABLE_OPTIMIZERS = ("auto", "adam", "rowwise_adagrad", "sgd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptimConfig:
     """How one embedding table is trained."""
 
-    name: str = "auto"
+    name: Literal["auto", "adam", "rowwise_adagrad", "sgd"] = "auto"
     """`adam`, `rowwise_adagrad`, `sgd`, or `auto`: adam up to `small_table_rows`, else row-wise."""
     learning_rate: float | None = None
     """Step size; null: 0.001 for adam, 0.05 for rowwise_adagrad, 0.1 for sgd."""
@@ -27,11 +27,24 @@ class TableOptimConfig:
     It costs the whole table at every step, so the table is replicated (data_parallel); `auto` refuses
     it for tables above `small_table_rows`."""
 
+    def problems(self) -> list[str]:
+        """Return a text for a step size or penalty that is no finite number, 0 or more."""
+        rates = {"learning_rate": self.learning_rate, "l2": self.l2}
+        return [
+            f"{key}={rate}: expected a finite number, 0 or more"
+            for key, rate in rates.items()
+            if rate is not None and not 0 <= rate < math.inf
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimizers and schedule of a run."""
 
+    REMOVED: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "tables": ({}, "tables.<table>.optimizer does its job")
+    }
+    """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
     dense_name: str = "adamw"
     """`adam` (weight decay added to the gradient) or `adamw` (decoupled)."""
     dense_learning_rate: float = 1e-3
@@ -42,9 +55,7 @@ class OptimConfig:
     """L2 penalty l2 / 2 * |W|^2 on the weight matrices of single parts of the dense part, by name
     (`projections`, `umcm`, `deep`, ...), in the loss; needs dense_name=adam."""
     table: TableOptimConfig = field(default_factory=TableOptimConfig)
-    """Optimizer of every table not named in `tables`."""
-    tables: dict[str, TableOptimConfig] = field(default_factory=dict)
-    """Optimizers of single tables, by table name."""
+    """Optimizer of every table that has none of its own (tables.<table>.optimizer)."""
     small_table_rows: int = 100_000
     """Largest table, in rows, that `auto` gives to dense adam."""
     warmup_steps: int = 0
@@ -94,7 +105,6 @@ def without_penalties(config: OptimConfig) -> OptimConfig:
         config,
         dense_l2={},
         table=dataclasses.replace(config.table, l2=0.0),
-        tables={name: dataclasses.replace(t, l2=0.0) for name, t in config.tables.items()},
     )
 
 
@@ -134,11 +144,6 @@ def check_optim(config: OptimConfig) -> None:
             f"optim.dense_l2 with optim.dense_name={config.dense_name}: adamw keeps decay apart from "
             f"the gradient and has no penalty in the loss; use optim.dense_name=adam"
         )
-    named = {f"tables.{name}": table for name, table in config.tables.items()}
-    for key, table in ({"table": config.table} | named).items():
-        rates[f"{key}.l2"] = table.l2
-        if table.learning_rate is not None:
-            rates[f"{key}.learning_rate"] = table.learning_rate
     problems += [
         f"optim.{key}={rate}: expected a finite number, 0 or more"
         for key, rate in rates.items()

@@ -6,11 +6,12 @@ are applied in the same way, so the plan shown is the plan trained. Bytes are ex
 times are TorchRec's estimates for one step, forward and backward, in milliseconds.
 """
 
-import dataclasses
 import json
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from torchrec.distributed.planner.utils import placement
@@ -36,42 +37,41 @@ MODALITY_PATH = "scorer.inputs.modality.tables"
 DATA_PARALLEL = "data_parallel"
 REPLICATED = "replicated"
 """Sharding type of frozen tables that every rank holds whole; trainable ones are data_parallel."""
-SHARDING_TYPES = (
-    DATA_PARALLEL,
+ShardingType = Literal[
+    "data_parallel",
     "table_wise",
     "row_wise",
     "column_wise",
     "table_row_wise",
     "table_column_wise",
     "grid_shard",
-)
+]
+SHARDING_TYPES: tuple[str, ...] = typing.get_args(ShardingType)
 HOST_TYPES = ("table_row_wise", "table_column_wise", "grid_shard")
 """Sharding types that place a table by hosts; on a single host they say nothing new."""
 DENSE_KERNEL = "dense"
 """Kernel of replicated trainable tables."""
 HOST_MEMORY_KERNELS = ("fused_uvm", "fused_uvm_caching")
 """Kernels whose table is in main memory: read over the bus, or cached on the accelerator."""
-KERNELS = ("fused", *HOST_MEMORY_KERNELS)
 PRECISIONS = ("fp32", "fp16", "bf16")
 SEARCHES = ("auto", "full", "fast")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """Constraints of the planner; `plan=auto` or `plan=path/to/plan.json` is short for plan.file."""
+    """How all tables are planned; `plan=auto` or `plan=path/to/plan.json` is short for plan.file."""
 
     SHORT_FORM = "file"
+    REMOVED: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "sharding": ({}, "tables.<table>.sharding does its job"),
+        "kernels": ({}, "tables.<table>.kernel does its job"),
+        "cache_load_factor": ({}, "tables.<table>.cache_load_factor does its job"),
+        "ranks": ({}, "tables.<table>.ranks does its job"),
+    }
+    """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
 
     file: str = "auto"
     """`auto`: plan for this world; else a plan.json of launch/plan.py or of a run, taken as it is."""
-    sharding: dict[str, Any] = field(default_factory=dict)
-    """Sharding type of single tables, or a list of them, by table name; tables not named are free."""
-    kernels: dict[str, str] = field(default_factory=dict)
-    """`fused`, or on GPU `fused_uvm` (the table in main memory) and `fused_uvm_caching`, by table."""
-    cache_load_factor: dict[str, float] = field(default_factory=dict)
-    """Share of a `fused_uvm_caching` table's rows cached on the accelerator, by table; else 0.2."""
-    ranks: dict[str, list[int]] = field(default_factory=dict)
-    """Ranks that hold a table_wise or column_wise table, by table name."""
     feature_lengths: dict[str, float] = field(default_factory=dict)
     """Mean ids a row of single features; else 1, 4 for a list, a history's stored maximum."""
     replicate_modality_bytes: int = 1 << 30
@@ -85,28 +85,9 @@ class PlanConfig:
     search: str = "auto"
     """`full`, `fast` (few proposals, small tables uncut), or `auto`: fast for very many shards."""
 
-    def sharding_types(self) -> dict[str, list[str]]:
-        """Return the sharding types asked for, always as lists."""
-        return {t: [k] if isinstance(k, str) else list(k) for t, k in self.sharding.items()}
-
-    def anywhere(self, device_type: str) -> "PlanConfig":
-        """Return the constraints that hold on any number of ranks.
-
-        A saved plan and pinned ranks belong to the world they were made for, and kernels that keep
-        a table in main memory to GPUs.
-        """
-        on_gpu = device_type == "cuda"
-        return dataclasses.replace(
-            self,
-            file="auto",
-            ranks={},
-            kernels=self.kernels if on_gpu else {},
-            cache_load_factor=self.cache_load_factor if on_gpu else {},
-        )
-
 
 def check_plan(config: PlanConfig) -> None:
-    """Raise UserError for a value outside its choices; tables are checked by `constrain`.
+    """Raise UserError for a value outside its choices; tables have their own section.
 
     Raises:
         UserError: lists every offending key.
@@ -129,11 +110,6 @@ def check_plan(config: PlanConfig) -> None:
         f"plan.feature_lengths.{name}={length}: expected 0 or more"
         for name, length in config.feature_lengths.items()
         if length < 0
-    ]
-    problems += [
-        f"plan.cache_load_factor.{name}={share}: expected more than 0, up to 1"
-        for name, share in config.cache_load_factor.items()
-        if not 0 < share <= 1
     ]
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))

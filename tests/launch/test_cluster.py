@@ -210,7 +210,7 @@ def test_two_hosts_train_like_two_ranks_of_one(hosts, job, tmp_path):
     settings = ["data=demo", f"workspace={tmp_path}", "model.modalities=[]", "train.epochs=2"]
     settings += ["model.interest_modalities=[]", "model.embedding_dim=8"]
     settings += ["train.global_batch_size=256", "train.log_every_steps=1"]
-    settings += ["+plan.sharding.user_id=table_wise"]
+    settings += ["tables.user_id.sharding=table_wise"]
     together = job("train", *settings, "run.name=one_host", ranks=2)
     assert together.returncode == 0, together.stderr[-2000:]
 

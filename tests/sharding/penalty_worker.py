@@ -30,7 +30,7 @@ def settings(optimizer, sharding):
             # Only the tables move.
             "dense_learning_rate": 0.0,
         },
-        "plan": {"sharding": sharding},
+        "tables": {table: {"sharding": kind} for table, kind in sharding.items()},
         "train": {"global_batch_size": GLOBAL_BATCH},
     })
 

@@ -33,18 +33,16 @@ HOST_SHARDINGS = ("table_row_wise", "table_column_wise", "grid_shard")
 
 
 def cases() -> dict[str, dict]:
-    """Plan and model keys by case."""
-    found = {kind: {"plan": {"sharding": dict.fromkeys(TABLES, kind)}} for kind in SHARDINGS}
-    found |= {kind: {"plan": {"sharding": dict.fromkeys(TABLES, kind)}} for kind in HOST_SHARDINGS}
-    found["pinned"] = {"plan": {"ranks": {"user_id": [0]}, "sharding": {"item_id": "row_wise"}}}
+    """Sections `tables` and `plan` by case."""
+
+    def both(**keys):
+        return {"tables": dict.fromkeys(TABLES, keys)}
+
+    found = {kind: both(sharding=kind) for kind in (*SHARDINGS, *HOST_SHARDINGS)}
+    found["pinned"] = {"tables": {"user_id": {"ranks": [0]}, "item_id": {"sharding": "row_wise"}}}
     communication = {"forward_communication": "bf16", "backward_communication": "fp16"}
-    found["half_communication"] = {
-        "plan": {"sharding": dict.fromkeys(TABLES, "row_wise"), **communication}
-    }
-    found["half_tables"] = {
-        "plan": {"sharding": dict.fromkeys(TABLES, "row_wise")},
-        "model": {"half_tables": list(TABLES)},
-    }
+    found["half_communication"] = {**both(sharding="row_wise"), "plan": communication}
+    found["half_tables"] = both(sharding="row_wise", precision="fp16")
     return found
 
 
@@ -52,7 +50,11 @@ def config(case: dict, optimizer: str):
     """The tiny ranker with a case's keys."""
     model = {"embedding_dim": 16, "tower_dims": [16, 8], "deep_dims": [8], "cross_rank": 4}
     return read_run_config({
-        "model": {**model, "umcm": "mixture", **case.get("model", {})},
+        "model": {
+            **model,
+            "umcm": "mixture",
+        },
+        "tables": case.get("tables", {}),
         "optim": {
             "table": {"name": optimizer},
             "small_table_rows": LARGE_ROWS,

@@ -12,7 +12,7 @@ from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
 from recsys.sharding.apply import check_matches
 from recsys.sharding.cluster import ClusterConfig
-from recsys.sharding.optimizers import OptimConfig, TableOptimConfig
+from recsys.sharding.optimizers import TableOptimConfig
 from recsys.sharding.tables import TableSettings, check_penalties
 from tests import tiny_world
 from tests.processes import worker_result
@@ -111,7 +111,7 @@ def plan(device="cpu", optimizer="auto", **sections):
         "model": {"embedding_dim": 8, "modalities": [], **sections.pop("model", {})},
         "optim": {"table": {"name": optimizer, "l2": 0.1}, **sections.pop("optim", {})},
         "train": {"global_batch_size": 64},
-        "plan": sections.pop("plan", {}),
+        "tables": sections.pop("tables", {}),
     })
     manifest = tiny_world.manifest()
     ranker, tables = build_plannable(
@@ -133,7 +133,7 @@ def test_every_table_with_a_penalty_is_replicated(device, optimizer):
     made, _ = plan(device, optimizer)
     assert {table.sharding for table in made.tables} == {"data_parallel"}
     either, _ = plan(
-        device, optimizer, plan={"sharding": {"user_id": ["row_wise", "data_parallel"]}}
+        device, optimizer, tables={"user_id": {"sharding": ["row_wise", "data_parallel"]}}
     )
     assert {table.sharding for table in either.tables} == {"data_parallel"}
 
@@ -141,24 +141,24 @@ def test_every_table_with_a_penalty_is_replicated(device, optimizer):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("optimizer", ["auto", "rowwise_adagrad", "sgd"])
 @pytest.mark.parametrize(
-    ("key", "sections"),
+    ("key", "settings"),
     [
-        *(
-            (f"plan.sharding.user_id={kind}", {"plan": {"sharding": {"user_id": kind}}})
-            for kind in MODEL_PARALLEL
-        ),
-        ("plan.ranks.user_id", {"plan": {"ranks": {"user_id": [1]}}}),
-        ("plan.kernels.user_id=fused_uvm", {"plan": {"kernels": {"user_id": "fused_uvm"}}}),
-        ("model.half_tables", {"model": {"half_tables": ["user_id"]}}),
+        *((f"sharding={kind}", {"sharding": kind}) for kind in MODEL_PARALLEL),
+        ("ranks", {"ranks": [1]}),
+        ("kernel=fused_uvm", {"kernel": "fused_uvm"}),
+        ("precision=fp16", {"precision": "fp16"}),
     ],
 )
-def test_every_other_form_is_refused_with_table_rows_and_keys(device, optimizer, key, sections):
-    expected = rf"optim.table.l2=0.1: .*'user_id' \(40 rows\).*{key} .*optim.tables.user_id.l2=0"
+def test_every_other_form_is_refused_with_table_rows_and_keys(device, optimizer, key, settings):
+    expected = (
+        rf"optim.table.l2=0.1: .*'user_id' \(40 rows\).*tables.user_id.{key} "
+        r".*tables.user_id.optimizer.l2=0"
+    )
     with pytest.raises(ValueError, match=expected):
-        plan(device, optimizer, **{name: dict(values) for name, values in sections.items()})
-    without = {"optim": {"tables": {"user_id": {"name": optimizer}}}}
-    if "kernels" not in key:  # a GPU's, and for tables that the planner chooses to cut
-        made, _ = plan(device, optimizer, **sections, **without)
+        plan(device, optimizer, tables={"user_id": settings})
+    if "kernel" not in key:  # a GPU's, and for tables that the planner chooses to cut
+        without = settings | {"optimizer": {"name": optimizer}}
+        made, _ = plan(device, optimizer, tables={"user_id": without})
         shardings = {table.table: table.sharding for table in made.tables}
         assert shardings["user_id"] != "data_parallel"
         assert shardings["item_id"] == "data_parallel"
@@ -188,19 +188,21 @@ def test_a_saved_plan_that_cuts_a_penalised_table_is_refused(one_process):
 def test_a_large_table_is_refused_and_not_trained_by_another_rule():
     rows = {"users": 2_000, "items": 20_000, "tags": 10}
     tables = {name: TableSettings(rows=number, width=8) for name, number in rows.items()}
-    auto = OptimConfig(table=TableOptimConfig(l2=0.1), small_table_rows=1_000)
+    auto = (TableOptimConfig(l2=0.1), "optim.table")
     with pytest.raises(
-        ValueError, match="'users' \\(2,000 rows\\).*name=adam\\)\n.*20,000"
+        ValueError,
+        match="'users' \\(2,000 rows\\).*users.optimizer.name=adam .*l2=0.1\\)\n.*20,000",
     ) as told:
-        check_penalties(auto, tables)
+        check_penalties(dict.fromkeys(tables, auto), tables, small_table_rows=1_000)
     assert "tags" not in str(told.value)
-    named = OptimConfig(table=TableOptimConfig(name="sgd", l2=0.1), small_table_rows=1_000)
+    named = (TableOptimConfig(name="sgd", l2=0.1), "optim.table")
     with pytest.raises(ValueError, match="'items' .*more than 10,000 rows") as told:
-        check_penalties(named, tables)
+        check_penalties(dict.fromkeys(tables, named), tables, small_table_rows=1_000)
     assert "users" not in str(told.value)
-    free = TableOptimConfig()
+    free = (TableOptimConfig(), "tables.items.optimizer")
     half = TableSettings(rows=10**9, width=8, precision="fp16")
     check_penalties(
-        OptimConfig(table=TableOptimConfig(l2=0.1), tables={"users": free, "items": free}),
+        {"users": free, "items": free, "tags": auto},
         tables | {"users": half, "items": half},
+        small_table_rows=1_000,
     )

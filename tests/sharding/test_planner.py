@@ -21,6 +21,7 @@ from recsys.sharding.apply import check_matches
 from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster
 from recsys.sharding.plan import TABLES_PATH, read_plan, sharding_plan, write_plan
 from recsys.sharding.shortage import DoesNotFitError
+from tests import tiny_world
 
 ROWS = {"item_id": 5_000, "user_id": 40_000, "tags": 1_000}
 GPU = {"device": "cuda", "accelerators_per_host": 8, "batch_size_per_rank": 1024}
@@ -95,27 +96,34 @@ def test_every_suggestion_is_a_plan_that_fits():
     with pytest.raises(DoesNotFitError, match="table 'user_id'.* too much") as raised:
         tight.plan()
     found = {suggestion.keys: suggestion for suggestion in suggest(tight, raised.value)}
-    assert set(found) == {"model.half_tables=[user_id]", "cluster.hosts=2"}
+    assert set(found) == {"tables.user_id.precision=fp16", "cluster.hosts=2"}
     assert all("fits custom" in suggestion.verdict for suggestion in found.values())
     halved = dataclasses.replace(
         tight,
-        config=read_run_config({"model": {"embedding_dim": 64, "half_tables": ["user_id"]}}),
+        config=read_run_config({
+            "model": {"embedding_dim": 64},
+            "tables": {"user_id": {"precision": "fp16"}},
+        }),
     ).plan()
     assert table(halved, "user_id").weight_bytes == 60_000_000 * 64 * 2
 
 
 ROW_WISE = {
     "table_wise": (
-        {"plan": {"sharding": {"user_id": "table_wise"}}},
-        "plan.sharding.user_id=row_wise",
+        {"tables": {"user_id": {"sharding": "table_wise"}}},
+        "tables.user_id.sharding=row_wise",
     ),
     "pinned": (
-        {"plan": {"ranks": {"user_id": [0]}}},
-        "plan.sharding.user_id=row_wise ~plan.ranks.user_id",
+        {"tables": {"user_id": {"ranks": [0]}}},
+        "tables.user_id.sharding=row_wise tables.user_id.ranks=null",
     ),
     "penalty": (
-        {"optim": {"tables": {"user_id": {"name": "sgd", "l2": 0.1}}, "small_table_rows": 10**9}},
-        "plan.sharding.user_id=row_wise optim.tables.user_id.name=rowwise_adagrad",
+        {
+            "tables": {"user_id": {"optimizer": {"name": "sgd", "l2": 0.1}}},
+            "optim": {"small_table_rows": 10**9},
+        },
+        "tables.user_id.sharding=row_wise tables.user_id.optimizer.name=rowwise_adagrad "
+        "tables.user_id.optimizer.l2=0",
     ),
 }
 
@@ -219,7 +227,8 @@ def test_small_frozen_tables_are_replicated_and_large_ones_cut():
 
 def test_pinned_ranks_hold_their_table():
     rowwise = {"table": {"name": "rowwise_adagrad"}}
-    plan = planned(optim=rowwise, plan={"ranks": {"tags": [1], "user_id": [1, 0]}}).plan()
+    pinned = {"tags": {"ranks": [1]}, "user_id": {"ranks": [1, 0]}}
+    plan = planned(optim=rowwise, tables=pinned).plan()
     ranks = {name: [] for name in ("tags", "user_id")}
     for shard in plan.shards:
         if shard.table in ranks:
@@ -228,11 +237,11 @@ def test_pinned_ranks_hold_their_table():
 
 
 def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traffic():
-    keys = {"sharding": {"user_id": "row_wise"}}
-    plain = planned(H100, plan=keys).plan()
-    keys |= {"forward_communication": "fp16", "backward_communication": "bf16"}
-    keys |= {"kernels": {"user_id": "fused_uvm_caching"}, "cache_load_factor": {"user_id": 0.25}}
-    cached = planned(H100, plan=keys).plan()
+    keys = {"sharding": "row_wise"}
+    plain = planned(H100, tables={"user_id": keys}).plan()
+    keys |= {"kernel": "fused_uvm_caching", "cache_load_factor": 0.25}
+    half = {"forward_communication": "fp16", "backward_communication": "bf16"}
+    cached = planned(H100, plan=half, tables={"user_id": keys}).plan()
     before, after = table(plain, "user_id"), table(cached, "user_id")
     assert after.output_bytes_per_step * 2 == before.output_bytes_per_step
     assert after.kernel == "fused_uvm_caching" and after.cache_load_factor == 0.25
@@ -245,46 +254,103 @@ def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traf
     assert applied.cache_params.load_factor == 0.25
 
 
-BAD_CONSTRAINTS = {
+BAD_TABLES = {
     "unknown table": (
-        {"sharding": {"shop": "row_wise"}},
-        "plan.sharding.shop: no such table; the model has item_id, tags, user_id",
+        {"shop": {"sharding": "row_wise"}, "house": {"width": 4}},
+        "tables.shop: no such table; the model has item_id, tags, user_id\n  tables.house: no such",
     ),
-    "unknown type": ({"sharding": {"tags": "sideways"}}, "plan.sharding.tags='sideways': expected"),
-    "no type": ({"sharding": {"tags": []}}, r"plan.sharding.tags=\[\]: expected one of"),
+    "unknown type": (
+        {"tags": {"sharding": ["row_wise", "sideways"]}},
+        r"tables.tags.sharding\[1\]='sideways': expected data_parallel, ",
+    ),
+    "no type": ({"tags": {"sharding": []}}, r"tables.tags.sharding=\[\]: expected one of"),
     "unknown kernel": (
-        {"kernels": {"tags": "magic"}},
-        "plan.kernels.tags='magic': expected one of",
+        {"tags": {"kernel": "magic"}},
+        "tables.tags.kernel='magic': expected fused, fused_uvm or fused_uvm_caching",
     ),
     "kernel on CPU": (
-        {"kernels": {"tags": "fused_uvm"}},
-        "plan.kernels.tags=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
+        {"tags": {"kernel": "fused_uvm"}},
+        "tables.tags.kernel=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
     ),
     "cache without kernel": (
-        {"cache_load_factor": {"tags": 0.5}},
-        "plan.cache_load_factor.tags: only with plan.kernels.tags=fused_uvm_caching",
+        {"tags": {"cache_load_factor": 0.5}},
+        "tables.tags.cache_load_factor: only with kernel=fused_uvm_caching",
     ),
-    "rank outside": ({"ranks": {"tags": [2]}}, r"plan.ranks.tags=\[2\]: expected .* 0 to 1"),
+    "cache of nothing": (
+        {"tags": {"kernel": "fused_uvm_caching", "cache_load_factor": 0}},
+        "tables.tags.cache_load_factor=0: expected more than 0",
+    ),
+    "rank outside": ({"tags": {"ranks": [2]}}, r"tables.tags.ranks=\[2\]: expected .* 0 to 1"),
+    "rank twice": ({"tags": {"ranks": [1, 1]}}, r"tables.tags.ranks=\[1, 1\]: expected different"),
+    "no rank": ({"tags": {"ranks": []}}, r"tables.tags.ranks=\[\]: expected different ranks"),
     "pinned rows": (
-        {"ranks": {"tags": [0]}, "sharding": {"tags": "row_wise"}},
+        {"tags": {"ranks": [0], "sharding": "row_wise"}},
         "only table_wise and column_wise tables can be pinned",
     ),
-    "feature": (
-        {"feature_lengths": {"shoe": 3}},
-        "plan.feature_lengths names shoe; the data has the features item_id, tags, user_id",
+    "width": ({"tags": {"width": 6}}, "tables.tags.width=6: expected a multiple of 4"),
+    "half and replicated": (
+        {"tags": {"precision": "fp16", "sharding": ["row_wise", "data_parallel"]}},
+        "tables.tags.sharding=data_parallel with precision=fp16: a replicated table is held in fp32",
     ),
-    "two at once": (
-        {"sharding": {"shop": "row_wise"}, "ranks": {"tags": [7]}},
-        "plan.sharding.shop: .*\n  plan.ranks.tags",
+    "unknown key": (
+        {"tags": {"kernels": "fused"}},
+        r"tables.tags.kernels: unknown key; .* \(did you mean tables.tags.kernel\?\)",
+    ),
+    "two at once, as they are written": (
+        {"tags": {"ranks": [0, 0], "width": 6}, "user_id": {"kernel": "magic"}},
+        "tables.tags.width=6.*\n  tables.user_id.kernel='magic'",
+    ),
+    "two at once, for the cluster": (
+        {"tags": {"ranks": [7]}, "user_id": {"kernel": "fused_uvm"}},
+        "tables.tags.ranks.*\n  tables.user_id.kernel",
     ),
 }
 
 
-@pytest.mark.parametrize("case", BAD_CONSTRAINTS)
-def test_bad_constraint_names_table_and_key(case):
-    plan, sentence = BAD_CONSTRAINTS[case]
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_setting_of_a_table_names_table_and_key(case):
+    tables, sentence = BAD_TABLES[case]
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
-        planned(plan=plan).plan()
+        planned(tables=tables).plan()
+
+
+def test_frozen_tables_have_a_placement_and_no_settings_of_training():
+    """A half-precision frozen table is what launch/embed.py made, and nothing trains it."""
+    config = {"width": 8, "optimizer": {"name": "sgd"}, "sharding": "row_wise"}
+    sections = {"model": {"modalities": ["text"]}, "tables": {"modality_text": config}}
+    with pytest.raises(ValueError) as raised:
+        build_plannable(
+            config=read_run_config(sections),
+            manifest=tiny_world.manifest(),
+            modality_dims={"text": 8},
+            device_type="cpu",
+        )
+    assert "tables.modality_text.width: its vectors are frozen" in str(raised.value)
+    assert "tables.modality_text.optimizer: its vectors are frozen" in str(raised.value)
+    assert "sharding" not in str(raised.value)
+
+
+def test_a_table_that_the_model_does_not_read_may_have_a_form_and_no_placement():
+    model = {"modalities": [], "features": ["user_id", "item_id"]}
+
+    def tables_with(config):
+        sections = {"model": model, "tables": {"tags": config}}
+        return build_plannable(
+            config=read_run_config(sections),
+            manifest=tiny_world.manifest(),
+            modality_dims={},
+            device_type="cpu",
+        )[1]
+
+    assert set(tables_with({"width": 8, "precision": "fp16"})) == {"user_id", "item_id"}
+    with pytest.raises(ValueError, match="tables.tags: no such table; the model has item_id, user"):
+        tables_with({"width": 8, "sharding": "row_wise"})
+
+
+def test_a_mean_length_of_an_unknown_feature_is_refused():
+    sentence = "plan.feature_lengths names shoe; the data has the features item_id, tags, user_id"
+    with pytest.raises(ValueError, match=sentence):
+        planned(plan={"feature_lengths": {"shoe": 3}}).plan()
 
 
 BAD_VALUES = {
@@ -292,13 +358,12 @@ BAD_VALUES = {
     "precision": ({"plan": {"forward_communication": "int4"}}, "plan.forward_communication='int4'"),
     "search": ({"plan": {"search": "deep"}}, "plan.search='deep': expected one of auto"),
     "partition": ({"plan": {"min_partition": 6}}, "plan.min_partition=6: expected a multiple of 4"),
-    "half table": ({"model": {"half_tables": ["shop"]}}, "model.half_tables names shop"),
     "half on CPU": (
         {
-            "model": {"half_tables": ["tags"]},
+            "tables": {"tags": {"precision": "fp16"}},
             "optim": {"table": {"name": "adam"}},
         },
-        "model.half_tables names tags: its optimizer is adam, which on CPU",
+        "tables.tags.precision=fp16: its optimizer is adam, which on CPU",
     ),
 }
 
@@ -351,7 +416,8 @@ def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tm
     check(planned(optim={"table": {"name": "sgd"}}))
     other = planned(
         rows=ROWS | {"tags": 1_001},
-        optim={"table": {"name": "sgd"}, "tables": {"user_id": {"name": "adam"}}},
+        optim={"table": {"name": "sgd"}},
+        tables={"user_id": {"optimizer": {"name": "adam"}}},
     )
     with pytest.raises(ValueError) as raised:
         check(other, dataclasses.replace(env, world_size=4))
@@ -394,10 +460,9 @@ def test_plan_that_is_not_whole_is_refused_with_the_place(tmp_path, case):
 
 
 def test_fast_search_finds_the_plan_of_the_full_one():
-    sections = {"plan": {"sharding": {"user_id": ["row_wise", "table_row_wise"]}}}
+    tables = {"user_id": {"sharding": ["row_wise", "table_row_wise"]}}
     small = dataclasses.replace(H100, hosts=2, accelerators_per_host=2)
     full, fast = (
-        planned(small, **{"plan": sections["plan"] | {"search": search}}).plan()
-        for search in ("full", "fast")
+        planned(small, tables=tables, plan={"search": search}).plan() for search in ("full", "fast")
     )
     assert fast.summary.critical_path_ms <= 1.05 * full.summary.critical_path_ms

@@ -54,10 +54,8 @@ def main():
             "interest_modalities": ["text", "style"],
         },
         "optim": {"table": {"name": args.optimizer}, "dense_learning_rate": 0.01},
-        "plan": {
-            "sharding": dict.fromkeys(tables, args.sharding) if args.sharding else {},
-            "replicate_modality_bytes": args.replicate_bytes,
-        },
+        "tables": dict.fromkeys(tables, {"sharding": args.sharding}) if args.sharding else {},
+        "plan": {"replicate_modality_bytes": args.replicate_bytes},
         "train": {"global_batch_size": args.global_batch},
     })
     torch.manual_seed(env.rank)

@@ -153,7 +153,7 @@ def test_interrupted_run_is_a_studys_own_and_goes_on(tmp_path):
         ("model", "dropout", 0.5),
         ("model", "name", "fm"),
         ("optim", "dense_learning_rate", 0.1),
-        ("optim", "tables", {"item_id": {"l2": 0.1}}),
+        ("model", "embedding_dim", 8),
     ],
 )
 def test_run_of_another_deciding_key_is_not_a_studys_own(tmp_path, section, key, value):
@@ -161,6 +161,20 @@ def test_run_of_another_deciding_key_is_not_a_studys_own(tmp_path, section, key,
     write_run(workspace, trained_with=config_of())
     other = asked(workspace, **{section: {key: value}})
     with pytest.raises(ValueError, match=rf"other settings \({section}.{key} was .*overwrite=true"):
+        other.trained()
+    assert other.fingerprint() != asked(workspace).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "table", [{"width": 8}, {"precision": "fp16"}, {"optimizer": {"name": "sgd", "l2": 0.1}}]
+)
+def test_a_tables_form_and_optimizer_decide_a_run_and_its_placement_does_not(tmp_path, table):
+    workspace = workspace_of(tmp_path)
+    write_run(workspace, trained_with=config_of())
+    placed = {"sharding": "row_wise", "kernel": "fused_uvm_caching", "cache_load_factor": 0.5}
+    assert asked(workspace, tables={"item_id": placed, "user_id": {"ranks": [0]}}).trained()
+    other = asked(workspace, tables={"item_id": placed | table})
+    with pytest.raises(ValueError, match=r"other settings \(tables was {}, is {'item_id': "):
         other.trained()
     assert other.fingerprint() != asked(workspace).fingerprint()
 

@@ -38,7 +38,10 @@ def fingerprint(env, seed):
             "dropout": 0.3,
             "interest_modalities": ["semantic", "style", "text"],
         },
-        "plan": {"sharding": {"user_id": "table_wise", "item_id": "data_parallel"}},
+        "tables": {
+            "user_id": {"sharding": "table_wise"},
+            "item_id": {"sharding": "data_parallel"},
+        },
         "train": {"global_batch_size": SIZE},
     })
     torch.manual_seed(seed)

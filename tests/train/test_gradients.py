@@ -23,7 +23,7 @@ def trained(env, pipeline="plain", max_norm=None, steps=4, sharding="table_wise"
     config = read_run_config({
         "model": {"embedding_dim": 8, "tower_dims": [16, 8], "deep_dims": [8]},
         "optim": {"dense_learning_rate": 0.01},
-        "plan": {"sharding": {"user_id": sharding, "item_id": "data_parallel"}},
+        "tables": {"user_id": {"sharding": sharding}, "item_id": {"sharding": "data_parallel"}},
         "train": {"global_batch_size": SIZE},
     })
     ranker, _, sharded = plan_and_shard(

@@ -69,8 +69,9 @@ def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
     path = workspace / "runs" / "planned" / "eval" / "test" / "predictions.parquet"
     scores = []
     for ranks, sharding in ((0, None), (2, "column_wise"), (2, "row_wise")):
-        plan = [f"+plan.sharding={{user_id:{sharding},item_id:{sharding}}}"] if sharding else []
-        base = ["data=demo", f"workspace={workspace}", "run.name=planned", *plan]
+        base = ["data=demo", f"workspace={workspace}", "run.name=planned"]
+        if sharding:
+            base += [f"tables.{table}.sharding={sharding}" for table in ("user_id", "item_id")]
         done = job("evaluate", *base, ranks=ranks)
         assert done.returncode == 0, done.stderr[-2000:]
         scores.append(pq.read_table(path).column("score").to_numpy())
@@ -102,7 +103,7 @@ def decided(plan: dict) -> dict:
 def test_plan_shown_is_the_plan_trained(workspace, job):
     """plan.py cluster=cpu_2, a training that plans for itself, and one that takes the saved plan."""
     more = ["optim.table.name=rowwise_adagrad", "plan.replicate_modality_bytes=0"]
-    more += ["+plan.sharding.user_id=table_wise"]
+    more += ["tables.user_id.sharding=table_wise"]
     shown = workspace / "plans" / "cpu_2"
     done = job("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -164,10 +165,14 @@ BAD_SETTINGS = {
     "unknown key": (["+model.colour=red"], "model.colour: unknown key"),
     "width": (["model.embedding_dim=10"], "model.embedding_dim=10 for table"),
     "fused adam": (
-        ["optim.table.name=adam", "+plan.sharding.user_id=row_wise"],
+        ["optim.table.name=adam", "tables.user_id.sharding=row_wise"],
         "fused Adam runs on GPU only",
     ),
-    "unknown table": (["+plan.sharding.shop=row_wise"], "plan.sharding.shop: no such table"),
+    "unknown table": (["tables.shop.sharding=row_wise"], "tables.shop: no such table"),
+    "moved key": (
+        ["plan.sharding.user_id=row_wise"],
+        "plan.sharding: was removed; tables.<table>.sharding does its job",
+    ),
     "feature": (["model.features=[user_id,shoe]"], "name shoe; the data set"),
     "umcm": (["model.umcm=magic"], "model.umcm='magic': expected one of attention"),
 }
@@ -183,10 +188,10 @@ def test_bad_setting_is_one_sentence_and_a_failure(workspace, job, case):
 
 def test_planning_error_on_rank_zero_reaches_every_rank_at_once(workspace, job):
     started = time.monotonic()
-    changes = ["+plan.sharding.user_id=sideways"]
+    changes = ["tables.user_id.ranks=[7]"]
     done = job("train", *options(workspace, "bad2", "run.overwrite=true"), *changes, ranks=2)
     assert done.returncode != 0 and time.monotonic() - started < 60
-    assert "plan.sharding.user_id='sideways': expected one of" in done.stderr
+    assert "tables.user_id.ranks=[7]: expected different ranks from 0 to 1" in done.stderr
 
 
 def test_features_of_other_items_are_refused(workspace, job):
@@ -213,7 +218,7 @@ def test_deterministic_runs_leave_equal_checkpoints(workspace, job):
     contents = []
     for name in ("fixed1", "fixed2"):
         more = ["run.deterministic=true", "model.dropout=0.2", "train.epochs=2"]
-        more += ["optim.max_grad_norm=0.05", "+plan.sharding.user_id=row_wise"]
+        more += ["optim.max_grad_norm=0.05", "tables.user_id.sharding=row_wise"]
         done = job("train", *options(workspace, name, *more), ranks=2)
         assert done.returncode == 0, done.stderr[-2000:]
         newest = max((workspace / "runs" / name / "checkpoints").glob("step-*"))
@@ -229,9 +234,9 @@ def test_missing_prepared_data_says_what_to_run(tmp_path, job):
 
 def test_settings_that_do_not_fit_the_data_leave_no_run_behind(workspace, job):
     """Else the run of this name would be one of other settings, and refused again when mended."""
-    broken = ["optim.table.l2=0.1", "plan.sharding.user_id=row_wise"]
+    broken = ["optim.table.l2=0.1", "tables.user_id.sharding=row_wise"]
     done = job("train", *options(workspace, "mended", *broken))
-    assert done.returncode == 1 and "set optim.tables.user_id.l2=0" in done.stderr
+    assert done.returncode == 1 and "set tables.user_id.optimizer.l2=0" in done.stderr
     assert not (workspace / "runs" / "mended").exists()
 
 

@@ -99,8 +99,9 @@ class Fields(nn.Module):
         field_dim, modality_dims = sizes.field_dim, sizes.modality_dims
         if not field_dim:
             raise UserError(
-                "model.table_dims: this model multiplies feature vectors with each other, and "
-                "theirs differ in width; leave model.table_dims empty or take another model.name"
+                "tables.<table>.width: this model multiplies feature vectors with each other, and "
+                "theirs differ in width; leave the width of every table to model.embedding_dim, or "
+                "take another model.name"
             )
         self.field_dim = field_dim
         self.linear = nn.ModuleDict({

@@ -134,7 +134,6 @@ def test_masked_modality_changes_neither_form_of_the_inputs():
     [
         ({"name": "magic"}, "model.name='magic': expected one of umair_fps, autoint, concat"),
         ({"name": "lr", "first_order": False}, "model.first_order=false: model.name=lr"),
-        ({"name": "fm", "table_dims": {"tags": 8}}, "theirs differ in width"),
         ({"name": "finalmlp", "cross_heads": 3}, "divides .* 16 and 16"),
         ({"name": "xdeepfm", "cross_layers": 0}, "model.cross_layers=0: expected 1 or more"),
         ({"name": "concat", "deep_dims": []}, "model.deep_dims=.*at least one layer"),
@@ -144,3 +143,15 @@ def test_setting_that_a_ranker_cannot_have_is_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         config = read_run_config({"model": {"deep_dims": [16], "second_deep_dims": [], **settings}})
         build_ranker(manifest=manifest(), config=config.model, modality_dims={}, seed=0)
+
+
+def test_tables_that_differ_in_width_are_refused_by_a_ranker_that_multiplies_their_vectors():
+    config = read_run_config({"model": {"name": "fm"}, "tables": {"tags": {"width": 8}}})
+    with pytest.raises(ValueError, match="tables.<table>.width: .* theirs differ in width"):
+        build_ranker(
+            manifest=manifest(),
+            config=config.model,
+            modality_dims={},
+            seed=0,
+            forms=config.tables,
+        )
