@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from recsys.model.inputs import DenseInputs
 from recsys.model.linear import joined
 
 
@@ -33,21 +32,25 @@ class Projections(nn.Module):
         self.interests = list(interests)
         self.interest_dim = sum(dim if shared_projection else modality_dims[m] for m in interests)
 
-    def items(self, inputs: DenseInputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def items(
+        self, modalities: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (ReLU(W_m e_m + b_m) [B, H], present [B]) of every modality, in order."""
         projected = []
         for name, linear in self.linear.items():
-            vector_BE, present_B = inputs.modalities[name]
+            vector_BE, present_B = modalities[name]
             projected.append((torch.relu(linear(vector_BE)), present_B))
         return projected
 
-    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+    def user(
+        self, user_BX: torch.Tensor, interests: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor:
         """Return the user input x [B, X]: user features beside the interest vectors.
 
         An empty history is a zero vector.
         """
-        parts = [inputs.user_BX]
-        for name, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
+        parts = [user_BX]
+        for name, (vector_BE, present_B) in zip(self.interests, interests, strict=True):
             if self.shared_projection:
                 vector_BE = self.linear[name](vector_BE) * present_B[:, None]
             parts.append(vector_BE)

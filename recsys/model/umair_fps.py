@@ -3,7 +3,7 @@
 Shapes: B rows, D table width, E modality width, M modalities, H tower width, N input of the cross.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -40,15 +40,47 @@ class SecondOrder(nn.Module):
         for parameter in self.items.parameters():
             nn.init.normal_(parameter, std=0.002)
 
-    def forward(self, inputs: DenseInputs) -> torch.Tensor:
+    def user(self, user_BX: torch.Tensor) -> torch.Tensor:
+        """Return q [B, D]; every feature vector is D wide: [B, F * D] is [B, F, D]."""
+        return user_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+
+    def item(
+        self, item_BY: torch.Tensor, modalities: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor:
+        """Return the terms of p [B, M, D]: of the features, then of every modality."""
+        terms = [item_BY.unflatten(1, (-1, self.dim)).sum(dim=1)]
+        terms += [linear(modalities[name][0]) for name, linear in self.items.items()]
+        return torch.stack(terms, dim=1)
+
+    def forward(
+        self, query_BD: torch.Tensor, products_BMD: torch.Tensor, present_BM: torch.Tensor
+    ) -> torch.Tensor:
         """Return the term [B]; a masked modality adds nothing to the item's side."""
-        # Every feature vector is D wide: [B, F * D] is [B, F, D].
-        user_BD = inputs.user_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
-        item_BD = inputs.item_BY.unflatten(1, (-1, self.dim)).sum(dim=1)
-        for name, linear in self.items.items():
-            vector_BE, present_B = inputs.modalities[name]
-            item_BD = item_BD + linear(vector_BE) * present_B[:, None]
-        return (user_BD * item_BD).sum(dim=1)
+        # One after the other: a sum over M adds in another order, and losses stay equal bit by bit.
+        terms = (products_BMD * present_BM[:, :, None]).unbind(dim=1)
+        return (query_BD * sum(terms[1:], start=terms[0])).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class UserSide:
+    """The user's half of UMAIR-FPS."""
+
+    user_BH: torch.Tensor
+    """Output u of the user tower."""
+    query_BD: torch.Tensor
+    """q of the second-order term; [B, 0] without."""
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """The item's half of UMAIR-FPS, by modality."""
+
+    vectors_BMH: torch.Tensor
+    """m_k; [B, 0, 0] without item features and modalities."""
+    present_BM: torch.Tensor
+    """Whether the item has the modality: 1 or 0."""
+    products_BMD: torch.Tensor
+    """Terms of p in the second-order term; [B, M, 0] without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +211,69 @@ class UmairFps(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], modality weights [B, M])."""
-        user_BH = self.user_tower(self.projections(inputs))
+        user = self.user_side(inputs.user_BX, inputs.interests)
+        item = self.item_side(inputs.item_BY, inputs.modalities)
+        return self.combine(user, item, inputs.similarity_BS)
+
+    def user_side(
+        self, user_BX: torch.Tensor, interests: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> UserSide:
+        """Return what depends on the user alone.
+
+        Args:
+            user_BX: user features and context [B, X].
+            interests: interest vectors [B, E] and whether the history holds any [B], as in DenseInputs.
+        """
+        user_BH = self.user_tower(self.projections.user(user_BX, interests))
+        if self.second_order is None:
+            return UserSide(user_BH=user_BH, query_BD=user_BH[:, :0])
+        return UserSide(user_BH=user_BH, query_BD=self.second_order.user(user_BX))
+
+    def item_side(
+        self,
+        item_BY: torch.Tensor,
+        modalities: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    ) -> ItemSide:
+        """Return what depends on the item alone.
+
+        Args:
+            item_BY: the item's sparse features [B, Y].
+            modalities: the item's vector [B, E] and whether it has one [B], by modality.
+        """
         vectors, present = [], []
         if self.item_tower is not None:
-            vectors.append(self.item_tower(inputs.item_BY))
-            present.append(torch.ones_like(inputs.first_order_B))
-        for vector_BH, present_B in self.projections.items(inputs):
+            vectors.append(self.item_tower(item_BY))
+            present.append(item_BY.new_ones(item_BY.shape[0]))
+        for vector_BH, present_B in self.projections.items(modalities):
             vectors.append(self.dropout(vector_BH))
             present.append(present_B)
+        if not vectors:
+            nothing_BM = item_BY[:, :0]
+            empty_BMD = nothing_BM[:, :, None]
+            return ItemSide(vectors_BMH=empty_BMD, present_BM=nothing_BM, products_BMD=empty_BMD)
+        vectors_BMH = torch.stack(vectors, dim=1)
+        if self.second_order is None:
+            products_BMD = vectors_BMH[:, :, :0]
+        else:
+            products_BMD = self.second_order.item(item_BY, modalities)
+        return ItemSide(
+            vectors_BMH=vectors_BMH,
+            present_BM=torch.stack(present, dim=1),
+            products_BMD=products_BMD,
+        )
+
+    def combine(
+        self, user: UserSide, item: ItemSide, similarity_BS: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], modality weights [B, M]) of pairs of a user and an item.
+
+        A presence between 0 and 1, or above 1, scales a modality's weight, match and second-order
+        product.
+        """
+        user_BH, vectors_BMH, present_BM = user.user_BH, item.vectors_BMH, item.present_BM
         parts, weights_BM = [user_BH], user_BH[:, :0]
-        direct_B = torch.zeros_like(inputs.first_order_B)
-        if vectors:
-            vectors_BMH, present_BM = torch.stack(vectors, dim=1), torch.stack(present, dim=1)
+        direct_B = similarity_BS.new_zeros(similarity_BS.shape[0])
+        if self.modality_names:
             fused_BC, weights_BM = self.umcm(user_BH, vectors_BMH, present_BM)
             parts.insert(0, fused_BC)
             if self.match is not None:
@@ -198,8 +281,8 @@ class UmairFps(nn.Module):
                 parts.append(match_BM)
                 direct_B = direct_B + self.match(match_BM)[:, 0]
         if self.second_order is not None:
-            direct_B = direct_B + self.second_order(inputs)
-        parts.append(inputs.similarity_BS)
+            direct_B = direct_B + self.second_order(user.query_BD, item.products_BMD, present_BM)
+        parts.append(similarity_BS)
         crossed_BN = self.cross(torch.cat(parts, dim=1))
         logits_B = self.logit(self.deep(crossed_BN))[:, 0]
         return logits_B + direct_B, weights_BM

@@ -73,9 +73,9 @@ class Concatenation(nn.Module):
     def sides(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (user and context [B, user_dim], item [B, item_dim]); a masked modality is zero."""
         parts = [inputs.item_BY]
-        for vector_BH, present_B in self.projections.items(inputs):
+        for vector_BH, present_B in self.projections.items(inputs.modalities):
             parts.append(vector_BH * present_B[:, None])
-        return self.projections(inputs), joined(parts)
+        return self.projections.user(inputs.user_BX, inputs.interests), joined(parts)
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return x0 [B, N]."""
