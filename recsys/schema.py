@@ -236,7 +236,7 @@ def read_manifest(workspace: str | Path) -> Manifest:
         if raw["version"] not in READABLE_VERSIONS:
             known = " or ".join(str(version) for version in READABLE_VERSIONS)
             raise UserError(f"manifest version {raw['version']!r}, expected {known}")
-        manifest = _manifest_of(raw)
+        manifest = manifest_of(raw)
         if problems := misfits(manifest):
             raise UserError("; ".join(problems)[:400])
         for spec in manifest.splits.values():
@@ -248,7 +248,8 @@ def read_manifest(workspace: str | Path) -> Manifest:
     return manifest
 
 
-def _manifest_of(raw: Mapping[str, Any]) -> Manifest:
+def manifest_of(raw: Mapping[str, Any]) -> Manifest:
+    """Return the record of a manifest's JSON object."""
     known = {f.name for f in dataclasses.fields(Manifest)}
     raw = {k: v for k, v in raw.items() if k in known}
     splits = {

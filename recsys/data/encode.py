@@ -306,8 +306,16 @@ def bucket_of(text: str, cuts: tuple[float, ...]) -> int:
 class Encoder:
     """Raw values of a request to the rows that prepare would have written."""
 
-    def __init__(self, prepared: Path, manifest: Manifest):
+    def __init__(
+        self,
+        prepared: Path,
+        manifest: Manifest,
+        vocabularies: Mapping[str, Mapping[str, int]] | None = None,
+    ):
         """Take the rules of a manifest; vocabularies are read when first needed.
+
+        Args:
+            vocabularies: row by id, by table, where they need not be read from `prepared`.
 
         Raises:
             UserError: the data was prepared by a version that kept no rules.
@@ -320,7 +328,7 @@ class Encoder:
         self._prepared = prepared
         self._tables = {table.name: table for table in manifest.tables}
         self._features = {feature.name: feature for feature in manifest.features}
-        self._vocabularies: dict[str, dict[str, int]] = {}
+        self._vocabularies: dict[str, Mapping[str, int]] = dict(vocabularies or {})
 
     def encode(
         self, name: str, raw: pa.Array | pa.ChunkedArray
@@ -356,7 +364,7 @@ class Encoder:
             raise UserError(f"feature {name!r}: not in the manifest, which has {known}")
         return self._features[name]
 
-    def _vocabulary(self, table: TableSpec) -> dict[str, int]:
+    def _vocabulary(self, table: TableSpec) -> Mapping[str, int]:
         if table.vocabulary is None:
             return {}
         if table.name not in self._vocabularies:

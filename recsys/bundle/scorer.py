@@ -1,0 +1,292 @@
+"""BundleScorer: logits and modality weights of users and items of a bundle, in torch on one thread.
+
+A Profile says what is known of a user; `encode` looks it up once, and `score` takes any pairs of encoded
+users and item rows, of several requests in one call. The dials of a user multiply the presence of each
+modality: 1 changes nothing, 0 removes the modality from weights, match and second-order term.
+Shapes: U users, R pairs, M modalities, H hidden, D product, E modality width, V ids, T items of a
+history, S width of the histograms, X user features side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.bundle import similarity
+from recsys.bundle.bundle import Bundle
+from recsys.bundle.dense import DenseHalf
+from recsys.bundle.item_encoder import ItemEncoder
+from recsys.bundle.items import ItemRow
+from recsys.bundle.lookup import Column, Lookup, column_of
+from recsys.bundle.spec import TWO_SIDED
+from recsys.schema import UNKNOWN_ROW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a request knows of a user."""
+
+    user_row: int = UNKNOWN_ROW
+    """Row of a known user; 0 for a visitor."""
+    features: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Rows of user and context features by name, from Encoder. A user feature that is not given is the
+    stored user's, a context feature unknown: row 0, or an empty list."""
+    history: NDArray[np.int64] | None = None
+    """Item rows the user likes [T], oldest first, those of added items allowed; None: as stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Users:
+    """Encoded users."""
+
+    num_users: int
+    first_order_U: torch.Tensor
+    """Sum of the first-order weights of the user side."""
+    vectors: tuple[torch.Tensor, ...]
+    """Two-sided: u [U, H], q [U, D], retrieval [U, R]; whole: user features [U, X]."""
+    interests: tuple[list[torch.Tensor], list[torch.Tensor]]
+    """Interest vectors [U, E] and whether the history holds any [U], in the model's order."""
+    columns: Mapping[str, Column]
+    """Columns of the user side, and context that the item side reads."""
+
+
+class BundleScorer:
+    """Scores of a bundle's model."""
+
+    def __init__(self, bundle: Bundle):
+        """Load the graphs.
+
+        Raises:
+            DamagedFileError: a graph is missing or broken.
+        """
+        self.bundle = bundle
+        self.spec = spec = bundle.spec
+        self._is_two_sided = spec.kind == TWO_SIDED
+        self._dense = DenseHalf(bundle.folder / "dense")
+        self._dense.load(("user", "score") if self._is_two_sided else ("whole",))
+        self._user_lookup = Lookup(spec, spec.user_features, bundle.tables)
+        self._item_encoder = ItemEncoder(spec, bundle.tables, self._dense)
+
+    @property
+    def dial_names(self) -> tuple[str, ...]:
+        """Modalities that have a dial, in the order of a user's dials [M]."""
+        return self.spec.dial_names
+
+    # Users
+
+    @torch.inference_mode()
+    def encode(self, profiles: Sequence[Profile]) -> Users:
+        """Look users up and run the user's half of the model."""
+        spec, store = self.spec, self.bundle.users
+        histories = [
+            store.history(p.user_row) if p.history is None else p.history for p in profiles
+        ]
+        columns = {}
+        for name in self._profile_features():
+            feature = spec.feature(name)
+            if feature.source == "history":
+                longest = feature.max_ids or self._longest(name)
+                rows = [history[-longest:] for history in histories]
+            elif name == "user_id":
+                rows = [np.array([p.user_row]) for p in profiles]
+            else:
+                stored = store.features.get(name)
+                nothing = np.zeros(0 if feature.is_list else 1, np.int64)
+                rows = [
+                    p.features[name]
+                    if name in p.features
+                    else nothing
+                    if stored is None
+                    else stored.of(p.user_row)
+                    for p in profiles
+                ]
+            columns[name] = column_of(rows, feature.is_list)
+        return self.encode_columns(columns, len(profiles))
+
+    @torch.inference_mode()
+    def encode_columns(self, columns: Mapping[str, Column], num_users: int) -> Users:
+        """Run the user's half of the model on columns of every feature of `Profile` and history [U]."""
+        user_UX, first_order_U = self._user_lookup(columns, num_users)
+        interests = self._interests(columns, num_users)
+        vectors: tuple[torch.Tensor, ...] = (user_UX,)
+        if self._is_two_sided and num_users:
+            vectors = self._dense.user(user_UX, *interests)
+        return Users(
+            num_users=num_users,
+            first_order_U=first_order_U,
+            vectors=vectors,
+            interests=interests,
+            columns=columns,
+        )
+
+    def _profile_features(self) -> list[str]:
+        """Names of every feature that a profile gives: of the user side, histories, context of items."""
+        spec = self.spec
+        names = [*spec.user_features, *(feature for _, feature in spec.interests)]
+        names += [spec.similarity_feature] if spec.similarity_feature else []
+        names += [name for name in spec.item_features if spec.feature(name).source != "item"]
+        return list(dict.fromkeys(names))
+
+    def _longest(self, name: str) -> int:
+        history = self.spec.manifest.history
+        assert history is not None, "a history feature comes with a history"
+        return history.max_length if name == "history" else history.recent_length
+
+    def _interests(
+        self, columns: Mapping[str, Column], num_users: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        vectors, presents = [], []
+        for modality, feature in self.spec.interests:
+            values_V, lengths_U = columns[feature]
+            assert lengths_U is not None, "a history is a list"
+            vector_VE, present_V = self.bundle.items.modality(modality, values_V)
+            row_V = torch.repeat_interleave(lengths_U)
+            sum_UE = vector_VE.new_zeros(num_users, vector_VE.shape[1])
+            sum_UE.index_add_(0, row_V, vector_VE)
+            count_U = vector_VE.new_zeros(num_users).index_add_(0, row_V, present_V)
+            vectors.append(sum_UE / count_U.clamp_min(1.0)[:, None])
+            presents.append((count_U > 0).float())
+        return vectors, presents
+
+    # Pairs
+
+    @torch.inference_mode()
+    def score(
+        self,
+        users: Users,
+        user_of_row_R: torch.Tensor,
+        item_row_R: torch.Tensor,
+        dials_UM: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [R], modality weights [R, M]) of pairs; M is 0 for a model that measures none.
+
+        Args:
+            user_of_row_R: int64, place of each pair's user among `users`.
+            item_row_R: int64, item rows, those of added items allowed.
+            dials_UM: of each user, in the order of `dial_names`; None: 1.
+        """
+        num_rows = item_row_R.shape[0]
+        if not num_rows:
+            return torch.zeros(0), torch.zeros(0, len(self.spec.modality_names))
+        dials_RM = None if dials_UM is None else dials_UM[user_of_row_R]
+        side = self._item_side(users, user_of_row_R, item_row_R)
+        similarity_RS = self._similarity(users, user_of_row_R, item_row_R, dials_UM)
+        if self._is_two_sided:
+            present_RM = side["present"] if dials_RM is None else side["present"] * dials_RM
+            user_RH, query_RD = (vector[user_of_row_R] for vector in users.vectors[:2])
+            logits_R, weights_RM = self._dense.score(
+                user_RH, query_RD, side["vectors"], present_RM, side["products"], similarity_RS
+            )
+        else:
+            vectors, presents = self._modalities(item_row_R, dials_RM)
+            interests = [[x[user_of_row_R] for x in part] for part in users.interests]
+            user_RX = users.vectors[0][user_of_row_R]
+            logits_R, weights_RM = self._dense.whole(
+                user_RX, side["columns"], vectors, presents, *interests, similarity_RS
+            )
+        return logits_R + (users.first_order_U[user_of_row_R] + side["first_order"]), weights_RM
+
+    def _item_side(
+        self, users: Users, user_of_row_R: torch.Tensor, item_row_R: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        items = self.bundle.items
+        if not self.spec.items_at_request:
+            return {
+                part: items.take(part, item_row_R) for part in items.parts if part != "retrieval"
+            }
+        columns: dict[str, Column] = {"item_id": (item_row_R, None)}
+        columns |= {name: feature.take(item_row_R) for name, feature in items.features.items()}
+        for name in self.spec.item_features:
+            if name not in columns:
+                columns[name] = _taken(users.columns[name], user_of_row_R)
+        vectors, presents = self._modalities(item_row_R, None)
+        return self._item_encoder(columns, vectors, presents, item_row_R.shape[0])
+
+    def _modalities(
+        self, item_row_R: torch.Tensor, dials_RM: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        vectors, presents = [], []
+        for name in self.spec.vector_names:
+            vector_RE, present_R = self.bundle.items.modality(name, item_row_R)
+            if dials_RM is not None:
+                present_R = present_R * dials_RM[:, self.dial_names.index(name)]
+            vectors.append(vector_RE)
+            presents.append(present_R)
+        return vectors, presents
+
+    def _similarity(
+        self,
+        users: Users,
+        user_of_row_R: torch.Tensor,
+        item_row_R: torch.Tensor,
+        dials_UM: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the histograms of similarities with the user's history [R, S]."""
+        spec, num_tiers = self.spec, self.spec.similarity_tiers
+        num_rows = item_row_R.shape[0]
+        if not num_tiers or spec.similarity_feature is None:
+            return torch.zeros(num_rows, 0)
+        past, lengths_U = users.columns[spec.similarity_feature]
+        assert lengths_U is not None, "a history is a list"
+        past_by_user = past.split(lengths_U.tolist())
+        found_RS = torch.zeros(num_rows, num_tiers * len(spec.vector_names))
+        for place, name in enumerate(spec.vector_names):
+            columns = slice(place * num_tiers, (place + 1) * num_tiers)
+            for user, past_T in enumerate(past_by_user):
+                rows = (user_of_row_R == user).nonzero()[:, 0]
+                if not len(rows) or not len(past_T):
+                    continue
+                item_RE, item_present_R = self.bundle.items.modality(name, item_row_R[rows])
+                if dials_UM is not None:
+                    item_present_R = item_present_R * dials_UM[user, self.dial_names.index(name)]
+                past_TE, past_present_T = self.bundle.items.modality(name, past_T)
+                tier_RT = similarity.tiers(item_RE, past_TE, num_tiers)
+                found_RS[rows, columns] = similarity.histogram(
+                    tier_RT, item_present_R, past_present_T, num_tiers
+                )
+        return found_RS
+
+    # Retrieval
+
+    @torch.inference_mode()
+    def retrieval(self, users: Users) -> torch.Tensor | None:
+        """Return the users' retrieval vectors [U, R].
+
+        The inner product with an item's (`bundle.items.parts["retrieval"]`) is the direct term
+        v . (u . m) + q . p and the item's first-order weight. None where the model has no such term.
+        It knows no dials: `direct` does.
+        """
+        if not self.spec.widths.retrieval:
+            return None
+        own_UR = users.vectors[2]
+        if not self.spec.first_order:
+            return own_UR
+        return torch.cat([own_UR, own_UR.new_ones(users.num_users, 1)], dim=1)
+
+    # New items
+
+    @torch.inference_mode()
+    def encode_item(
+        self,
+        vectors: Mapping[str, NDArray | None],
+        features: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> ItemRow:
+        """Return everything that `Bundle.add_item` needs of an item whose id is unknown.
+
+        Args:
+            vectors: its vector [E] by modality; missing or None: it has none.
+            features: rows of its features by name, from Encoder; missing ones are unknown.
+        """
+        return self._item_encoder.row_of(self.bundle.items, vectors, dict(features or {}))
+
+
+def _taken(column: Column, rows_B: torch.Tensor) -> Column:
+    """Return the entries of a column at some rows [B]."""
+    values_V, lengths_U = column
+    if lengths_U is None:
+        return values_V[rows_B], None
+    lists = values_V.split(lengths_U.tolist())
+    taken = [lists[row] for row in rows_B.tolist()]
+    return torch.cat(taken) if taken else values_V[:0], lengths_U[rows_B]

@@ -1,0 +1,48 @@
+"""Users of a bundle: rows of their features and their histories, memory-mapped.
+
+    users/<feature>.values.npy, .offsets.npy   rows of the users' features, as in prepared/users
+    users/history.values.npy, .offsets.npy     item rows the user liked, oldest first
+    users/last_time.npy                        int64 [U]: time of the last interaction, 0: not known
+
+Shapes: U users, T items of a history.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.bundle.items import FeatureRows, open_features
+from recsys.bundle.spec import BundleSpec
+from recsys.bundle.tables import mapped
+
+
+class UserStore:
+    """Users of the files, read."""
+
+    def __init__(self, folder: Path, spec: BundleSpec):
+        """Map the files of `users/`.
+
+        Raises:
+            DamagedFileError: a file is missing or broken.
+        """
+        self.num_rows = spec.manifest.num_user_rows
+        self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec))
+        self._history: FeatureRows | None = None
+        if spec.manifest.history is not None:
+            self._history = open_features(folder, ["history"])["history"]
+        file = folder / "last_time.npy"
+        self._last_time_U = mapped(file).numpy() if file.is_file() else None
+
+    def history(self, user_row: int) -> NDArray[np.int64]:
+        """Return the item rows a user liked [T], oldest first; empty for row 0 and without histories."""
+        return np.zeros(0, np.int64) if self._history is None else self._history.of(user_row)
+
+    def last_time(self, user_row: int) -> int:
+        """Return the time of a user's last interaction in the log's unit; 0 where it is not known."""
+        return 0 if self._last_time_U is None else int(self._last_time_U[user_row])
+
+
+def user_features(spec: BundleSpec) -> list[str]:
+    """Return the features of the users file, in the manifest's order."""
+    return [f.name for f in spec.manifest.features if f.source == "user" and f.name != "user_id"]

@@ -1,0 +1,132 @@
+"""Vocabularies of a bundle: id to row by sorted hashes, row to id by offsets; memory-mapped, exact.
+
+    vocab/<table>.hashes.npy    uint64 [K], ascending
+    vocab/<table>.rows.npy      int64 [K], the row of each hash
+    vocab/<table>.offsets.npy   int64 [N + 1], where each row's id is in
+    vocab/<table>.texts.npy     uint8, UTF-8
+
+Ids of equal hash stand beside each other, and the stored text decides. Row 0, the unknown, has no id.
+Shapes: K ids, N rows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.bundle.spec import EXPORT_AGAIN
+from recsys.files import new_array, read_array, write_array
+from recsys.schema import UNKNOWN_ROW
+
+
+def hash_of(text: str) -> int:
+    """Return the 64-bit BLAKE2b hash of an id."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Vocabulary(Mapping[str, int]):
+    """Row by id, of one table; ids that were added at run time come after those of the files."""
+
+    def __init__(self, folder: Path, table: str):
+        """Map the files of a table below `vocab/`.
+
+        Raises:
+            DamagedFileError: a file is missing or broken.
+        """
+        self._hashes_K, self._rows_K, self._offsets, self._texts = (
+            read_array(folder / f"{table}.{part}.npy", EXPORT_AGAIN, mmap=True)
+            for part in ("hashes", "rows", "offsets", "texts")
+        )
+        self._added: dict[str, int] = {}
+        self._added_ids: list[str] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the files, unknown row 0 included."""
+        return len(self._offsets) - 1
+
+    def __getitem__(self, text: str) -> int:
+        """Return an id's row.
+
+        Raises:
+            KeyError: no such id.
+        """
+        if text in self._added:
+            return self._added[text]
+        wanted = np.uint64(hash_of(text))
+        place = int(np.searchsorted(self._hashes_K, wanted))
+        while place < len(self._hashes_K) and self._hashes_K[place] == wanted:
+            row = int(self._rows_K[place])
+            if self.id_of(row) == text:
+                return row
+            place += 1
+        raise KeyError(text)
+
+    def __len__(self) -> int:
+        return len(self._hashes_K) + len(self._added_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        for row in range(1, self.num_rows):
+            yield self.id_of(row)
+        yield from self._added_ids
+
+    def id_of(self, row: int) -> str:
+        """Return the id of a row; "" for the unknown row 0."""
+        if row >= self.num_rows:
+            return self._added_ids[row - self.num_rows]
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        return self._texts[start:stop].tobytes().decode("utf-8", "surrogatepass")
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of ids [K]; 0 for those that are not listed."""
+        return np.array([self.get(text, UNKNOWN_ROW) for text in ids], dtype=np.int64)
+
+    def add(self, text: str) -> int:
+        """Give the next row to an id; an id that is listed keeps its row."""
+        known = self.get(text)
+        if known is not None:
+            return known
+        row = self.num_rows + len(self._added_ids)
+        self._added[text] = row
+        self._added_ids.append(text)
+        return row
+
+
+def write_vocabulary(
+    folder: Path, table: str, *, num_rows: int, blocks: Iterable[tuple[NDArray, Sequence[str]]]
+) -> None:
+    """Write the vocabulary of a table.
+
+    Args:
+        folder: `vocab/` of a bundle in the making.
+        num_rows: N, unknown row 0 included.
+        blocks: (rows [B], their ids) by ascending row, none for row 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes_N = np.zeros(num_rows, dtype=np.uint64)
+    lengths_N = np.zeros(num_rows, dtype=np.int64)
+    is_listed_N = np.zeros(num_rows, dtype=bool)
+    texts = folder / f"{table}.texts.bin"
+    with open(texts, "wb") as stream:
+        for rows_B, ids in blocks:
+            encoded = [text.encode("utf-8", "surrogatepass") for text in ids]
+            hashes_N[rows_B] = [hash_of(text) for text in ids]
+            lengths_N[rows_B] = [len(content) for content in encoded]
+            is_listed_N[rows_B] = True
+            stream.write(b"".join(encoded))
+    rows_K = np.flatnonzero(is_listed_N)
+    order_K = np.argsort(hashes_N[rows_K], kind="stable")
+    write_array(folder / f"{table}.hashes.npy", hashes_N[rows_K][order_K])
+    write_array(folder / f"{table}.rows.npy", rows_K[order_K])
+    write_array(folder / f"{table}.offsets.npy", np.concatenate([[0], np.cumsum(lengths_N)]))
+    num_bytes = texts.stat().st_size
+    if num_bytes:
+        array = new_array(folder / f"{table}.texts.npy", np.uint8, (num_bytes,))
+        array[:] = np.memmap(texts, dtype=np.uint8, mode="r")
+        array.flush()
+    else:
+        write_array(folder / f"{table}.texts.npy", np.zeros(0, np.uint8))
+    texts.unlink()
