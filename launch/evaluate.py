@@ -45,7 +45,7 @@ class ScoredRunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """Which run is scored, and how its tables are sharded meanwhile."""
+    """The run to score, and the sharding of its tables meanwhile."""
 
     run: ScoredRunConfig = field(default_factory=ScoredRunConfig)
     """The run."""

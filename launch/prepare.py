@@ -23,7 +23,7 @@ from recsys.schema import local_path
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How `prepare` is carried out; the result does not depend on it."""
+    """Resources of `prepare`; the result does not depend on it."""
 
     memory_limit: str = "2GB"
     """DuckDB's memory; what does not fit spills to the workspace."""

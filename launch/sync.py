@@ -17,7 +17,7 @@ from recsys.job import hydra_job, run_job, say
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """What is copied where."""
+    """Source and target of a copy."""
 
     source: str
     """Folder, or a URL of fsspec's: s3://, gs://, file://, ..."""

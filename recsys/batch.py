@@ -43,7 +43,7 @@ class Features(Pipelineable):
 class Batch(Pipelineable):
     """One rank's part of a global batch: Features with labels, weights and row ids.
 
-    Where a global batch is not divided by the ranks, and at the end of a pass, a batch is padded at
+    If a global batch is not divided by the ranks, and at the end of a pass, a batch is padded at
     its end to full size with rows of weight 0 and no ids, so that every rank takes the same number of
     equally shaped steps.
     """

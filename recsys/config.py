@@ -1,6 +1,6 @@
 """Configuration: from a Hydra config node to frozen, checked dataclasses.
 
-What enters: a DictConfig or plain dictionaries. What leaves: objects of the dataclasses that the
+In: a DictConfig or plain dictionaries. Out: objects of the dataclasses that the
 components keep, or one error with every problem. Called by the jobs in `launch/`; nothing below sees a
 DictConfig.
 """

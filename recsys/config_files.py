@@ -1,6 +1,6 @@
 """Configuration files: YAML read safely, whoever wrote it, and what a file may refer to.
 
-What enters: a file or a folder of recipes and presets. What leaves: plain values, or an error that names
+In: a file or a folder of recipes and presets. Out: plain values, or an error that names
 the file. Called by recsys/job.py before Hydra sees a folder, and wherever a YAML file is read.
 """
 

@@ -1,6 +1,6 @@
 """Keys of a configuration, for people: name, type, default and text of every field of a dataclass.
 
-What enters: dataclasses of a job's top-level keys. What leaves: one record for each key. Called by
+In: dataclasses of a job's top-level keys. Out: one record for each key. Called by
 launch/doctor.py (`config=train`).
 """
 

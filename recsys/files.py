@@ -1,7 +1,7 @@
 """Files and folders written whole, and read with a sentence that says how to make a damaged one anew.
 
 A new version is written beside, synced and renamed; a folder changes places with the one before it in
-one step (renameat2), so that at every moment one whole version has the name. What enters and leaves:
+one step (renameat2), so that at every moment one whole version has the name. Input and output:
 paths. Called by everything that writes or reads a file of a workspace. Beside prepared/ lie meanwhile
 
     .prepared.OWNER.part       the new version in the making; after the exchange, the one before
@@ -66,7 +66,7 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
         num_bytes: of the file, where known, for the message on a full disk.
 
     Raises:
-        DiskFullError: there is no space. What was at `path` is as it was, as after any error.
+        DiskFullError: there is no space. `path` is unchanged, as after any error.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{new_owner()}.part")
@@ -87,10 +87,10 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `target`, synced, when the block ends.
 
-    What killed processes left beside `target` is tidied first.
+    Folders that killed processes left beside `target` are removed first.
 
     Raises:
-        DiskFullError: there is no space. What was at `target` is as it was, as after any error.
+        DiskFullError: there is no space. `target` is unchanged, as after any error.
     """
     target = Path(os.path.realpath(target))
     with writing(target), folder_beside(target) as beside:
@@ -189,7 +189,7 @@ def put_back(target: Path) -> None:
 def tidy(target: Path) -> None:
     """Put back or remove what killed processes of this machine left beside a folder.
 
-    What belongs to another machine stays, with a note: it may be alive.
+    Files of another machine stay, with a note: its process may be alive.
     """
     put_back(target)
     for lock_file in sorted(target.parent.glob(f".{target.name}.*.lock")):

@@ -1,4 +1,4 @@
-"""How a job speaks and how it fails: one line per stage on rank 0, one sentence per error.
+"""Output and errors of a job: one line per stage on rank 0, one sentence per error.
 
 Called by every file in `launch/`. A UserError, and a refusal by the operating system (OSError with an
 error number: no permission, no such file), end the process with code 1 and their sentence on stderr.

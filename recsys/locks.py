@@ -40,7 +40,7 @@ def final_name(path: Path) -> Path:
 def is_ours(path: Path) -> bool:
     """Return whether this machine began a file named `.<name>.<owner>.<ending>`.
 
-    Containers share their host's kernel, and so its boot. Of an earlier boot, host name and machine
+    Containers share their host's kernel, and so its boot. After a reboot, host name and machine
     id have to agree; a machine without an id is known by its boot alone.
     """
     parts = path.name.rsplit(".", 2)[-2].rsplit("-", 2)

@@ -1,6 +1,6 @@
 """Overrides: the `key=value` arguments of a job, between what people type, Hydra's grammar and a shell.
 
-What enters: arguments as they were typed, or a key and a value. What leaves: arguments that Hydra
+In: arguments as they were typed, or a key and a value. Out: arguments that Hydra
 reads as they were meant, whatever their text looks like. Called by recsys/job.py for every job, by
 recsys/study/ for the jobs that a study starts, and by `next:` lines.
 """

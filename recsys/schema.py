@@ -70,7 +70,7 @@ class TableSpec:
 
     @property
     def is_list(self) -> bool:
-        """Whether a raw value may hold several ids."""
+        """True where a raw value may hold several ids."""
         return self.separator is not None
 
 
@@ -108,7 +108,7 @@ class SplitSpec:
 
     @property
     def lacking_class(self) -> str | None:
-        """What no row is, `positives` or `negatives`; None where there are rows of both classes."""
+        """The class without rows, `positives` or `negatives`; None if both classes have rows."""
         if self.num_positives == 0:
             return "positives"
         return "negatives" if self.num_positives == self.num_rows else None
@@ -183,7 +183,7 @@ class Manifest:
         """Return which rows are interactions of the log [N]; the others are drawn negatives.
 
         The one place that says so: rows of the files are numbered below `rows_in`, drawn rows from
-        there on. Where nothing was drawn every row is an interaction.
+        there on. If nothing was drawn, every row is an interaction.
         """
         rows = np.asarray(row_id_N)
         return rows < self.rows_in if self.rows_drawn else np.ones(rows.shape, dtype=bool)

@@ -323,6 +323,18 @@ def test_every_file_says_what_it_is():
     assert not found
 
 
+def test_no_sentence_of_a_docstring_begins_with_a_relative_clause():
+    found = [
+        f"{name_of(path)}:{getattr(node, 'lineno', 1)} {sentence[:60]}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for sentence in re.split(r"(?<=\.)\s+", ast.get_docstring(node) or "")
+        if re.match(r"(What|Where|Who|Of)\b", sentence)
+    ]
+    assert not found, "begin with the noun: the file's first sentence names the thing"
+
+
 def test_no_exception_is_swallowed():
     found = [
         f"{name_of(path)}:{node.lineno}"

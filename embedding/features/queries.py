@@ -118,7 +118,7 @@ def same_as(
 ) -> Callable[[int, int], np.ndarray] | None:
     """Return a function of (start, stop): bool [Q, P], which items share the column with a query.
 
-    Where it is unknown, for the item asked about or for the other, nothing is shared.
+    If it is unknown, for the item asked about or for the other, nothing is shared.
 
     Args:
         column: `artist` or `content`; `none` gives None.

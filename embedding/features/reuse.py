@@ -1,9 +1,9 @@
 """Reuse: vectors of earlier tables, found by what their rows were made of.
 
-Input: feature tables of the same encoder, made for other items: the finished ones, and those that were
-cut off and set aside. Output: their vectors, by row hash. Called by embedding/features/extraction.py
-when items were added, removed or reordered. Nothing is held in memory by item: hashes are stored in a
-sorted, memory-mapped index of 24 bytes a row, which is sorted bucket by bucket.
+In: feature tables of the same encoder, made for other items: the finished ones, and those that were cut
+off and set aside. Out: their vectors, by row hash. Called by embedding/features/extraction.py when items
+were added, removed or reordered. No array in memory is as long as the items: hashes are in a sorted,
+memory-mapped index of 24 bytes a row, which is sorted bucket by bucket.
 """
 
 import os

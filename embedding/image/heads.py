@@ -117,7 +117,7 @@ def measure(
     Keys: `semantic` and `style`, each with `hand` (nearest neighbour among other contents has the
     same artist) and `content` (nearest among other artists shows the same), each a share and the
     pictures it was counted on; with held-out artists also `unseen_hand`, of their pictures only.
-    What the catalogue does not tell (no artists, no contents) is left out.
+    Measures of columns that the catalogue lacks (artists, contents) are left out.
     """
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
     for pixels in batched(pictures.pixels, batch_size):

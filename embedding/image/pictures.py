@@ -1,4 +1,4 @@
-"""Picture files to arrays: every format, no surprises, a reason for every picture that cannot be used.
+"""Decoding of picture files: every format, bounded memory, a reason for every unusable picture.
 
 Called by extraction and by the tag pretext, from several threads. A catalogue's pictures come from
 strangers: nothing in one may stop a night's job, fill the memory, or print.

@@ -93,7 +93,7 @@ def train_on_tags(
     The weights of the best pass are kept. Positives weigh more where a tag is rare (square root of
     negatives / positives, at most 10). All ranks call this with the same data; a step is the mean
     over the global batch, so any number of ranks up to batch_size takes the same steps up to the
-    crops. Of `folder`, the caller removes what is left when training is done.
+    crops. The caller removes `folder` when training is done.
 
     Args:
         folder: keeps the checkpoint.

@@ -177,8 +177,8 @@ class DistinctBatches:
     def one_pass(self, seed: Sequence[int]) -> list[np.ndarray]:
         """Return the batches of one pass over the pairs, each int [B], in a seeded order, each row once.
 
-        Batches are full; what is left at the end waits for another pass. Where there are too few
-        distinct pairs for one full batch, all that fit together are the only batch.
+        Batches are full; what is left at the end waits for another pass. If there are too few distinct
+        pairs for one full batch, all that fit together are the only batch.
         """
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self.rows))

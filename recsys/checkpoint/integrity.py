@@ -1,4 +1,4 @@
-"""Which checkpoints are whole: a manifest with size and sha256 of every file, written last.
+"""Integrity of checkpoints: a manifest with size and sha256 of every file, written last.
 
     checkpoints/
       best.json                     names the checkpoint of the best validation
@@ -181,7 +181,7 @@ def point_to_best(folder: Path, name: str, metric: float | None) -> None:
 def restore_best(folder: Path, state: TrainState) -> None:
     """Make best.json and `state` agree after a resume; all ranks call this.
 
-    A process killed between a checkpoint and best.json leaves the pointer one behind. Where the best
+    A process killed between a checkpoint and best.json leaves the pointer one behind. If the best
     checkpoint is damaged or gone, the next validation is the best so far.
     """
     if state.best_metric is None:

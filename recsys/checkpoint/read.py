@@ -1,7 +1,7 @@
 """Reading of checkpoints: each rank takes from the stored chunks whatever its own shards cover.
 
-What enters: the folder of a checkpoint (its files: write.py) and a ShardedRanker, of any number of ranks
-and any plan. What leaves: the loop state; weights, optimizer and random state are loaded in place.
+In: the folder of a checkpoint (its files: write.py) and a ShardedRanker, of any number of ranks
+and any plan. Out: the loop state; weights, optimizer and random state are loaded in place.
 Called by launch/train.py and launch/evaluate.py.
 """
 

@@ -1,6 +1,6 @@
 """Saves checkpoints while training goes on: a copy between two steps, the writing in a thread.
 
-What enters: the sharded model and the loop's state whenever a save is due. What leaves: checkpoints
+In: the sharded model and the loop's state whenever a save is due. Out: checkpoints
 (write.py). Built by launch/train.py, called by the training loop.
 
     step 100 | copy to host buffers | step 101 | step 102 | ...      main thread

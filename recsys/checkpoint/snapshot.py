@@ -1,6 +1,6 @@
 """Snapshots: what one rank contributes to a checkpoint, copied to host memory between two steps.
 
-What enters: the sharded model and the loop's state. What leaves: a Snapshot, which write.py stores while
+In: the sharded model and the loop's state. Out: a Snapshot, which write.py stores while
 training goes on. Called by saver.py.
 """
 
@@ -19,7 +19,7 @@ from recsys.sharding.shards import TableShard
 
 @dataclass
 class Snapshot:
-    """What one rank contributes to a checkpoint, in host memory."""
+    """One rank's part of a checkpoint, in host memory."""
 
     tables: dict[str, torch.Tensor]
     """Chunks of this rank by name, weights and optimizer state."""

@@ -1,4 +1,4 @@
-"""Where a run stands: the part of a checkpoint that is neither model nor optimizer."""
+"""State of the training loop: the part of a checkpoint that is neither model nor optimizer."""
 
 import dataclasses
 from collections.abc import Mapping

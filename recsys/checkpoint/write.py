@@ -1,7 +1,7 @@
 """Writing of checkpoints, in a format that fits any number of ranks and any sharding plan.
 
 A table is stored as chunks, each a rectangle of rows and columns with its optimizer state; a reader
-takes from the chunks whatever its own shards cover. What enters: the Snapshot of every rank.
+takes from the chunks whatever its own shards cover. In: the Snapshot of every rank.
 Called by saver.py; read.py reads what this writes.
 
     checkpoints/step-00000042/
@@ -121,7 +121,7 @@ def _write_part(folder: Path, snapshot: Snapshot, env: Env) -> dict[str, dict[st
 
 
 def _pickled(values: Any) -> bytes:
-    """What torch.save writes, of tensors and plain values only (read with weights_only)."""
+    """Bytes of torch.save, of tensors and plain values only (read with weights_only)."""
     stream = io.BytesIO()
     torch.save(values, stream)
     return stream.getvalue()

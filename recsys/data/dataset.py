@@ -1,6 +1,6 @@
 """Dataset: one split of prepared data, and the ids of its users, items and histories.
 
-What enters: prepared/ and its manifest. What leaves: rows as Arrow tables, and ids gathered from
+In: prepared/ and its manifest. Out: rows as Arrow tables, and ids gathered from
 memory-mapped arrays by index arithmetic; nothing here loops over rows in Python. Called by the loader
 and evaluation. Shapes: B rows asked for.
 """

@@ -1,6 +1,6 @@
 """Encoding: raw values to rows of embedding tables, as SQL for prepare and on Arrow arrays for a request.
 
-What enters: raw columns of a log, users or items file. What leaves: rows of the tables that a manifest
+In: raw columns of a log, users or items file. Out: rows of the tables that a manifest
 describes. Both sides of a rule stand one after the other, and a test compares them. prepare uses the
 SQL; a server uses `Encoder`, which needs no database. Shapes: N raw values, V ids of all of them.
 

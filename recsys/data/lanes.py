@@ -1,6 +1,6 @@
 """Lanes: the shuffled reading order of a split, of which each rank keeps its places.
 
-What enters: a Dataset and ranges of its rows. What leaves: slices of blocks in memory. Called by the
+In: a Dataset and ranges of its rows. Out: slices of blocks in memory. Called by the
 loader. Shapes: F features, N rows of a block.
 """
 
@@ -59,7 +59,7 @@ class LaneRange:
 class Lane:
     """A lane's rows in blocks and, with `rng`, in shuffled order; of every slice the places [low, high).
 
-    Of a block only these places are kept: several ranks that share a lane each read it whole, and
+    Only these places of a block are kept: several ranks that share a lane each read it whole, and
     together hold it once.
     """
 

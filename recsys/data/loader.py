@@ -1,6 +1,6 @@
 """Loader: a split as Batches, every row once a pass, the same global batch for any number of ranks.
 
-What enters: a Dataset. What leaves: Batch objects of ids and labels. Called by train and evaluate.
+In: a Dataset. Out: Batch objects of ids and labels. Called by train and evaluate.
 Shapes: B rows of this rank's batch, N of them real, F features.
 """
 

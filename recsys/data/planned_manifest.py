@@ -1,6 +1,6 @@
 """The manifest that prepared data would have: tables and features of a recipe, without any data.
 
-What enters: a recipe, and the rows of its tables (from launch/plan.py). What leaves: a Manifest in
+In: a recipe, and the rows of its tables (from launch/plan.py). Out: a Manifest in
 the order `prepare` writes it, or a prepared one with other row counts.
 """
 

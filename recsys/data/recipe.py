@@ -168,7 +168,7 @@ class ItemsRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class UsersRecipe:
-    """What is known of users beside their log."""
+    """Users file: features of users."""
 
     file: str = ""
     """CSV or Parquet file below `source`."""
@@ -235,7 +235,7 @@ Section = InteractionsRecipe | ItemsRecipe | UsersRecipe | PairsRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecipe:
-    """How rows are divided into train, valid and test."""
+    """Split: the division of rows into train, valid and test."""
 
     strategy: Literal["time", "per_user_time", "random", "given"] = "time"
     """`time` (one clock for all), `per_user_time`, `random`, or `given` (one file each)."""

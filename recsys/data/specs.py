@@ -1,6 +1,6 @@
 """Manifest entries of a recipe's tables and features, as far as the recipe alone tells them.
 
-What enters: a recipe. What leaves: TableSpec and FeatureSpec records. Called by prepare, which counts
+In: a recipe. Out: TableSpec and FeatureSpec records. Called by prepare, which counts
 the rows, and by planned_manifest, which is told them.
 """
 

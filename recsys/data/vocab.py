@@ -67,7 +67,7 @@ class FeatureTable:
 
     @property
     def is_list(self) -> bool:
-        """Whether a row may have several ids."""
+        """True where a row may have several ids."""
         return self._spec.is_list
 
     def spec(self) -> TableSpec:

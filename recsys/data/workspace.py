@@ -12,7 +12,7 @@ from recsys.schema import local_path
 
 @dataclass(frozen=True, kw_only=True)
 class WorkspaceConfig:
-    """Where a job works, and on which data."""
+    """Workspace folder of a job, and the recipe of its data."""
 
     data: Recipe = field(default_factory=Recipe)
     """A file of configs/data/ or of --config-dir."""

@@ -1,12 +1,12 @@
-"""Who saw what when, and whether they bookmarked it: tastes, sensitivities, probabilities, labels.
+"""Exposures of the simulated site: tastes, sensitivities, probabilities, labels.
 
 The formula, for user u and item i:
 
     logit = bias + b_u + w_u,semantic s_semantic(u, i) + w_u,style s_style(u, i) + w_u,text s_text(u, i)
 
 s_m(u, i) = t_u,m . v_i,m is the taste of the user for the item's position in a space of two
-dimensions per modality: what is drawn (subject and scene), by whose hand (the painter), and the theme
-of its words. w_u are the user's sensitivities: some care for the hand alone, some for the words.
+dimensions per modality: the content (subject and scene), the artist, and the theme of its words. w_u are
+the user's sensitivities: some users care for the style alone, some for the words.
 Called by world.py.
 """
 

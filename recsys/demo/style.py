@@ -1,6 +1,6 @@
-"""How it is drawn: the painters and their hands. Outlines in, pixels out. Called by world.py.
+"""Painting styles of the drawn world: palette, line, shading and ground of every artist.
 
-A hand is a palette, a line, a way of shading and a ground. Nothing here knows what is drawn.
+In: outlines. Out: pixels. Called by world.py. The subject of a picture is not known here.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The drawn world, put together and written: pictures, words, users, bookmarks, and their truth.
 
 Called by launch/demo.py. Everything is drawn from one seed and is bit-identical when drawn again, on
-any number of processes. The truth lies apart from the raw files; no job but evaluate reads it.
+any number of processes. The truth is stored apart from the raw files; only evaluate reads it.
 """
 
 import dataclasses
@@ -223,7 +223,7 @@ def _draw_items(config: WorldConfig, rng: np.random.Generator) -> Items:
 
 
 def _positions(items: Items, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Where every item lies in the space of each modality, [items, 2]."""
+    """Position of every item in the space of each modality, [items, 2]."""
     subject_at = dict(zip(SUBJECTS, circle(len(SUBJECTS), rng), strict=True))
     scene_at = dict(zip(SCENES, circle(len(SCENES), rng), strict=True))
     theme_at = dict(zip(THEME_WORDS, circle(len(THEME_WORDS), rng), strict=True))

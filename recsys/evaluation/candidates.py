@@ -1,6 +1,6 @@
 """Candidates: what users are ranked on, as rows the loader reads like any split.
 
-What enters: a split of prepared data. What leaves: pairs of a user and a candidate item, each in the
+In: a split of prepared data. Out: pairs of a user and a candidate item, each in the
 circumstances (history, context features) of the user's first relevant row of the split. Called by
 launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
 """
@@ -19,7 +19,7 @@ from recsys.schema import is_known
 
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig:
-    """Who is ranked what, and how far down a list is read."""
+    """Ranking settings: users, candidates and lengths of lists."""
 
     num_users: int = 200
     """Users drawn of those with a relevant item in the split; 0: no ranking, no recommendations."""
@@ -78,8 +78,8 @@ def draw_candidates(
     with a positive in this split are relevant. An item that the user knows is neither: it stands in
     the history that the model reads, or was shown, and as a candidate only where it is liked again
     it would give the answer away. Users stand at the moment before their first relevant item, so
-    that no relevant item stands in the history either. Of the unknown item row 0 nothing is known, it
-    is none.
+    that no relevant item stands in the history either. The unknown item row 0 is no
+    candidate.
     """
     manifest = dataset.manifest
     num_items = manifest.num_item_rows - 1

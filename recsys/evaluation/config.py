@@ -14,7 +14,7 @@ from recsys.evaluation.segments import SegmentsConfig, check_segments
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
-    """How uncertain a number is."""
+    """Bootstrap settings of the confidence intervals."""
 
     num_replicates: int = 200
     """Resampled sets of users."""
@@ -24,7 +24,7 @@ class BootstrapConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What an evaluation looks at."""
+    """Settings of an evaluation."""
 
     REMOVED: ClassVar[Mapping[str, tuple[Any, str]]] = {
         "compare": ([], "compare evaluated runs with launch/compare.py runs=[a,b]")

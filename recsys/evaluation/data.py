@@ -61,7 +61,7 @@ class EvaluationData:
 
     @functools.cached_property
     def has_vector(self) -> dict[str, NDArray[np.bool_]]:
-        """Whether each item row has a vector [I], by modality."""
+        """Mask of the item rows that have a vector [I], by modality."""
         return {name: table.has_vector() for name, table in self.tables.items()}
 
     @functools.cached_property

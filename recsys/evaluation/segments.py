@@ -1,6 +1,6 @@
-"""Segments: which rows of a split are of unseen items, of new users, of one artist, of one month.
+"""Segments of a split: rows of unseen items, of new users, of one artist, of one month.
 
-What enters: prepared data and the rows that were scored. What leaves: named masks over these rows,
+In: prepared data and the rows that were scored. Out: named masks over these rows,
 one at a time (all at once would be as large as the predictions). Called by launch/evaluate.py.
 Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
 """
@@ -24,7 +24,7 @@ from recsys.schema import FeatureSpec, Manifest, is_known
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentsConfig:
-    """Where segments are cut."""
+    """Boundaries of the segments."""
 
     rare_rows: int = 5
     """Items with so many training rows or fewer are rare (with none: unseen)."""
@@ -62,7 +62,7 @@ ROW_COLUMNS = ("history_end", "timestamp", "unknown_user")
 
 @dataclass(frozen=True, kw_only=True)
 class ItemCounts:
-    """What training holds of every item."""
+    """Training counts of every item."""
 
     train_count_I: NDArray[np.int64]
     """Interactions."""

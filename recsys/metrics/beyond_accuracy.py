@@ -1,4 +1,4 @@
-"""What recommendations are like beside being right: coverage, novelty, popularity, diversity.
+"""Metrics of recommended lists beyond accuracy: coverage, novelty, popularity, diversity.
 
 In: lists of recommended item rows, item popularity, item vectors. Out: floats. Called by
 launch/evaluate.py. A list that names what everybody knows, or one thing ten times, can have the best

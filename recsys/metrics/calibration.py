@@ -1,4 +1,4 @@
-"""Whether predicted probabilities mean what they say: ratio, Brier score, bins, ECE.
+"""Calibration of predicted probabilities: ratio, Brier score, bins, ECE.
 
 In: labels and probabilities. Out: floats, and the table of bins that reports draw. Called by the metrics
 registry and the reports.
@@ -163,13 +163,13 @@ def bootstrap_ece(resamples: Resamples) -> EceReplicates:
 def ece_interval(found: EceReplicates, *, level: float = 0.95) -> tuple[float, float]:
     """Return a bias-corrected percentile interval of the expected calibration error.
 
-    Absolute values only grow with noise, so that ece is too large, and a replicate, with the noise
-    of its draw on top, larger again; their plain percentiles often lie above the estimate. The bias
-    is the mean of the replicates minus the estimate (Efron and Tibshirani, ch. 10): it is taken off
-    the upper end once, for the replicates, and off the lower end twice, for the estimate too. Where
-    noise alone reaches the estimate in more than 1 - level of the draws, the lower end is 0. The
-    interval holds the estimate. Measured coverage of the true error at 95 %, calibrated to badly off,
-    50 to 1,000 users: 88 to 98 % (plain percentiles: 0 to 96 %).
+    Absolute values only grow with noise, so that ece is too large, and a replicate, with the noise of
+    its draw on top, larger again; their plain percentiles often lie above the estimate. The bias is the
+    mean of the replicates minus the estimate (Efron and Tibshirani, ch. 10): it is taken off the upper
+    end once, for the replicates, and off the lower end twice, for the estimate too. If noise alone
+    reaches the estimate in more than 1 - level of the draws, the lower end is 0. The interval holds the
+    estimate. Measured coverage of the true error at 95 %, calibrated to badly off, 50 to 1,000 users:
+    88 to 98 % (plain percentiles: 0 to 96 %).
     """
     low, high = interval(found.replicates_R, level=level)
     if np.isnan(low):

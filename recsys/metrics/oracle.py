@@ -1,4 +1,4 @@
-"""How much of the attainable lift a model reaches, where the true probabilities are known.
+"""Share of the attainable lift that a model recovers, where the true probabilities are known.
 
 In: the drawn world's true probabilities by row_id, and predictions. Out: the oracle's metrics.
 Called by launch/evaluate.py; training never reads the truth.

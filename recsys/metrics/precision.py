@@ -1,4 +1,4 @@
-"""Area under the precision-recall curve: how clean the top of a ranking is.
+"""Area under the precision-recall curve (average precision).
 
 In: labels and scores. Out: one float. Called by the metrics registry.
 

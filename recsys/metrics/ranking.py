@@ -3,7 +3,7 @@
 In: candidates of many users as flat rows (user, relevant or not, score). Out: one value per user;
 their mean is the metric. Called by launch/evaluate.py.
 
-What the candidates are decides what the number means. Full: every item of the catalogue; sampled: the
+The value depends on the candidate set. Full: every item of the catalogue; sampled: the
 relevant items among some drawn ones, which is cheaper, flatters, and may even order two models
 otherwise than the full set does (Krichene and Rendle, On Sampled Metrics for Item Recommendation, KDD
 2020). Never compare numbers of different candidate sets.

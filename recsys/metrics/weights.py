@@ -1,4 +1,4 @@
-"""What the modality weights of the user-aware fusion say: how they spread, and whom they follow.
+"""Statistics of the modality weights of the user-aware fusion: how they spread, and whom they follow.
 
 In: the weights of scored rows. Out: floats. Called by launch/evaluate.py.
 

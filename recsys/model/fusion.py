@@ -106,7 +106,7 @@ class MixtureUMCM(Fusion):
 class GlobalUMCM(Fusion):
     """The same measurement for everybody: a = softmax(s) with learned s, c = sum_k a_k m_k.
 
-    What is lost against the other forms is the user's say.
+    An ablation: the loss against the other forms is the value of user awareness.
     """
 
     def __init__(self, *, num_modalities: int, dim: int, dropout: float = 0.0):

@@ -1,4 +1,4 @@
-"""The frame of every HTML page: one style sheet for light and dark, nothing fetched from anywhere.
+"""The frame of every HTML page: one style sheet for light and dark, no request to the network.
 
 Called by the files of this folder that write pages.
 """

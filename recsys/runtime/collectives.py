@@ -101,7 +101,7 @@ def gather_rows(work: Callable[[], torch.Tensor], device: torch.device) -> torch
 
 @dataclass(frozen=True)
 class _Failure:
-    """What the other ranks learn of an error."""
+    """Description of an error for the other ranks."""
 
     kind: type[Exception] | None
     """Class it is raised as elsewhere; None: RankError."""

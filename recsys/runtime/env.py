@@ -89,7 +89,7 @@ def _stat_fields(pid: int, proc: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Env:
-    """Who this process is."""
+    """Process facts: rank, world size, device and threads."""
 
     rank: int
     world_size: int
@@ -174,7 +174,7 @@ def _join_group(backend: str, rank: int, world_size: int, timeout_seconds: int) 
 def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
     """Return whether OMP_NUM_THREADS is torchrun's: it sets 1 for several processes, where it is unset.
 
-    Then the agent began without it. Where its environment cannot be read, 1 is taken for torchrun's.
+    Then the agent began without it. If its environment cannot be read, 1 is taken for torchrun's.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
         return False

@@ -1,6 +1,6 @@
 """Cores and memory that a process may use: the machine's, and no more than its control groups allow.
 
-What enters: processor affinity, physical memory, and the limits of control groups of either version.
+In: processor affinity, physical memory, and the limits of control groups of either version.
 Called by threads.py, plans of this job's own world, studies and launch/doctor.py. A container with
 `--cpus=4 --memory=16g` sees the cores and the memory of its whole machine and gets 4 and 16 GiB.
 """

@@ -1,8 +1,8 @@
-"""A store in which nothing of an earlier round of torchrun lies.
+"""Key-value store namespaced per restart of torchrun, so that workers never read stale keys.
 
 Called by env.py. Since torch 2.5 the workers of all rounds share the agent's store
 (pytorch/pytorch#135712): a restarted worker may read there the address of one that was killed, and
-the restart fails, or with NCCL hangs. What tells rounds apart is in no variable: the restart count is
+the restart fails, or with NCCL hangs. No variable distinguishes the rounds: the restart count is
 each agent's own. So rank 0 draws a name for the round, and everybody's keys lie below it.
 """
 

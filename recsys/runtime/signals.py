@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT become one step at which all ranks stop.
+"""Stop signals: after SIGTERM or SIGINT all ranks stop at the same step.
 
 Called by launch/train.py around training. A scheduler's signal reaches ranks at different moments, or
 only some of them; a rank that stopped alone would leave the others waiting in a collective. Ranks

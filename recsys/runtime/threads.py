@@ -1,6 +1,6 @@
-"""Threads of a process: how many it computes with, and every library told so.
+"""Threads of a process: their number, set in torch, oneDNN and every other library.
 
-What enters: the key `run.threads`, OMP_NUM_THREADS, and the cores of limits.py. Called by env.py for
+In: the key `run.threads`, OMP_NUM_THREADS, and the cores of limits.py. Called by env.py for
 jobs of several ranks, and by the jobs of one process; launch/doctor.py says what comes out. Imports
 nothing but the standard library until threads are set.
 """
@@ -14,7 +14,7 @@ from recsys.runtime.limits import usable_cores
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """How a job without ranks is carried out."""
+    """Threads of a job without ranks."""
 
     threads: int | None = None
     """Threads of the process; null: OMP_NUM_THREADS, else the cores it may use."""

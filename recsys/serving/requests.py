@@ -290,7 +290,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ItemCard:
-    """What the catalogue says of an item."""
+    """Catalogue entry of an item."""
 
     version: str
     id: str

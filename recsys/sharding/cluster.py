@@ -1,6 +1,6 @@
 """The cluster a plan is made for: hosts, ranks, memory and bandwidths; it need not exist.
 
-What enters: a ClusterConfig (configs/cluster/*.yaml), or this job's own world. What leaves: the
+In: a ClusterConfig (configs/cluster/*.yaml), or this job's own world. Out: the
 Topology that TorchRec's planner asks for, and the memory a rank has.
 """
 

@@ -16,7 +16,7 @@ from recsys.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptimConfig:
-    """How one embedding table is trained."""
+    """Optimizer settings of one embedding table."""
 
     name: Literal["auto", "adam", "rowwise_adagrad", "sgd"] = "auto"
     """`adam`, `rowwise_adagrad`, `sgd`, or `auto`: adam up to `small_table_rows`, else row-wise."""

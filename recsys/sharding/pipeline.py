@@ -25,7 +25,7 @@ PIPELINES = ("auto", "sparse_dist", "plain")
 
 
 class Pipeline(Protocol):
-    """What the step loop asks of a pipeline."""
+    """Pipeline protocol: the methods that the step loop calls."""
 
     def progress(self, batches: Iterator[Batch]) -> Scores:
         """Take one step."""

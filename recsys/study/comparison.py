@@ -48,7 +48,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What is compared, and how the trainings that it needs are carried out."""
+    """Settings of a comparison: its runs, and the trainings that it needs."""
 
     suite: SuiteConfig | None = None
     """Variants to train and compare; presets in configs/suite/. Null: the runs below."""

@@ -24,7 +24,7 @@ Verdict = Literal["better", "worse", "within noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class SeedScores:
-    """What one model reached, seed by seed."""
+    """Scores of one model, by seed."""
 
     auc_S: NDArray[np.float64]
     replicates_SR: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Runs of a study: what is trained and evaluated already, and the real commands that make the rest.
+"""Runs of a study: those that exist, and the real commands that make the others.
 
 Called by launch/compare.py and launch/sweep.py. A study only ever starts launch/embed.py,
 launch/train.py and launch/evaluate.py, as a user would, each in a process of its own: what is
@@ -74,7 +74,7 @@ class StudyRun:
 
     @property
     def remedy(self) -> str:
-        """What makes the run's files anew."""
+        """Command that makes the run's files anew."""
         return f"train it anew: launch/train.py run.name={self.name} run.overwrite=true"
 
     def trained(self) -> bool:

@@ -1,4 +1,4 @@
-"""A suite: the variants that are compared, what they have in common, and how they are tuned."""
+"""A suite: the variants of a comparison, their common overrides, and their search ranges."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from recsys.schema import name_problems
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Where one setting is looked for."""
+    """Search range of one setting."""
 
     choices: list[float] = field(default_factory=list)
     """Values to choose from; empty: the range below."""
@@ -36,7 +36,7 @@ class VariantConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
-    """What is compared with what; presets in configs/suite/."""
+    """Variants of a comparison; presets in configs/suite/."""
 
     name: str
     """Begins the names of the runs and is the folder below workspace/comparisons/."""

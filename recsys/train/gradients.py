@@ -1,6 +1,6 @@
 """Gradients of the dense part: their norm at every step, clipping, and the names of those that broke.
 
-What enters: a sharded ranker. What leaves: norms by step and parameter for the run's log. It hangs on
+In: a sharded ranker. Out: norms by step and parameter for the run's log. It hangs on
 the dense optimizer, so that both pipelines of recsys/sharding/pipeline.py pass by it. Shapes: S
 steps, P dense parameters.
 """
@@ -23,7 +23,7 @@ class Gradients:
 
     Gradients of tables are no part of it. Those of sharded tables live in FBGEMM's backward pass,
     which applies them row by row, and never exist as tensors; replicated tables have optimizers of
-    their own. What is not finite there has come from, or goes on to, the dense part and the loss.
+    their own. A gradient that is not finite there came from, or reaches, the dense part and the loss.
     The dense gradient is averaged over the ranks before the step, so every rank sees the same norm.
     """
 

@@ -1,4 +1,4 @@
-"""What a run says and writes while it trains: metrics.jsonl, TensorBoard, progress bar.
+"""Training log: metrics.jsonl, TensorBoard, progress bar.
 
 Losses are collected on the device and looked at only when a line is due, so that logging does not
 make every step wait for the accelerator.

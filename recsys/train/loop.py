@@ -1,6 +1,6 @@
 """The training loop: one step loop, broken only where the model is evaluated.
 
-Called by launch/train.py with everything built. Nothing here knows of configuration, sharding or
+Called by launch/train.py with everything built. The loop depends on no configuration, sharding or
 files.
 """
 
@@ -57,7 +57,7 @@ class TrainConfig:
 
 
 class Batches(Protocol):
-    """What the loop asks of a loader."""
+    """Loader protocol: the methods that the loop calls."""
 
     steps_per_epoch: int
 
@@ -105,7 +105,7 @@ class Loop:
     def run(self) -> None:
         """Train until `epochs` are done or the validation metric stalls.
 
-        Where a stop is due the state is saved, and training ends in the middle.
+        If a stop is due, the state is saved, and training ends in the middle.
 
         Raises:
             NonFiniteError: the loss is not finite.

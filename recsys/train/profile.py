@@ -1,6 +1,6 @@
 """Profile of some training steps: torch.profiler's trace and its table of operators.
 
-What enters: the run's pipeline. What leaves: runs/<run.name>/profile/rank<r>.trace.json.gz (for Perfetto
+In: the run's pipeline. Out: runs/<run.name>/profile/rank<r>.trace.json.gz (for Perfetto
 or chrome://tracing) and rank<r>.txt, the operators by cost. Called by launch/train.py where
 `profile=true`.
 """
