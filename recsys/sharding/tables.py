@@ -29,7 +29,7 @@ _PLACED_ALONE = ("table_wise", "column_wise")
 
 @dataclass(frozen=True, kw_only=True)
 class TablePlacementConfig:
-    """Where and how one table is held: constraints of the planner."""
+    """Placement of one table: constraints of the planner."""
 
     sharding: list[ShardingType] | None = None
     """One sharding type, or a list of them for the planner to choose from; null: all that fit."""
@@ -60,7 +60,7 @@ class TablePlacementConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(TablePlacementConfig):
-    """What is set for one table alone; a frozen modality table has a placement and nothing else."""
+    """Settings of one table; a frozen modality table has a placement and nothing else."""
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     """Columns, as stored; null: model.embedding_dim."""
