@@ -30,7 +30,7 @@ class TableForm(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of its values: `fp32` or `fp16`."""
+        """Precision of its values: `fp32` or `fp16`."""
 
 
 def check_width(dim: int, table: str, key: str = "model.embedding_dim") -> None:
