@@ -26,7 +26,7 @@ from recsys.schema import UNKNOWN_ROW
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What a request knows of a user."""
+    """User of a request: features and history."""
 
     user_row: int = UNKNOWN_ROW
     """Row of a known user; 0 for a visitor."""
