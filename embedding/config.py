@@ -1,7 +1,7 @@
 """Configuration of launch/embed.py: both encoders, and how their vectors are made and kept."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class EmbedConfig:
     """Threads."""
     encoder: EncodersConfig = field(default_factory=EncodersConfig)
     """Image and text encoder."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
     seed: int = 0
     """Seed of the encoders' training and of samples."""

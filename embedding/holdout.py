@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recsys.errors import UserError
+
+def tenths_problems(tenths: int) -> list[str]:
+    """Return a text for a share that is not between 0 and 9 tenths."""
+    fits = 0 <= tenths <= 9
+    return [] if fits else [f"held_out_tenths={tenths}: expected 0 (train on everything) to 9"]
 
 
 def held_out(names: Sequence[str | None], tenths: int) -> np.ndarray:
@@ -18,11 +22,9 @@ def held_out(names: Sequence[str | None], tenths: int) -> np.ndarray:
 
     A null or empty name is never held out.
 
-    Raises:
-        UserError: `tenths` is not between 0 (nothing held out) and 9.
+    Args:
+        tenths: 0 (nothing is held out) to 9.
     """
-    if not 0 <= tenths <= 9:
-        raise UserError(f"held_out_tenths={tenths}: expected 0 (train on everything) to 9")
     return np.array([bool(name) and _number(str(name)) % 10 < tenths for name in names], dtype=bool)
 
 

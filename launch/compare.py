@@ -18,7 +18,6 @@ from recsys.report.comparison import print_comparison, write_comparison
 from recsys.study.comparison import (
     NUM_REPLICATES,
     CompareConfig,
-    check_compare,
     compare_variants,
     named_runs,
     run_suite,
@@ -31,7 +30,6 @@ def job(cfg: DictConfig) -> None:
     """Read down once: from names to a table."""
     # 1. The variants and their runs: of a suite, trained and scored where missing, or by name.
     place, config = read_job(cfg, KEYS)
-    check_compare(config)
     workspace, suite = place.folder, config.suite
     if suite is not None:
         variants = run_suite(config, suite, workspace, same_data())

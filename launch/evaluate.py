@@ -9,12 +9,13 @@ nobody else): the best possible AUC, and the sensitivities that users were drawn
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from omegaconf import DictConfig
 
 from recsys.config import plain, read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.evaluation.config import EvaluateConfig, check_evaluation
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.evaluate import evaluate
 from recsys.job import hydra_job, next_command, open_command, run_job, say
@@ -26,7 +27,7 @@ from recsys.run.scoring import open_run, read_run, score_split, split_loader
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
 from recsys.schema import read_manifest
-from recsys.sharding.plan import PlanConfig, check_plan
+from recsys.sharding.plan import PlanConfig
 from recsys.sharding.tables import TablePlacementConfig
 
 
@@ -36,7 +37,7 @@ class ScoredRunConfig:
 
     name: str = "default"
     """Folder below workspace/runs/."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` (GPU where present), `cpu` or `cuda`."""
     threads: int | None = None
     """Threads of every rank; null: OMP_NUM_THREADS where torchrun did not set it, else the cores this
@@ -64,9 +65,6 @@ def job(cfg: DictConfig) -> None:
     place, asked, config = read_job(cfg, KEYS)
     workspace, name = place.folder, asked.run.name
     manifest = read_manifest(workspace)
-    check_evaluation(config, manifest.splits)
-    if asked.plan is not None:
-        check_plan(asked.plan)
     run_config = read_run(workspace, name, manifest)
 
     # 2. The model with the weights of the best validation, on any number of ranks.

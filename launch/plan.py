@@ -30,7 +30,6 @@ from recsys.run.planning import (
 from recsys.run.suggestions import suggest
 from recsys.runtime.env import silence_libraries
 from recsys.schema import local_path
-from recsys.sharding.cluster import check_cluster
 from recsys.sharding.plan import write_plan
 from recsys.sharding.shortage import DoesNotFitError
 
@@ -43,7 +42,6 @@ def job(cfg: DictConfig) -> None:
     # 1. Configuration, tables and cluster, all of it checked before anything is planned.
     place, run, config = read_job(cfg, KEYS)
     cluster = config.cluster
-    check_cluster(cluster)
     manifest, modality_dims = read_tables(place, run, config)
     planned = Planned(config=run, manifest=manifest, modality_dims=modality_dims, cluster=cluster)
     if config.search is not None:

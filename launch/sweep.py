@@ -14,13 +14,11 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
-from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, same_data, say
 from recsys.overrides import override
 from recsys.runtime.threads import ProcessConfig
-from recsys.schema import name_problems
 from recsys.study.runs import Commands
-from recsys.study.suite import SweepConfig, space_problems
+from recsys.study.suite import SweepConfig
 from recsys.study.tuning import choose_settings
 
 
@@ -47,14 +45,6 @@ def job(cfg: DictConfig) -> None:
     """Read down once: from a space to the settings that validate best."""
     place, config = read_job(cfg, KEYS)
     sweep, overrides = config.sweep, config.overrides
-    problems = space_problems(sweep.space, "sweep.space")
-    if not sweep.space:
-        problems.append("sweep.space={}: expected at least one setting to choose")
-    if sweep.trials < 1:
-        problems.append(f"sweep.trials={sweep.trials}: expected 1 or more")
-    problems += name_problems("sweep.name", sweep.name)
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
     folder = place.folder / "sweeps" / sweep.name
     commands = Commands(
         data=same_data(),

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from recsys.config_types import BOUNDS, hints_of, type_at, type_text, without_none
 from recsys.errors import UserError
 from recsys.kinds import of_other_kinds, unknown_kinds, with_chosen_kinds
 
@@ -114,12 +115,37 @@ def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
             errors = error.errors(include_url=False)
         mended = bool(sum(_mend(schema, tree, e["loc"], e["type"]) for e in errors))
     problems = unknown + [_sentence(schema, e, key) for e in errors]
-    broken = {e["loc"][1] for e in errors if len(e["loc"]) > 1}
-    for name, hint in _hints(schema).items():
-        sound = isinstance(tree[0], dict) and name in tree[0] and name not in broken
-        if sound and dataclasses.is_dataclass(hint):
-            problems += _read(hint, tree[0][name], _below(key, name))[1]
-    return None, problems
+    paths = [e["loc"][1:] for e in errors]
+    broken = {path[:depth] for path in paths for depth in range(len(path) + 1)}
+    return None, problems + list(_problems_beside(schema, tree[0], key, broken))
+
+
+def _problems_beside(
+    hint: Any,
+    given: Any,
+    key: str,
+    broken: set[tuple[str | int, ...]],
+    at: tuple[str | int, ...] = (),
+) -> Iterator[str]:
+    """Yield the problems of every dataclass in which all types and bounds are kept.
+
+    Args:
+        given: content of a type, in which some values are broken.
+        broken: paths of these values, and of everything that they are in.
+        at: path of `given`.
+    """
+    hint = without_none(hint)
+    if given is None:
+        return
+    if dataclasses.is_dataclass(hint) and at not in broken:
+        yield from _read(hint, given, key)[1]
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            below = _below(key, name)
+            yield from _problems_beside(type_at(hint, [name]), value, below, broken, (*at, name))
+    elif isinstance(given, list):
+        for i, value in enumerate(given):
+            yield from _problems_beside(type_at(hint, [i]), value, f"{key}[{i}]", broken, (*at, i))
 
 
 def _unreadable(given: Any, key: str) -> Iterator[str]:
@@ -174,7 +200,7 @@ def _section(value: Any, hint: Any) -> dict[str, Any]:
     if value is None:
         return {}
     short = getattr(hint, "SHORT_FORM", None)
-    if short is None or type(value) is not _hints(hint)[short]:
+    if short is None or type(value) is not hints_of(hint)[short]:
         raise TypeError
     return {short: value}
 
@@ -229,31 +255,6 @@ _MENDED: dict[str, Callable[[Any, Any], Any]] = {
 """What YAML and people write in another way than JSON, by pydantic's name of the error."""
 
 
-_hints = functools.cache(typing.get_type_hints)
-
-
-def type_at(hint: Any, path: Sequence[str | int]) -> Any:
-    """Return the type of what is at a path of keys and indices below a type.
-
-    `Any` where the type does not say, also for a key that a dataclass does not have.
-    """
-    for name in path:
-        holder: Any = without_none(hint)
-        if dataclasses.is_dataclass(holder):
-            kinds = [_hints(kind) for kind in (holder, *getattr(holder, "KINDS", {}).values())]
-            hint = next((hints[str(name)] for hints in kinds if str(name) in hints), Any)
-        else:
-            in_holder = typing.get_origin(holder) in (dict, list)
-            hint = typing.get_args(holder)[-1] if in_holder else Any
-    return hint
-
-
-def without_none(hint: Any) -> Any:
-    """Return X of the type `X | None`; any other type as it is."""
-    of = typing.get_args(hint)
-    return next(h for h in of if h is not type(None)) if type(None) in of else hint
-
-
 def _below(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
@@ -282,49 +283,13 @@ def _sentence(schema: Any, error: Any, key: str) -> str:
         return f"{key}: {given!r} given; expected names and, for each, its value"
     if kind == "list_type":
         return f"{key}: {given!r} given; expected {type_text(hint)}"
-    if kind in _BOUNDS:
+    if kind in BOUNDS:
         bound = {n: f"{b:g}" if isinstance(b, float) else b for n, b in context.items()}
-        return f"{key}={given}: expected {_BOUNDS[kind].format(**bound)}"
+        return f"{key}={given}: expected {BOUNDS[kind].format(**bound)}"
     expected = type_text(hint)
     if kind == "literal_error" and isinstance(given, str):
         return f"{key}={given!r}: expected {expected}"
     return f"{key}: {given!r} does not fit; expected {expected}{_quote_hint(given)}"
-
-
-_BOUNDS = {
-    "greater_than_equal": "{ge} or more",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "{le} or less",
-    "less_than": "less than {lt}",
-    "multiple_of": "a multiple of {multiple_of}",
-}
-"""Words for a bound, by pydantic's name of the error."""
-
-
-def type_text(hint: Any) -> str:
-    """Return a type as people write it: text, int, list[str], its choices."""
-    if hint is str:
-        return "text"
-    if typing.get_origin(hint) is typing.Literal:
-        *others, last = map(str, typing.get_args(hint))
-        return f"{', '.join(others)} or {last}" if others else last
-    if typing.get_origin(hint) is list:
-        (of,) = typing.get_args(hint)
-        if typing.get_origin(of) is typing.Literal:
-            return f"{type_text(of)}, or a list of them"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def bound_texts(hint: Any) -> list[str]:
-    """Return the bounds that `Annotated[..., Field(ge=1)]` states, in words; none of another type."""
-    stated = [bound for field in getattr(hint, "__metadata__", ()) for bound in field.metadata]
-    words = {word[word.index("{") + 1 : word.index("}")]: word for word in _BOUNDS.values()}
-    return [
-        word.format(**{name: getattr(bound, name)})
-        for bound in stated
-        for name, word in words.items()
-        if hasattr(bound, name)
-    ]
 
 
 def _quote_hint(given: Any) -> str:
@@ -370,7 +335,7 @@ def _without_removed(schema: Any, given: Any) -> Any:
     """Return a stored section without the removed keys that have their off values, at any depth."""
     if not isinstance(given, dict):
         return given
-    hints, removed = _hints(schema), getattr(schema, "REMOVED", {})
+    hints, removed = hints_of(schema), getattr(schema, "REMOVED", {})
     kept = {n: v for n, v in given.items() if n not in removed or v != removed[n][0]}
     return {
         name: _without_removed(hints[name], value)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recsys.config import bound_texts, type_text, without_none
+from recsys.config_types import bound_texts, type_text, without_none
 
 
 @dataclass(frozen=True, kw_only=True)

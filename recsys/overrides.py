@@ -13,7 +13,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from recsys.config import type_at, unknown_key, without_none
+from recsys.config import unknown_key
+from recsys.config_types import type_at, without_none
 from recsys.errors import UserError
 
 _OVERRIDE = re.compile(r"\+{0,2}([^=~+\s-][^=\s]*)=(.*)", re.DOTALL)

@@ -31,9 +31,9 @@ from recsys.report.plan_page import write_plan_page
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
 from recsys.schema import name_problems, read_manifest, write_manifest
-from recsys.sharding.cluster import ClusterConfig, check_cluster
+from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.plan import read_plan, write_plan
-from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
+from recsys.study.suite import SuiteConfig
 from tests import tiny_world
 from tests.feature_tables import write_table
 from tests.test_broken_configs import broken
@@ -204,12 +204,12 @@ def test_folder_of_recipes_is_found_from_home_and_named_where_it_is_none(tmp_pat
 def test_name_that_becomes_a_folder_leads_nowhere_else(name):
     told = r"name=.*expected a plain folder name"
     with pytest.raises(ValueError, match="cluster." + told):
-        check_cluster(ClusterConfig(name=name))
+        from_config(ClusterConfig, {"name": name}, "cluster")
     with pytest.raises(ValueError, match="run." + told):
         read_run_config({"run": {"name": name}})
-    variants = {"a": VariantConfig(), name: VariantConfig()}
+    suite = {"name": name, "reference": "a", "variants": {"a": {}, name: {}}}
     with pytest.raises(ValueError, match="suite." + told) as caught:
-        check_suite(SuiteConfig(name=name, reference="a", variants=variants))
+        from_config(SuiteConfig, suite, "suite")
     assert f"suite.variants={name!r}" in str(caught.value)
     for fine in ("a", "a b", "1e3", "\u00fc=[x]", "a..b"):
         assert not name_problems("run.name", fine)

@@ -35,6 +35,7 @@ LAYERS = {
     "recsys.schema": 2,
     "recsys.batch": 2,
     "recsys.kinds": 2,
+    "recsys.config_types": 2,
     "recsys.config": 3,
     "recsys.config_files": 3,
     "recsys.config_keys": 4,

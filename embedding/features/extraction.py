@@ -130,11 +130,11 @@ def extract_features(
     Args:
         forget_missing: mask rows whose picture is gone or cannot be read any more; False: they keep
             the vector they have.
-        shard_rows: rows of a shard; None: those of the table that is there, or `fitting_shard_rows`.
+        shard_rows: rows of a shard, 1 or more; None: those of the table that is there, or
+            `fitting_shard_rows`.
 
     Raises:
-        UserError: items.parquet is missing or does not have the manifest's rows, or shard_rows is
-            not positive.
+        UserError: items.parquet is missing or does not have the manifest's rows.
     """
     begun = time.perf_counter()
     catalogue = Catalogue(workspace / "prepared")
@@ -143,8 +143,6 @@ def extract_features(
             f"{catalogue.path}: has {catalogue.num_rows:,} rows, the manifest says "
             f"{manifest.num_item_rows:,}; run launch/prepare.py again"
         )
-    if shard_rows is not None and shard_rows < 1:
-        raise UserError(f"shard_rows={shard_rows}: expected 1 or more, or null")
     features, names = workspace / "features", list(extractor.dims)
     earlier = EarlierTables(features / f".{'+'.join(names)}.earlier", names)
 

@@ -41,19 +41,16 @@ def build_backbone(name: str, weights: str) -> tuple[nn.Module, list[str]]:
     """Return (network up to its last convolutional stage, default style blocks).
 
     Args:
+        name: `resnet_tiny`, or a network of torchvision.models of a family of
+            embedding.image.config.FAMILIES.
         weights: as in ImageConfig.
 
     Raises:
-        UserError: unknown network or family, or a weights file that does not fit.
+        UserError: unknown network, or a weights file that does not fit.
     """
     if name == "resnet_tiny":
         full, body, blocks = tiny_resnet(), None, ["relu", "layer1"]
     else:
-        if not name.startswith(("resnet", "wide_resnet", "resnext", "convnext", "squeezenet")):
-            raise UserError(
-                f"encoder.image.backbone={name!r}: expected resnet_tiny or a ResNet, ConvNeXt or "
-                f"SqueezeNet of torchvision"
-            )
         try:
             full = torchvision.models.get_model(
                 name, weights="DEFAULT" if weights == "torchvision" else None

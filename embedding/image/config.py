@@ -1,6 +1,13 @@
 """Settings of the image encoder."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+from embedding.holdout import tenths_problems
+
+FAMILIES = ("resnet", "wide_resnet", "resnext", "convnext", "squeezenet")
+"""First letters of the names of networks of torchvision.models that can be a backbone."""
+StyleHead = Literal["auto", "gram_max", "moments", "gram_pca", "palette", "contrastive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +21,10 @@ class ImageConfig:
     (.safetensors, or a torch file of tensors)."""
     size: int = 96
     """Side of the square input, in pixels."""
-    semantic_head: str = "discriminant"
+    semantic_head: Literal["pool", "discriminant"] = "discriminant"
     """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
     within a content is whitened)."""
-    style_head: str = "auto"
+    style_head: StyleHead = "auto"
     """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
     where the items have artists, else palette."""
     style_blocks: list[str] = field(default_factory=list)
@@ -51,8 +58,18 @@ class ImageConfig:
     """Most pictures of the pretext; a larger catalogue is sampled. size x size x 3 bytes of disk each
     while it runs."""
 
+    def problems(self) -> list[str]:
+        """Return a text for a network of no known family, and for a share that cannot be held out."""
+        found = tenths_problems(self.held_out_tenths)
+        if self.backbone != "resnet_tiny" and not self.backbone.startswith(FAMILIES):
+            found.append(
+                f"backbone={self.backbone!r}: expected resnet_tiny or a ResNet, ConvNeXt or "
+                f"SqueezeNet of torchvision"
+            )
+        return found
 
-def chosen_style_head(style_head: str, has_artists: bool) -> str:
+
+def chosen_style_head(style_head: StyleHead, has_artists: bool) -> StyleHead:
     """Return the head that `auto` means for this data; any other name as it is.
 
     Without artists the contrastive head learns from crops of one picture, and then finds fewer artists

@@ -45,15 +45,9 @@ class ImageEncoder(nn.Module):
         """Build the network and find the blocks the style head reads.
 
         Raises:
-            UserError: unknown network, head or block.
+            UserError: unknown network or block.
         """
         super().__init__()
-        for key, name, known in (
-            ("style_head", style_head, STYLE_HEADS),
-            ("semantic_head", semantic_head, SEMANTIC_HEADS),
-        ):
-            if name not in known:
-                raise UserError(f"encoder.image.{key}={name!r}: expected one of {', '.join(known)}")
         self.body, default_blocks = build_backbone(backbone, weights)
         self.style = STYLE_HEADS[style_head]
         self.projections: dict[str, Projection] = {

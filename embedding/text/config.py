@@ -1,6 +1,12 @@
 """Settings of the text encoder."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from embedding.holdout import tenths_problems
+from embedding.text.pairs import PERSPECTIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +23,7 @@ class TextConfig:
     """Passes over the pairs (fine-tuning); 0: as loaded. `scratch` needs at least 1."""
     learning_rate: float = 5e-5
     """Peak step size; 10 % of the steps warm up, then it falls to 0."""
-    pair_batch_size: int = 80
+    pair_batch_size: Annotated[int, Field(ge=2)] = 80
     """Pairs a step over all ranks; the other pairs of the batch are the negatives."""
     pair_max_tokens: int = 128
     """Longer texts are cut in training (at `max_tokens` if that is less): long ones cost most of it."""
@@ -27,7 +33,7 @@ class TextConfig:
     """Share of each perspective's pairs that an epoch takes; 0.25: a quarter of them, 0: none."""
     max_pairs: int = 200_000
     """Most pairs an epoch takes; beyond it all perspectives shrink by the same factor. 0: all of them."""
-    precision: str = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the forward passes in training: `float32`, `bfloat16`, or `auto` (bfloat16 where the
     machine has it)."""
     held_out_tenths: int = 1
@@ -46,3 +52,13 @@ class TextConfig:
     """Width of the scratch transformer."""
     num_layers: int = 2
     """Layers of the scratch transformer."""
+
+    def problems(self) -> list[str]:
+        """Return a text for weights of no perspective, and for a share that cannot be held out."""
+        weights, found = self.perspective_weights, tenths_problems(self.held_out_tenths)
+        if set(weights) - set(PERSPECTIVES) or min(weights.values(), default=0.0) < 0:
+            found.append(
+                f"perspective_weights={weights}: expected numbers of 0 or more for "
+                f"{', '.join(PERSPECTIVES)}"
+            )
+        return found

@@ -95,11 +95,9 @@ def build_scratch_encoder(
 def has_bfloat16(precision: str, device: torch.device) -> bool:
     """Return whether training computes in bfloat16.
 
-    Raises:
-        UserError: `precision` is none of auto, float32, bfloat16.
+    Args:
+        precision: `auto`, `float32` or `bfloat16`.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"encoder.text.precision={precision!r}: expected auto, float32 or bfloat16")
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":

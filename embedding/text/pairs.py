@@ -86,8 +86,8 @@ def split_by_entity(pairs: Pairs, tenths: int) -> Split:
     An entity's own texts are both sides of its translations and explanations. In a relation only
     the anchor is its own: the positive is another entity's text.
 
-    Raises:
-        UserError: `tenths` is not between 0 and 9.
+    Args:
+        tenths: of the entities, 0 to 9.
     """
     names = sorted(set(pairs.entity))
     is_held = dict(zip(names, held_out(names, tenths).tolist(), strict=True))
@@ -242,23 +242,13 @@ class BatchPlan:
         """Count the batches that each group gets.
 
         Args:
-            batch_size: pairs a step over all ranks, rounded to a multiple of them; a batch comes from
-                one group.
-            weights: by perspective, how often an epoch passes over its pairs; 0 leaves it out.
+            batch_size: pairs a step over all ranks, 2 or more, rounded to a multiple of them; a batch
+                comes from one group.
+            weights: by perspective, one of PERSPECTIVES, how often an epoch passes over its pairs, 0
+                or more; 0 leaves it out.
             max_pairs: most pairs an epoch takes; beyond it all groups shrink by the same factor. 0: all.
-
-        Raises:
-            UserError: a weight is negative or of an unknown perspective, or a batch of one pair.
         """
-        if batch_size < 2:
-            raise UserError(f"encoder.text.pair_batch_size={batch_size}: expected 2 or more")
         batch_size = max(2, batch_size // num_ranks) * num_ranks
-        unknown = sorted(set(weights) - set(PERSPECTIVES))
-        if unknown or min(weights.values(), default=0.0) < 0:
-            raise UserError(
-                f"encoder.text.perspective_weights={weights}: expected numbers of 0 or more for "
-                f"{', '.join(PERSPECTIVES)}"
-            )
         self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed

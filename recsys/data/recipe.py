@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recsys.config import check
 from recsys.data.text_format import format_problems
 from recsys.schema import leaves_folder
 
@@ -294,15 +293,6 @@ class Recipe:
     def problems(self) -> list[str]:
         """Return a text for everything in which sections contradict each other."""
         return _split_problems(self) + _path_problems(self) + _name_problems(self)
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise UserError for settings that contradict each other, all at once.
-
-    Raises:
-        UserError: lists every offending key with what was expected.
-    """
-    check(recipe, "data")
 
 
 def _split_problems(recipe: Recipe) -> list[str]:

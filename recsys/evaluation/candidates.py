@@ -7,13 +7,14 @@ launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from recsys.data.dataset import Dataset, read_columns
-from recsys.errors import UserError
 from recsys.schema import is_known
 
 
@@ -21,15 +22,20 @@ from recsys.schema import is_known
 class RankingConfig:
     """Ranking settings: users, candidates and lengths of lists."""
 
-    num_users: int = 200
+    num_users: Annotated[int, Field(ge=0)] = 200
     """Users drawn of those with a relevant item in the split; 0: no ranking, no recommendations."""
     ks: list[int] = field(default_factory=lambda: [10, 50])
     """Lengths of the lists."""
-    num_negatives: int = 100
+    num_negatives: Annotated[int, Field(ge=1)] = 100
     """Drawn items of the sampled candidate sets."""
-    max_rows: int = 200_000
+    max_rows: Annotated[int, Field(ge=1)] = 200_000
     """Pairs scored at most. The full candidate set takes users x items; fewer users are ranked where
     that is more, and none but sampled candidates where not even 20 users fit."""
+
+    def problems(self) -> list[str]:
+        """Return a text for lists of no length."""
+        fits = bool(self.ks) and min(self.ks) >= 1
+        return [] if fits else [f"ks={self.ks}: expected lengths of 1 or more, such as [10]"]
 
 
 _FEWEST_USERS = 20
@@ -37,20 +43,6 @@ _BLOCK_ROWS = 65_536
 """Rows of the split that are read at a time: a row group of prepared data."""
 EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
 """Splits whose items a user has seen already: they are neither candidates nor relevant."""
-
-
-def check_ranking(config: RankingConfig) -> None:
-    """Raise UserError for settings nobody can be ranked by, all at once."""
-    problems = []
-    if config.num_users < 0:
-        problems.append(f"ranking.num_users={config.num_users}: expected 0 or more")
-    if not config.ks or min(config.ks) < 1:
-        problems.append(f"ranking.ks={config.ks}: expected lengths of 1 or more, such as [10]")
-    for name in ("num_negatives", "max_rows"):
-        if getattr(config, name) < 1:
-            problems.append(f"ranking.{name}={getattr(config, name)}: expected 1 or more")
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)

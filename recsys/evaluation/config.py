@@ -1,24 +1,27 @@
-"""Settings of an evaluation, and their check.
+"""Settings of an evaluation.
 
 Called by launch/evaluate.py; launch/compare.py asks whether an evaluation was made with its settings.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from recsys.errors import UserError
-from recsys.evaluation.candidates import RankingConfig, check_ranking
-from recsys.evaluation.segments import SegmentsConfig, check_segments
+from pydantic import Field
+
+from recsys.evaluation.candidates import RankingConfig
+from recsys.evaluation.segments import SegmentsConfig
+
+Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
     """Bootstrap settings of the confidence intervals."""
 
-    num_replicates: int = 200
+    num_replicates: Annotated[int, Field(ge=2)] = 200
     """Resampled sets of users."""
-    level: float = 0.95
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of them that an interval holds."""
 
 
@@ -31,7 +34,7 @@ class EvaluateConfig:
     }
     """As recsys/config.py reads it."""
 
-    split: str = "test"
+    split: Split = "test"
     """`train`, `valid` or `test`."""
     seed: int = 0
     """Of resampled users, drawn candidates, shuffled inputs and sample users."""
@@ -41,35 +44,7 @@ class EvaluateConfig:
     """Where segments are cut."""
     ranking: RankingConfig = field(default_factory=RankingConfig)
     """Candidates and lists."""
-    importance_rows: int = 10_000
+    importance_rows: Annotated[int, Field(ge=0)] = 10_000
     """Rows of the split that are scored again for each shuffled input; 0: none."""
-    sample_users: int = 4
+    sample_users: Annotated[int, Field(ge=0)] = 4
     """Users of the report whose recommendations are shown."""
-
-
-def check_evaluation(config: EvaluateConfig, splits: Iterable[str]) -> None:
-    """Raise UserError for settings that cannot be met, all at once."""
-    problems = []
-    if config.split not in splits:
-        problems.append(f"split={config.split!r}: expected one of {', '.join(splits)}")
-    if config.bootstrap.num_replicates < 2:
-        problems.append(
-            f"bootstrap.num_replicates={config.bootstrap.num_replicates}: expected 2 or more"
-        )
-    if not 0 < config.bootstrap.level < 1:
-        problems.append(
-            f"bootstrap.level={config.bootstrap.level}: expected a share between 0 and 1"
-        )
-    for name in ("importance_rows", "sample_users"):
-        if getattr(config, name) < 0:
-            problems.append(f"{name}={getattr(config, name)}: expected 0 or more")
-    for check in (
-        lambda: check_segments(config.segments),
-        lambda: check_ranking(config.ranking),
-    ):
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error).removeprefix("configuration: "))
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))

@@ -8,13 +8,14 @@ Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from recsys.data.codes import codes_of
 from recsys.errors import UserError
@@ -26,20 +27,20 @@ from recsys.schema import FeatureSpec, Manifest, is_known
 class SegmentsConfig:
     """Boundaries of the segments."""
 
-    rare_rows: int = 5
+    rare_rows: Annotated[int, Field(ge=1)] = 5
     """Items with so many training rows or fewer are rare (with none: unseen)."""
-    popular_share: float = 0.1
+    popular_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the catalogue, by training rows, that is popular."""
-    short_history: int = 10
+    short_history: Annotated[int, Field(ge=1)] = 10
     """Users with so many earlier positives or fewer have a short history."""
-    num_values: int = 8
+    num_values: Annotated[int, Field(ge=1)] = 8
     """Segments of an attribute (tag, artist, a feature): its values with the most rows."""
-    num_periods: int = 4
+    num_periods: Annotated[int, Field(ge=1)] = 4
     """Segments of the time, of equal rows."""
-    min_rows: int = 100
+    min_rows: Annotated[int, Field(ge=1)] = 100
     """Segments with fewer rows get counts and no metrics."""
-    min_of_each_class: int = 10
-    """The same for their positives and for their negatives."""
+    min_of_each_class: Annotated[int, Field(ge=1)] = 10
+    """The same for their positives and for their negatives: a metric of one class has no value."""
 
 
 class Segment(NamedTuple):
@@ -80,26 +81,6 @@ class ItemCounts:
             "only_drawn_as_negatives": drawn_N,
             "unknown_to_the_vocabulary": ~known_N,
         }
-
-
-def check_segments(config: SegmentsConfig) -> None:
-    """Raise UserError for settings that cut nothing, all at once."""
-    problems = [
-        f"segments.{name}={getattr(config, name)}: expected 1 or more"
-        for name in ("rare_rows", "short_history", "num_values", "num_periods", "min_rows")
-        if getattr(config, name) < 1
-    ]
-    if config.min_of_each_class < 1:
-        problems.append(
-            f"segments.min_of_each_class={config.min_of_each_class}: expected 1 or more; a metric "
-            f"of one class has no value"
-        )
-    if not 0 < config.popular_share < 1:
-        problems.append(
-            f"segments.popular_share={config.popular_share}: expected a share between 0 and 1"
-        )
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def segments(

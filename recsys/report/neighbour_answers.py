@@ -6,9 +6,10 @@ as a page and recsys/report/sheet.py as one picture. Called by launch/neighbours
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from embedding.features.catalogue import Catalogue
 from embedding.features.nearest import Nearest
@@ -32,8 +33,6 @@ MARKS = {"artist": COLOURS[3], "content": COLOURS[0], "tags": COLOURS[2]}
 WORDING = {"artist": "same artist", "content": "same content", "tags": "tags shared"}
 """Text of each mark."""
 
-EXCLUDE_SAME = ("none", "artist", "content")
-
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
@@ -51,11 +50,11 @@ class NeighboursConfig:
     """Threads."""
     items: list[str] = field(default_factory=list)
     """Ids of the items asked about; empty: a seeded sample, spread over artists and contents."""
-    num_queries: int = 6
+    num_queries: Annotated[int, Field(ge=1)] = 6
     """Items of the sample."""
-    k: int = 5
+    k: Annotated[int, Field(ge=1)] = 5
     """Neighbours of each modality."""
-    exclude_same: str = "none"
+    exclude_same: Literal["none", "artist", "content"] = "none"
     """`artist` or `content`: items that share it with the one asked about are left out; `none`."""
     seed: int = 0
     """Seed of the sample."""
@@ -139,16 +138,12 @@ def check_request(config: NeighboursConfig, manifest: Manifest) -> None:
     """Raise UserError for settings that the data set cannot answer, all at once."""
     problems = []
     num_others = manifest.num_item_rows - 2  # without the unknown row and the item itself
-    if not 1 <= config.k <= num_others:
+    if config.k > num_others:
         problems.append(
             f"k={config.k}: expected 1 to {max(num_others, 0):,}; the catalogue of "
             f"{manifest.name!r} has {max(manifest.num_item_rows - 1, 0):,} items"
         )
-    if config.num_queries < 1:
-        problems.append(f"num_queries={config.num_queries}: expected 1 or more")
-    if config.exclude_same not in EXCLUDE_SAME:
-        problems.append(f"exclude_same={config.exclude_same}: expected {', '.join(EXCLUDE_SAME)}")
-    elif config.exclude_same != "none":
+    if config.exclude_same != "none":
         column = (manifest.recipe.get("items") or {}).get(config.exclude_same)
         if column is None:
             problems.append(

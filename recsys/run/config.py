@@ -4,7 +4,7 @@ Called by launch/train.py, launch/plan.py and recsys/study/, and to read the con
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ from recsys.model.build import RANKERS
 from recsys.model.config import RankerConfig
 from recsys.run.earlier_keys import with_tables
 from recsys.schema import Manifest, name_problems
-from recsys.sharding.optimizers import OptimConfig, check_optim
-from recsys.sharding.plan import PlanConfig, check_plan
+from recsys.sharding.optimizers import OptimConfig
+from recsys.sharding.plan import PlanConfig
 from recsys.sharding.tables import TableConfig
 from recsys.train.loop import TrainConfig
 from recsys.train.profile import ProfileConfig
@@ -68,20 +68,6 @@ class RunConfig:
     """Planning of the tables."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Recording of some steps."""
-
-    def problems(self) -> list[str]:
-        """Return a text for every value outside its choices, of optimizers and plan."""
-        problems: list[str] = []
-        checks: list[Callable[[], None]] = [
-            lambda: check_optim(self.optim),
-            lambda: check_plan(self.plan),
-        ]
-        for check in checks:
-            try:
-                check()
-            except UserError as error:
-                problems += str(error).removeprefix("configuration: ").split("\n  ")
-        return problems
 
 
 SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))

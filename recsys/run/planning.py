@@ -25,7 +25,7 @@ from recsys.model.config import RankerConfig
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import RunConfig
 from recsys.schema import Manifest, read_manifest
-from recsys.sharding.cluster import ClusterConfig, check_cluster
+from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.plan import Plan
 from recsys.sharding.shortage import DoesNotFitError
 
@@ -178,6 +178,4 @@ def read_cluster(name: str) -> ClusterConfig:
         raise UserError(f"clusters: {name!r} is no file of {CLUSTERS}; there are {known}")
     given = read_yaml(file)
     given.pop("defaults", None)
-    cluster = from_config(ClusterConfig, given, f"cluster {name}")
-    check_cluster(cluster)
-    return cluster
+    return from_config(ClusterConfig, given, f"cluster {name}")

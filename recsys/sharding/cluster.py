@@ -5,8 +5,10 @@ Topology that TorchRec's planner asks for, and the memory a rank has.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torchrec.distributed.planner import Topology
 
 from recsys.errors import UserError
@@ -25,32 +27,41 @@ class ClusterConfig:
 
     name: str = "custom"
     """Short name, for people and folders."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """`cpu` or `cuda`."""
-    hosts: int = 1
+    hosts: Annotated[int, Field(ge=1)] = 1
     """Machines."""
-    accelerators_per_host: int = 1
+    accelerators_per_host: Annotated[int, Field(ge=1)] = 1
     """Ranks of a machine: its accelerators, or where device=cpu its processes."""
     accelerator_memory_gib: float = 0.0
     """Memory of one accelerator that a process can use; not read where device=cpu."""
-    host_memory_gib: float = 16.0
+    host_memory_gib: Annotated[float, Field(gt=0)] = 16.0
     """Main memory of one machine, shared out among its ranks."""
-    reserved_share: float = 0.15
+    reserved_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Share of the memory that holds the tables left free: activations, fragments, the libraries."""
-    intra_host_gb_per_second: float = 600.0
+    intra_host_gb_per_second: Annotated[float, Field(gt=0)] = 600.0
     """Between the ranks of one machine, for example NVLink."""
-    inter_host_gb_per_second: float = 12.5
+    inter_host_gb_per_second: Annotated[float, Field(gt=0)] = 12.5
     """Between machines."""
-    accelerator_memory_gb_per_second: float = 900.0
+    accelerator_memory_gb_per_second: Annotated[float, Field(gt=0)] = 900.0
     """Of an accelerator's own memory."""
-    host_memory_gb_per_second: float = 50.0
+    host_memory_gb_per_second: Annotated[float, Field(gt=0)] = 50.0
     """Of main memory."""
-    host_to_accelerator_gb_per_second: float = 32.0
+    host_to_accelerator_gb_per_second: Annotated[float, Field(gt=0)] = 32.0
     """Between main memory and an accelerator, for tables that lie in main memory."""
-    dense_tflops: float = 0.05
+    dense_tflops: Annotated[float, Field(gt=0)] = 0.05
     """10^12 floating-point operations a second that a rank sustains on the dense part (assumed)."""
-    batch_size_per_rank: int | None = None
+    batch_size_per_rank: Annotated[int, Field(ge=1)] | None = None
     """Rows of a step on one rank; null: train.global_batch_size over all ranks."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a name that is no folder's, and for accelerators without memory."""
+        found = name_problems("name", self.name)
+        if self.device == "cuda" and self.accelerator_memory_gib <= 0:
+            found.append(
+                f"accelerator_memory_gib={self.accelerator_memory_gib}: expected more than 0"
+            )
+        return found
 
     @property
     def num_ranks(self) -> int:
@@ -92,35 +103,6 @@ class ClusterConfig:
         return self.batch_size_per_rank or -(-global_batch_size // self.num_ranks)
 
 
-def check_cluster(cluster: ClusterConfig) -> None:
-    """Raise UserError for values no cluster has, all at once.
-
-    Raises:
-        UserError: lists every offending key.
-    """
-    problems = name_problems("cluster.name", cluster.name)
-    if cluster.device not in ("cpu", "cuda"):
-        problems.append(f"cluster.device={cluster.device!r}: expected cpu or cuda")
-    for key in ("hosts", "accelerators_per_host", "batch_size_per_rank"):
-        value = getattr(cluster, key)
-        if value is not None and value < 1:
-            problems.append(f"cluster.{key}={value}: expected 1 or more")
-    positive = ["host_memory_gib", "intra_host_gb_per_second", "inter_host_gb_per_second"]
-    positive += ["accelerator_memory_gb_per_second", "host_memory_gb_per_second"]
-    positive += ["host_to_accelerator_gb_per_second", "dense_tflops"]
-    if cluster.device == "cuda":
-        positive.append("accelerator_memory_gib")
-    for key in positive:
-        if getattr(cluster, key) <= 0:
-            problems.append(f"cluster.{key}={getattr(cluster, key)}: expected more than 0")
-    if not 0 <= cluster.reserved_share < 1:
-        problems.append(
-            f"cluster.reserved_share={cluster.reserved_share}: expected 0 or more, below 1"
-        )
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
-
-
 def local_cluster(env: Env) -> ClusterConfig:
     """Return this job's own world as a cluster; bandwidths are ClusterConfig's defaults.
 
@@ -137,7 +119,7 @@ def local_cluster(env: Env) -> ClusterConfig:
         accelerator_bytes = torch.cuda.get_device_properties(env.device).total_memory
     return ClusterConfig(
         name="local",
-        device=env.device.type,
+        device="cuda" if env.device.type == "cuda" else "cpu",
         hosts=env.world_size // env.local_world_size,
         accelerators_per_host=env.local_world_size,
         accelerator_memory_gib=accelerator_bytes / GIB,

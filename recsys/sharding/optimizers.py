@@ -9,9 +9,20 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from recsys.errors import UserError
+
+
+def rate_problems(rates: Mapping[str, float | None]) -> list[str]:
+    """Return a text for every step size or penalty that is no finite number, 0 or more, by key."""
+    return [
+        f"{key}={rate}: expected a finite number, 0 or more"
+        for key, rate in rates.items()
+        if rate is not None and not 0 <= rate < math.inf
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +36,11 @@ class TableOptimConfig:
     l2: float = 0.0
     """L2 penalty: l2 / 2 * |W|^2 over every row of the table joins the loss, whatever the optimizer.
     It costs the whole table at every step, so the table is replicated (data_parallel); `auto` refuses
-    it for tables above `small_table_rows`."""
+    it for tables above `small_table_rows`, and tables.<table>.optimizer.l2=0 takes it off one."""
 
     def problems(self) -> list[str]:
         """Return a text for a step size or penalty that is no finite number, 0 or more."""
-        rates = {"learning_rate": self.learning_rate, "l2": self.l2}
-        return [
-            f"{key}={rate}: expected a finite number, 0 or more"
-            for key, rate in rates.items()
-            if rate is not None and not 0 <= rate < math.inf
-        ]
+        return rate_problems({"learning_rate": self.learning_rate, "l2": self.l2})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class OptimConfig:
         "tables": ({}, "tables.<table>.optimizer does its job")
     }
     """Keys of earlier versions: off value, and what does their job now (recsys.config)."""
-    dense_name: str = "adamw"
+    dense_name: Literal["adam", "adamw"] = "adamw"
     """`adam` (weight decay added to the gradient) or `adamw` (decoupled)."""
     dense_learning_rate: float = 1e-3
     """Step size of the dense part."""
@@ -58,14 +64,33 @@ class OptimConfig:
     """Optimizer of every table that has none of its own (tables.<table>.optimizer)."""
     small_table_rows: int = 100_000
     """Largest table, in rows, that `auto` gives to dense adam."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly from 0."""
-    decay: str = "constant"
+    decay: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up: `constant`, `linear` to 0, or `cosine` to 0, over the planned steps."""
     plateau_factor: float = 1.0
     """Factor on the learning rate each time the validation metric does not improve; 1: none."""
     max_grad_norm: float | None = None
     """Longer gradients of the dense part are scaled down to this norm; null: none. Tables have none."""
+
+    def problems(self) -> list[str]:
+        """Return a text for every number that is none of its kind, and for penalties without adam."""
+        rates = {
+            "dense_learning_rate": self.dense_learning_rate,
+            "dense_weight_decay": self.dense_weight_decay,
+            **{f"dense_l2.{part}": l2 for part, l2 in self.dense_l2.items()},
+        }
+        found = rate_problems(rates)
+        if self.dense_l2 and self.dense_name != "adam":
+            found.append(
+                f"dense_l2 with optim.dense_name={self.dense_name}: adamw keeps decay apart from the "
+                f"gradient and has no penalty in the loss; use optim.dense_name=adam"
+            )
+        if not 0 < self.plateau_factor <= 1:
+            found.append(f"plateau_factor={self.plateau_factor}: expected 0 < factor <= 1")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            found.append(f"max_grad_norm={self.max_grad_norm}: expected above 0, or null")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,37 +148,3 @@ def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> fl
     if config.decay == "linear":
         return 1.0 - progress
     return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def check_optim(config: OptimConfig) -> None:
-    """Raise UserError for a value outside its choices.
-
-    Raises:
-        UserError: lists every offending key.
-    """
-    problems = []
-    if config.dense_name not in ("adam", "adamw"):
-        problems.append(f"optim.dense_name={config.dense_name!r}: expected adam or adamw")
-    if config.decay not in ("constant", "linear", "cosine"):
-        problems.append(f"optim.decay={config.decay!r}: expected constant, linear or cosine")
-    rates = {"dense_learning_rate": config.dense_learning_rate}
-    rates["dense_weight_decay"] = config.dense_weight_decay
-    rates |= {f"dense_l2.{part}": l2 for part, l2 in config.dense_l2.items()}
-    if config.dense_l2 and config.dense_name != "adam":
-        problems.append(
-            f"optim.dense_l2 with optim.dense_name={config.dense_name}: adamw keeps decay apart from "
-            f"the gradient and has no penalty in the loss; use optim.dense_name=adam"
-        )
-    problems += [
-        f"optim.{key}={rate}: expected a finite number, 0 or more"
-        for key, rate in rates.items()
-        if not 0 <= rate < math.inf
-    ]
-    if config.warmup_steps < 0:
-        problems.append(f"optim.warmup_steps={config.warmup_steps}: expected 0 or more")
-    if not 0 < config.plateau_factor <= 1:
-        problems.append(f"optim.plateau_factor={config.plateau_factor}: expected 0 < factor <= 1")
-    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
-        problems.append(f"optim.max_grad_norm={config.max_grad_norm}: expected above 0, or null")
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))

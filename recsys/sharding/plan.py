@@ -11,9 +11,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torchrec.distributed.planner.utils import placement
 from torchrec.distributed.types import (
     CacheParams,
@@ -53,8 +53,7 @@ DENSE_KERNEL = "dense"
 """Kernel of replicated trainable tables."""
 HOST_MEMORY_KERNELS = ("fused_uvm", "fused_uvm_caching")
 """Kernels whose table is in main memory: read over the bus, or cached on the accelerator."""
-PRECISIONS = ("fp32", "fp16", "bf16")
-SEARCHES = ("auto", "full", "fast")
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,47 +71,18 @@ class PlanConfig:
 
     file: str = "auto"
     """`auto`: plan for this world; else a plan.json of launch/plan.py or of a run, taken as it is."""
-    feature_lengths: dict[str, float] = field(default_factory=dict)
+    feature_lengths: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
     """Mean ids a row of single features; else 1, 4 for a list, a history's stored maximum."""
-    replicate_modality_bytes: int = 1 << 30
+    replicate_modality_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Frozen tables up to this size in all are held whole by every rank (no exchange); 0: never."""
-    min_partition: int | None = None
+    min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     """Columns of a column shard, at least; null: half a table's width, where 4 divides that."""
-    forward_communication: str = "fp32"
+    forward_communication: Precision = "fp32"
     """Precision in which looked-up vectors travel: `fp32`, `fp16` or `bf16` (fp16 on CPU)."""
-    backward_communication: str = "fp32"
+    backward_communication: Precision = "fp32"
     """Precision in which their gradients travel: `fp32`, `fp16` or `bf16` (fp16 on CPU)."""
-    search: str = "auto"
+    search: Literal["auto", "full", "fast"] = "auto"
     """`full`, `fast` (few proposals, small tables uncut), or `auto`: fast for very many shards."""
-
-
-def check_plan(config: PlanConfig) -> None:
-    """Raise UserError for a value outside its choices; tables have their own section.
-
-    Raises:
-        UserError: lists every offending key.
-    """
-    problems = []
-    for key in ("forward_communication", "backward_communication"):
-        if getattr(config, key) not in PRECISIONS:
-            problems.append(
-                f"plan.{key}={getattr(config, key)!r}: expected one of {', '.join(PRECISIONS)}"
-            )
-    if config.search not in SEARCHES:
-        problems.append(f"plan.search={config.search!r}: expected one of {', '.join(SEARCHES)}")
-    if config.min_partition is not None and (config.min_partition < 4 or config.min_partition % 4):
-        problems.append(f"plan.min_partition={config.min_partition}: expected a multiple of 4")
-    if config.replicate_modality_bytes < 0:
-        problems.append(
-            f"plan.replicate_modality_bytes={config.replicate_modality_bytes}: expected 0 or more"
-        )
-    problems += [
-        f"plan.feature_lengths.{name}={length}: expected 0 or more"
-        for name, length in config.feature_lengths.items()
-        if length < 0
-    ]
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)

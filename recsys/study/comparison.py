@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from recsys.errors import UserError
-from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.config import EvaluateConfig, Split
 from recsys.evaluation.result import EvaluationResult
 from recsys.evaluation.rows import ScoredRows
 from recsys.files import read_json, write_json
@@ -31,11 +33,10 @@ from recsys.study.runs import (
     read_predictions,
     study_run,
 )
-from recsys.study.suite import SuiteConfig, VariantConfig, check_suite
+from recsys.study.suite import SuiteConfig, VariantConfig
 from recsys.study.tuning import choose_settings
 
 NUM_REPLICATES = 400
-SPLITS = ("train", "valid", "test")
 OF_ALL_ROWS = ("auc", "log_loss", "gauc")
 """Metrics of the registry, over all rows, that a comparison shows."""
 COLUMNS = {
@@ -56,9 +57,9 @@ class CompareConfig:
     """Names of evaluated runs, in the order of the table; the first is the reference."""
     variants: list[str] | None = None
     """Variants of the suite to compare; null: all. The reference always joins."""
-    seeds: int = 5
+    seeds: Annotated[int, Field(ge=1)] = 5
     """Trainings of every variant, run.seed 0, 1, 2, ..."""
-    trials: int = 0
+    trials: Annotated[int, Field(ge=0)] = 0
     """Trials in which every variant chooses the settings of suite.space on validation; 0: none."""
     run: ProcessConfig = field(default_factory=ProcessConfig)
     """Threads of every process of a job that is started; null: OMP_NUM_THREADS, else an equal share."""
@@ -66,13 +67,13 @@ class CompareConfig:
     """Settings of launch/train.py for every variant, before the suite's and the variant's own."""
     embed: list[str] = field(default_factory=list)
     """Settings of launch/embed.py for variants with feature tables of their own."""
-    parallel: int = 1
+    parallel: Annotated[int, Field(ge=1)] = 1
     """Trainings (in a search: of different variants) side by side."""
-    ranks: int = 1
+    ranks: Annotated[int, Field(ge=1)] = 1
     """Processes of every training; together with `parallel` no more than the machine's cores."""
     overwrite: bool = False
     """Train runs anew whose settings or data have changed; false: stop and say which."""
-    split: str = "test"
+    split: Split = "test"
     """`train`, `valid` or `test`."""
 
 
@@ -101,25 +102,6 @@ class VariantResult:
     """Median over seeds."""
     settings: list[str] = field(default_factory=list)
     """Overrides that distinguish the variant, tuned settings included."""
-
-
-def check_compare(config: CompareConfig) -> None:
-    """Raise UserError for a suite or numbers that cannot be, all at once."""
-    problems = []
-    if config.suite is not None:
-        try:
-            check_suite(config.suite)
-        except UserError as error:
-            problems.append(str(error).removeprefix("configuration: "))
-    problems += [
-        f"{key}={getattr(config, key)}: expected {least} or more"
-        for key, least in (("seeds", 1), ("trials", 0), ("parallel", 1), ("ranks", 1))
-        if getattr(config, key) < least
-    ]
-    if config.split not in SPLITS:
-        problems.append(f"split={config.split!r}: expected one of {', '.join(SPLITS)}")
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
 
 
 def run_suite(
@@ -266,7 +248,7 @@ def own_features(
     return own
 
 
-def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, VariantRuns]:
+def named_runs(workspace: Path, names: list[str], split: Split) -> dict[str, VariantRuns]:
     """Return evaluated runs by name.
 
     Raises:

@@ -1,10 +1,11 @@
 """A suite: the variants of a comparison, their common overrides, and their search ranges."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from recsys.errors import UserError
+from pydantic import Field
+
 from recsys.model.build import BASELINES
 from recsys.schema import name_problems
 
@@ -21,6 +22,16 @@ class SearchConfig:
     """Greatest value of the range."""
     log: bool = False
     """Draw the logarithm evenly."""
+
+    def problems(self) -> list[str]:
+        """Return a text where there is nothing to choose from."""
+        in_order = self.low < self.high and math.isfinite(self.high)
+        if self.choices or (in_order and (self.low > 0 or not self.log)):
+            return []
+        return [
+            f"low={self.low}, high={self.high}, log={self.log}; expected choices, or low < high, and "
+            f"low > 0 with log"
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,40 +68,16 @@ class SuiteConfig:
         added = [name for name in BASELINES if self.baselines and name not in self.variants]
         return self.variants | {n: VariantConfig(overrides=[f"model={n}"]) for n in added}
 
-
-def check_suite(suite: SuiteConfig) -> None:
-    """Raise UserError where a suite cannot be run.
-
-    Raises:
-        UserError: the reference is no variant; a space is empty; a name is no folder name; lists
-            every problem.
-    """
-    problems = []
-    variants = suite.all_variants
-    if suite.reference not in variants:
-        problems.append(
-            f"suite.reference={suite.reference!r}: expected one of suite.variants "
-            f"({', '.join(variants) or 'empty'})"
-        )
-    problems += name_problems("suite.name", suite.name)
-    for name in variants:
-        problems += name_problems("suite.variants", name)
-    problems += space_problems(suite.space, "suite.space")
-    if problems:
-        raise UserError("configuration: " + "\n  ".join(problems))
-
-
-def space_problems(space: Mapping[str, SearchConfig], key: str) -> list[str]:
-    """Return a text for each setting of `space` that cannot be searched."""
-    problems = []
-    for name, search in space.items():
-        in_order = search.low < search.high and math.isfinite(search.high)
-        if not search.choices and not (in_order and (search.low > 0 or not search.log)):
-            problems.append(
-                f"{key}.{name}: low={search.low}, high={search.high}, log={search.log}; expected "
-                f"choices, or low < high, and low > 0 with log"
+    def problems(self) -> list[str]:
+        """Return a text for a reference that is no variant, and for names that are no folder's."""
+        variants, found = self.all_variants, []
+        if self.reference not in variants:
+            found.append(
+                f"reference={self.reference!r}: expected one of suite.variants "
+                f"({', '.join(variants) or 'empty'})"
             )
-    return problems
+        found += name_problems("name", self.name)
+        return found + [p for name in variants for p in name_problems("variants", name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +86,12 @@ class SweepConfig:
 
     name: str = "sweep"
     """Begins the names of the trials' runs and is the folder below workspace/sweeps/."""
-    trials: int = 20
+    trials: Annotated[int, Field(ge=1)] = 20
     """Trainings in all; the first is the configuration as it is."""
     space: dict[str, SearchConfig] = field(default_factory=dict)
     """Settings to choose and where, by key of launch/train.py."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a search over nothing, and for a name that is no folder's."""
+        nothing = [] if self.space else ["space={}: expected at least one setting to choose"]
+        return nothing + name_problems("name", self.name)

@@ -5,7 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from embedding.config import EmbedConfig
 from embedding.holdout import held_out
+from recsys.config import from_config
 
 
 def test_a_name_is_held_out_by_its_own_hash():
@@ -21,6 +23,10 @@ def test_blank_names_and_zero_tenths_hold_nothing_out():
     assert not held_out(["a", "b", "c"], 0).any()
 
 
-def test_a_wrong_share_is_refused():
-    with pytest.raises(ValueError, match="held_out_tenths=10: expected 0"):
-        held_out(["a"], 10)
+def test_a_wrong_share_is_refused_for_both_encoders_at_once():
+    given = {"encoder": {"image": {"held_out_tenths": 10}, "text": {"held_out_tenths": -1}}}
+    with pytest.raises(ValueError) as raised:
+        from_config(EmbedConfig, given | {"device": 3.5}, "")
+    assert "device: 3.5 does not fit" in str(raised.value)
+    assert "encoder.image.held_out_tenths=10: expected 0 (train on every" in str(raised.value)
+    assert "encoder.text.held_out_tenths=-1: expected 0 (train on every" in str(raised.value)

@@ -4,14 +4,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import from_config
 from recsys.data.dataset import Dataset, read_columns
 from recsys.data.loader import Loader
 from recsys.evaluation.candidates import (
     CandidateDataset,
     RankingConfig,
-    check_ranking,
     draw_candidates,
 )
+from recsys.evaluation.config import EvaluateConfig
 from recsys.metrics.ranking import ranking_by_user
 from tests.data.small_log import prepared, recipe, write_source
 
@@ -227,6 +228,9 @@ def test_a_split_without_positives_has_no_candidates(tmp_path):
 
 def test_bad_settings_are_named_all_at_once():
     with pytest.raises(ValueError) as caught:
-        check_ranking(RankingConfig(num_users=-1, ks=[0], max_rows=0))
-    for key in ("num_users=-1", "ks=[0]", "max_rows=0"):
+        from_config(EvaluateConfig, {"ranking": {"num_users": -1, "max_rows": 0}}, "")
+    for key in ("num_users=-1", "max_rows=0"):
         assert f"ranking.{key}" in str(caught.value)
+    for ks in ([0], []):
+        with pytest.raises(ValueError, match=r"ranking.ks=\[.*\]: expected lengths of 1 or more"):
+            from_config(EvaluateConfig, {"ranking": {"ks": ks}, "sample_users": -1}, "")

@@ -9,7 +9,7 @@ import pytest
 
 from recsys.config import from_config
 from recsys.evaluation.candidates import Candidates, RankingConfig
-from recsys.evaluation.config import BootstrapConfig, EvaluateConfig, check_evaluation
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.importance import evaluate_importance
 from recsys.evaluation.planted import planted_shares
 from recsys.evaluation.predict import Predictions, by_score
@@ -224,18 +224,18 @@ def test_learned_weights_that_follow_the_sensitivities_correlate(rng, tmp_path):
 
 
 def test_settings_that_cannot_be_met_are_named_all_at_once():
-    config = EvaluateConfig(
-        split="tset",
-        bootstrap=BootstrapConfig(num_replicates=1, level=95),
-        ranking=RankingConfig(ks=[]),
-        sample_users=-1,
-    )
+    given = {
+        "split": "tset",
+        "bootstrap": {"num_replicates": 1, "level": 95},
+        "ranking": {"ks": []},
+        "sample_users": -1,
+    }
     with pytest.raises(ValueError) as caught:
-        check_evaluation(config, ["train", "valid", "test"])
+        from_config(EvaluateConfig, given, "")
     for part in (
-        "split='tset': expected one of train, valid, test",
-        "bootstrap.num_replicates=1",
-        "bootstrap.level=95",
+        "split='tset': expected train, valid or test",
+        "bootstrap.num_replicates=1: expected 2 or more",
+        "bootstrap.level=95: expected less than 1",
         "ranking.ks=[]",
         "sample_users=-1",
     ):

@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import from_config
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.segments import (
     ROW_COLUMNS,
     UNKNOWN,
     ItemCounts,
     SegmentsConfig,
-    check_segments,
     read_by_row_id,
     segments,
 )
@@ -223,7 +224,8 @@ def test_predictions_of_another_data_set_are_refused(world):
 
 
 def test_bad_settings_are_named_all_at_once():
+    bad = {"rare_rows": 0, "popular_share": 1.0, "min_of_each_class": 0}
     with pytest.raises(ValueError) as caught:
-        check_segments(SegmentsConfig(rare_rows=0, popular_share=1.0, min_of_each_class=0))
+        from_config(EvaluateConfig, {"segments": bad}, "")
     for key in ("rare_rows=0", "popular_share=1.0", "min_of_each_class=0"):
         assert f"segments.{key}" in str(caught.value)

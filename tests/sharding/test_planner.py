@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recsys.config import from_config
 from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
 from recsys.run.assembly import build_plannable
@@ -18,7 +19,7 @@ from recsys.run.planning import Planned, rate_clusters, smallest_and_fastest
 from recsys.run.suggestions import suggest
 from recsys.runtime.env import Env
 from recsys.sharding.apply import check_matches
-from recsys.sharding.cluster import GIB, ClusterConfig, check_cluster
+from recsys.sharding.cluster import GIB, ClusterConfig
 from recsys.sharding.plan import TABLES_PATH, read_plan, sharding_plan, write_plan
 from recsys.sharding.shortage import DoesNotFitError
 from tests import tiny_world
@@ -356,7 +357,7 @@ def test_a_mean_length_of_an_unknown_feature_is_refused():
 BAD_VALUES = {
     "width": ({"model": {"embedding_dim": 10}}, "model.embedding_dim=10 for table"),
     "precision": ({"plan": {"forward_communication": "int4"}}, "plan.forward_communication='int4'"),
-    "search": ({"plan": {"search": "deep"}}, "plan.search='deep': expected one of auto"),
+    "search": ({"plan": {"search": "deep"}}, "plan.search='deep': expected auto, full or fast"),
     "partition": ({"plan": {"min_partition": 6}}, "plan.min_partition=6: expected a multiple of 4"),
     "half on CPU": (
         {
@@ -393,11 +394,15 @@ def test_rows_are_checked_all_at_once():
 
 
 def test_cluster_values_are_checked_all_at_once():
-    bad = ClusterConfig(device="tpu", hosts=0, reserved_share=1.5, host_memory_gib=-1)
+    bad = {"device": "tpu", "hosts": 0, "reserved_share": 1.5, "host_memory_gib": -1}
     with pytest.raises(ValueError) as raised:
-        check_cluster(bad)
+        from_config(ClusterConfig, bad, "cluster")
     for key in ("device='tpu'", "hosts=0", "reserved_share=1.5", "host_memory_gib=-1"):
         assert f"cluster.{key}" in str(raised.value)
+    with pytest.raises(
+        ValueError, match="cluster.accelerator_memory_gib=0.0: expected more than 0"
+    ):
+        from_config(ClusterConfig, {"device": "cuda"}, "cluster")
 
 
 def test_saved_plan_for_another_model_or_world_is_refused_with_the_difference(tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from recsys.config import from_config
 from recsys.study.runs import DivergedError
-from recsys.study.suite import SearchConfig, SuiteConfig, VariantConfig, check_suite, space_problems
+from recsys.study.suite import SearchConfig, SuiteConfig
 from recsys.study.tuning import tune
 
 SPACE = {"model.dropout": SearchConfig(low=0.0, high=1.0)}
@@ -116,18 +117,15 @@ def test_settings_as_they_are_win_where_nothing_is_better(tmp_path):
 
 
 def test_suite_that_cannot_run_is_refused_with_every_reason():
-    suite = SuiteConfig(
-        name="x",
-        reference="full",
-        variants={"small": VariantConfig()},
-        space={
-            "a": SearchConfig(low=1.0, high=0.0),
-            "b": SearchConfig(low=0.0, high=1.0, log=True),
-        },
-    )
+    suite = {
+        "name": "x",
+        "reference": "full",
+        "variants": {"small": {}},
+        "space": {"a": {"low": 1.0, "high": 0.0}, "b": {"low": 0.0, "high": 1.0, "log": True}},
+    }
     with pytest.raises(ValueError) as error:
-        check_suite(suite)
-    reference = "reference='full': expected one of suite.variants (small)"
-    for part in (reference, "space.a: low=1.0", "space.b: low=0.0"):
+        from_config(SuiteConfig, suite, "suite")
+    reference = "suite.reference='full': expected one of suite.variants (small)"
+    for part in (reference, "suite.space.a.low=1.0", "suite.space.b.low=0.0"):
         assert part in str(error.value)
-    assert space_problems(SPACE, "space") == []
+    assert not any(search.problems() for search in SPACE.values())

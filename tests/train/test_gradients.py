@@ -10,7 +10,6 @@ import torch
 from recsys.model.build import batch_features
 from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config
-from recsys.sharding.optimizers import OptimConfig, check_optim
 from recsys.sharding.pipeline import PlainPipeline, SparseDistPipeline, build_pipeline
 from recsys.train.gradients import Gradients, check_finite, total_norm
 from tests import tiny_world
@@ -107,4 +106,4 @@ def test_poisoned_weight_is_found_by_its_gradient(one_process):
 @pytest.mark.parametrize("given", [0.0, -1.0, math.nan])
 def test_norm_that_is_none_is_refused(given):
     with pytest.raises(ValueError, match=r"optim.max_grad_norm=.*: expected above 0, or null"):
-        check_optim(OptimConfig(max_grad_norm=given))
+        read_run_config({"optim": {"max_grad_norm": given}})

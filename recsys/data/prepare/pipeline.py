@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
+from recsys.config import check
 from recsys.data.prepare.catalogue import items_checksum, write_items, write_users
 from recsys.data.prepare.engine import Engine, Table, opened_engine
 from recsys.data.prepare.features import (
@@ -40,7 +41,7 @@ from recsys.data.prepare.pairs import PairCounts, build_pairs
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.split import split_log
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
-from recsys.data.recipe import Recipe, check_recipe, source_file
+from recsys.data.recipe import Recipe, source_file
 from recsys.data.specs import history_features
 from recsys.data.sql import short
 from recsys.errors import UserError
@@ -60,7 +61,7 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
         UserError: the recipe contradicts itself, or the input has problems (all listed at once).
             Nothing is left behind, and an earlier `prepared/` stays as it was.
     """
-    check_recipe(recipe)
+    check(recipe, "data")
     try:
         with new_folder(workspace / "prepared") as beside:
             with (

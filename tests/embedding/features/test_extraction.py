@@ -14,6 +14,7 @@ import torch
 import xxhash
 from PIL import Image
 
+from embedding.config import EmbedConfig
 from embedding.features import extraction, reuse, store
 from embedding.features.catalogue import Catalogue, sample_rows
 from embedding.features.extraction import MadeBy, extract_features
@@ -23,6 +24,7 @@ from embedding.features.reuse import EarlierTables, row_hashes
 from embedding.features.store import ROW, FeatureTable, read_feature_manifest, write_shard
 from embedding.image.extractor import ImageExtractor
 from embedding.image.picture_folder import check_pictures
+from recsys.config import from_config
 from recsys.files import new_file, sha256_of
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
@@ -251,7 +253,7 @@ def test_another_shard_size_moves_vectors_and_null_keeps_the_size(tmp_path):
     done = extract(tmp_path, manifest, network, shard_rows=None)
     assert [s.start_row for s in done.tables["one"].shards] == [0, 7, 14, 21]
     with pytest.raises(ValueError, match="shard_rows=0: expected 1 or more"):
-        extract(tmp_path, manifest, network, shard_rows=0)
+        from_config(EmbedConfig, {"shard_rows": 0}, "")
 
 
 def test_large_catalogues_get_large_shards():

@@ -1,14 +1,18 @@
 """Encoders: families and pretext; small and untrained where that is enough."""
 
+import typing
+
 import numpy as np
 import pytest
 import torch
 
-from embedding.image.config import chosen_style_head
+from embedding.image.config import ImageConfig, StyleHead, chosen_style_head
 from embedding.image.encoder import ImageEncoder
 from embedding.image.heads import fit_heads, measure
 from embedding.image.sample import Pictures
+from embedding.image.style import STYLE_HEADS
 from embedding.text.encoder import load_text_encoder
+from recsys.config import from_config
 
 CPU = torch.device("cpu")
 
@@ -121,9 +125,14 @@ def test_hands_are_measured_on_unseen_pictures():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="encoder.image.backbone='vgg16': expected resnet_tiny or"):
-        ImageEncoder(backbone="vgg16", weights="none", style_head="gram_max")
-    with pytest.raises(ValueError, match="style_head='colour': expected one of gram_max"):
-        ImageEncoder(backbone="resnet_tiny", weights="none", style_head="colour")
+        from_config(ImageConfig, {"backbone": "vgg16"}, "encoder.image")
+    with pytest.raises(ValueError, match="encoder.image.backbone='resnet9': Unknown model"):
+        ImageEncoder(backbone="resnet9", weights="none", style_head="gram_max")
+    with pytest.raises(
+        ValueError, match="encoder.image.style_head='colour': expected auto, gram_max"
+    ):
+        from_config(ImageConfig, {"style_head": "colour"}, "encoder.image")
+    assert set(typing.get_args(StyleHead)) == {"auto", *STYLE_HEADS}
     with pytest.raises(ValueError, match="encoder.image.weights=none.pt: no such file"):
         ImageEncoder(backbone="resnet_tiny", weights="none.pt", style_head="gram_max")
 

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding.config import EmbedConfig
 from embedding.holdout import held_out
 from embedding.text.config import TextConfig
 from embedding.text.pairs import BatchPlan, Pairs, groups_of, read_pairs, split_by_entity
 from embedding.text.training_plan import why_no_batches
+from recsys.config import from_config
 from tests import tiny_world
 
 WEIGHTS = {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
@@ -194,15 +196,22 @@ def test_the_batches_are_the_same_for_one_rank_and_two():
 
 
 def test_wrong_settings_are_named():
-    pairs = pairs_of(numbered(9))
-    with pytest.raises(
-        ValueError, match=r"perspective_weights=\{'rumour': 1.0\}: expected numbers"
+    for key, value, sentence in (
+        (
+            "perspective_weights",
+            {"rumour": 1.0},
+            "perspective_weights={'rumour': 1.0}: expected num",
+        ),
+        (
+            "perspective_weights",
+            {"relation": -1.0},
+            "perspective_weights={'relation': -1.0}: ",
+        ),
+        ("pair_batch_size", 1, "pair_batch_size=1: expected 2 or more"),
+        ("precision", "half", "precision='half': expected auto, float32 or bfloat16"),
     ):
-        plan(pairs, weights={"rumour": 1.0})
-    with pytest.raises(ValueError, match=r"perspective_weights=\{'relation': -1.0\}"):
-        plan(pairs, weights={"relation": -1.0})
-    with pytest.raises(ValueError, match=r"pair_batch_size=1: expected 2 or more"):
-        plan(pairs, batch_size=1)
+        with pytest.raises(ValueError, match=re.escape(f"encoder.text.{sentence}")):
+            from_config(EmbedConfig, {"encoder": {"text": {key: value}}}, "")
 
 
 @pytest.mark.parametrize(
