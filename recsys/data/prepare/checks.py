@@ -1,5 +1,7 @@
 """Problems with the input, collected and reported at once: file, column, first row and count."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -7,8 +9,9 @@ import duckdb
 
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import Source
-from recsys.data.sql import quoted, short
+from recsys.data.sql import quoted
 from recsys.errors import UserError
+from recsys.files import is_disk_full
 
 
 class Condition(NamedTuple):
@@ -82,12 +85,33 @@ class Problems:
     def scan(self, engine: Engine, source: Source, query: str) -> tuple | None:
         """Return the only row of an aggregate over a file; None, and a note, if it is broken."""
         try:
-            return engine.one(query)
-        except duckdb.OutOfMemoryException:
-            raise  # the machine's fault, not the file's
-        except duckdb.Error as error:
-            self.found.append(f"{source.path}: cannot be read ({short(error)})")
+            with naming_damaged_files([source]):
+                return engine.one(query)
+        except UserError as error:
+            self.found.append(str(error))
             return None
+
+
+@contextmanager
+def naming_damaged_files(sources: Iterable[Source]) -> Iterator[None]:
+    """Turn an error of the database into the user's where a file that the block reads is broken.
+
+    An error of the database with whole files is a fault of our SQL and passes, as does one of memory
+    or of the disk, which `prepare` names.
+
+    Raises:
+        UserError: names the first broken file.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        if not is_disk_full(error):
+            for source in sources:
+                if damage := source.damage():
+                    raise UserError(damage) from error
+        raise
 
 
 def note_ids_written_two_ways(

@@ -52,6 +52,12 @@ class Inputs:
     users: Catalogue | None
     pairs: tuple[tuple[PairsRecipe, Source], ...]
 
+    @property
+    def sources(self) -> list[Source]:
+        """All files."""
+        catalogues = [catalogue.source for catalogue in (self.items, self.users) if catalogue]
+        return [*(s for s, _ in self.logs), *catalogues, *(s for _, s in self.pairs)]
+
     def catalogue(self, side: str) -> Catalogue | None:
         """Return the catalogue of a side, `user` or `item`."""
         return self.users if side == "user" else self.items

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from recsys.config import check
 from recsys.data.prepare.catalogue import items_checksum, write_items, write_users
+from recsys.data.prepare.checks import naming_damaged_files
 from recsys.data.prepare.engine import Engine, Table, opened_engine
 from recsys.data.prepare.features import (
     Specs,
@@ -68,7 +69,11 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
                 fetched(recipe, beside / "source") as local,
                 opened_engine(beside / "work", memory_limit, threads) as engine,
             ):
-                manifest = run_steps(engine, local, beside)
+                with stage("open") as opened:
+                    inputs = open_inputs(engine, local)
+                    opened.done(f"{len(inputs.sources)} files")
+                with naming_damaged_files(inputs.sources):
+                    manifest = run_steps(engine, local, inputs, beside)
             shutil.rmtree(beside / "work")
             manifest = dataclasses.replace(
                 manifest,
@@ -86,21 +91,16 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
             f"({short(error)}); raise memory_limit or lower run.threads"
         ) from error
-    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
-        raise  # our SQL is wrong, whatever the data
-    except duckdb.Error as error:
-        raise UserError(f"data.source={recipe.source}: {short(error)}") from error
     return manifest
 
 
-def run_steps(engine: Engine, recipe: Recipe, folder: Path) -> Manifest:
+def run_steps(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -> Manifest:
     """Take the data set through every step; return its manifest, without checksums of files.
 
     Args:
         folder: empty but for the database; the files are written there.
     """
     with stage("read and check") as read:
-        inputs = open_inputs(engine, recipe)
         missing_images = check_rows(engine, recipe, inputs)
         log = read_log(engine, recipe, inputs)
         missing = f", {missing_images:,} items without a picture" if missing_images else ""

@@ -10,7 +10,7 @@ from recsys.data.prepare.inputs import Catalogue, Inputs
 from recsys.data.prepare.label import parse_label, unusable_label
 from recsys.data.prepare.pictures import check_pictures, image_sql, leaves_root, pattern_columns
 from recsys.data.prepare.sources import Source
-from recsys.data.prepare.timestamps import dates_among_numbers, unusable_times
+from recsys.data.prepare.timestamps import note_dates_among_numbers, unusable_times
 from recsys.data.recipe import (
     PERSPECTIVES,
     FeatureRecipe,
@@ -65,8 +65,7 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
 def _check_log(engine: Engine, log: InteractionsRecipe, source: Source, problems: Problems) -> None:
     """Note the unusable rows of one file of the log."""
     if log.timestamp and not log.timestamp_format:
-        dates = dates_among_numbers(engine, source, log.timestamp)
-        problems.found += [dates] if dates else []
+        note_dates_among_numbers(engine, source, log.timestamp, problems)
     num_rows = problems.note(engine, source, _log_conditions(log, source))
     if num_rows == 0 and not problems.found:
         problems.found.append(f"{source.path}: no rows; expected interactions")

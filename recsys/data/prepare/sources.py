@@ -78,19 +78,34 @@ class Source:
             else:
                 raise UserError(f"{path}: expected a .parquet, .csv, .tsv, .txt or .gz file")
             described = connection.execute(f"DESCRIBE SELECT * FROM {self.reader}").fetchall()
-            self.columns = [row[0] for row in described]
-            self.kinds = {name: kind for name, kind, *_ in described}
-            self.lists = {name for name, kind in self.kinds.items() if kind.endswith("[]")}
-            texts = ", ".join(f"{self._text(c)} AS {quoted(c)}" for c in self.columns)
-            connection.execute(
-                f"CREATE VIEW {view} AS SELECT *, row_number() OVER () - 1 AS {ROW_NUMBER} "
-                f"FROM (SELECT {texts} FROM {self.reader})"
-            )
         except (duckdb.Error, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({short(error)})") from error
+        self.columns = [row[0] for row in described]
+        self.kinds = {name: kind for name, kind, *_ in described}
+        self.lists = {name for name, kind in self.kinds.items() if kind.endswith("[]")}
+        texts = ", ".join(f"{self._text(c)} AS {quoted(c)}" for c in self.columns)
+        connection.execute(
+            f"CREATE VIEW {view} AS SELECT *, row_number() OVER () - 1 AS {ROW_NUMBER} "
+            f"FROM (SELECT {texts} FROM {self.reader})"
+        )
 
     def _text(self, column: str) -> str:
         return text_sql(column, self.kinds[column])
+
+    def damage(self) -> str | None:
+        """Return a sentence where the file cannot be read; None where all of its values can.
+
+        Asked for after an error, whose cause may be the file or our SQL. Every column is read by a
+        database of its own, because a failed one may answer nothing any more.
+        """
+        with duckdb.connect() as connection:
+            try:
+                connection.execute(
+                    f"SELECT bit_xor(hash(COLUMNS(*))) FROM {self.reader}"
+                ).fetchall()
+            except duckdb.Error as error:
+                return f"{self.path}: cannot be read ({short(error)})"
+        return None
 
     def missing_columns(self, wanted: dict[str, str | None]) -> list[str]:
         """Return a sentence for every wanted column that the file lacks; `wanted`: key -> column."""
@@ -137,8 +152,10 @@ class Source:
             )
             try:
                 count, first = connection.execute(query).fetchall()[0]
-            except duckdb.Error as error:
-                return [f"{self.path}: cannot be read ({short(error)})"]
+            except duckdb.Error:
+                if (damage := self.damage()) is None:
+                    raise
+                return [damage]
             if count:
                 problems.append(
                     f"{self.path}: column {column!r} ({key}): bytes that are not UTF-8 text: "

@@ -2,6 +2,7 @@
 
 import duckdb
 
+from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import ROW_NUMBER, Source
 from recsys.data.sql import literal, quoted, short
@@ -81,8 +82,10 @@ def format_problem(engine: Engine, written: str | None) -> str | None:
     return None
 
 
-def dates_among_numbers(engine: Engine, source: Source, column: str) -> str | None:
-    """Return a sentence where most numbers of a column are dates: they would become seconds of 1970.
+def note_dates_among_numbers(
+    engine: Engine, source: Source, column: str, problems: Problems
+) -> None:
+    """Note a column in which most numbers are dates: they would become seconds of 1970.
 
     The first rows of the file speak for all.
     """
@@ -98,15 +101,12 @@ def dates_among_numbers(engine: Engine, source: Source, column: str) -> str | No
         f"SELECT count(*), {', '.join(counts)} FROM (SELECT {text} AS text FROM {source.view} "
         f"WHERE {ROW_NUMBER} < {_LOOKED_AT_ROWS} LIMIT {_LOOKED_AT_ROWS})"
     )
-    try:
-        num_rows, *found = engine.one(query)
-    except duckdb.Error:
-        return None  # the checks that follow say of every row what is wrong with it
+    num_rows, *found = problems.scan(engine, source, query) or (0, *[0, ""] * len(DATES))
     for written, count, example in zip(DATES, found[::2], found[1::2], strict=True):
         if count > num_rows / 2:
-            return (
+            problems.found.append(
                 f"{source.path}: column {column!r} (interactions.timestamp): numbers such as "
                 f"{example} look like dates; set interactions.timestamp_format='{written}', or "
                 f"{SECONDS} if they are seconds since 1970"
             )
-    return None
+            return

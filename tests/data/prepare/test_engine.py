@@ -5,8 +5,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.pipeline import prepare
+from recsys.data.prepare.sources import Source, TextFormat
 from recsys.data.prepare.split import split_log
 from recsys.data.recipe import SplitRecipe
 from tests.data.small_log import recipe, write_source
@@ -50,11 +52,23 @@ def test_a_step_runs_on_part_of_a_table_as_on_all_of_it(engine):
     assert found == expected and len(expected) == 700
 
 
-def test_sql_of_our_own_that_is_wrong_is_not_the_users_mistake(tmp_path, monkeypatch):
+OURS = {
+    "SELECT nowhere": duckdb.BinderException,
+    "SELECT CAST('x' AS INTEGER)": duckdb.ConversionException,
+    "SELECT regexp_matches(name, '[') FROM (VALUES ('a'), ('b')) AS v(name)": (
+        duckdb.InvalidInputException
+    ),
+    "SELECT CAST(i AS TINYINT) FROM range(300) AS r(i)": duckdb.ConversionException,
+}
+"""SQL that is wrong whatever the file holds."""
+
+
+@pytest.mark.parametrize("query", OURS)
+def test_sql_of_our_own_that_is_wrong_is_not_the_users_mistake(tmp_path, monkeypatch, query):
     monkeypatch.setattr(
-        "recsys.data.prepare.pipeline.check_rows", lambda engine, *_: engine.one("SELECT nowhere")
+        "recsys.data.prepare.pipeline.check_rows", lambda engine, *_: engine.one(query)
     )
-    with pytest.raises(duckdb.BinderException, match="nowhere"):
+    with pytest.raises(OURS[query]):
         prepare(
             recipe(write_source(tmp_path / "raw")),
             tmp_path / "w",
@@ -62,3 +76,23 @@ def test_sql_of_our_own_that_is_wrong_is_not_the_users_mistake(tmp_path, monkeyp
             threads=1,
         )
     assert not list((tmp_path / "w").iterdir())
+
+
+def opened(engine, path):
+    view = engine.unused("log")
+    return Source(
+        engine.connection, view, path, key="log", written=TextFormat(), copies=path.parent
+    )
+
+
+@pytest.mark.parametrize("query", OURS)
+def test_a_scan_blames_a_file_only_where_it_cannot_be_read(engine, tmp_path, query):
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    source, problems = opened(engine, tmp_path / "log.csv"), Problems()
+    with pytest.raises(OURS[query]):
+        problems.scan(engine, source, query)
+    assert problems.found == [] and problems.scan(engine, source, "SELECT 1") == (1,)
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n1,2,3\n")
+    assert problems.scan(engine, source, f"SELECT sum(a::INTEGER) FROM {source.view}") is None
+    (found,) = problems.found
+    assert f"{tmp_path / 'log.csv'}: cannot be read (" in found and "Line: 3" in found
