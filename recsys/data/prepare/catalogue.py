@@ -8,10 +8,11 @@ import hashlib
 from pathlib import Path
 
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.prepare.features import build_table, values_sql
+from recsys.data.prepare.features import values_sql
 from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.pictures import image_sql
 from recsys.data.prepare.sources import Source
+from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.writing import list_table, write_parquet
 from recsys.data.recipe import ItemsRecipe
 from recsys.data.sql import quoted
@@ -97,7 +98,7 @@ def _tags_sql(engine: Engine, items: ItemsRecipe, catalogue: Catalogue, vocabula
     parts = []
     for name, feature in items.tags.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
-        table = build_table(engine, name, feature, relation, relation)
+        table = FeatureTable(engine, name, feature, relation, relation)
         listed = table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
         parts.append(
             f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"

@@ -13,11 +13,11 @@ import numpy as np
 
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.vocab import FeatureTable, value_sql
 from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
 from recsys.data.recipe import FeatureRecipe
 from recsys.data.specs import feature_spec, id_feature, id_table
 from recsys.data.sql import quoted
-from recsys.data.vocab import FeatureTable, value_sql
 from recsys.schema import FeatureSpec, TableSpec
 
 
@@ -84,7 +84,7 @@ def write_catalogue_features(
     specs = Specs()
     for name, feature in catalogue.features.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
-        table = build_table(engine, name, feature, relation, relation)
+        table = FeatureTable(engine, name, feature, relation, relation)
         longest = {}
         values = folder / f"{name}.values.npy"
         if table.is_list:
@@ -131,28 +131,14 @@ def build_log_features(
     for name, feature in features.items():
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
         train = f"{rows} WHERE split = 0 AND row_id < {num_rows_in}"
-        tables[name] = build_table(engine, name, feature, rows, train)
+        tables[name] = FeatureTable(engine, name, feature, rows, train)
         specs += _write_table(engine, tables[name], source="interaction", to=prepared)
     return tables, specs
-
-
-def build_table(
-    engine: Engine, name: str, feature: FeatureRecipe, relation: str, train_relation: str
-) -> FeatureTable:
-    """Return a feature's table, built from SQL of (key, value).
-
-    Args:
-        train_relation: the part of `relation` that a vocabulary, or cuts, may depend on.
-    """
-    vocabulary = engine.unused("vocab")
-    return FeatureTable(
-        engine.connection, name, feature, relation, train_relation, vocabulary=vocabulary
-    )
 
 
 def _write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:
     """Write a feature's vocabulary, if it has one; return the manifest's entries."""
     spec = table.spec()
     if spec.kind == "vocab":
-        write_vocabulary(engine, engine.handle(table.vocabulary), table.name, to)
+        write_vocabulary(engine, table.vocabulary, table.name, to)
     return Specs((spec,), (feature_spec(table.name, table.feature, source=source),))

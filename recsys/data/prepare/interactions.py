@@ -8,10 +8,10 @@ from pathlib import Path
 
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
+from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.writing import list_table, write_parts
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe
 from recsys.data.sql import quoted
-from recsys.data.vocab import FeatureTable
 from recsys.schema import SplitSpec
 
 UNKNOWN_USER_SQL = (

@@ -14,9 +14,9 @@ from recsys.data.prepare.inputs import Inputs
 from recsys.data.prepare.label import label_sql, parse_label
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.timestamps import LAST_ODD_SECOND, seconds_sql
+from recsys.data.prepare.vocab import value_sql
 from recsys.data.recipe import InteractionsRecipe, Recipe
 from recsys.data.sql import quoted
-from recsys.data.vocab import value_sql
 from recsys.job import say
 
 

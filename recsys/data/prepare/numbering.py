@@ -9,9 +9,9 @@ from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.history import stand_in_time_sql
 from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.vocab import build_vocabulary
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe, SplitRecipe
 from recsys.data.sql import quoted
-from recsys.data.vocab import build_vocabulary
 from recsys.errors import UserError
 
 
@@ -39,9 +39,9 @@ def number_ids(
     splits.needs("row_id", "split")
     train = f"FROM {log} log JOIN {splits} USING (row_id) WHERE split = 0"
     if catalogue is None:
-        name = engine.unused(f"{side}_vocab")
-        build_vocabulary(engine.connection, name, f"SELECT {side}_id AS id {train}", min_count)
-        return engine.handle(name)
+        return build_vocabulary(
+            engine, f"{side}_vocab", f"SELECT {side}_id AS id {train}", min_count
+        )
     trained = f"SELECT {side}_id AS id, count(*) AS n {train} GROUP BY id"
     join = "FULL JOIN" if side == "user" else "LEFT JOIN"
     return engine.create(

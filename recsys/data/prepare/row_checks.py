@@ -11,6 +11,7 @@ from recsys.data.prepare.label import parse_label, unusable_label
 from recsys.data.prepare.pictures import check_pictures, image_sql, leaves_root, pattern_columns
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.timestamps import note_dates_among_numbers, unusable_times
+from recsys.data.prepare.vocab import value_sql
 from recsys.data.recipe import (
     PERSPECTIVES,
     FeatureRecipe,
@@ -20,7 +21,6 @@ from recsys.data.recipe import (
     source_file,
 )
 from recsys.data.sql import literal, quoted
-from recsys.data.vocab import value_sql
 
 
 def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:

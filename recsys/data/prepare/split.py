@@ -1,7 +1,7 @@
 """Split: which interactions train, validate and test."""
 
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.quantiles import quantiles
+from recsys.data.prepare.quantiles import quantiles
 from recsys.data.recipe import SplitRecipe
 
 
@@ -33,7 +33,7 @@ def _split_sql(engine: Engine, log: Table, recipe: SplitRecipe) -> str:
     if recipe.strategy == "given":
         return f"SELECT row_id, given AS split FROM {log}"
     if recipe.strategy == "time":
-        low, high = quantiles(engine.connection, f"SELECT ts AS value FROM {log}", [first, second])
+        low, high = quantiles(engine, f"SELECT ts AS value FROM {log}", [first, second])
         return (
             f"SELECT row_id, CASE WHEN ts <= {low} THEN 0 WHEN ts <= {high} THEN 1 ELSE 2 END "
             f"AS split FROM {log}"

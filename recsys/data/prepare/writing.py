@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -31,24 +32,32 @@ def write_lists(
 ) -> tuple[int, int]:
     """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1].
 
-    A key's values are values[offsets[key] : offsets[key + 1]]. Memory holds one record batch at a time:
-    the arrays are memory-mapped files.
+    A key's values are values[offsets[key] : offsets[key + 1]]. The query runs once, and memory holds one
+    record batch at a time: values are appended to their file, offsets are memory-mapped.
 
     Returns:
         V, and the most values of a key.
     """
-    (total,) = engine.one(f"SELECT count(*) FROM ({query})")
-    values = new_array(values_file, np.int32, (total,))
     offsets = new_array(offsets_file, np.int64, (num_rows + 1,))
-    start = 0
-    for batch in engine.batches(query):
-        values[start : start + batch.num_rows] = batch.column("value").to_numpy()
-        start += batch.num_rows
-        keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
-        offsets[keys + 1] += counts
+    total = 0
+    with open(values_file, "wb") as stream:
+        _write_header(stream, np.int32, total)
+        for batch in engine.batches(query):
+            stream.write(batch.column("value").to_numpy().astype(np.int32, copy=False).data)
+            total += batch.num_rows
+            keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
+            offsets[keys + 1] += counts
+        stream.seek(0)
+        _write_header(stream, np.int32, total)
     longest = int(offsets.max())
     np.cumsum(offsets, out=offsets)
     return total, longest
+
+
+def _write_header(stream: BinaryIO, dtype: type[np.generic], num_values: int) -> None:
+    """Write the header of a .npy file of one axis; numpy leaves space in it for the axis to grow."""
+    head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (num_values,)}
+    np.lib.format.write_array_header_1_0(stream, head)
 
 
 def list_table(engine: Engine, query: str) -> Table:

@@ -1,6 +1,7 @@
 """Prepare in memory far below its data: every statement spills, and the result is the same."""
 
 import dataclasses
+import filecmp
 import tracemalloc
 
 import duckdb
@@ -115,13 +116,19 @@ def test_lists_are_written_in_pieces_of_one_batch(tmp_path):
     with duckdb.connect() as connection:
         engine = Engine(connection, tmp_path)
         write_lists(engine, lists, tmp_path / "warm.npy", tmp_path / "up.npy", num_rows)
+        asked, batches = [], engine.batches
+        engine.one = engine.rows = engine.create = None  # the query runs in a stream, once
+        engine.batches = lambda query: asked.append(query) or batches(query)
         tracemalloc.start()
         total, longest = write_lists(
             engine, lists, tmp_path / "v.npy", tmp_path / "o.npy", num_rows
         )
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+    assert asked == [lists]
     values, offsets = np.load(tmp_path / "v.npy"), np.load(tmp_path / "o.npy")
+    np.save(tmp_path / "same.npy", values)
+    assert filecmp.cmp(tmp_path / "v.npy", tmp_path / "same.npy", shallow=False)
     assert (total, longest) == (num_values, 5) and np.array_equal(values, np.arange(num_values))
     assert np.array_equal(offsets, np.arange(num_rows + 1) * 5)
     batch_bytes = BATCH_ROWS * (8 + 4)  # a key and a value

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.quantiles import quantiles
+from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.quantiles import quantiles
 
 NUMBERS = st.one_of(
     st.lists(st.integers(-3, 3) | st.integers(-(2**62), 2**62)),
@@ -24,7 +26,7 @@ def test_quantiles_are_those_of_quantile_disc_and_of_sorting(values, nulls, shar
     column = pa.table({"value": pa.array([*values, *[None] * nulls], kind)})
     with duckdb.connect() as connection:
         connection.register("given_values", column)
-        found = quantiles(connection, "SELECT value FROM given_values", shares)
+        found = quantiles(Engine(connection, Path()), "SELECT value FROM given_values", shares)
         query = f"SELECT quantile_disc(value, {shares}) FROM given_values"
         (expected,) = connection.execute(query).fetchall()[0]
     ordered = sorted(values)
@@ -45,5 +47,5 @@ def test_quantiles_of_a_column_larger_than_memory_are_exact(tmp_path):
         )
         with pytest.raises(duckdb.OutOfMemoryException):
             connection.execute("SELECT quantile_disc(value, 0.8) FROM log").fetchall()
-        found = quantiles(connection, "SELECT value FROM log", [0.8, 0.9])
+        found = quantiles(Engine(connection, Path()), "SELECT value FROM log", [0.8, 0.9])
     assert found == [1_599_999, 1_799_999]
