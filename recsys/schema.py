@@ -88,6 +88,10 @@ class FeatureSpec:
     """False: exactly one row per example. True: zero or more, mean-pooled."""
     column: str | None = None
     """Column of the raw file; null: made from other columns (a history), or not recorded."""
+    column_type: str | None = None
+    """Type of that column, of its elements where it holds lists: `text`, `integer`, `float32`,
+    `float64`, `decimal(<digits after the point>)`, `boolean`, `date`, `timestamp` or `timestamp with
+    zone`. By it a request's number gets the text that prepare read; null: not recorded, or mixed."""
     max_ids: int | None = None
     """Most ids that a prepared row has: a longer list of a request is cut to them; null: not
     recorded."""

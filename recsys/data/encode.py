@@ -1,12 +1,13 @@
 """Encoding: raw values to rows of embedding tables, as SQL for prepare and on Arrow arrays for a request.
 
-In: raw columns of a log, users or items file. Out: rows of the tables that a manifest
-describes. Both sides of a rule stand one after the other, and a test compares them. prepare uses the
+In: raw columns of a log, users or items file. Out: rows of the tables that a manifest describes. Both
+sides of a rule stand one after the other, and a test compares them. prepare uses the
 SQL; a server uses `Encoder`, which needs no database. Shapes: N raw values, V ids of all of them.
 
 The rules, in order:
 
-1. Text. Values are compared as text: a number, a boolean or a time as the database writes it.
+1. Text. Values are compared as text: a number, a boolean or a time as the database writes it, for the
+   type that the raw column has (raw_text.py).
 2. Cleaning. Blanks around the text are left out, the first group of `extract` is taken, an empty text
    is a null. Nothing else changes: no case, no Unicode form (NFC and NFD are two ids).
 3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out.
@@ -15,10 +16,10 @@ The rules, in order:
 """
 
 import bisect
-import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
 from recsys.data.dataset import as_array
+from recsys.data.raw_text import as_written, single_texts, texts_of
 from recsys.data.sql import literal, quoted
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, reading
@@ -35,81 +37,6 @@ from recsys.schema import UNKNOWN_ROW, FeatureSpec, Manifest, TableSpec
 
 BLANKS = "\u0020\u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000"
 """What trim() takes away: Unicode's space separators, no tabs and no line ends."""
-
-
-# 1. Text
-
-
-def text_sql(column: str, kind: str) -> str:
-    """SQL of a raw column as text, or as a list of texts.
-
-    Args:
-        kind: the database's type of the column.
-    """
-    name = quoted(column)
-    if kind.endswith("[]"):
-        if kind == "BLOB[]":
-            return f"list_transform({name}, lambda x: decode(x))"
-        return f"CAST({name} AS VARCHAR[])"
-    if kind == "BLOB":
-        # Text that its writer did not call text. What is no UTF-8 is refused where a recipe names
-        # the column (see `undecodable_columns`); elsewhere nobody reads it.
-        return f"decode({name})"
-    if kind in ("FLOAT", "DOUBLE"):
-        # What pandas writes where there is no value. As text: of numbers the database believes
-        # a Parquet file's bounds, which leave nan out.
-        return f"nullif(CAST({name} AS VARCHAR), 'nan')"
-    return f"CAST({name} AS VARCHAR)"
-
-
-def texts_of(raw: pa.Array) -> pa.Array:
-    """Return raw values as text [N], as `text_sql` does; nan is "nan", which is a null outside lists.
-
-    Raises:
-        UserError: the values are of a type that is no text, number, boolean or time, or are bytes that
-            are not UTF-8.
-    """
-    if pa.types.is_dictionary(raw.type):
-        raw = raw.dictionary_decode()
-    kind = raw.type
-    if pa.types.is_floating(kind):
-        return _mapped(raw, functools.partial(_float_text, bits=kind.bit_width))
-    if pa.types.is_decimal(kind):
-        return _mapped(raw, lambda number: format(number, "f"))
-    if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
-        return _time_texts(raw)
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    is_text |= pa.types.is_string_view(kind) or pa.types.is_null(kind)
-    is_number = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind)
-    if not (is_text or is_number or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"values of type {kind}: expected texts, numbers, booleans or times")
-    try:
-        return raw.cast(pa.large_string())
-    except pa.ArrowInvalid as error:
-        raise UserError(f"values of type {kind}: bytes that are not UTF-8 text") from error
-
-
-def _mapped(raw: pa.Array, text_of: Callable) -> pa.Array:
-    texts = [None if value is None else text_of(value) for value in raw.to_pylist()]
-    return pa.array(texts, pa.large_string())
-
-
-def _float_text(number: float, bits: int) -> str:
-    if bits == 64:
-        return repr(number)
-    # The fewest digits that tell the 32-bit number from its neighbours, written as Python writes them.
-    return repr(float(str(np.float32(number))))
-
-
-def _time_texts(raw: pa.Array) -> pa.Array:
-    """Return times as text; in UTC where they have a zone, zeros behind the second left out."""
-    has_zone = pa.types.is_timestamp(raw.type) and raw.type.tz is not None
-    if has_zone:
-        raw = raw.cast(pa.timestamp(raw.type.unit))
-    texts = raw.cast(pa.large_string())
-    texts = pc.replace_substring_regex(texts, r"(\.\d*?)0+$", r"\1")
-    texts = pc.replace_substring_regex(texts, r"\.$", "")
-    return pc.replace_substring_regex(texts, "^(.+)$", r"\1+00") if has_zone else texts
 
 
 # 2. Cleaning, and 3. lists
@@ -160,22 +87,25 @@ def cleaned(table: TableSpec, texts: pa.Array) -> pa.Array:
     return _without_blanks(texts)
 
 
-def elements(table: TableSpec, raw: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+def elements(
+    table: TableSpec, raw: pa.Array, written: str | None = None
+) -> tuple[pa.Array, NDArray[np.int64]]:
     """Return the ids of lists end to end [V], and for each the number of its raw value [V].
 
     Args:
         raw: lists, or texts that the table's separator cuts [N].
+        written: type of the column that prepare read ids from (`as_written`).
 
     Raises:
         UserError: the values are no lists, and the table has no separator.
     """
     if _holds_lists(raw):
-        lists, texts = raw, texts_of(pc.list_flatten(raw))
+        lists, texts = raw, as_written(texts_of(pc.list_flatten(raw)), written)
         if table.extract:
             texts = cleaned(table, texts)
     elif table.separator is not None:
         lists = pc.split_pattern(cleaned(table, single_texts(raw)), table.separator)
-        texts = pc.list_flatten(lists)
+        texts = as_written(pc.list_flatten(lists), written)
     else:
         raise UserError(f"{table.name}: values of type {raw.type}, expected lists of ids")
     if table.trim:
@@ -188,14 +118,6 @@ def elements(table: TableSpec, raw: pa.Array) -> tuple[pa.Array, NDArray[np.int6
 
 def _holds_lists(raw: pa.Array) -> bool:
     return pa.types.is_list(raw.type) or pa.types.is_large_list(raw.type)
-
-
-def single_texts(raw: pa.Array) -> pa.Array:
-    """Return values that are no lists as text [N]; a number that is none (nan) is a null."""
-    texts = texts_of(raw)
-    if pa.types.is_floating(raw.type):
-        texts = pc.if_else(pc.equal(texts, "nan"), None, texts)
-    return texts
 
 
 def _without_blanks(texts: pa.Array) -> pa.Array:
@@ -240,26 +162,55 @@ def list_rows_sql(table: TableSpec, relation: str, vocabulary: str) -> str:
     return f"SELECT r.key, {row} AS value FROM {found} ORDER BY r.key, r.position"
 
 
-def rows_of(table: TableSpec, texts: pa.Array, vocabulary: Mapping[str, int]) -> NDArray[np.int64]:
+class Vocabulary(Protocol):
+    """Rows of the ids of one table: in memory (ListedIds), or in the files of a bundle."""
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of ids [K], which are all different; 0 for those that are not listed."""
+        ...
+
+
+class ListedIds:
+    """Vocabulary in memory: a dictionary of every id."""
+
+    def __init__(self, row_by_id: Mapping[str, int]):
+        self._row_by_id = row_by_id
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of ids [K]; 0 for those that are not listed."""
+        return np.array([self._row_by_id.get(i, UNKNOWN_ROW) for i in ids], dtype=np.int64)
+
+
+def read_vocabulary(path: Path) -> ListedIds:
+    """Return the vocabulary of a file that prepare wrote.
+
+    Raises:
+        DamagedFileError: it is missing or broken.
+    """
+    with reading(path, PREPARE_AGAIN):
+        listed = pq.read_table(path, columns=["id", "row"])
+        ids, rows = (listed.column(name).to_pylist() for name in ("id", "row"))
+    return ListedIds(dict(zip(ids, rows, strict=True)))
+
+
+def rows_of(
+    table: TableSpec, texts: pa.Array, vocabulary: Vocabulary | None = None
+) -> NDArray[np.int64]:
     """Return the row of every cleaned text [N].
 
     Args:
-        vocabulary: row by id; only read where the table has a vocabulary.
+        vocabulary: of the table's ids; None where it has none.
     """
-    if table.kind == "bucket":
-        row_of = functools.partial(bucket_of, cuts=table.cuts)
-    elif table.kind == "hash":
-        row_of = functools.partial(hashed_row, num_rows=table.num_rows)
-    else:
-        row_of = functools.partial(_listed_row, vocabulary=vocabulary)
     codes_N, known = codes_of(pa.chunked_array([texts]))
+    if table.kind == "bucket":
+        rows = np.array([bucket_of(text, table.cuts) for text in known], dtype=np.int64)
+    elif table.kind == "hash":
+        rows = np.array([hashed_row(text, table.num_rows) for text in known], dtype=np.int64)
+    else:
+        assert vocabulary is not None, f"{table.name}: ids are listed in a vocabulary"
+        rows = vocabulary.rows_of(known)
     # A null has code -1: the last entry.
-    rows = np.array([*map(row_of, known), UNKNOWN_ROW], dtype=np.int64)
-    return rows[codes_N]
-
-
-def _listed_row(text: str, vocabulary: Mapping[str, int]) -> int:
-    return vocabulary.get(text, UNKNOWN_ROW)
+    return np.append(rows, UNKNOWN_ROW)[codes_N]
 
 
 def hash_sql(value: str, num_rows: int) -> str:
@@ -310,12 +261,12 @@ class Encoder:
         self,
         prepared: Path,
         manifest: Manifest,
-        vocabularies: Mapping[str, Mapping[str, int]] | None = None,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
     ):
         """Take the rules of a manifest; vocabularies are read when first needed.
 
         Args:
-            vocabularies: row by id, by table, where they need not be read from `prepared`.
+            vocabularies: by table, where they need not be read from `prepared`.
 
         Raises:
             UserError: the data was prepared by a version that kept no rules.
@@ -328,7 +279,7 @@ class Encoder:
         self._prepared = prepared
         self._tables = {table.name: table for table in manifest.tables}
         self._features = {feature.name: feature for feature in manifest.features}
-        self._vocabularies: dict[str, Mapping[str, int]] = dict(vocabularies or {})
+        self._vocabularies = dict(vocabularies or {})
 
     def encode(
         self, name: str, raw: pa.Array | pa.ChunkedArray
@@ -339,7 +290,8 @@ class Encoder:
         cut to the first `max_ids` of its known ids; a history (item ids, oldest first) to the last.
 
         Args:
-            raw: a column of the raw file [N]; for a history, lists of item ids.
+            raw: a column of the raw file, or of JSON values (`json_array`) [N]; for a history, lists
+                of item ids.
 
         Raises:
             UserError: no such feature; a type that cannot be read; a list where one value belongs.
@@ -349,13 +301,12 @@ class Encoder:
         values = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
         vocabulary = self._vocabulary(table)
         if feature.is_list:
-            texts, parents_V = elements(table, values)
+            texts, parents_V = elements(table, values, feature.column_type)
             rows_V = rows_of(table, texts, vocabulary)
             return _lists_of(feature, rows_V, parents_V, len(values))
         if _holds_lists(values):
             raise UserError(f"{name}: values of type {values.type}, expected one value each")
-        texts = single_texts(values)
-        texts = cleaned(table, texts)
+        texts = cleaned(table, single_texts(values, feature.column_type))
         return rows_of(table, texts, vocabulary), np.ones(len(values), dtype=np.int32)
 
     def _feature(self, name: str) -> FeatureSpec:
@@ -364,16 +315,10 @@ class Encoder:
             raise UserError(f"feature {name!r}: not in the manifest, which has {known}")
         return self._features[name]
 
-    def _vocabulary(self, table: TableSpec) -> Mapping[str, int]:
-        if table.vocabulary is None:
-            return {}
-        if table.name not in self._vocabularies:
-            path = self._prepared / table.vocabulary
-            with reading(path, PREPARE_AGAIN):
-                listed = pq.read_table(path, columns=["id", "row"])
-                ids, rows = (listed.column(name).to_pylist() for name in ("id", "row"))
-            self._vocabularies[table.name] = dict(zip(ids, rows, strict=True))
-        return self._vocabularies[table.name]
+    def _vocabulary(self, table: TableSpec) -> Vocabulary | None:
+        if table.vocabulary is not None and table.name not in self._vocabularies:
+            self._vocabularies[table.name] = read_vocabulary(self._prepared / table.vocabulary)
+        return self._vocabularies.get(table.name)
 
 
 def _lists_of(

@@ -3,6 +3,8 @@
 import dataclasses
 import datetime
 import decimal
+import subprocess
+import sys
 
 import duckdb
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.encode import (
+    ListedIds,
     cleaned,
     elements,
     hashed_row,
@@ -20,10 +23,9 @@ from recsys.data.encode import (
     number_sql,
     row_sql,
     rows_of,
-    single_texts,
-    text_sql,
     value_sql,
 )
+from recsys.data.raw_text import single_texts, text_sql
 from recsys.errors import UserError
 from recsys.schema import TableSpec
 
@@ -89,7 +91,7 @@ def by_sql(connection, table, raw, ids):
 
 def on_arrow(table, raw, ids):
     """The same without a database."""
-    vocabulary = {text: row for row, text in enumerate(ids, start=1)}
+    vocabulary = ListedIds({text: row for row, text in enumerate(ids, start=1)})
     if not table.is_list:
         return [
             [row] for row in rows_of(table, cleaned(table, single_texts(raw)), vocabulary).tolist()
@@ -214,3 +216,42 @@ def test_a_hashed_row_is_the_last_eight_bytes_of_the_md5():
 def test_values_that_are_no_text_are_refused(table, raw, said):
     with pytest.raises(UserError, match=said):
         cleaned(table, single_texts(raw))
+
+
+WITHOUT = """
+import importlib.abc, sys
+import numpy as np
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("duckdb", "torch", "torchrec", "fbgemm_gpu"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+import pyarrow as pa
+from pathlib import Path
+from recsys.data.encode import Encoder
+from recsys.data.raw_text import json_array
+from recsys.schema import FeatureSpec, Manifest, TableSpec
+
+class Sorted:
+    def rows_of(self, ids):
+        return np.array([{"7.0": 3}.get(i, 0) for i in ids])
+
+table = TableSpec(name="t", num_rows=4, kind="vocab", vocabulary="vocab/t.parquet")
+feature = FeatureSpec(
+    name="f", table="t", source="user", side="user", is_list=False, column_type="float64"
+)
+manifest = Manifest(
+    name="m", tables=(table,), features=(feature,), splits={}, num_user_rows=0, num_item_rows=0
+)
+encoder = Encoder(Path("nowhere"), manifest, {"t": Sorted()})
+print(encoder.encode("f", json_array([7, "7", None, "x", 7.0]))[0].tolist())
+"""
+
+
+def test_a_server_encodes_without_database_and_torch_by_a_vocabulary_of_its_own(repository):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[3, 3, 0, 0, 3]\n"), done.stderr

@@ -1,6 +1,7 @@
 """Encoder: raw rows get the rows that prepare wrote, for every kind of column, user, item and context."""
 
 import csv
+import dataclasses
 import datetime
 import decimal
 import json
@@ -18,6 +19,7 @@ from recsys.data.dataset import Dataset
 from recsys.data.encode import Encoder
 from recsys.data.loader import Loader, ReadAhead, features_of
 from recsys.data.prepare.pipeline import prepare
+from recsys.data.raw_text import json_array
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.demo.world import WorldConfig, draw_world
 from recsys.errors import UserError
@@ -65,6 +67,21 @@ KINDS = {
     "day": {},
 }
 """A feature for every rule; the column is the feature's own name where none is given."""
+
+
+KIND_TYPES = {
+    "text": "text",
+    "texts": "text",
+    "numbers": "integer",
+    "number": "float64",
+    "single": "float32",
+    "whole": "integer",
+    "flag": "boolean",
+    "money": "decimal(2)",
+    "moment": "timestamp",
+    "day": "date",
+}
+TYPES = {"user_id": "text"} | dict.fromkeys(("item_id", "history", "history_recent"), "integer")
 
 
 def raw_columns(rng, num_rows, texts):
@@ -171,6 +188,47 @@ def assert_encoded_as_prepared(workspace, raw):
     return names
 
 
+def json_forms(column):
+    """The values of a column as a request may have them: as JSON, whole, with a point, and as text."""
+
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        if isinstance(value, datetime.date):
+            return value.isoformat()
+        number = float(value) if isinstance(value, decimal.Decimal) else value
+        return None if number != number else number
+
+    def changed(values, change):
+        if isinstance(values, list):
+            return [changed(value, change) for value in values]
+        return values if values is None or isinstance(values, str) else change(values)
+
+    def pointed(value):
+        return float(value) if type(value) is int and float(value) == value else value
+
+    values = [plain(value) for value in column.to_pylist()]
+    yield "as JSON", values
+    yield "whole", changed(values, lambda v: int(v) if float(v).is_integer() else v)
+    yield "with a point", changed(values, pointed)
+    yield "as text", changed(values, json.dumps)
+
+
+def assert_requests_are_encoded_as_prepared(workspace, raw):
+    """Encode every form of every raw value, and compare it with the raw column's rows."""
+    manifest = read_manifest(workspace)
+    encoder = Encoder(workspace / "prepared", manifest)
+    for feature in manifest.features:
+        if feature.source == "history":
+            continue
+        of_log = feature.source == "interaction" or feature.name in ROWS
+        column = raw["interaction" if of_log else feature.source].column(feature.column)
+        expected = lists_of(*encoder.encode(feature.name, column))
+        for form, values in json_forms(column):
+            found = lists_of(*encoder.encode(feature.name, json_array(values)))
+            assert found == expected, f"{feature.name}, {feature.column_type}: {form}"
+
+
 def by_name(manifest, side):
     """The column of the id in the users or items file."""
     return manifest.recipe[f"{side}s"][f"{side}_id"]
@@ -210,6 +268,13 @@ def test_raw_rows_are_encoded_as_prepare_encodes_them(tmp_path_factory, texts, s
     prepare(recipe_of(folder), folder / "w", memory_limit="500MB", threads=1)
     compared = assert_encoded_as_prepared(folder / "w", raw)
     assert len(compared) == 3 * len(KINDS) + 4
+    assert_requests_are_encoded_as_prepared(folder / "w", raw)
+    types = {f.name: f.column_type for f in read_manifest(folder / "w").features}
+    assert types == TYPES | {
+        f"{side}_{name}": KIND_TYPES[options.get("column", name)]
+        for side in "cui"
+        for name, options in KINDS.items()
+    }
 
 
 def read_texts(path, **options):
@@ -277,6 +342,39 @@ def test_rows_of_three_given_files_are_encoded_without_users_and_items(tmp_path)
     prepared(tmp_path, made)
     raw = pa.concat_tables([read_texts(tmp_path / f"{split}.csv") for split in files])
     assert assert_encoded_as_prepared(tmp_path / "w", {"interaction": raw}) == ["site", "price"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "integer", "float"])
+def test_a_number_of_a_request_finds_the_id_that_the_files_write_for_it(tmp_path, kind):
+    source = write_source(tmp_path)
+    changes = {}
+    if kind != "csv":
+        number = pa.int64() if kind == "integer" else pa.float64()
+        for name in ("log", "items"):
+            table = read_texts(source / f"{name}.csv")
+            at = table.column_names.index("item_id")
+            pq.write_table(
+                table.set_column(at, "item_id", table["item_id"].cast(number)),
+                source / f"{name}.parquet",
+            )
+        changes = {"interactions__file": "log.parquet", "items__file": "items.parquet"}
+    _, workspace = prepared(tmp_path, recipe(source, **changes))
+    manifest = read_manifest(workspace)
+    encoder = Encoder(workspace / "prepared", manifest)
+    rows = encoder.encode("item_id", json_array([10, "10", 99]))[0].tolist()
+    assert rows[0] == rows[1] != 0 and rows[2] == 0
+    pointed = encoder.encode("item_id", json_array([10.0, "10.0"]))[0].tolist()
+    # In a text file "10.0" is another text.
+    assert pointed == ([0, 0] if kind == "csv" else rows[:2])
+    liked = encoder.encode("history", json_array([[10, 20], None, []]))
+    assert [len(part) for part in lists_of(*liked)] == [2, 0, 0]
+    # An earlier manifest does not know the type: values are compared as they are written.
+    features = [dataclasses.replace(f, column_type=None) for f in manifest.features]
+    earlier = Encoder(
+        workspace / "prepared", dataclasses.replace(manifest, features=tuple(features))
+    )
+    found = earlier.encode("item_id", json_array([10, 10.0]))[0].tolist()
+    assert found == ([0, rows[0]] if kind == "float" else [rows[0], 0])
 
 
 @pytest.fixture(scope="module")

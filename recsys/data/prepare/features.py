@@ -12,13 +12,37 @@ from pathlib import Path
 import numpy as np
 
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.ids import id_column
+from recsys.data.prepare.inputs import Catalogue, Inputs
 from recsys.data.prepare.vocab import FeatureTable, value_sql
 from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
-from recsys.data.recipe import FeatureRecipe
+from recsys.data.raw_text import column_type
+from recsys.data.recipe import FeatureRecipe, Recipe
 from recsys.data.specs import feature_spec, id_feature, id_table
 from recsys.data.sql import quoted
 from recsys.schema import FeatureSpec, TableSpec
+
+
+def with_column_types(
+    features: tuple[FeatureSpec, ...], recipe: Recipe, inputs: Inputs
+) -> tuple[FeatureSpec, ...]:
+    """Return the manifest's entries with the types of the raw columns, by which requests are read."""
+
+    def kinds(feature: FeatureSpec) -> list[str]:
+        if feature.table in ("user_id", "item_id"):  # ids are those of the log and of the catalogue
+            side = feature.table.removesuffix("_id")
+            catalogue, column = inputs.catalogue(side), id_column(recipe, side)
+            listed = [catalogue.source.kinds[catalogue.id_column]] if catalogue else []
+            return listed + [source.kinds[str(column)] for source, _ in inputs.logs]
+        sources = [source for source, _ in inputs.logs]
+        if feature.source != "interaction" and (catalogue := inputs.catalogue(feature.source)):
+            sources = [catalogue.source]
+        return [source.kinds[str(feature.column)] for source in sources]
+
+    return tuple(
+        dataclasses.replace(feature, column_type=column_type(kinds(feature)))
+        for feature in features
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from recsys.data.prepare.engine import Engine, Table, opened_engine
 from recsys.data.prepare.features import (
     Specs,
     build_log_features,
+    with_column_types,
     write_catalogue_features,
     write_ids,
     write_training_counts,
@@ -132,7 +133,7 @@ def run_steps(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -> M
     return dataclasses.replace(
         _described(recipe, pairs),
         tables=specs.tables,
-        features=specs.with_max_ids(longest).features,
+        features=with_column_types(specs.with_max_ids(longest).features, recipe, inputs),
         splits=splits,
         num_user_rows=num_users + 1 if recipe.interactions.user_id else 0,
         num_item_rows=num_items + 1 if recipe.interactions.item_id else 0,

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.encode import text_sql
+from recsys.data.raw_text import text_sql
 from recsys.data.sql import literal, quoted, short
 from recsys.errors import UserError
 

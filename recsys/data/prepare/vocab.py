@@ -105,7 +105,8 @@ class FeatureTable:
             if self.is_list
             else f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
         )
-        return build_vocabulary(self.engine, f"{self.name}_vocab", ids, self.feature.min_count)
+        # A feature may have any name, also one that SQL cannot read.
+        return build_vocabulary(self.engine, "vocab", ids, self.feature.min_count)
 
     def _quantiles(self, relation: str) -> tuple[float, ...]:
         """Upper bounds of buckets of about equal count, by the training values."""
