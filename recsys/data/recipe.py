@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recsys.data.text_format import format_problems
+from recsys.data.text_format import TextFormat
 from recsys.schema import leaves_folder
 
 SPLITS = ("train", "valid", "test")
@@ -74,21 +74,13 @@ class NegativesRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteractionsRecipe:
+class InteractionsRecipe(TextFormat):
     """The log: one row per impression or rating."""
 
     file: str | None = None
     """CSV or Parquet file below `source`."""
     files: dict[str, str] = field(default_factory=dict)
     """With split.strategy=given: one file each for train, valid and test."""
-    header: list[str] = field(default_factory=list)
-    """Column names of CSV files without a header line."""
-    delimiter: str | None = None
-    """Between the fields of CSV files; null: a tab for .tsv, else a comma."""
-    quote: str = '"'
-    """Around fields of CSV files that hold a delimiter or a line end; empty: no field is quoted."""
-    encoding: str = "utf-8"
-    """Of CSV files, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     user_id: str | None = None
     """Column of the user's id; null: no users."""
     item_id: str | None = None
@@ -114,7 +106,7 @@ class InteractionsRecipe:
 
     def problems(self) -> list[str]:
         """Return a text for every contradiction between label, negatives and columns."""
-        problems = _file_problems(self, is_log=True)
+        problems = super().problems()
         if self.label is None and self.negatives is None:
             problems.append(
                 "label: missing, expected a 0/1 column or a rule such as "
@@ -128,19 +120,22 @@ class InteractionsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemsRecipe:
-    """The catalogue: one row per item."""
+class FileRecipe(TextFormat):
+    """A section of one file."""
 
     file: str = ""
     """CSV or Parquet file below `source`."""
-    header: list[str] = field(default_factory=list)
-    """Column names of a CSV file without a header line."""
-    delimiter: str | None = None
-    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
-    quote: str = '"'
-    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
-    encoding: str = "utf-8"
-    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a file that is missing, or that cannot be read as it says."""
+        missing = [] if self.file else ["file: missing, a file below data.source is required"]
+        return missing + super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemsRecipe(FileRecipe):
+    """The catalogue: one row per item."""
+
     item_id: str = "item_id"
     """Column of the id, unique."""
     image: str | None = None
@@ -160,49 +155,21 @@ class ItemsRecipe:
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse item features."""
 
-    def problems(self) -> list[str]:
-        """Return a text for a file that is missing, or that cannot be read as it says."""
-        return _file_problems(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class UsersRecipe:
+class UsersRecipe(FileRecipe):
     """Users file: features of users."""
 
-    file: str = ""
-    """CSV or Parquet file below `source`."""
-    header: list[str] = field(default_factory=list)
-    """Column names of a CSV file without a header line."""
-    delimiter: str | None = None
-    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
-    quote: str = '"'
-    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
-    encoding: str = "utf-8"
-    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     user_id: str = "user_id"
     """Column of the id, unique."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse user features."""
 
-    def problems(self) -> list[str]:
-        """Return a text for a file that is missing, or that cannot be read as it says."""
-        return _file_problems(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PairsRecipe:
+class PairsRecipe(FileRecipe):
     """Text pairs for the text encoder, from one file; it may be the items file."""
 
-    file: str = ""
-    """CSV or Parquet file below `source`."""
-    header: list[str] = field(default_factory=list)
-    """Column names of a CSV file without a header line."""
-    delimiter: str | None = None
-    """Between the fields of a CSV file; null: a tab for .tsv, else a comma."""
-    quote: str = '"'
-    """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
-    encoding: str = "utf-8"
-    """Of a CSV file, by Python's names: utf-8, utf-16, latin-1, cp932, gb18030, ..."""
     anchor: str = "anchor"
     """Column of the first text; in a relation, the text of the entity itself."""
     positive: str = "positive"
@@ -221,15 +188,11 @@ class PairsRecipe:
 
     def problems(self) -> list[str]:
         """Return a text for a file that cannot be read as it says, and for empty separators."""
-        return _file_problems(self) + [
+        return super().problems() + [
             f"{key}='': expected text between list elements"
             for key in ("anchor_separator", "positive_separator")
             if getattr(self, key) == ""
         ]
-
-
-Section = InteractionsRecipe | ItemsRecipe | UsersRecipe | PairsRecipe
-"""A section of a recipe that names raw files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,19 +293,6 @@ def _name_problems(recipe: Recipe) -> list[str]:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             problems.append(f"{key}: feature {name!r}: expected letters, digits and underscores")
     return problems
-
-
-def _file_problems(section: Section, *, is_log: bool = False) -> list[str]:
-    """Return a text for a file that is missing, or that cannot be read as its section says."""
-    missing = (
-        [] if section.file or is_log else ["file: missing, a file below data.source is required"]
-    )
-    return missing + format_problems(
-        delimiter=section.delimiter,
-        quote=section.quote,
-        encoding=section.encoding,
-        header=section.header,
-    )
 
 
 def _files_by_key(recipe: Recipe) -> dict[str, str]:

@@ -12,7 +12,7 @@ from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.label import RULES, parse_label
 from recsys.data.prepare.pairs import pair_columns
 from recsys.data.prepare.pictures import pattern_columns
-from recsys.data.prepare.sources import Source, TextFormat
+from recsys.data.prepare.sources import Source
 from recsys.data.prepare.timestamps import format_problem
 from recsys.data.recipe import (
     SPLITS,
@@ -21,10 +21,10 @@ from recsys.data.recipe import (
     ItemsRecipe,
     PairsRecipe,
     Recipe,
-    Section,
     UsersRecipe,
     source_file,
 )
+from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
 
 Columns = dict[str, str | None]
@@ -77,7 +77,7 @@ def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
         else [(str(log.file), -1)]
     )
 
-    def opened(view: str, name: str, key: str, section: Section) -> Source | None:
+    def opened(view: str, name: str, key: str, section: TextFormat) -> Source | None:
         try:
             return _open(engine, recipe, view, name, key, section)
         except UserError as error:
@@ -108,7 +108,7 @@ def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
 
 
 def _open(
-    engine: Engine, recipe: Recipe, view: str, name: str, key: str, section: Section
+    engine: Engine, recipe: Recipe, view: str, name: str, key: str, written: TextFormat
 ) -> Source:
     """Open one file of a section of the recipe."""
     return Source(
@@ -116,12 +116,7 @@ def _open(
         engine.unused(view),
         source_file(recipe, name),
         key=key,
-        written=TextFormat(
-            header=section.header,
-            delimiter=section.delimiter,
-            quote=section.quote,
-            encoding=section.encoding,
-        ),
+        written=written,
         copies=engine.scratch / "copies",
     )
 

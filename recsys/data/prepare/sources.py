@@ -10,7 +10,6 @@ import gzip
 import io
 import re
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,11 @@ import pyarrow.parquet as pq
 
 from recsys.data.raw_text import text_sql
 from recsys.data.sql import literal, quoted, short
+from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
 
 ROW_NUMBER = "source_row"
 """Column that every view has: the number of the row in its file, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFormat:
-    """Format of a text file; Parquet files ignore it."""
-
-    header: list[str] = field(default_factory=list)
-    """Column names of a file without a header line."""
-    delimiter: str | None = None
-    """Separator of fields; None: a tab if the name ends in .tsv or .tsv.gz, else a comma."""
-    quote: str = '"'
-    """Quotation mark around fields that hold delimiters or line ends; empty: no field is quoted."""
-    encoding: str = "utf-8"
-    """Character encoding, by its Python name."""
 
 
 class Source:

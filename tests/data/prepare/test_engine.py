@@ -8,9 +8,10 @@ import pytest
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.pipeline import prepare
-from recsys.data.prepare.sources import Source, TextFormat
+from recsys.data.prepare.sources import Source
 from recsys.data.prepare.split import split_log
 from recsys.data.recipe import SplitRecipe
+from recsys.data.text_format import TextFormat
 from tests.data.small_log import recipe, write_source
 
 
