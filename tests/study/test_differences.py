@@ -1,10 +1,16 @@
 """Paired differences: a real gain is told from luck, equal models differ by nothing."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from recsys.evaluation.rows import ScoredRows
+from recsys.run.config import RunConfig
+from recsys.study import comparison
+from recsys.study.comparison import VariantRuns
 from recsys.study.differences import paired_difference, seed_scores
-from recsys.study.runs import ScoredRows
+from recsys.study.runs import StudyRun, read_predictions
 
 NUM_USERS, ROWS_EACH = 120, 20
 
@@ -68,3 +74,38 @@ def test_predictions_of_other_data_are_refused():
     )
     with pytest.raises(ValueError, match="2,400 and 2,399 rows are not of the same data"):
         seed_scores([rows, other], num_replicates=2, seed=0)
+
+
+def predicted(workspace, name, *, users, unknown=None):
+    """A variant of one run that scored six rows; `unknown`: hashes of unknown users, where told."""
+    columns = {
+        "row_id": [5, 0, 1, 2, 3, 4],
+        "user_id": pa.array(users, pa.string()),
+        "label": [0, 1, 0, 1, 0, 1],
+        "score": np.arange(6) / 6,
+    }
+    if unknown:
+        columns["unknown_user"] = pa.array(unknown, pa.uint64())
+    folder = workspace / "runs" / name / "eval" / "test"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "predictions.parquet")
+    run = StudyRun(workspace=workspace, name=name, overrides=(), config=RunConfig())
+    return VariantRuns(runs=[run])
+
+
+def test_all_variants_resample_the_users_of_a_file_that_tells_them_apart(tmp_path):
+    users = ["a", None, None, None, "a", "b"]
+    told = [0, 7, 8, 7, 0, 0]
+    earlier = predicted(tmp_path, "earlier", users=users)
+    newer = predicted(tmp_path, "newer", users=users, unknown=told)
+    for variants in ({"a": earlier, "b": newer}, {"b": newer, "a": earlier}):
+        common = comparison._common_rows(variants, "test")
+        assert common.tells_unknown_users
+        # By row id: the unknown users of rows 0 and 2 are one, that of row 1 is another.
+        unit = common.unit_N.tolist()
+        assert unit[0] == unit[2] != unit[1] and unit[3] == unit[5] and len(set(unit)) == 4
+        rows = read_predictions(earlier.runs[0], "test").with_units_of(common)
+        assert rows.unit_N.tolist() == unit
+    # Where no file tells them apart, each row of an unknown user is a unit; the first file decides.
+    only = comparison._common_rows({"a": earlier, "c": earlier}, "test")
+    assert not only.tells_unknown_users and len(set(only.unit_N.tolist())) == 5

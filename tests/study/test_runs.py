@@ -272,6 +272,33 @@ def test_evaluation_of_another_checkpoint_data_features_or_settings_is_made_agai
     assert list(named_runs(workspace, ["again"], "test")) == ["again"]
 
 
+EARLIER_SETTINGS = {
+    "with all keys": ({}, []),
+    "without a newer key": ({"sample_users": ...}, []),
+    "with a removed key that is off": ({"compare": []}, []),
+    "with a removed key in use": ({"compare": ["a", "b"]}, ["settings"]),
+    "with an unknown key": ({"colour": "red"}, ["settings"]),
+    "without a newer key, otherwise": ({"sample_users": ..., "seed": 3}, ["settings"]),
+}
+
+
+@pytest.mark.parametrize("case", EARLIER_SETTINGS)
+def test_settings_of_an_earlier_version_are_the_same_where_they_mean_the_same(tmp_path, case):
+    stored, changed = EARLIER_SETTINGS[case]
+    workspace, settings = workspace_of(tmp_path), EvaluateConfig()
+    folder = write_run(workspace, trained_with=config_of())
+    scored = asked(workspace)
+    best = folder / "checkpoints" / "step-00000001"
+    made_from = scored_from(workspace, best, scored.config.model.modalities, settings)
+    made_from["settings"] |= stored
+    made_from["settings"] = {k: v for k, v in made_from["settings"].items() if v is not ...}
+    (folder / "eval" / "test").mkdir(parents=True)
+    write_json(folder / "eval" / "test" / "metrics.json", {"made_from": made_from})
+    assert scored.changed_since_evaluation("test", settings) == changed
+    other = EvaluateConfig(sample_users=settings.sample_users + 1)
+    assert scored.changed_since_evaluation("test", other) == ["settings"]
+
+
 def test_settings_that_a_model_lacks_are_left_out_of_its_runs(tmp_path, repository):
     shared = ["model.dropout=0.3", "model.second_order=true", "optim.table.l2=1e-3"]
     with initialize_config_dir(version_base=None, config_dir=str(repository / "configs")):

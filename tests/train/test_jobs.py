@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from recsys.config import from_config
 from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe
 from recsys.schema import read_manifest
-from tests.small_runs import losses, options, write_features
+from tests.small_runs import losses, metrics, options, write_features
 from tests.test_files import limited
 
 
@@ -165,6 +166,24 @@ def test_finished_run_is_left_alone_and_never_overwritten_silently(workspace, jo
     other = job("train", *base, "model.dropout=0.5")
     assert other.returncode == 1
     assert "model.dropout was 0.0, is 0.5" in other.stderr or "model.dropout was" in other.stderr
+
+
+def test_a_resume_with_other_epochs_follows_the_learning_rate_of_the_new_length(workspace, job):
+    """Linear decay, three passes after one: every step has the rate that its own start asked for."""
+    more = ["optim.decay=linear", "optim.warmup_steps=0", "train.patience=0"]
+    for epochs in (1, 3):
+        done = job("train", *options(workspace, "longer", f"train.epochs={epochs}", *more))
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "now falls to 0 (linear) over 3 epochs instead of 1" in done.stdout
+    lines = [line for line in metrics(workspace, "longer") if "train/loss" in line]
+    total = len(lines)
+    assert [line["step"] for line in lines] == list(range(1, total + 1)) and total % 3 == 0
+    expected = [1 - step / (total // 3) for step in range(total // 3)]
+    expected += [1 - step / total for step in range(total // 3, total)]
+    factors = [line["train/learning_rate_factor"] for line in lines]
+    np.testing.assert_allclose(factors, expected, rtol=1e-9)
+    stored = yaml.safe_load((workspace / "runs" / "longer" / "config.yaml").read_text())
+    assert stored["extended"] == ["train.epochs was 1, is 3"]
 
 
 BAD_SETTINGS = {
