@@ -71,6 +71,49 @@ def load_checkpoint(
     return stored_state(index["state"])
 
 
+class StoredTables:
+    """Weights of a checkpoint, read without a model: tables by ranges of rows, the dense half whole."""
+
+    def __init__(self, path: Path):
+        """Read the index of a checkpoint, of any number of ranks and any plan.
+
+        Raises:
+            UserError: the index is missing or broken.
+        """
+        index = _read_index(path)
+        self.path = path
+        self.state: TrainState = stored_state(index["state"])
+        self._reader = _ChunkReader(path, index["chunks"])
+
+    def shape(self, table: str) -> tuple[int, int]:
+        """Return (rows, columns) of a table; (0, 0) where the checkpoint has none of this name."""
+        return self._reader.extent(table)
+
+    def read(self, table: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows [start, stop) as float32 [stop - start, columns].
+
+        Raises:
+            UserError: the chunks do not cover the rows, or a file is damaged.
+        """
+        num_rows, num_columns = self.shape(table)
+        rows = TableShard(
+            table=table,
+            weight=torch.empty(stop - start, num_columns),
+            row=start,
+            column=0,
+            num_rows_of_table=num_rows,
+            num_columns_of_table=num_columns,
+            replicated=False,
+        )
+        self._reader.read_weight(rows)
+        return rows.weight
+
+    def read_dense(self) -> dict[str, torch.Tensor]:
+        """Return the state of the dense half by name."""
+        with reading(self.path / "dense.safetensors", _COPY_BACK):
+            return load_file(self.path / "dense.safetensors")
+
+
 class _ChunkReader:
     """Reads rectangles of tables out of the chunks that overlap them."""
 
@@ -90,7 +133,7 @@ class _ChunkReader:
             values = self._slice(chunk, "weight")[source]
             shard.weight[target].copy_(values)
             covered += values.numel()
-        extent = self._extent(shard.table)
+        extent = self.extent(shard.table)
         expected = (shard.num_rows_of_table, shard.num_columns_of_table)
         if covered != shard.weight.numel() or extent != expected:
             raise UserError(
@@ -143,7 +186,8 @@ class _ChunkReader:
                 self.files[file] = safe_open(self.path / file, framework="pt")
             return self.files[file].get_slice(f"{chunk['name']}/{part}")
 
-    def _extent(self, table: str) -> tuple[int, int]:
+    def extent(self, table: str) -> tuple[int, int]:
+        """Return (rows, columns) that the chunks of a table reach to; (0, 0) without any."""
         chunks = [c for c in self.chunks if c["table"] == table]
         return (
             max((c["row"] + c["num_rows"] for c in chunks), default=0),

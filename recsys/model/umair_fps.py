@@ -286,3 +286,23 @@ class UmairFps(nn.Module):
         crossed_BN = self.cross(torch.cat(parts, dim=1))
         logits_B = self.logit(self.deep(crossed_BN))[:, 0]
         return logits_B + direct_B, weights_BM
+
+    def user_vector(self, user: UserSide) -> torch.Tensor:
+        """Return the user's vector of the direct term [B, R]: u beside q, as far as the terms are on.
+
+        Its inner product with `item_vector` is v . (u . m) + q . p; [B, 0] without both terms.
+        """
+        parts = [user.user_BH[:, :0]]
+        parts += [] if self.match is None else [user.user_BH]
+        parts += [] if self.second_order is None else [user.query_BD]
+        return torch.cat(parts, dim=1)
+
+    def item_vector(self, item: ItemSide) -> torch.Tensor:
+        """Return the item's vector of the direct term [B, R]: sum_k v_k m_k beside p."""
+        parts = [item.present_BM[:, :0]]
+        if self.match is not None:
+            scaled_BM = item.present_BM * self.match.weight[0]
+            parts.append(torch.einsum("bm,bmh->bh", scaled_BM, item.vectors_BMH))
+        if self.second_order is not None:
+            parts.append(torch.einsum("bm,bmd->bd", item.present_BM, item.products_BMD))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,68 @@
+"""Export a trained run as a bundle: one folder from which recommendations are served, without torchrec.
+
+In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/bundles/<run>-<step>-<sha8>/, and the
+file W/bundles/current that names it. A bundle that scores otherwise than the run is refused.
+
+    python launch/export.py data=demo workspace=W run.name=umair_fps
+    python launch/export.py data=demo workspace=W run.name=umair_fps precision=fp32
+"""
+
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig
+
+from recsys.config import read_job
+from recsys.data.workspace import WorkspaceConfig
+from recsys.export.export import ExportConfig, export, open_source
+from recsys.job import hydra_job, run_job, say
+from recsys.run.scoring import read_run
+from recsys.runtime.threads import threads_of_process, use_threads
+from recsys.schema import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedRunConfig:
+    """The run that is exported; its own config.yaml says what the model is."""
+
+    name: str = "default"
+    """Folder below workspace/runs/."""
+    threads: int | None = None
+    """Threads of the process; null: OMP_NUM_THREADS, else the cores it may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJobConfig:
+    """Which run is exported."""
+
+    run: ExportedRunConfig = field(default_factory=ExportedRunConfig)
+    """The run."""
+
+
+KEYS = (WorkspaceConfig, ExportJobConfig, ExportConfig)
+
+
+def job(cfg: DictConfig) -> None:
+    """Read the run, write its bundle, say how it is served."""
+    # 1. The run as it was trained.
+    place, asked, config = read_job(cfg, KEYS)
+    workspace = place.folder
+    manifest = read_manifest(workspace)
+    run_config = read_run(workspace, asked.run.name, manifest)
+    threads = threads_of_process(asked.run.threads).count
+    use_threads(threads)
+    source = open_source(workspace, run_config, manifest)
+
+    # 2. Its bundle, compared with the run before it has a name.
+    folder = export(source, config, threads=threads)
+    say(f"results: {folder} (README.md); {workspace / 'bundles' / 'current'} names it")
+    say(f"next: python launch/serve.py bundle={workspace / 'bundles' / 'current'}")
+
+
+@hydra_job("export", KEYS)
+def main(cfg: DictConfig) -> None:
+    """Entry point."""
+    run_job(lambda: job(cfg))
+
+
+if __name__ == "__main__":
+    main()

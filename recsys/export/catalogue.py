@@ -1,0 +1,123 @@
+"""Export of users, catalogue and vocabularies: prepared data as the files that a bundle serves from.
+
+In: prepared/. Out: `users/`, `vocab/` and `catalogue/` of a bundle, as the files of these names in
+recsys/bundle describe them. Everything is streamed.
+Shapes: U users, N items.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.bundle.catalogue import BATCH_ROWS
+from recsys.bundle.vocabulary import write_vocabulary
+from recsys.data.dataset import read_columns
+from recsys.export.items import copy_features
+from recsys.files import PREPARE_AGAIN, reading, write_array
+from recsys.schema import Manifest
+
+_CARD = ("item_id", "title", "artist", "tags", "content", "text", "image")
+
+
+def write_vocabularies(folder: Path, prepared: Path, manifest: Manifest) -> int:
+    """Write the vocabulary of every table that has one, and return how many ids they hold."""
+    num_ids = 0
+    for table in manifest.tables:
+        if table.vocabulary is None:
+            continue
+        blocks = _ids(prepared / table.vocabulary)
+        write_vocabulary(folder, table.name, num_rows=table.num_rows, blocks=blocks)
+        num_ids += table.num_rows - 1
+    return num_ids
+
+
+def _ids(path: Path) -> Iterator[tuple[NDArray, Sequence[str]]]:
+    with reading(path, PREPARE_AGAIN):
+        file = pq.ParquetFile(path, memory_map=True)
+        for batch in file.iter_batches(BATCH_ROWS, columns=["row", "id"]):
+            yield batch.column("row").to_numpy(), batch.column("id").to_pylist()
+
+
+def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: NDArray) -> None:
+    """Write the users' features, histories and times of their last interactions [U]."""
+    folder.mkdir(parents=True)
+    names = [f.name for f in manifest.features if f.source == "user" and f.name != "user_id"]
+    copy_features(folder, prepared / "users", names)
+    if manifest.history is not None:
+        # The sequences of the split that saw most, where each split has its own.
+        history = prepared / manifest.history.folder("test")
+        for part in ("values", "offsets"):
+            shutil.copyfile(history / f"{part}.npy", folder / f"history.{part}.npy")
+    write_array(folder / "last_time.npy", last_time_U)
+
+
+def interaction_times(
+    prepared: Path, manifest: Manifest
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return users' last [U] and items' first [N] times in the log; 0 where there is none."""
+    last_U = np.zeros(manifest.num_user_rows, np.int64)
+    latest = np.iinfo(np.int64).max
+    first_N = np.full(manifest.num_item_rows, latest)
+    for split, spec in manifest.splits.items():
+        if spec.timestamp_min is None:
+            continue
+        columns = ["row_id", "timestamp", "item_row"]
+        columns += ["user_row"] * bool(manifest.num_user_rows)
+        for group in read_columns(prepared, manifest, split, columns):
+            table = group.filter(
+                pa.array(manifest.is_interaction(group.column("row_id").to_numpy()))
+            )
+            times = table.column("timestamp").to_numpy()
+            np.minimum.at(first_N, table.column("item_row").to_numpy(), times)
+            if manifest.num_user_rows:
+                np.maximum.at(last_U, table.column("user_row").to_numpy(), times)
+    first_N[first_N == latest] = 0
+    return last_U, first_N
+
+
+def write_catalogue(folder: Path, prepared: Path, first_time_N: NDArray[np.int64]) -> list[str]:
+    """Write items.arrow; return its columns: those of which the data has anything."""
+    folder.mkdir(parents=True)
+    path = prepared / "items.parquet"
+    with reading(path, PREPARE_AGAIN):
+        file = pq.ParquetFile(path, memory_map=True)
+        names = [name for name in _CARD if name in file.schema_arrow.names]
+        kept = [name for name in names if _holds_anything(file, name)]
+    schema = pa.schema([*(file.schema_arrow.field(n) for n in kept), ("first_time", pa.int64())])
+    start = 0
+    with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        for batch in _batches(file, kept):
+            times = first_time_N[start : start + batch.num_rows]
+            first = pa.array(times, mask=times == 0)
+            out.write_batch(pa.record_batch([*batch.columns, first], schema=schema))
+            start += batch.num_rows
+    return schema.names
+
+
+def _batches(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of BATCH_ROWS rows each, the last one excepted: a reader computes with that."""
+    rest: list[pa.RecordBatch] = []
+    num_rest = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=names):
+        rest.append(batch)
+        num_rest += batch.num_rows
+        while num_rest >= BATCH_ROWS:
+            whole = pa.Table.from_batches(rest).combine_chunks()
+            yield whole.slice(0, BATCH_ROWS).to_batches()[0]
+            rest = whole.slice(BATCH_ROWS).to_batches()
+            num_rest -= BATCH_ROWS
+    if num_rest:
+        yield pa.Table.from_batches(rest).combine_chunks().to_batches()[0]
+
+
+def _holds_anything(file: pq.ParquetFile, name: str) -> bool:
+    return any(
+        column.null_count < len(column)
+        for batch in file.iter_batches(BATCH_ROWS, columns=[name])
+        for column in [batch.column(0)]
+    )

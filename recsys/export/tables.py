@@ -1,0 +1,65 @@
+"""Export of the trainable tables: from the chunks of a checkpoint to files that are memory-mapped.
+
+Block by block, so that a table larger than memory can be exported, whatever ranks and plan wrote it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recsys.bundle.tables import TableWriter
+from recsys.checkpoint.read import StoredTables
+from recsys.errors import UserError
+from recsys.schema import TableSpec
+
+BLOCK_BYTES = 64 * 2**20
+"""Bytes of a block in fp32."""
+
+
+def write_tables(
+    folder: Path,
+    stored: StoredTables,
+    specs: Sequence[TableSpec],
+    *,
+    precision: str,
+    half_tables: Sequence[str],
+    first_order: bool,
+) -> int:
+    """Write tables and return how many rows they have together.
+
+    Args:
+        folder: `tables/` of a bundle in the making.
+        specs: the tables that the model reads.
+        precision: `int8`, `fp16` or `fp32`; a table trained in fp16 loses nothing as fp16, and is not
+            written in fp32.
+        half_tables: tables trained in fp16.
+        first_order: whether the last column holds first-order weights.
+
+    Raises:
+        UserError: the checkpoint's table has another number of rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(spec.num_rows for spec in specs)
+    with tqdm(total=total, desc="tables", unit="row", leave=False, disable=None) as progress:
+        for spec in specs:
+            num_rows, num_columns = stored.shape(spec.name)
+            if num_rows != spec.num_rows:
+                raise UserError(
+                    f"{stored.path}: table {spec.name!r} has {num_rows:,} rows, the data has "
+                    f"{spec.num_rows:,}; put the data back that the run was trained on"
+                )
+            is_half = precision == "fp32" and spec.name in half_tables
+            block_rows = max(1, BLOCK_BYTES // (4 * num_columns))
+            with TableWriter(
+                folder, spec.name, num_rows=num_rows, precision="fp16" if is_half else precision
+            ) as writer:
+                for start in range(0, num_rows, block_rows):
+                    stop = min(num_rows, start + block_rows)
+                    block_BD = stored.read(spec.name, start, stop).numpy()
+                    if first_order:
+                        writer.write(block_BD[:, :-1], block_BD[:, -1])
+                    else:
+                        writer.write(block_BD, None)
+                    progress.update(stop - start)
+    return total
