@@ -1,0 +1,297 @@
+"""HTTP interface: the routes under /v1, health, metrics, and the OpenAPI document made of their types.
+
+In: JSON, checked by pydantic. Out: a worker's JSON as it is, or a problem. Made by
+process.py.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from recsys.serving.events import EventsRequest, EventsStored
+from recsys.serving.requests import (
+    ExplainRequest,
+    Explanation,
+    ItemCard,
+    NewItem,
+    Recommendations,
+    RecommendRequest,
+    ScoreRequest,
+    Scores,
+    SearchRequest,
+    SimilarItems,
+    SimilarRequest,
+)
+from recsys.serving.server.body import BodyReader
+from recsys.serving.server.log import log
+from recsys.serving.server.metrics import CONTENT_TYPE, Metrics
+from recsys.serving.server.pool import BusyError, Pool
+from recsys.serving.server.problems import (
+    Problem,
+    ProblemError,
+    busy,
+    fault,
+    invalid_parameters,
+)
+from recsys.serving.server.store_thread import StoreThread
+from recsys.serving.server.worker import NOT_FOUND, OK, Reply
+from recsys.serving.store import StoredEvent, StoreError, Transaction
+
+API_VERSION = "1"
+_UPLOADS = (RecommendRequest, SearchRequest, NewItem)
+"""Requests that may have pictures."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Bundle that is served, and the state of the workers."""
+
+    version: str
+    """Bundle."""
+    folder: str
+    also: list[str]
+    """Bundles that other workers still have open, during a change."""
+    refused: dict[str, str]
+    """The last bundle that could not be opened, with the reason."""
+    workers: int
+    """Workers that are ready."""
+
+
+class Front:
+    """Resources of the routes: workers, the event store, and limits."""
+
+    def __init__(self, pool: Pool, store: StoreThread, bodies: BodyReader, metrics: Metrics):
+        self.pool = pool
+        self.store = store
+        self.bodies = bodies
+        self.metrics = metrics
+        self.is_draining = False
+
+    async def ask(self, method: str, request: Any, user: str | None = None) -> Reply:
+        """Return a worker's reply.
+
+        Raises:
+            ProblemError: the request is refused, failed, or found no worker in time.
+        """
+        try:
+            reply = await self.pool.ask(method, request, user)
+        except BusyError as error:
+            raise busy(str(error)) from error
+        if reply.status >= 500:
+            log("worker fault", method=method, detail=reply.body)
+            raise fault()
+        if reply.status != OK:
+            raise ProblemError(reply.status, reply.body)
+        return reply
+
+    async def answer(self, http: Request, method: str, body: Any) -> Response:
+        """Return a worker's answer as a response."""
+        reply = await self.ask(method, body, getattr(body, "user", None))
+        http.scope["bundle_version"] = reply.version
+        return Response(reply.body, media_type="application/json")
+
+    async def knows(self, item: str) -> bool:
+        """Return whether the bundle has an item, or it was added."""
+        try:
+            await self.ask("card", item)
+        except ProblemError as error:
+            if error.status == NOT_FOUND:
+                return False
+            raise
+        return True
+
+    async def write(self, function: Callable[[Transaction], Any]) -> Any:
+        """Return the result of a write that is durable.
+
+        Raises:
+            ProblemError: the store does not answer.
+        """
+        try:
+            return await self.store.write(function)
+        except StoreError as error:
+            raise busy("the event store does not answer, and nothing was stored") from error
+
+
+class CheckedRoute(APIRoute):
+    """Route whose body is read by BodyReader; FastAPI's own reading is slower and has no limits."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function of a request that answers it."""
+        endpoint: Any = self.endpoint
+        schema = inspect.signature(endpoint).parameters["body"].annotation
+        may_upload = schema in _UPLOADS
+
+        async def handle(request: Request) -> Response:
+            front: Front = request.app.state.front
+            body = await front.bodies.read(request, schema, may_upload=may_upload)
+            return await endpoint(request, body)
+
+        return handle
+
+
+questions = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["recommender"])
+others = APIRouter()
+
+
+@questions.post("/recommend", response_model=Recommendations)
+async def recommend(http: Request, body: RecommendRequest) -> Response:
+    """Recommend items to a user, to a visitor who names liked items, or to nobody in particular."""
+    return await http.app.state.front.answer(http, "recommend", body)
+
+
+@questions.post("/score", response_model=Scores)
+async def score(http: Request, body: ScoreRequest) -> Response:
+    """Score given items for a user."""
+    return await http.app.state.front.answer(http, "score", body)
+
+
+@questions.post("/similar", response_model=SimilarItems)
+async def similar(http: Request, body: SimilarRequest) -> Response:
+    """Find the items nearest to an item."""
+    return await http.app.state.front.answer(http, "similar", body)
+
+
+@questions.post("/search", response_model=SimilarItems)
+async def search(http: Request, body: SearchRequest) -> Response:
+    """Search the catalogue by words or by a picture."""
+    return await http.app.state.front.answer(http, "search", body)
+
+
+@questions.post("/explain", response_model=Explanation)
+async def explain(http: Request, body: ExplainRequest) -> Response:
+    """Explain the score of an item for a user."""
+    return await http.app.state.front.answer(http, "explain", body)
+
+
+@questions.post("/events", response_model=EventsStored)
+async def events(http: Request, body: EventsRequest) -> Response:
+    """Store what users did; likes enter histories at once."""
+    front: Front = http.app.state.front
+    request_id, now = http.scope["request_id"], time.time()
+    rows = [
+        StoredEvent(
+            id=event.id or f"{request_id}/{index}",
+            user=event.user,
+            item=event.item,
+            kind=event.kind,
+            time=now if event.time is None else event.time,
+            request_id=event.request_id,
+            position=event.position,
+        )
+        for index, event in enumerate(body.events)
+    ]
+    num_new = await front.write(lambda transaction: transaction.add_events(rows))
+    front.metrics.events.inc(num_new)
+    return JSONResponse({"stored": num_new, "known": len(rows) - num_new})
+
+
+@questions.post("/items", response_model=ItemCard, status_code=201)
+async def add_item(http: Request, body: NewItem) -> Response:
+    """Add an item that the model was not trained with; it is recommended at once."""
+    front: Front = http.app.state.front
+    if await front.knows(body.id):
+        raise ProblemError(409, f"id: {body.id!r} given; an item of this id is there already")
+    encoded = await front.ask("encode", body)
+    is_new = await front.write(
+        lambda transaction: transaction.add_item(
+            id=body.id,
+            version=encoded.version or "",
+            request=body.model_dump_json().encode(),
+            encoded=encoded.body,
+        )
+    )
+    if not is_new:
+        raise ProblemError(409, f"id: {body.id!r} given; another host has just added it")
+    card = await front.ask("card", body.id)
+    return Response(card.body, 201, media_type="application/json")
+
+
+@others.get("/v1/items/{item:path}", response_model=ItemCard, tags=["recommender"])
+async def item_card(http: Request, item: Annotated[str, Path(max_length=512)]) -> Response:
+    """Return what the catalogue says of an item."""
+    return await http.app.state.front.answer(http, "card", item)
+
+
+@others.get("/v1/version", tags=["server"])
+async def version(http: Request) -> Version:
+    """Return which bundle is served, and which one was refused."""
+    pool: Pool = http.app.state.front.pool
+    if pool.target is None:
+        raise busy("the bundle is being opened")
+    *also, served = pool.versions or [""]
+    refused = {} if pool.refused is None else {pool.refused[0].folder: pool.refused[1]}
+    return Version(served, pool.target.folder, also, refused, pool.num_ready)
+
+
+@others.get("/livez", tags=["server"])
+async def livez() -> dict[str, str]:
+    """Say that the process runs; it needs no worker."""
+    return {"status": "alive"}
+
+
+@others.get("/readyz", tags=["server"])
+async def readyz(http: Request) -> dict[str, str]:
+    """Say whether requests are answered: a worker is ready, and the server is not shutting down."""
+    front: Front = http.app.state.front
+    if front.is_draining:
+        raise busy("the server is shutting down")
+    if not front.pool.num_ready:
+        raise busy("no worker is ready")
+    return {"status": "ready"}
+
+
+@others.get("/metrics", tags=["server"])
+async def metrics(http: Request) -> Response:
+    """Return metrics in Prometheus's text format."""
+    return Response(http.app.state.front.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def make_app(front: Front) -> FastAPI:
+    """Return the application; its OpenAPI document is at /openapi.json."""
+    problem: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": Problem, "description": "The request is refused; says why"},
+        503: {"model": Problem, "description": "No time now; Retry-After says when"},
+    }
+    # No page of documentation: FastAPI's loads its scripts from another site.
+    app = FastAPI(
+        title="Tessera",
+        version=API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        responses=problem,
+    )
+    app.state.front = front
+    app.include_router(questions)
+    app.include_router(others)
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
+    app.add_exception_handler(Exception, _fault)
+    app.openapi()  # kept: it takes 0.1 s, in which no request would be answered
+    return app
+
+
+async def _problem(request: Request, error: Any) -> Response:
+    return error.response(request.scope["request_id"])
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    detail = f"{request.method} {request.scope['path'][:200]}: {error.detail}; see /openapi.json"
+    problem = ProblemError(error.status_code, detail, headers=dict(error.headers or {}))
+    return problem.response(request.scope["request_id"])
+
+
+async def _parameter_error(request: Request, error: Any) -> Response:
+    return invalid_parameters(error.errors()).response(request.scope["request_id"])
+
+
+async def _fault(request: Request, _: Exception) -> Response:
+    return fault().response(request.scope["request_id"])

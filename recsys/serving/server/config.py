@@ -1,0 +1,61 @@
+"""Settings of the server."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from recsys.errors import UserError
+from recsys.runtime.limits import usable_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Bundle, address and limits of a server."""
+
+    bundle: str
+    """Folder of a bundle, or `W/bundles/current`, which is looked at twice a second for a newer one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: every network, in which case set TESSERA_TOKEN."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """Port to listen on; 0: any free one, which the log names."""
+    workers: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Worker processes; null: WEB_CONCURRENCY, else one for each core that the server may use."""
+    events: str | None = None
+    """Event store: path of an SQLite file, or URL of a PostgreSQL database (its password by PGPASSWORD
+    or a passfile); null: events.db in the workspace of the bundle."""
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests that a worker answers together, where so many wait."""
+    max_queue: Annotated[int, Field(ge=1)] = 1000
+    """Requests that may wait for a worker; a further one is answered 503 at once."""
+    request_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Time after which a request that waits or is computed is answered 503."""
+    body_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Time within which a request's headers, and then its body, have to arrive."""
+    keep_alive_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Time after which an idle connection is closed."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Time that SIGTERM leaves for requests that have begun."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20
+    """Greatest body of a request without pictures."""
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = 28 << 20
+    """Greatest body of a request that may have pictures (in base64, a third longer than the files)."""
+    max_uploads: Annotated[int, Field(ge=1)] = 4
+    """Bodies beyond max_body_bytes that are read at a time; a further one is answered 503 at once."""
+
+
+def num_workers(config: ServeConfig) -> int:
+    """Return the number of worker processes.
+
+    Raises:
+        UserError: WEB_CONCURRENCY is no whole number of 1 or more.
+    """
+    if config.workers is not None:
+        return config.workers
+    given = os.environ.get("WEB_CONCURRENCY", "")
+    if not given:
+        return usable_cores()
+    if not given.isdecimal() or not 1 <= int(given) <= 256:
+        raise UserError(f"WEB_CONCURRENCY={given!r}: expected a whole number of 1 to 256, or unset")
+    return int(given)

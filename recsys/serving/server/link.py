@@ -1,0 +1,115 @@
+"""Link: the front process's end of one worker."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recsys.serving.server.frames import packed, receive_async
+from recsys.serving.server.target import Target
+from recsys.serving.server.worker import Ready, Refused, Reply, WorkerArguments
+from recsys.serving.server.zygote import Zygote
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request on its way through the pool."""
+
+    method: str
+    request: Any
+    user: str | None
+    future: "asyncio.Future[Reply]"
+    deadline: float
+    """On the clock time.monotonic()."""
+    is_suspect: bool = False
+    """It was in a batch that a worker died of: it goes alone from now on."""
+    num_deaths: int = 0
+    """Workers that died while they answered it alone."""
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A message that a worker has not answered yet."""
+
+    jobs: list[Job]
+    """Empty for added items."""
+    started: float
+    """When the worker could begin, on the clock time.monotonic()."""
+
+
+@dataclass(eq=False)
+class Link:
+    """A worker process, its socket, and what it was sent."""
+
+    pid: int
+    target: Target
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    ready: Ready | None = None
+    outstanding: deque[Sent] = field(default_factory=deque)
+    is_retiring: bool = False
+
+    @classmethod
+    async def start(cls, zygote: Zygote, arguments: WorkerArguments, target: Target) -> "Link":
+        """Fork a worker; it opens its bundle afterwards.
+
+        Raises:
+            OSError, EOFError: the zygote is gone.
+        """
+        pid, connection = await asyncio.to_thread(zygote.fork, arguments)
+        reader, writer = await asyncio.open_connection(sock=connection)
+        return cls(pid, target, reader, writer)
+
+    async def first_message(self) -> Ready | Refused:
+        """Return whether the worker could open its bundle.
+
+        Raises:
+            OSError, EOFError: it ended before it said so.
+        """
+        message = await receive_async(self.reader)
+        if isinstance(message, Ready):
+            self.ready = message
+        return message
+
+    @property
+    def can_take(self) -> bool:
+        """Whether a batch may be sent: one is computed, and one waits so that no time is lost."""
+        return not self.is_retiring and len(self.outstanding) < 2
+
+    @property
+    def since(self) -> float:
+        """Time up to which the bundle's histories reach, in seconds since 1970."""
+        assert self.ready is not None, "a worker that is not ready has no histories"
+        return self.ready.since
+
+    def send(self, message: Any, jobs: Sequence[Job] = ()) -> None:
+        """Send a message; `outstanding` keeps its jobs until the worker has answered."""
+        self.outstanding.append(Sent(list(jobs), time.monotonic()))
+        self.writer.write(packed(message))
+
+    async def next_replies(self) -> tuple[Sent, list[Reply] | None]:
+        """Return the oldest message and the worker's answer to it.
+
+        Raises:
+            OSError, EOFError: the worker is gone.
+        """
+        replies = await receive_async(self.reader)
+        sent = self.outstanding.popleft()
+        if self.outstanding:
+            self.outstanding[0].started = time.monotonic()
+        return sent, replies
+
+    def close(self) -> None:
+        """Let the worker end as soon as it reads that nothing more will come."""
+        self.writer.close()
+
+    def kill(self) -> None:
+        """End a worker that does not answer."""
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.close()

@@ -1,0 +1,314 @@
+"""Pool: the queue of requests, the workers that answer them, and the change from bundle to bundle.
+
+In: requests of the front process. Out: replies. A worker that dies is replaced, and
+the requests that it had are answered by another. A newer bundle is opened by a new worker beside the
+old ones; where that succeeds, the others follow one by one, and each old one ends after what it has
+been sent. Called by app.py.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from typing import Any
+
+from recsys.errors import UserError
+from recsys.serving.server.config import ServeConfig, num_workers
+from recsys.serving.server.likes import NewerLikes
+from recsys.serving.server.link import Job, Link, Sent
+from recsys.serving.server.log import log
+from recsys.serving.server.metrics import Metrics
+from recsys.serving.server.store_thread import StoreThread
+from recsys.serving.server.target import Target, find_target
+from recsys.serving.server.worker import FAILED, Batch, NewItems, Refused, Reply, WorkerArguments
+from recsys.serving.server.zygote import Zygote
+from recsys.serving.store import AddedItem
+
+LOOK_SECONDS = 0.5
+START_SECONDS = 300.0
+MAX_START_FAILURES = 3
+MAX_DEATHS = 2
+STUCK_FACTOR = 3
+"""A worker is killed that computes on one batch for this many times `request_seconds`."""
+_TICK_SECONDS = 0.05
+_BATCHED = ("recommend", "score")
+
+
+class BusyError(Exception):
+    """A request cannot be answered now; says why."""
+
+
+class Pool:
+    """Workers of one server."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        opener: str,
+        store: StoreThread,
+        likes: NewerLikes,
+        metrics: Metrics,
+    ):
+        self._config = config
+        self._opener = opener
+        self._store = store
+        self._likes = likes
+        self._metrics = metrics
+        self._num_workers = num_workers(config)
+        self._queue: deque[Job] = deque()
+        self._links: list[Link] = []
+        self._zygote: Zygote | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: Counter[Target] = Counter()
+        self._start_after = self._look_after = 0.0
+        self._recent_items: list[AddedItem] = []
+        self.target: Target | None = None
+        self.refused: tuple[Target, str] | None = None
+        """The last bundle that could not be opened, with the reason."""
+        self.first_ready: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        """Done when the first worker is ready; raises UserError where the first bundle is refused."""
+
+    # Requests
+
+    def ask(self, method: str, request: Any, user: str | None = None) -> "asyncio.Future[Reply]":
+        """Queue a request, and return its future reply.
+
+        Args:
+            method: of recsys.serving.server.worker.Worker.
+            user: whose newer likes go with it.
+
+        Raises:
+            BusyError: max_queue requests wait. The future raises it after request_seconds.
+        """
+        if len(self._queue) >= self._config.max_queue:
+            raise BusyError(f"{len(self._queue)} requests wait already")
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        deadline = time.monotonic() + self._config.request_seconds
+        self._queue.append(Job(method, request, user, future, deadline))
+        self._feed()
+        return future
+
+    def _feed(self) -> None:
+        """Send what waits to workers that can take it."""
+        while self._queue:
+            free = [link for link in self._links if link.can_take]
+            if not free:
+                break
+            link = min(free, key=lambda link: len(link.outstanding))
+            if jobs := self._take():
+                self._metrics.batch.observe(len(jobs))
+                newer = {
+                    job.user: likes
+                    for job in jobs
+                    if job.user is not None and (likes := self._likes.of(job.user, link.since))
+                }
+                link.send(Batch(jobs[0].method, [job.request for job in jobs], newer), jobs)
+        self._metrics.queue.set(len(self._queue))
+
+    def _take(self) -> list[Job]:
+        """Return the next batch: requests of one method; a suspect alone; [] where all were given up."""
+        jobs: list[Job] = []
+        most = 1
+        while self._queue and len(jobs) < most:
+            job = self._queue[0]
+            if job.future.done():
+                self._queue.popleft()
+                continue
+            if jobs and (job.is_suspect or job.method != jobs[0].method):
+                break
+            if not jobs and job.method in _BATCHED and not job.is_suspect:
+                most = self._config.max_batch
+            jobs.append(self._queue.popleft())
+        return jobs
+
+    def add_items(self, items: list[AddedItem]) -> None:
+        """Hand added items to all workers; a request that is sent later finds them."""
+        if self._starting is not None:
+            self._recent_items += items
+        for link in self._links:
+            link.send(NewItems(items))
+
+    # Workers
+
+    @property
+    def versions(self) -> list[str]:
+        """Versions of the bundles that ready workers have open, the target's last."""
+        ready = sorted(self._links, key=lambda link: link.target == self.target)
+        return list(dict.fromkeys(link.ready.version for link in ready if link.ready))
+
+    @property
+    def num_ready(self) -> int:
+        """Workers that take requests."""
+        return sum(not link.is_retiring for link in self._links)
+
+    async def run(self) -> None:
+        """Keep the right number of workers on the right bundle, for ever."""
+        while True:
+            self._expire()
+            if self._starting is None and (target := self._next_target()):
+                self._starting = asyncio.create_task(self._start(target))
+            await asyncio.sleep(_TICK_SECONDS)
+
+    def _next_target(self) -> Target | None:
+        """Return the bundle for which a worker is to be started now; None where all is well."""
+        now = time.monotonic()
+        if now < self._start_after:
+            return None
+        if now >= self._look_after:
+            self._look_after = now + LOOK_SECONDS
+            if newer := self._newer_bundle():
+                return newer
+        ready = sum(k.target == self.target and not k.is_retiring for k in self._links)
+        return self.target if ready < self._num_workers else None
+
+    def _newer_bundle(self) -> Target | None:
+        """Return the bundle on the disk where it is neither the one served nor one refused."""
+        try:
+            found = find_target(self._config.bundle)
+        except UserError as error:
+            if self.target is None:
+                self._give_up(error)
+            return None
+        is_refused = self.refused is not None and found == self.refused[0]
+        return None if found == self.target or is_refused else found
+
+    async def _start(self, target: Target) -> None:
+        """Start one worker for a bundle, and take it in when it is ready."""
+        link = None
+        try:
+            if self._zygote is None or self._zygote.process.poll() is not None:
+                self._zygote = Zygote.start(self._opener)
+            arguments = WorkerArguments(self._opener, target.folder, self._store.place)
+            link = await Link.start(self._zygote, arguments, target)
+            first = await asyncio.wait_for(link.first_message(), START_SECONDS)
+            if isinstance(first, Refused):
+                self._failed(target, first.reason, is_final=True)
+            else:
+                await self._store.follow(first.since)
+                self._join(link)
+        except (OSError, EOFError, TimeoutError) as error:
+            if link is not None:
+                link.kill()
+            self._failed(target, f"its worker ended before it was ready ({error!r})")
+        finally:
+            if link is not None and link not in self._links:
+                link.close()
+            self._starting = None
+            self._recent_items = []
+
+    def _join(self, link: Link) -> None:
+        """Take a ready worker in, and let one of an older bundle end in its place."""
+        assert link.ready is not None
+        del self._failures[link.target]
+        if link.target != self.target:
+            self.target = link.target
+            self._metrics.swaps.inc()
+            self._metrics.bundle.clear()
+            self._metrics.bundle.labels(version=link.ready.version).set(1)
+            log("bundle", version=link.ready.version, folder=link.target.folder)
+        missed = [item for item in self._recent_items if item.sequence > link.ready.last_item]
+        if missed:
+            link.send(NewItems(missed))
+        self._links.append(link)
+        log("worker ready", pid=link.pid, version=link.ready.version)
+        staying = [link for link in self._links if not link.is_retiring]
+        older = [link for link in staying if link.target != self.target]
+        if older and len(staying) > self._num_workers:
+            older[0].is_retiring = True
+            self._end_if_idle(older[0])
+        elif not older:
+            self._likes.forget(link.ready.since)
+        task = asyncio.create_task(self._listen(link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if not self.first_ready.done():
+            self.first_ready.set_result(link)
+        self._changed()
+
+    def _failed(self, target: Target, reason: str, *, is_final: bool = False) -> None:
+        """Note a failed start: a new bundle is refused, a known one is tried again later."""
+        self._failures[target] += 1
+        failures = self._failures[target]
+        self._start_after = time.monotonic() + min(5.0, 0.1 * 2**failures)
+        log("worker failed", folder=target.folder, reason=reason)
+        if target == self.target or not (is_final or failures >= MAX_START_FAILURES):
+            return
+        if self.target is None:
+            self._give_up(UserError(reason))
+            return
+        self.refused = (target, reason)
+        self._metrics.refused.inc()
+        log("bundle refused", folder=target.folder, reason=reason, serving=self.target.folder)
+
+    def _give_up(self, error: UserError) -> None:
+        if not self.first_ready.done():
+            self.first_ready.set_exception(error)
+
+    async def _listen(self, link: Link) -> None:
+        """Give a worker's replies to those who wait for them, until it ends."""
+        try:
+            while True:
+                sent, replies = await link.next_replies()
+                for job, reply in zip(sent.jobs, replies or [], strict=True):
+                    if not job.future.done():
+                        job.future.set_result(reply)
+                self._end_if_idle(link)
+                self._feed()
+        except (OSError, EOFError):
+            self._lost(link)
+
+    def _end_if_idle(self, link: Link) -> None:
+        if link.is_retiring and not link.outstanding:
+            link.close()
+
+    def _lost(self, link: Link) -> None:
+        """Queue again, in front, what a dead worker had; the batch it worked on is suspect."""
+        self._links.remove(link)
+        link.close()
+        is_expected = link.is_retiring and not link.outstanding
+        log("worker ended", pid=link.pid, is_expected=is_expected)
+        if not is_expected:
+            self._metrics.lost.inc()
+        if link.outstanding:
+            self._suspect(link.outstanding[0])
+        jobs = [job for sent in link.outstanding for job in sent.jobs if not job.future.done()]
+        self._queue.extendleft(reversed(jobs))
+        self._changed()
+
+    def _suspect(self, sent: Sent) -> None:
+        """Let the requests that a worker died of go alone; one that two died of alone is given up."""
+        was_alone = len(sent.jobs) == 1
+        for job in sent.jobs:
+            job.is_suspect = True
+            job.num_deaths += was_alone
+            if job.num_deaths >= MAX_DEATHS and not job.future.done():
+                job.future.set_result(Reply(FAILED, "every worker that was given it has died"))
+
+    def _changed(self) -> None:
+        self._metrics.workers.set(len(self._links))
+        self._feed()
+
+    def _expire(self) -> None:
+        """Answer what has waited too long, and end workers that are stuck."""
+        now = time.monotonic()
+        stuck_since = now - STUCK_FACTOR * self._config.request_seconds
+        waiting = [job for link in self._links for sent in link.outstanding for job in sent.jobs]
+        for job in [*self._queue, *waiting]:
+            if now > job.deadline and not job.future.done():
+                seconds = self._config.request_seconds
+                job.future.set_exception(BusyError(f"no answer within {seconds:g} s"))
+        for link in self._links:
+            if link.outstanding and link.outstanding[0].started < stuck_since:
+                log("worker stuck", pid=link.pid)
+                link.kill()
+
+    async def close(self) -> None:
+        """End all workers; what they compute is given up."""
+        if self._starting is not None:
+            self._starting.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for link in self._links:
+            link.close()
+        if self._zygote is not None:
+            await asyncio.to_thread(self._zygote.close)

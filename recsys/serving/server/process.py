@@ -1,0 +1,189 @@
+"""Front process: the HTTP server, the event store's thread and the pool, from their start to their end.
+
+In: ServeConfig. SIGTERM and SIGINT end it in order: no new connection, every request that has
+begun is answered, events are stored, workers end. Called by launch/serve.py.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from recsys.errors import UserError
+from recsys.serving.server.app import Front, make_app
+from recsys.serving.server.body import BodyReader
+from recsys.serving.server.border import Border
+from recsys.serving.server.config import ServeConfig
+from recsys.serving.server.connection import Connection
+from recsys.serving.server.likes import NewerLikes
+from recsys.serving.server.log import log
+from recsys.serving.server.metrics import Metrics
+from recsys.serving.server.pool import Pool
+from recsys.serving.server.store_thread import StoreThread
+from recsys.serving.server.target import find_target
+from recsys.serving.store import AddedItem, Like
+
+OPENER = "recsys.serving.recommender:Recommender"
+TOKEN_VARIABLE = "TESSERA_TOKEN"
+_QUIET_SECONDS = 0.5
+"""A draining server ends when no request came for so long: idle connections may be about to send."""
+
+
+def serve(config: ServeConfig, opener: str = OPENER) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        opener: class whose `open(folder)` returns what workers call, as MODULE:CLASS.
+
+    Raises:
+        UserError: the bundle, the event store or the port cannot be used; names the key.
+    """
+    find_target(config.bundle)
+    with _listen(config) as listener:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config, opener, listener))
+
+
+def store_place(config: ServeConfig) -> str:
+    """Return the place of the event store: the key `events`, else events.db in the bundle's workspace."""
+    if config.events is not None:
+        return config.events
+    folder = Path(find_target(config.bundle).folder)
+    is_in_workspace = folder.parent.name == "bundles"
+    return str((folder.parent.parent if is_in_workspace else folder.parent) / "events.db")
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"host={config.host} port={config.port}: cannot listen there ({error.strerror}); choose "
+            f"another port, or 0 for any free one"
+        ) from error
+
+
+async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    log("listening", url=f"http://{host}:{port}")
+    metrics, likes = Metrics(), NewerLikes()
+
+    def take_news(new_likes: list[Like], items: list[AddedItem]) -> None:
+        likes.add(new_likes)
+        if items:
+            pool.add_items(items)
+
+    thread = StoreThread(store_place(config), metrics, take_news)
+    pool = Pool(config, opener, thread, likes, metrics)
+    front = Front(pool, thread, BodyReader(config), metrics)
+    server = _Server(config, front, listener)
+    keeper = asyncio.create_task(pool.run())
+    try:
+        await _first_of(server.serve([listener]), _say_ready(pool), keeper)
+    finally:
+        keeper.cancel()
+        await thread.close()
+        await pool.close()
+        log("ended")
+
+
+async def _first_of(
+    serving: Coroutine[Any, Any, None],
+    opening: Coroutine[Any, Any, None],
+    keeper: "asyncio.Task[None]",
+) -> None:
+    """Serve until a signal comes, or until the first bundle is refused or the keeper fails."""
+    server = asyncio.create_task(serving)
+    first = asyncio.create_task(opening)
+    waiting: set[asyncio.Task[None]] = {server, first, keeper}
+    while not server.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.exception() is not None:
+                server.cancel()
+            task.result()
+    first.cancel()
+
+
+async def _say_ready(pool: Pool) -> None:
+    link = await pool.first_ready
+    assert link.ready is not None
+    log("serving", version=link.ready.version)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which drains before it ends and leaves the exit code to the job."""
+
+    def __init__(self, config: ServeConfig, front: Front, listener: socket.socket):
+        self._front = front
+        self._drain_seconds = config.drain_seconds
+        self._border = Border(make_app(front), front.metrics, os.environ.get(TOKEN_VARIABLE))
+        self._listener = listener
+        protocol = type("Connection", (Connection,), {"header_seconds": config.body_seconds})
+        super().__init__(
+            uvicorn.Config(
+                self._border,
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                loop="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=int(config.keep_alive_seconds),
+                timeout_graceful_shutdown=5,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no connection, answer what comes on those that are open, and close them."""
+        log("draining", active=self._border.num_active)
+        self._front.is_draining = self._border.is_draining = True
+        await self._stop_accepting()
+        started = time.monotonic()
+        while not self.force_exit and time.monotonic() - started < self._drain_seconds:
+            quiet_since = max(started, self._border.last_answer)
+            is_quiet = time.monotonic() - quiet_since > _QUIET_SECONDS
+            if self._border.num_active == 0 and is_quiet:
+                break
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+    async def _stop_accepting(self) -> None:
+        """Close the listening socket, and take in the connections that wait behind it.
+
+        The kernel resets a connection that it has made and nobody has accepted; its request would
+        be lost.
+        """
+        loop = asyncio.get_running_loop()
+        with self._listener.dup() as rest:
+            rest.listen(0)
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(0)
+            rest.setblocking(False)
+            accepted = []
+            try:
+                while True:
+                    accepted.append(rest.accept()[0])
+            except BlockingIOError:
+                rest.close()
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        return kind(config=self.config, server_state=self.server_state, app_state={})

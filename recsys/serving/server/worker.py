@@ -1,0 +1,203 @@
+"""Worker: one process that answers batches of requests from one bundle.
+
+In: over its socket, batches of requests of one method. Out: their answers as JSON, in
+the same order. A worker opens one bundle and never another; a new bundle is a new worker. It ends when
+the front process closes the socket. Forked by zygote.py.
+"""
+
+import importlib
+import socket
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter
+
+from recsys.errors import UserError
+from recsys.serving.requests import (
+    Explanation,
+    ItemCard,
+    NewItem,
+    Recommendations,
+    RecommendRequest,
+    Scores,
+    SimilarItems,
+    UnknownIdError,
+)
+from recsys.serving.server.frames import receive, send
+from recsys.serving.store import AddedItem, Like, Store
+
+REFUSED, NOT_FOUND, OK, FAILED = 422, 404, 200, 500
+
+
+class Recommends(Protocol):
+    """The interface of a recommender (recsys/serving/recommender.py) that a worker calls."""
+
+    version: str
+
+    def recommend_many(self, requests: Sequence[RecommendRequest]) -> Sequence[Recommendations]:
+        """Answer several requests in one batch."""
+
+
+@dataclass(frozen=True)
+class WorkerArguments:
+    """How a worker is started."""
+
+    opener: str
+    """Class of the recommender, as MODULE:CLASS."""
+    folder: str
+    """Bundle."""
+    store: str
+    """Event store, from which items added after training are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """First message of a worker that opened its bundle and answered a request for practice."""
+
+    version: str
+    """Version of the bundle."""
+    since: float
+    """Seconds since 1970 up to which the bundle's histories reach."""
+    last_item: int
+    """Sequence number of the last added item that the worker has applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """First and last message of a worker that cannot open its bundle."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests of one method."""
+
+    method: str
+    requests: list[Any]
+    newer: dict[str, list[Like]]
+    """Likes of the requests' users that the bundle may not know yet, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewItems:
+    """Items that were added after the worker started, by sequence number."""
+
+    items: list[AddedItem]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer to one request."""
+
+    status: int
+    """HTTP status."""
+    body: Any
+    """JSON of an answer as bytes; the sentence of a refusal; the value of another method."""
+    version: str | None = None
+    """Bundle that answered."""
+
+
+def work(connection: socket.socket, arguments: WorkerArguments) -> None:
+    """Open the bundle, say so, and answer batches until the other end closes."""
+    store = Store.open(arguments.store)
+    try:
+        worker = Worker(_class_of(arguments.opener).open(arguments.folder))
+        last_item = worker.apply(store.items_after())
+        worker.practise()
+    except UserError as error:
+        send(connection, Refused(str(error)))
+        return
+    finally:
+        store.close()
+    send(connection, Ready(worker.version, worker.since, last_item))
+    while True:
+        try:
+            message = receive(connection)
+        except EOFError:
+            return
+        if isinstance(message, NewItems):
+            worker.apply(message.items)
+            send(connection, None)
+        else:
+            send(connection, worker.answer(message))
+
+
+def _class_of(opener: str) -> Any:
+    module, _, name = opener.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class Worker:
+    """A recommender, and its answers to batches."""
+
+    def __init__(self, recommender: Any):
+        self.recommender = recommender
+        self.version: str = recommender.version
+        self.since: float = recommender.since
+        self._newer: Mapping[str, list[Like]] = {}
+        recommender.later_likes = self._likes_of
+        self._methods: dict[str, Callable[[Any], Any]] = {
+            "recommend": lambda request: recommender.recommend_many([request])[0],
+            "score": recommender.score_request,
+            "similar": recommender.similar_request,
+            "search": recommender.search_request,
+            "explain": recommender.explain_request,
+            "card": recommender.card,
+            "encode": self._encode,
+        }
+
+    def _likes_of(self, user: str) -> list[tuple[str, float]]:
+        return [(like.item, like.time) for like in self._newer.get(user, ())]
+
+    def answer(self, batch: Batch) -> list[Reply]:
+        """Answer the requests of a batch; one that is refused or fails does not touch the others."""
+        self._newer = batch.newer
+        if batch.method == "recommend" and len(batch.requests) > 1:
+            try:
+                found = self.recommender.recommend_many(batch.requests)
+                return [Reply(OK, _as_json(answer), self.version) for answer in found]
+            except Exception:
+                # One request alone says which of them it was, and why.
+                return [self._answer_one(batch.method, request) for request in batch.requests]
+        return [self._answer_one(batch.method, request) for request in batch.requests]
+
+    def _answer_one(self, method: str, request: Any) -> Reply:
+        try:
+            answer = self._methods[method](request)
+        except UnknownIdError as error:
+            return Reply(NOT_FOUND, str(error))
+        except UserError as error:
+            return Reply(REFUSED, str(error))
+        except Exception:
+            return Reply(FAILED, traceback.format_exc())
+        body = _as_json(answer) if type(answer) in _WRITERS else answer
+        return Reply(OK, body, self.version)
+
+    def _encode(self, item: NewItem) -> bytes:
+        return self.recommender.encode_item(item).to_bytes()
+
+    def apply(self, items: Sequence[AddedItem]) -> int:
+        """Make added items known, and return the last one's sequence number; 0 for none.
+
+        An item that was encoded by another bundle is encoded anew by this one.
+        """
+        for item in items:
+            self.recommender.apply_stored(item)
+        return items[-1].sequence if items else 0
+
+    def practise(self) -> None:
+        """Answer a request for nobody, so that the first real one finds everything loaded."""
+        self.recommender.recommend_many([RecommendRequest(k=1)])
+
+
+_WRITERS = {
+    kind: TypeAdapter(kind)
+    for kind in (Recommendations, Scores, SimilarItems, Explanation, ItemCard)
+}
+
+
+def _as_json(answer: Any) -> bytes:
+    return _WRITERS[type(answer)].dump_json(answer)
