@@ -106,6 +106,8 @@ def _read_stored(file: Path) -> dict[str, Any]:
         stored = read_yaml(file)
         if not isinstance(stored, dict):
             raise UserError(f"{type(stored).__name__}, expected sections")
+        if not file.read_bytes().endswith(b"\n"):
+            raise UserError("cut off: its last line has no end")
         if stored.get("data"):  # earlier versions have no such section
             from_config(StoredData, stored["data"], "data")
     return stored

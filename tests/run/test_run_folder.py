@@ -102,6 +102,16 @@ def test_a_run_from_before_a_key_was_there_was_made_with_its_default(tmp_path):
         open_run_folder(tmp_path, config, tiny_world.manifest(), [])
 
 
+def test_a_configuration_that_was_cut_off_within_a_line_is_named_with_a_way_on(tmp_path):
+    folder = open_as(tmp_path, [])
+    file = folder / "config.yaml"
+    whole = file.read_text()
+    # Valid YAML, in which nothing but the end is wrong.
+    file.write_text(whole[: whole.index("launch:")].rstrip())
+    with pytest.raises(ValueError, match=r"config.yaml.*cut off: .*put back a copy"):
+        read_run_folder(folder)
+
+
 def with_epochs(epochs, **optim):
     return read_run_config({"run": {"name": "r"}, "train": {"epochs": epochs}, "optim": optim})
 
