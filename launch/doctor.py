@@ -106,6 +106,7 @@ def print_keys(arguments: Sequence[str]) -> int:
     spec = importlib.util.spec_from_file_location(f"launch.{job}", launch / f"{job}.py")
     assert spec is not None and spec.loader is not None, job
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the text of its own dataclasses is looked for
     spec.loader.exec_module(module)
     for key in importlib.import_module("recsys.config_keys").keys_of(module.KEYS):
         value = f"default {key.default}" if key.default else "required"

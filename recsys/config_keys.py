@@ -94,8 +94,12 @@ def _written(field: "dataclasses.Field[Any]") -> str:
 def _type(hint: Any, choices: Sequence[str]) -> str:
     if choices:
         return " or ".join(", ".join(choices).rsplit(", ", 1))
-    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-    bare = without_none(inner)
+    given = without_none(hint)
+    bare, bounds = _without_bounds(given), bound_texts(given)
+    origin, of = typing.get_origin(bare), typing.get_args(bare)
+    if origin in (dict, list):
+        bounds += [f"each {bound}" for bound in bound_texts(of[-1])]
+        bare = origin[(*of[:-1], _without_bounds(of[-1]))]
     section = _section_of(bare)[0]
     if section is not None:
         described = (
@@ -103,7 +107,12 @@ def _type(hint: Any, choices: Sequence[str]) -> str:
         )
     else:
         described = type_text(bare)
-    return ", ".join([described, *bound_texts(hint)]) + (" or null" if bare is not inner else "")
+    return ", ".join([described, *bounds]) + ("" if given is hint else " or null")
+
+
+def _without_bounds(hint: Any) -> Any:
+    """Return X of the type `Annotated[X, ...]`; any other type as it is."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 @functools.cache

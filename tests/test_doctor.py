@@ -174,6 +174,21 @@ def test_keys_of_a_job_are_printed_with_type_default_and_text(capsys):
     assert "model.cross_heads  (int, with model.name=autoint; default 2)\n    Heads" in printed
 
 
+def test_types_and_bounds_of_every_job_are_words(capsys):
+    for job in ("compare", "embed", "evaluate", "neighbours", "plan", "sweep", "train"):
+        assert doctor.main([f"config={job}"]) == 0
+        assert not re.search(r"Annotated|FieldInfo|Literal", capsys.readouterr().out), job
+    assert doctor.main(["config=plan"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "tables.<name>.width  (int, 4 or more, a multiple of 4 or null; default null)",
+        "tables.<name>.cache_load_factor  (float, more than 0, 1 or less or null; default null)",
+        "plan.feature_lengths  (dict[str, float], each 0 or more; default {})",
+        "rows  (dict[str, int], each 1 or more or null; default null)",
+    ):
+        assert line in printed
+
+
 def test_an_unknown_job_is_refused_with_the_jobs_that_there_are(capsys):
     assert doctor.main(["config=nothing"]) == 1
     assert "expected config=<job>, one of compare, demo" in capsys.readouterr().err
