@@ -6,6 +6,7 @@ what is measured. Called by loops.py.
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,16 +32,20 @@ def post(host: str, route: str, body: Mapping[str, Any], num_items: int = 0) -> 
         num_items: items that a right answer has; 0: not counted.
     """
     content = json.dumps(body, allow_nan=False).encode()
-    head = (
-        f"POST /v1/{route} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    return Request(head.encode() + content, num_items)
+    head = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    start = f"POST /v1/{route} HTTP/1.1\r\nHost: {host}\r\n{head}{_authorization()}\r\n"
+    return Request(start.encode() + content, num_items)
 
 
 def get(host: str, path: str) -> Request:
     """Return a GET of a path."""
-    return Request(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), 0)
+    return Request(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{_authorization()}\r\n".encode(), 0)
+
+
+def _authorization() -> str:
+    """Return the header with the token in TESSERA_TOKEN, which a server that we start reads too."""
+    token = os.environ.get("TESSERA_TOKEN")
+    return f"Authorization: Bearer {token}\r\n" if token else ""
 
 
 class Connection:

@@ -23,7 +23,8 @@ class LoadTestConfig:
     """Folder of a bundle, or `W/bundles/current`: a server of it is started on a free port, and its users
     and items are asked for. Null: `url` is given, and visitors ask for what the server recommends."""
     url: str | None = None
-    """A server that runs, http://HOST:PORT; null: one is started with `bundle`."""
+    """A server that runs, http://HOST:PORT; null: one is started with `bundle`. Its token, where it asks for
+    one, is read from TESSERA_TOKEN."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Workers of the server that is started."""
     server_cores: list[int] | None = None

@@ -58,20 +58,17 @@ async def closed_loop(target: Target, *, connections: int, seconds: float) -> Sa
     """
     sample = Sample()
     counter = _Counter(target.requests)
-    starts = time.perf_counter()
-    ends = starts + seconds
 
-    async def ask_again() -> None:
+    async def ask_again(ends: float) -> None:
         async with Connection(target.host, target.port) as connection:
             while (began := time.perf_counter()) < ends:
-                error = await _ask(connection, *counter.next())
-                _count(sample, began, error)
-                if error:
+                if not await _ask(connection, *counter.next(), sample, began):
                     await asyncio.sleep(0.01)  # a server that is gone fails at once
 
     with _without_collections():
-        await asyncio.gather(*(ask_again() for _ in range(connections)))
-    sample.seconds = time.perf_counter() - starts
+        starts = time.perf_counter()
+        await asyncio.gather(*(ask_again(starts + seconds) for _ in range(connections)))
+        sample.seconds = time.perf_counter() - starts
     return sample
 
 
@@ -89,13 +86,11 @@ async def open_loop(target: Target, *, rate: float, seconds: float, seed: int) -
     sample = Sample()
     counter = _Counter(target.requests)
     arrived: asyncio.Queue[float | None] = asyncio.Queue()
-    starts = time.perf_counter()
 
     async def answer_arrivals() -> None:
         async with Connection(target.host, target.port) as connection:
             while (began := await arrived.get()) is not None:
-                error = await _ask(connection, *counter.next())
-                _count(sample, began, error)
+                await _ask(connection, *counter.next(), sample, began)
 
     with _without_collections():
         # As many as arrive while the slowest answer that we wait for is computed, up to the bound.
@@ -104,6 +99,7 @@ async def open_loop(target: Target, *, rate: float, seconds: float, seed: int) -
             for _ in range(min(MAX_CONNECTIONS, max(8, int(rate))))
         ]
         rng = np.random.default_rng(seed)
+        starts = time.perf_counter()
         due, ends = starts + rng.exponential(1 / rate), starts + seconds
         while due < ends:
             if (wait := due - time.perf_counter()) > 0:
@@ -113,7 +109,7 @@ async def open_loop(target: Target, *, rate: float, seconds: float, seed: int) -
         for _ in askers:
             arrived.put_nowait(None)
         await asyncio.gather(*askers)
-    sample.seconds = time.perf_counter() - starts
+        sample.seconds = time.perf_counter() - starts
     return sample
 
 
@@ -131,29 +127,38 @@ class _Counter:
         )
 
 
-async def _ask(connection: Connection, request: Request, is_read: bool) -> str:
-    """Return what was wrong with an answer; empty where nothing was."""
+async def _ask(
+    connection: Connection, request: Request, is_read: bool, sample: Sample, began: float
+) -> bool:
+    """Ask, and add the latency or the error to the sample; return whether the answer was right.
+
+    Args:
+        is_read: read the answer as JSON, after its latency is taken, and count its items.
+        began: time from which the latency counts.
+    """
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             status, body = await connection.ask(request)
     except TimeoutError:
-        return f"no answer within {_TIMEOUT_SECONDS:.0f} s"
-    except (OSError, EOFError) as error:
-        return type(error).__name__
-    if status != 200:
-        return f"HTTP {status}"
-    if is_read and request.num_items:
-        found = len(json.loads(body)["items"])
-        if found != request.num_items:
-            return f"{found} items instead of {request.num_items}"
-    return ""
-
-
-def _count(sample: Sample, began: float, error: str) -> None:
+        error = f"no answer within {_TIMEOUT_SECONDS:.0f} s"
+    except (OSError, EOFError) as failure:
+        error = type(failure).__name__
+    else:
+        latency = time.perf_counter() - began
+        error = _fault(status, body, request.num_items if is_read else 0)
     if error:
         sample.errors[error] += 1
-    else:
-        sample.latencies.append(time.perf_counter() - began)
+        return False
+    sample.latencies.append(latency)
+    return True
+
+
+def _fault(status: int, body: bytes, num_items: int) -> str:
+    """Return what is wrong with an answer, or ""; items are not counted where `num_items` is 0."""
+    if status != 200:
+        return f"HTTP {status}"
+    found = len(json.loads(body)["items"]) if num_items else 0
+    return "" if found == num_items else f"{found} items instead of {num_items}"
 
 
 @contextmanager

@@ -56,7 +56,8 @@ async def serve(port: int, behaviour: dict[str, float]) -> None:
 
 if __name__ == "__main__":
     given = settings_of(sys.argv[1:])
-    asked = {k: float(v) for k, v in settings_of(given["bundle"].split(",")).items()}
+    behaviour = given["bundle"].strip("'")  # as Hydra reads texts
+    asked = {k: float(v) for k, v in settings_of(behaviour.split(",")).items()}
     print("stub: starting", flush=True)
     if "fails" in asked:
         sys.exit("stub: no such bundle")
