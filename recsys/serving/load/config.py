@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from recsys.errors import UserError
 from recsys.runtime.limits import usable_cores
 
 Route = Literal["score", "recommend"]
@@ -23,7 +22,7 @@ class LoadTestConfig:
     """Folder of a bundle, or `W/bundles/current`: a server of it is started on a free port, and its users
     and items are asked for. Null: `url` is given, and visitors ask for what the server recommends."""
     url: str | None = None
-    """A server that runs, http://HOST:PORT; null: one is started with `bundle`. Its token, where it asks for
+    """A server that runs, http://HOST:PORT; null: one is started with `bundle`. Its token, where it has
     one, is read from TESSERA_TOKEN."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Workers of the server that is started."""
@@ -59,40 +58,37 @@ class LoadTestConfig:
     remote: bool = False
     """Allow a `url` on another machine."""
 
-
-def check_load_test(config: LoadTestConfig) -> None:
-    """Check what the keys say together.
-
-    Raises:
-        UserError: nothing to measure, a server elsewhere, an open loop without a rate, or cores that
-            this process may not use; names the key.
-    """
-    if config.bundle is None and config.url is None:
-        raise UserError(
-            "nothing to measure: give bundle=W/bundles/current, or url=http://HOST:PORT"
-        )
-    if config.url is not None:
-        _check_url(config)
-    for key in ("routes", "candidates", "loops"):
-        if not getattr(config, key):
-            raise UserError(f"{key}=[]: expected at least one")
-    if config.rate is None and "closed" not in config.loops:
-        raise UserError("loops=[open]: give rate=, requests a second, or add the closed loop")
-    if config.server_cores is not None:
-        if config.url is not None:
-            raise UserError("server_cores: the server at url= runs already; start one with bundle=")
-        if not 0 < len(set(config.server_cores)) < usable_cores():
-            raise UserError(
-                f"server_cores={config.server_cores}: expected at least one core, and one left for the "
-                f"load, of the {usable_cores()} that may be used"
+    def problems(self) -> list[str]:
+        """Return a text for nothing to measure, a server elsewhere, and keys that do not go together."""
+        found = [
+            f"{key}=[]: expected at least one"
+            for key in ("routes", "candidates", "loops")
+            if not getattr(self, key)
+        ]
+        if self.bundle is None and self.url is None:
+            found.append(
+                "nothing to measure: give bundle=W/bundles/current, or url=http://HOST:PORT"
             )
+        if self.url is not None:
+            found += self._problems_of_url(self.url)
+        if self.rate is None and self.loops == ["open"]:
+            found.append("loops=[open]: give rate=, requests a second, or add the closed loop")
+        num_cores = usable_cores()
+        if self.server_cores is not None and not 0 < len(set(self.server_cores)) < num_cores:
+            found.append(
+                f"server_cores={self.server_cores}: expected at least one core, and one left for the "
+                f"load, of the {num_cores} that may be used"
+            )
+        return found
 
-
-def _check_url(config: LoadTestConfig) -> None:
-    parts = urlsplit(config.url or "")
-    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
-        raise UserError(f"url={config.url}: expected http://HOST:PORT")
-    if parts.hostname not in _LOOPBACK and not config.remote:
-        raise UserError(
-            f"url={config.url}: a load test overloads its server; add remote=true to load another machine"
-        )
+    def _problems_of_url(self, url: str) -> list[str]:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+            return [f"url={url}: expected http://HOST:PORT"]
+        if parts.hostname not in _LOOPBACK and not self.remote:
+            return [
+                f"url={url}: a load test overloads its server; add remote=true for another machine"
+            ]
+        if self.server_cores is not None:
+            return ["server_cores: the server at url= runs already; start one with bundle="]
+        return []
