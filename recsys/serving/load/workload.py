@@ -38,7 +38,7 @@ def make_requests(
             likes = rng.integers(num_items, size=NUM_LIKES)
             body["likes"] = [population.items[i] for i in likes]
         else:
-            body["user"] = population.users[rng.integers(len(population.users))]
+            body["user"] = population.users[int(rng.integers(len(population.users)))]
         if route == "score":
             rows = rng.choice(num_items, candidates, replace=False)
             body["items"] = [population.items[i] for i in rows]
