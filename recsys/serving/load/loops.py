@@ -1,6 +1,6 @@
 """Load on a server: a closed loop of connections, or Poisson arrivals; latencies and errors of both.
 
-What enters: prepared requests. What leaves: Sample, a record of one measurement. Called by measure.py.
+Input: prepared requests. Output: Sample, a record of one measurement. Called by measure.py.
 """
 
 import asyncio

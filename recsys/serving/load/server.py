@@ -1,6 +1,6 @@
 """The server under load: started on a free port, or already running; its processor time and memory.
 
-What enters: LoadTestConfig. Called by launch/loadtest.py. Linux: processes are read from /proc.
+Input: LoadTestConfig. Called by launch/loadtest.py. Linux: processes are read from /proc.
 """
 
 import asyncio
