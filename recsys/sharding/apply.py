@@ -41,6 +41,7 @@ from recsys.sharding.shards import (
     TableShard,
     Vectors,
     as_rows,
+    count_updates_only,
     fill,
     frozen_shards,
     initialise,
@@ -115,9 +116,9 @@ class ShardedRanker:
                 dense.state[parameter]["step"].fill_(counts[table])
         for config, kernel, replicated in kernels_of(_submodule(self.model, TABLES_PATH)):
             if not replicated:
-                kernel.set_optimizer_step(
-                    max(counts.get(table.name, 0) for table in config.embedding_tables)
-                )
+                count = max(counts.get(table.name, 0) for table in config.embedding_tables)
+                kernel.set_optimizer_step(count)
+                kernel.iter_cpu.fill_(count)  # its copy, which it reads only while that is 0
 
 
 def share_plan(
@@ -245,6 +246,9 @@ def shard_ranker(
         plan=torchrec_plan,
         sharders=[table_sharder(plan.communication, env.device)],
     )
+    for _, kernel, is_copy in kernels_of(_submodule(model, TABLES_PATH)):
+        if not is_copy:
+            count_updates_only(kernel)
     for shard in shards_of(_submodule(model, TABLES_PATH)):
         initialise(shard, embedding_init, seed)
     if modality_vectors:

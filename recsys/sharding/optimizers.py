@@ -30,7 +30,8 @@ class TableOptimConfig:
     """Optimizer settings of one embedding table."""
 
     name: Literal["auto", "adam", "rowwise_adagrad", "sgd"] = "auto"
-    """`adam`, `rowwise_adagrad`, `sgd`, or `auto`: adam up to `small_table_rows`, else row-wise."""
+    """`adam`, `rowwise_adagrad`, `sgd`, or `auto`: adam up to `small_table_rows`, else row-wise. Adam
+    steps every row of a replicated table (data_parallel), and the looked-up rows of any other."""
     learning_rate: float | None = None
     """Step size; null: 0.001 for adam, 0.05 for rowwise_adagrad, 0.1 for sgd."""
     l2: float = 0.0

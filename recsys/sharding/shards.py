@@ -110,6 +110,20 @@ def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
             yield group._config, group.emb_module, replicated
 
 
+def count_updates_only(kernel: nn.Module) -> None:
+    """Let a fused kernel count only forwards that are trained on: Adam's bias correction reads the count.
+
+    FBGEMM counts every forward, so that validations would change the training after them.
+    """
+
+    def uncount(kernel: Any, inputs: object, output: object) -> None:
+        if not torch.is_grad_enabled():
+            kernel.iter.sub_(1)
+            kernel.iter_cpu.sub_(1)
+
+    kernel.register_forward_hook(uncount)
+
+
 def shards_of(collection: nn.Module) -> Iterator[TableShard]:
     """Yield this rank's pieces of a sharded collection, fused optimizer state included."""
     for config, kernel, replicated in kernels_of(collection):

@@ -11,7 +11,10 @@ from recsys.sharding.optimizers import (
     learning_rate_factor,
     without_penalties,
 )
+from recsys.sharding.plan import TABLES_PATH
+from recsys.sharding.shards import kernels_of
 from recsys.sharding.tables import TableConfig, TableSettings, resolve_optimizer
+from tests.sharding.worker import TABLES, settings, train
 
 
 def resolve(asked=None, sharding=None, device="cpu", small_table_rows=100_000):
@@ -103,3 +106,20 @@ def test_a_model_that_is_only_read_has_no_penalties():
     own = TableConfig(width=8, optimizer=TableOptimConfig(name="sgd", l2=0.2))
     read = TableConfig(width=8, optimizer=TableOptimConfig(name="sgd"))
     assert own.only_read("cpu") == own.only_read("cuda") == read
+
+
+
+def test_a_forward_that_is_not_trained_on_counts_no_step(one_process):
+    """The worker scores a batch after its steps."""
+    _, sharded = train(one_process, settings("rowwise_adagrad"), steps=3)
+    assert sharded.step_counts() == dict.fromkeys(TABLES, 3)
+
+
+def test_a_step_count_can_be_loaded_over_a_trained_one(one_process):
+    """FBGEMM computes with a copy of the count on the CPU."""
+    _, sharded = train(one_process, settings("rowwise_adagrad"), steps=3)
+    sharded.load_step_counts(dict.fromkeys(TABLES, 7))
+    tables = sharded.model.module.get_submodule(TABLES_PATH)
+    kernels = [kernel for _, kernel, _ in kernels_of(tables)]
+    assert kernels and {int(kernel.iter_cpu) for kernel in kernels} == {7}
+    assert sharded.step_counts() == dict.fromkeys(TABLES, 7)

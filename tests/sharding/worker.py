@@ -1,18 +1,15 @@
-"""Runs under torchrun: trains the tiny world some steps, optionally saving and loading.
+"""Trains the tiny world some steps, optionally saving and loading, on any number of ranks.
 
-Prints one JSON line on rank 0: losses of every step, scores of a fixed batch at the end.
+Run under torchrun it prints one JSON line on rank 0: losses of every step, scores of a fixed batch at
+the end. In a test's own process `train` does the same on one rank, on any device.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import tiny_world
 
 from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
@@ -22,14 +19,82 @@ from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from recsys.sharding.pipeline import build_pipeline
+from tests import tiny_world
 
 GLOBAL_BATCH = 32
+TABLES = ("user_id", "item_id", "tags")
+
+
+def settings(optimizer="auto", model=None, tables=None, plan=None, global_batch=GLOBAL_BATCH):
+    """The tiny ranker with more keys of the sections model, tables and plan."""
+    return read_run_config({
+        "model": {
+            "embedding_dim": 8,
+            "tower_dims": [16, 8],
+            "deep_dims": [8],
+            "cross_rank": 4,
+            "umcm": "mixture",
+            "dropout": 0.0,
+            "interest_modalities": ["text", "style"],
+            **(model or {}),
+        },
+        "optim": {"table": {"name": optimizer}, "dense_learning_rate": 0.01},
+        "tables": tables or {},
+        "plan": plan or {},
+        "train": {"global_batch_size": global_batch},
+    })
+
+
+def train(env, config, *, steps=20, first_step=0, pipeline="plain", save=None, load=None):
+    """Return {"losses", "scores", "step"}, and the sharded ranker as it is in the end."""
+    torch.manual_seed(env.rank)
+    ranker, _, sharded = plan_and_shard(
+        config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
+    )
+    state = TrainState()
+    if load:
+        state = load_checkpoint(load, sharded=sharded, env=env)
+    features = batch_features(ranker)
+    size = config.train.global_batch_size
+    rows = range(
+        env.rank * size // env.world_size,
+        (env.rank + 1) * size // env.world_size,
+    )
+
+    def batch(step):
+        real = tiny_world.batch(rows, features, step % 6, env.world_size, size)
+        return tiny_world.padded(real, -(-size // env.world_size) - len(rows))
+
+    steps_taken = build_pipeline(pipeline, sharded, env)
+    sharded.model.train()
+    batches = (batch(k) for k in range(first_step, first_step + steps))
+    losses = []
+    for _ in range(steps):
+        loss = steps_taken.progress(batches).loss.clone()
+        dist.all_reduce(loss)
+        losses.append(loss.item() / env.world_size)
+        state.step += 1
+    steps_taken.pause()
+    sharded.model.eval()
+    last = batch(99).to(env.device)
+    with torch.no_grad():
+        _, scores = sharded.model(last)
+    gathered = [None] * env.world_size
+    dist.all_gather_object(gathered, scores.logits_B[last.weights_B > 0].cpu())
+    if save:
+        save_checkpoint(save, sharded=sharded, state=state, env=env, keep_last=2, best=True)
+    result = {
+        "losses": losses,
+        "scores": torch.sigmoid(torch.cat(gathered)).tolist(),
+        "step": state.step,
+    }
+    return result, sharded
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sharding", default="")
-    parser.add_argument("--tables", default="user_id,item_id,tags")
+    parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--optimizer", default="auto")
     parser.add_argument("--umcm", default="mixture")
     parser.add_argument("--steps", type=int, default=20)
@@ -43,63 +108,23 @@ def main():
     args = parser.parse_args()
     env = start("cpu")
     tables = args.tables.split(",")
-    config = read_run_config({
-        "model": {
-            "embedding_dim": 8,
-            "tower_dims": [16, 8],
-            "deep_dims": [8],
-            "cross_rank": 4,
-            "umcm": args.umcm,
-            "dropout": args.dropout,
-            "interest_modalities": ["text", "style"],
-        },
-        "optim": {"table": {"name": args.optimizer}, "dense_learning_rate": 0.01},
-        "tables": dict.fromkeys(tables, {"sharding": args.sharding}) if args.sharding else {},
-        "plan": {"replicate_modality_bytes": args.replicate_bytes},
-        "train": {"global_batch_size": args.global_batch},
-    })
-    torch.manual_seed(env.rank)
-    ranker, _, sharded = plan_and_shard(
-        config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
+    config = settings(
+        args.optimizer,
+        model={"umcm": args.umcm, "dropout": args.dropout},
+        tables=dict.fromkeys(tables, {"sharding": args.sharding}) if args.sharding else {},
+        plan={"replicate_modality_bytes": args.replicate_bytes},
+        global_batch=args.global_batch,
     )
-    state = TrainState()
-    if args.load:
-        state = load_checkpoint(args.load, sharded=sharded, env=env)
-    features = batch_features(ranker)
-    size = args.global_batch
-    rows = range(
-        env.rank * size // env.world_size,
-        (env.rank + 1) * size // env.world_size,
+    result, _ = train(
+        env,
+        config,
+        steps=args.steps,
+        first_step=args.first_step,
+        pipeline=args.pipeline,
+        save=args.save,
+        load=args.load,
     )
-
-    def batch(step):
-        real = tiny_world.batch(rows, features, step % 6, env.world_size, size)
-        return tiny_world.padded(real, -(-size // env.world_size) - len(rows))
-
-    pipeline = build_pipeline(args.pipeline, sharded, env)
-    sharded.model.train()
-    batches = (batch(k) for k in range(args.first_step, args.first_step + args.steps))
-    losses = []
-    for _ in range(args.steps):
-        loss = pipeline.progress(batches).loss.clone()
-        dist.all_reduce(loss)
-        losses.append(loss.item() / env.world_size)
-        state.step += 1
-    pipeline.pause()
-    sharded.model.eval()
-    last = batch(99)
-    with torch.no_grad():
-        _, scores = sharded.model(last)
-    gathered = [None] * env.world_size
-    dist.all_gather_object(gathered, scores.logits_B[last.weights_B > 0])
-    if args.save:
-        save_checkpoint(args.save, sharded=sharded, state=state, env=env, keep_last=2, best=True)
     if env.is_first:
-        result = {
-            "losses": losses,
-            "scores": torch.sigmoid(torch.cat(gathered)).tolist(),
-            "step": state.step,
-        }
         print("RESULT " + json.dumps(result), flush=True)
     stop()
 
