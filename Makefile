@@ -26,7 +26,7 @@ REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt re
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train test test-slow house lint types peers bench clean install-cpu install-gpu
+.PHONY: help setup doctor train test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,6 +75,9 @@ test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on tw
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(RUN) -m pytest -q -m slow
+
+test-gpu: $(STAMP) ## the tests marked gpu: one NVIDIA GPU, three minutes
+	$(RUN) -m pytest -q -m gpu
 
 house: $(STAMP) ## measures of the code beside their bounds: lengths, arguments, cycles, shapes
 	$(RUN) -m tests.house

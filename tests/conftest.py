@@ -86,6 +86,15 @@ def one_process(no_process_group_left):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def gpu() -> None:
+    """An NVIDIA GPU that torch sees; the test is skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU is visible to torch")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed, fresh for every test."""

@@ -3,11 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from recsys.model.build import batch_features, build_ranker
 from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import read_run_config
 from recsys.sharding.apply import check_matches
@@ -17,19 +14,14 @@ from recsys.sharding.tables import TableSettings, check_penalties
 from tests import tiny_world
 from tests.processes import worker_result
 from tests.sharding.penalty_worker import (
-    GLOBAL_BATCH,
-    L2,
     OPTIMIZERS,
-    RATE,
-    SEED,
-    STEPS,
-    settings,
-    shards,
+    TABLES,
+    assert_tables,
+    by_the_formula,
     trained_tables,
 )
 
 WORKER = Path(__file__).with_name("penalty_worker.py")
-TABLES = ("user_id", "item_id", "tags")
 MODEL_PARALLEL = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard")
 
 
@@ -40,47 +32,8 @@ def two_ranks():
 
 @pytest.fixture(scope="module")
 def formula(one_process):
-    """The slow way: autograd of the loss with the penalty in it, and each optimizer's equations."""
+    """Tables as the slow way makes them, by optimizer."""
     return {name: by_the_formula(one_process, name) for name in OPTIMIZERS}
-
-
-def by_the_formula(env, optimizer):
-    config = settings(optimizer, {})
-    _, sharded = shards(env, config)
-    ranker = build_ranker(
-        manifest=tiny_world.manifest(), config=config.model, modality_dims={}, seed=SEED
-    )
-    ranker.inputs.to_empty(device="cpu")
-    weights = {}
-    for shard in sharded.table_shards():
-        weights[shard.table] = ranker.inputs.embeddings.embedding_bags[shard.table].weight
-        weights[shard.table].data.copy_(shard.weight)
-    first = {name: torch.zeros_like(w) for name, w in weights.items()}
-    second = {name: torch.zeros_like(w) for name, w in weights.items()}
-    for step in range(STEPS):
-        batch = tiny_world.batch(range(GLOBAL_BATCH), batch_features(ranker), step)
-        loss, _ = ranker.train()(batch)
-        penalty = sum(L2 / 2 * weight.square().sum() for weight in weights.values())
-        gradients = torch.autograd.grad(loss + penalty, list(weights.values()))
-        for (name, weight), grad in zip(weights.items(), gradients, strict=True):
-            if optimizer == "sgd":
-                weight.data -= RATE * grad
-            elif optimizer == "rowwise_adagrad":
-                second[name] += grad.square().mean(dim=1, keepdim=True)
-                weight.data -= RATE * grad / (second[name].sqrt() + 1e-8)
-            else:
-                first[name] = 0.9 * first[name] + 0.1 * grad
-                second[name] = 0.999 * second[name] + 0.001 * grad.square()
-                mean = first[name] / (1 - 0.9 ** (step + 1))
-                square = second[name] / (1 - 0.999 ** (step + 1))
-                weight.data -= RATE * mean / (square.sqrt() + 1e-8)
-    return {name: weight.detach().numpy() for name, weight in weights.items()}
-
-
-def assert_tables(tables, expected):
-    assert sorted(tables) == sorted(TABLES)
-    for name, rows in tables.items():
-        np.testing.assert_allclose(rows, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("sharding", [{}, dict.fromkeys(TABLES, "data_parallel")])
