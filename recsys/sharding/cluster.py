@@ -17,6 +17,9 @@ from recsys.runtime.limits import usable_memory_bytes
 from recsys.schema import name_problems
 
 GIB = 1 << 30
+_ACCELERATOR_TFLOPS = 50.0
+"""Dense rate of an accelerator, as configs/cluster/ has it for an H100 or H200. Over all kernels of a
+step an H200 reached 9 (UMAIR-FPS of width 64, bf16) to 99 (DCN-V2, bf16; LOG.md, 2026-11-27)."""
 _GB_PER_SECOND = 1_000_000
 """TorchRec counts bandwidth in bytes per millisecond."""
 
@@ -104,7 +107,8 @@ class ClusterConfig:
 
 
 def local_cluster(env: Env) -> ClusterConfig:
-    """Return this job's own world as a cluster; bandwidths are ClusterConfig's defaults.
+    """Return this job's own world as a cluster; bandwidths are ClusterConfig's defaults, and so is the
+    dense rate on CPU.
 
     Raises:
         UserError: the hosts do not hold equally many ranks.
@@ -114,11 +118,13 @@ def local_cluster(env: Env) -> ClusterConfig:
             f"{env.world_size} ranks with {env.local_world_size} on this host: expected equally "
             f"many on every host; start torchrun with the same --nproc-per-node everywhere"
         )
-    accelerator_bytes = 0
+    accelerator_bytes, dense_tflops = 0, ClusterConfig.dense_tflops
     if env.device.type == "cuda":
         accelerator_bytes = torch.cuda.get_device_properties(env.device).total_memory
+        dense_tflops = _ACCELERATOR_TFLOPS
     return ClusterConfig(
         name="local",
+        dense_tflops=dense_tflops,
         device="cuda" if env.device.type == "cuda" else "cpu",
         hosts=env.world_size // env.local_world_size,
         accelerators_per_host=env.local_world_size,

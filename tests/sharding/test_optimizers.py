@@ -108,7 +108,6 @@ def test_a_model_that_is_only_read_has_no_penalties():
     assert own.only_read("cpu") == own.only_read("cuda") == read
 
 
-
 def test_a_forward_that_is_not_trained_on_counts_no_step(one_process):
     """The worker scores a batch after its steps."""
     _, sharded = train(one_process, settings("rowwise_adagrad"), steps=3)

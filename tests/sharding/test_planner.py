@@ -19,7 +19,7 @@ from recsys.run.planning import Planned, rate_clusters, smallest_and_fastest
 from recsys.run.suggestions import suggest
 from recsys.runtime.env import Env
 from recsys.sharding.apply import check_matches
-from recsys.sharding.cluster import GIB, ClusterConfig
+from recsys.sharding.cluster import GIB, ClusterConfig, local_cluster
 from recsys.sharding.plan import TABLES_PATH, read_plan, sharding_plan, write_plan
 from recsys.sharding.shortage import DoesNotFitError
 from tests import tiny_world
@@ -215,6 +215,22 @@ def test_copies_of_tables_on_accelerators_need_host_memory():
     larger = dataclasses.replace(host, host_memory_gib=32)
     copied = [rank.copy_bytes for rank in planned(larger, rows, model=model).plan().ranks]
     assert 15.6e9 <= sum(copied) < 15.7e9
+
+
+def test_the_estimate_of_a_job_on_a_gpu_has_the_dense_rate_of_a_gpu(monkeypatch):
+    """With a CPU's, the step of 25 ms that an H200 took was estimated at 2.5 seconds."""
+
+    class Card:
+        total_memory = 140 * GIB
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    facts = {"rank": 0, "world_size": 1, "local_rank": 0, "local_world_size": 1}
+    clusters = {
+        kind: local_cluster(Env(device=torch.device(kind, 0), **facts)) for kind in ("cpu", "cuda")
+    }
+    assert clusters["cpu"].dense_tflops == ClusterConfig().dense_tflops
+    assert clusters["cuda"].dense_tflops == 1000 * ClusterConfig().dense_tflops
+    assert clusters["cuda"].accelerator_memory_gib == 140
 
 
 def test_small_frozen_tables_are_replicated_and_large_ones_cut():
