@@ -19,6 +19,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _UNKNOWN = "00000000"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MACHINE_ID = Path("/etc/machine-id")
+_NEXT = re.compile(r"\..+\.(next|replace)")
+"""Names of a table that is made beside the finished one (embedding/features/replacement.py)."""
 _IN_THE_MAKING = re.compile(r"\.(.+)\.[^.]*-[0-9a-f]{8}-[0-9a-f]{8}\.(part|part\.old|lock)")
 
 
@@ -29,7 +31,8 @@ def new_owner() -> str:
 
 def is_unfinished(name: str) -> bool:
     """Return whether a relative path leads into what is in the making, or names its lock."""
-    return any(_IN_THE_MAKING.fullmatch(part) for part in Path(name).parts)
+    parts = Path(name).parts
+    return any(_IN_THE_MAKING.fullmatch(part) or _NEXT.fullmatch(part) for part in parts)
 
 
 def final_name(path: Path) -> Path:

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 
 from recsys.data.prepare.object_store import open_store, sync
+from recsys.locks import new_owner
 from recsys.schema import local_path
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
@@ -68,6 +69,18 @@ def test_folder_goes_to_a_store_and_comes_back_with_what_changed_alone(tmp_path,
     assert memory.cat("/bucket/raw/log.csv") == INTERACTIONS.replace("5", "4").encode()
     with pytest.raises(ValueError, match="source=memory://nothing: no files there"):
         sync("memory://nothing", str(tmp_path / "x"))
+
+
+def test_what_is_in_the_making_is_not_copied(tmp_path):
+    made = ["features/text/manifest.json", "features/text/.stamp.json"]
+    making = ["features/.text.next/manifest.json", "features/.text.next/shard-00000.npy"]
+    making += ["features/.text.replace", f".prepared.{new_owner()}.part/log.parquet"]
+    for name in [*made, *making]:
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_text("{}")
+    assert sync(str(tmp_path / "one"), str(tmp_path / "two")) == (2, 0)
+    copied = [p for p in (tmp_path / "two").rglob("*") if p.is_file()]
+    assert sorted(str(p.relative_to(tmp_path / "two")) for p in copied) == sorted(made)
 
 
 def test_copy_that_breaks_off_leaves_no_half_file_and_no_manifest(tmp_path, memory, monkeypatch):
