@@ -72,15 +72,14 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{new_owner()}.part")
     with writing(path, num_bytes):
         lock = hold(beside)
-    try:
-        with writing(path, num_bytes):
+        try:
             yield beside
             sync(beside)
             os.replace(beside, path)
             sync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
+        finally:
+            beside.unlink(missing_ok=True)
+            os.close(lock)
 
 
 @contextmanager
@@ -96,9 +95,8 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     with writing(target), folder_beside(target) as beside:
         yield beside
         for folder, _, names in os.walk(beside):
-            for name in names:
+            for name in [*names, "."]:
                 sync(Path(folder) / name)
-            sync(Path(folder))
         replace_folder(beside, target)
 
 
@@ -110,19 +108,12 @@ def folder_beside(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target)
-    with _locked_beside(target) as beside:
-        beside.mkdir()
-        yield beside
-
-
-@contextmanager
-def _locked_beside(target: Path) -> Iterator[Path]:
-    """Yield a name beside `target`, whose lock this process holds; what has it is removed."""
     stem = target.parent / f".{target.name}.{new_owner()}"
-    lock_file = Path(f"{stem}.lock")
+    beside, lock_file = Path(f"{stem}.part"), Path(f"{stem}.lock")
     lock = hold(lock_file)
     try:
-        yield Path(f"{stem}.part")
+        beside.mkdir()
+        yield beside
     finally:
         _remove(lock_file, target)
         os.close(lock)
@@ -160,8 +151,8 @@ def move_folder(folder: Path, target: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder; its name goes first, so that nobody finds half of it."""
-    with _locked_beside(folder) as beside:
-        os.rename(folder, beside)
+    with folder_beside(folder) as beside:
+        os.rename(folder, beside)  # which is empty
 
 
 def put_back(target: Path) -> None:
@@ -282,7 +273,7 @@ def _finite(content: Any) -> Any:
 
 
 def write_array(path: str | Path, values: np.ndarray) -> str:
-    """Write an array of any shape [...] as a .npy file, whole, and return its sha256."""
+    """Write an array of any shape [N, ...] as a .npy file, whole, and return its sha256."""
     with new_file(path, values.nbytes) as beside:
         with open(beside, "wb") as stream:
             np.save(stream, values, allow_pickle=False)
@@ -336,7 +327,7 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
 
 
 def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarray:
-    """Return the array of a .npy file.
+    """Return the array of a .npy file, of any shape [N, ...].
 
     Args:
         mmap: memory-mapped for reading, for arrays that may not fit memory.
