@@ -56,7 +56,7 @@ class TableSpec:
     num_rows: int
     """Rows including the unknown row 0; a hashed id takes one of the others."""
     kind: str
-    """`vocab` (listed in a file), `hash` (MD5 of the id) or `bucket` (numeric)."""
+    """Rule of recsys/data/encode.py that gives an id its row, such as `vocab` (listed in a file)."""
     vocabulary: str | None = None
     """Parquet file below `prepared/` with the columns row, id, count; null: not a vocabulary."""
     cuts: tuple[float, ...] = ()

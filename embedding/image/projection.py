@@ -6,7 +6,7 @@ Four kinds behind one interface, used by the semantic and the style output of em
 pictures of the sample, V views of each, R raw statistics, D reduced width, E output width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -313,10 +313,15 @@ class _Groups:
         return torch.where(drawn_T == row_T, next_T, drawn_T)
 
 
+PROJECTIONS: dict[str, Callable[[int, int], Projection]] = {
+    "identity": lambda dim, steps: Projection(),
+    "principal": lambda dim, steps: Principal(dim),
+    "discriminant": lambda dim, steps: Discriminant(),
+    "contrastive": lambda dim, steps: Contrastive(dim, steps=steps),
+}
+"""Unfitted projections by kind, of an output width and a number of optimizer steps."""
+
+
 def build_projection(kind: str, *, dim: int, steps: int) -> Projection:
-    """Return an unfitted projection: `identity`, `principal`, `discriminant` or `contrastive`."""
-    if kind == "principal":
-        return Principal(dim)
-    if kind == "contrastive":
-        return Contrastive(dim, steps=steps)
-    return {"identity": Projection, "discriminant": Discriminant}[kind]()
+    """Return an unfitted projection of PROJECTIONS."""
+    return PROJECTIONS[kind](dim, steps)

@@ -16,9 +16,10 @@ OPTIONS = [
     *({"cross": form} for form in CROSS_FORMS),
 ]
 CASES = [(name, {}) for name in RANKERS] + [("umair_fps", more) for more in OPTIONS]
+IDS = ["+".join([name, *(f"{key}={value}" for key, value in more.items())]) for name, more in CASES]
 
 
-@pytest.mark.parametrize(("name", "more"), CASES)
+@pytest.mark.parametrize(("name", "more"), CASES, ids=IDS)
 def test_bf16_trains_and_stays_near_fp32(name, more):
     logits = {}
     for precision in ("fp32", "bf16"):

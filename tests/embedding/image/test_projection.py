@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from embedding.image.neighbour_accuracy import nearest_neighbour_accuracy
 from embedding.image.projection import (
+    PROJECTIONS,
     Contrastive,
     Discriminant,
     Principal,
@@ -138,7 +139,7 @@ def test_contrastive_head_finds_the_hand_behind_a_loud_content(rng):
     assert nearest_neighbour_accuracy(vectors, content, hand).share < 0.3
 
 
-@pytest.mark.parametrize("kind", ["identity", "principal", "discriminant", "contrastive"])
+@pytest.mark.parametrize("kind", PROJECTIONS)
 def test_restored_projection_gives_the_same_vectors(rng, kind):
     values = torch.tensor(rng.normal(size=(60, 2, 9)), dtype=torch.float32)
     projections = [build_projection(kind, dim=4, steps=5) for _ in range(2)]
