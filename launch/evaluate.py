@@ -18,6 +18,7 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.two_stages import bundle_of
 from recsys.job import hydra_job, next_command, open_command, run_job, say
 from recsys.overrides import override
 from recsys.report.evaluation_folder import write_evaluation
@@ -80,7 +81,8 @@ def job(cfg: DictConfig) -> None:
     with sharing_errors():
         if scored is not None:
             data = EvaluationData(workspace=workspace, dataset=loader.dataset, tables=run.tables)
-            evaluation = evaluate(data, scored, config)
+            bundle = bundle_of(workspace, name, run.checkpoint)
+            evaluation = evaluate(data, scored, config, bundle=bundle)
             evaluation.result.made_from = scored_from(
                 workspace, run.checkpoint, run.config.model.modalities, config
             )

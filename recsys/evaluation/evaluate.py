@@ -7,6 +7,7 @@ launch/evaluate.py. Shapes: N rows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from recsys.evaluation.result import EvaluationResult
 from recsys.evaluation.samples import SampleUser, choose_users, sample_user
 from recsys.evaluation.segments import ROW_COLUMNS, read_by_row_id, segments
 from recsys.evaluation.split import RowUsers, evaluate_rows
+from recsys.evaluation.two_stages import evaluate_two_stages
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 
 
@@ -61,8 +63,17 @@ class Evaluation:
     sample_users: list[SampleUser] = field(default_factory=list)
 
 
-def evaluate(data: EvaluationData, scored: ScoredSplit, config: EvaluateConfig) -> Evaluation:
+def evaluate(
+    data: EvaluationData,
+    scored: ScoredSplit,
+    config: EvaluateConfig,
+    *,
+    bundle: Path | None = None,
+) -> Evaluation:
     """Return the evaluation of a split.
+
+    Args:
+        bundle: of the same checkpoint, whose candidates are compared with all items; None: no bundle.
 
     Raises:
         UserError: not every row was scored, once; a score is NaN.
@@ -102,6 +113,11 @@ def evaluate(data: EvaluationData, scored: ScoredSplit, config: EvaluateConfig) 
     # 3. Candidates: rankings, lists, and sample users of the report.
     if scored.candidates is not None and scored.of_candidates is not None:
         _add_rankings(evaluation, data, scored.candidates, scored.of_candidates, config)
+        if bundle is not None and scored.candidates.is_full:
+            in_order = scored.of_candidates.score[np.argsort(scored.of_candidates.row_id)]
+            result.two_stages = evaluate_two_stages(
+                scored.candidates, in_order, bundle, data.histories(scored.candidates), config
+            )
     # 4. Shuffled inputs.
     if scored.first_rows is not None:
         own = users.take(_places(predictions.row_id, scored.first_rows.row_id))

@@ -83,6 +83,23 @@ class Rankings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwoStageResult:
+    """Metrics of serving's two stages: candidates by a bundle, ranked by the run."""
+
+    bundle: str
+    """Name of the bundle, of the same checkpoint."""
+    num_candidates: int
+    """Candidates of every user."""
+    k: int
+    """Best items of the full ranking that are looked for among the candidates."""
+    values: dict[str, float]
+    """`candidate_recall`, the share of the best k that are candidates, and the ranking metrics of the
+    pipeline by name."""
+    intervals: dict[str, Interval]
+    """The same names, over resampled users."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListResult:
     """Metrics of recommended lists beside accuracy."""
 
@@ -129,6 +146,8 @@ class EvaluationResult:
     """Correlation of learned weights and planted sensitivities, by modality."""
     rankings: Rankings | None = None
     lists: ListResult | None = None
+    two_stages: TwoStageResult | None = None
+    """None: no bundle of the checkpoint, or not all items were candidates."""
     importance: list[InputImportance] | None = None
     """Largest loss first; None: not asked for."""
     made_from: dict[str, Any] | None = None
@@ -178,6 +197,8 @@ def to_json(result: EvaluationResult) -> dict[str, Any]:
         }
     if result.lists is not None:
         content["recommendations"] = {"k": result.lists.k, **result.lists.values}
+    if result.two_stages is not None:
+        content["two_stages"] = dataclasses.asdict(result.two_stages)
     if result.importance is not None:
         content["importance"] = [dataclasses.asdict(line) for line in result.importance]
     if result.made_from is not None:
@@ -189,7 +210,7 @@ def from_json(content: Mapping[str, Any]) -> EvaluationResult:
     """Return the record of what `to_json` or an earlier version wrote; null becomes nan."""
     unknown, oracle = content.get("unknown_users"), content.get("oracle")
     rankings, lists = content.get("ranking"), content.get("recommendations")
-    importance = content.get("importance")
+    importance, two_stages = content.get("importance"), content.get("two_stages")
     return EvaluationResult(
         all=RowMetrics.from_flat(content.get("all", {})),
         intervals={
@@ -219,6 +240,7 @@ def from_json(content: Mapping[str, Any]) -> EvaluationResult:
             if lists is None
             else ListResult(k=lists["k"], values=_numbers(lists, without=("k",)))
         ),
+        two_stages=None if two_stages is None else _two_stages_from_json(two_stages),
         importance=(
             None if importance is None else [_importance_from_json(line) for line in importance]
         ),
@@ -263,6 +285,14 @@ def _rankings_from_json(found: Mapping[str, Any]) -> Rankings:
         if kind in found
     }
     return Rankings(num_users=found["num_users"], sampled=kinds["sampled"], full=kinds.get("full"))
+
+
+def _two_stages_from_json(found: Mapping[str, Any]) -> TwoStageResult:
+    return TwoStageResult(**{
+        **found,
+        "values": _numbers(found["values"]),
+        "intervals": {name: _interval(bounds) for name, bounds in found["intervals"].items()},
+    })
 
 
 def _importance_from_json(line: Mapping[str, Any]) -> InputImportance:

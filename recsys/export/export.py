@@ -43,6 +43,7 @@ from recsys.export.dense import export_dense, is_two_sided
 from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
 from recsys.export.pictures import write_thumbnails
 from recsys.export.reference import Reference, sample_batches
+from recsys.export.routes import export_routes
 from recsys.export.tables import write_tables
 from recsys.files import json_text, new_folder, write_text
 from recsys.job import say, stage
@@ -171,15 +172,14 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
     with new_folder(bundles / spec.name) as folder:
         spec = _write_model(folder, spec, source, config)
         _write_data(folder, spec, source, config, threads)
-        sizes = {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in _NOT_DATA
-        }
-        spec = dataclasses.replace(spec, sizes=sizes)
+        # The bundle is opened to make its routes, and then again, with them, to be compared.
+        write_spec(folder, dataclasses.replace(spec, sizes=_sizes(folder)))
+        measured = export_routes(folder)
+        spec = dataclasses.replace(spec, sizes=_sizes(folder), measured=measured)
         write_spec(folder, spec)
         if config.check_rows:
-            spec = dataclasses.replace(spec, measured=_check(folder, source, config))
+            measured = {**_check(folder, source, config), **measured}
+            spec = dataclasses.replace(spec, measured=measured)
             write_spec(folder, spec)
         run = source.workspace / "runs" / source.config.run.name
         card = model_card(spec, source.config, source.manifest, run)
@@ -187,6 +187,15 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
         write_listing(folder)
     point_to(bundles, spec.name)
     return bundles / spec.name
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every data file below a bundle, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in _NOT_DATA
+    }
 
 
 def _write_model(

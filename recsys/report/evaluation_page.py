@@ -19,7 +19,12 @@ from recsys.metrics.calibration import calibration_bins
 from recsys.metrics.registry import METRICS
 from recsys.metrics.summary import RowMetrics
 from recsys.report import figures
-from recsys.report.evaluation_tables import about_unknown_users, name_of_input, shown
+from recsys.report.evaluation_tables import (
+    about_two_stages,
+    about_unknown_users,
+    name_of_input,
+    shown,
+)
 from recsys.report.evaluation_users import USERS_STYLE, users_html
 from recsys.report.items import Item
 from recsys.report.page import COLOURS, html_table, page
@@ -201,6 +206,17 @@ def _lists(result: EvaluationResult) -> list[str]:
         text = f"Candidates: {found.candidates}; mean over {result.rankings.num_users:,} users."
         table = html_table(["metric", "value", "interval"], rows)
         cards.append(_card(f"Ranking, {kind} candidates", text, table))
+    if stages := result.two_stages:
+        rows = [
+            [name.replace("_", " "), shown(stages.values[name]), _range(bounds)]
+            for name, bounds in stages.intervals.items()
+        ]
+        text = (
+            f"{about_two_stages(stages)}. Candidate recall: share of the best {stages.k} of the full "
+            f"ranking that are candidates."
+        )
+        table = html_table(["metric", "value", "interval"], rows)
+        cards.append(_card("Two stages", text[0].upper() + text[1:], table))
     if lists := result.lists:
         rows = []
         for name, value in lists.values.items():

@@ -8,7 +8,12 @@ import math
 import numpy as np
 from rich.table import Table
 
-from recsys.evaluation.result import ITEM_KINDS, EvaluationResult, InputImportance
+from recsys.evaluation.result import (
+    ITEM_KINDS,
+    EvaluationResult,
+    InputImportance,
+    TwoStageResult,
+)
 from recsys.metrics.registry import METRICS
 from recsys.metrics.summary import RowMetrics
 from recsys.report.terminal import console
@@ -50,6 +55,9 @@ def _lines(result: EvaluationResult) -> list[str]:
     for found in result.rankings.by_kind().values() if result.rankings else ():
         values = ", ".join(f"{name} {found.values[name]:.4f}" for name in found.intervals)
         lines.append(f"ranking, {found.candidates}: {values}")
+    if stages := result.two_stages:
+        values = ", ".join(f"{name} {stages.values[name]:.4f}" for name in stages.intervals)
+        lines.append(f"two stages, {about_two_stages(stages)}: {values}")
     if result.importance:
         values = ", ".join(
             f"{name_of_input(line)} {line.auc_lost:+.4f}" for line in result.importance[:6]
@@ -59,6 +67,11 @@ def _lines(result: EvaluationResult) -> list[str]:
         values = ", ".join(f"{name} {r:+.2f}" for name, r in result.planted.items())
         lines.append(f"weights against planted sensitivities, r: {values}")
     return lines
+
+
+def about_two_stages(stages: TwoStageResult) -> str:
+    """Return the description of the two stages: whose candidates, and how many."""
+    return f"{stages.num_candidates:,} candidates of bundle {stages.bundle}, ranked by the run"
 
 
 def about_unknown_users(result: EvaluationResult) -> str:

@@ -5,10 +5,18 @@ Requests are pydantic models, checked once where they enter. A server reads them
 which cost nothing to make; pydantic's `TypeAdapter(Recommendations).dump_json` writes them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from recsys.errors import UserError
 
@@ -48,6 +56,26 @@ class _Request(BaseModel):
     )
 
 
+_Given = TypeVar("_Given", bound=_Request)
+
+
+def checked(kind: type[_Given], given: Mapping[str, Any]) -> _Given:
+    """Return a request of a kind from keyword arguments.
+
+    Raises:
+        UserError: a sentence for everything that is out of bounds, with the value given.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        problems = []
+        for found in error.errors(include_url=False):
+            name = ".".join(map(str, found["loc"]))
+            value = f"{name}={str(found['input'])[:100]!r}: " if name else ""
+            problems.append(f"{value}{found['msg']}")
+        raise UserError("; ".join(problems)) from None
+
+
 class Filters(_Request):
     """Conditions that every answered item meets, by column of the catalogue (`tags`, `artist`, ...)."""
 
@@ -63,7 +91,9 @@ class Filters(_Request):
     """Items that are not answered, by id."""
 
 
-class _Visitor(_Request):
+class VisitorRequest(_Request):
+    """The part that requests of a visitor share: who asks."""
+
     user: Id | None = None
     """User whose features and history are read; an unknown id counts as in training (row 0)."""
     likes: list[Id] = Field(default=[], max_length=MAX_LIKES)
@@ -74,7 +104,7 @@ class _Visitor(_Request):
     """Factor by modality (`ids`, `semantic`, `style`, `text`): 1 changes nothing, 0 leaves it out."""
 
 
-class RecommendRequest(_Visitor):
+class RecommendRequest(VisitorRequest):
     """Ask for a list of items for a user, for liked items, for pictures, or for nobody in particular."""
 
     pictures: list[Picture] = Field(default=[], max_length=MAX_PICTURES)
@@ -94,14 +124,14 @@ class RecommendRequest(_Visitor):
     """Leave out items of the user's history and of `likes`."""
 
 
-class ScoreRequest(_Visitor):
+class ScoreRequest(VisitorRequest):
     """Ask for the probability that a user likes each of the given items."""
 
     items: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES)
     """Items to score; an unknown one is scored as in training (row 0)."""
 
 
-class ExplainRequest(_Visitor):
+class ExplainRequest(VisitorRequest):
     """Ask why an item has its score."""
 
     item: Id
@@ -113,8 +143,8 @@ class SimilarRequest(_Request):
 
     item: Id
     """Item of the bundle."""
-    by: str = Field(default="semantic", max_length=64)
-    """Modality that is compared: `semantic`, `style`, `text`, or `ids` (the trained item vectors)."""
+    by: str | None = Field(default=None, max_length=64)
+    """Modality that is compared: `semantic`, `style` or `text`; null: the bundle's first."""
     k: int = Field(default=20, ge=1, le=MAX_ITEMS)
     """Items answered."""
     filters: Filters = Filters()
@@ -298,8 +328,8 @@ class ItemCard:
     artist: str | None
     tags: list[str]
     text: str | None
-    likes: int
-    """Positives of the training split."""
+    interactions: int
+    """Interactions of the training split."""
     modalities: list[str]
     """Modalities that it has vectors of."""
     is_new: bool

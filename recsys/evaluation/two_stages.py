@@ -1,0 +1,127 @@
+"""Evaluation of the two stages of serving: candidates of the run's bundle, ranked by the run.
+
+In: candidates that were scored in full (every item a user had not seen) and the bundle that
+launch/export.py made of the same checkpoint. Out: how many of the best items are among the bundle's
+candidates, and the ranking metrics of the whole pipeline. Called by evaluate.py of this folder.
+Shapes: N pairs, U users, V rows of a feature, T items of a history.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.bundle.scorer import Profile
+from recsys.bundle.spec import read_spec
+from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.result import TwoStageResult
+from recsys.metrics.bootstrap import interval
+from recsys.metrics.ranking import mean_over_users, ranking_by_user
+from recsys.schema import UNKNOWN_ROW
+from recsys.serving.recall import recall_of
+from recsys.serving.recommender import Recommender
+from recsys.serving.routes import Wanted
+from recsys.serving.visitors import Visitor
+
+NUM_CANDIDATES = 500
+"""Candidates of every user: what a request gets where it does not say."""
+_BATCH_USERS = 16
+
+
+def bundle_of(workspace: Path, run: str, checkpoint: Path) -> Path | None:
+    """Return the newest bundle of a run's checkpoint (step-00000012); None where there is none."""
+    step, found = int(checkpoint.name.removeprefix("step-")), []
+    for folder in sorted((workspace / "bundles").glob(f"{run}-{step}-*")):
+        if (folder / "bundle.json").is_file():
+            spec = read_spec(folder)
+            if (spec.run, spec.step) == (run, step):
+                found.append((spec.created, folder))
+    return max(found)[1] if found else None
+
+
+def evaluate_two_stages(
+    candidates: Candidates,
+    score_N: NDArray[np.float64],
+    bundle: Path,
+    histories: Mapping[int, NDArray[np.int64]],
+    config: EvaluateConfig,
+) -> TwoStageResult:
+    """Return the recall of the bundle's candidates and the metrics of the pipeline.
+
+    Args:
+        candidates: all items that each user had not seen.
+        score_N: of every pair, by the run.
+        bundle: of the same checkpoint.
+        histories: item rows [T] that each user liked before, by user row.
+    """
+    recommender = Recommender.open(bundle)
+    users, starts_U = np.unique(candidates.user_row_N, return_index=True)
+    parts = [slice(a, b) for a, b in zip(starts_U, [*starts_U[1:], len(score_N)], strict=True)]
+    retrieved_N = np.zeros(len(score_N), bool)
+    recalls = []
+    k = max(config.ranking.ks)
+    for first in range(0, len(users), _BATCH_USERS):
+        batch = parts[first : first + _BATCH_USERS]
+        wanted = [_wanted(recommender, candidates, part, histories) for part in batch]
+        for part, found in zip(batch, recommender.candidates(wanted), strict=True):
+            items_C = candidates.item_row_N[part]
+            retrieved_N[part] = np.isin(items_C, found.rows_C)
+            best_K = items_C[np.argsort(-score_N[part], kind="stable")[:k]]
+            recalls.append(recall_of(best_K, found.rows_C))
+    # An item that was not retrieved comes after all that were.
+    last = score_N.min() - 1
+    _, values = ranking_by_user(
+        candidates.relevant_N,
+        np.where(retrieved_N, score_N, last),
+        candidates.user_row_N,
+        ks=config.ranking.ks,
+    )
+    by_user = {"candidate_recall": np.array(recalls), **values}
+    rng = np.random.default_rng(config.seed)
+    drawn_RU = rng.integers(len(users), size=(config.bootstrap.num_replicates, len(users)))
+    return TwoStageResult(
+        bundle=bundle.name,
+        num_candidates=NUM_CANDIDATES,
+        k=k,
+        values={name: mean_over_users(of_users) for name, of_users in by_user.items()},
+        intervals={
+            name: interval(of_users[drawn_RU].mean(axis=1), level=config.bootstrap.level)
+            for name, of_users in by_user.items()
+        },
+    )
+
+
+def _wanted(
+    recommender: Recommender,
+    candidates: Candidates,
+    part: slice,
+    histories: Mapping[int, NDArray[np.int64]],
+) -> Wanted:
+    """Return what is asked of the bundle for one user, with the template's context and history [T]."""
+    bundle, user_row = recommender.bundle, int(candidates.user_row_N[part.start])
+    row = candidates.templates.slice(int(candidates.template_N[part.start]), 1)
+    context = {
+        feature.name: np.atleast_1d(np.asarray(row.column(feature.name)[0].as_py(), np.int64))
+        for feature in bundle.spec.manifest.features
+        if feature.source == "interaction" and feature.name in row.column_names
+    }
+    seen = np.setdiff1d(np.arange(len(bundle.items)), candidates.item_row_N[part])
+    history = histories.get(user_row)
+    if history is None:
+        # A model that reads no history: what the bundle stores, less what came after the template.
+        stored = bundle.users.history(user_row)
+        history = stored[np.isin(stored, seen)]
+    return Wanted(
+        visitor=Visitor(
+            profile=Profile(user_row=user_row, features=context, history=history),
+            likes=history[history != UNKNOWN_ROW],
+            unknown_likes=[],
+            known_user=True,
+            dials=None,
+        ),
+        size=NUM_CANDIDATES,
+        excluded=seen,
+        allowed=None,
+    )

@@ -1,0 +1,178 @@
+"""Items added after training: encoded by the bundle's own encoders, recommended at once.
+
+In: a NewItem. Out: an EncodedItem, which its caller stores durably as bytes and applies to every open
+recommender, and again at start. Its id is unknown to the model, as in training; its vectors and features
+are not.
+
+    8 bytes   length of the header
+    header    JSON: version of the bundle, the card, names, types and shapes of the arrays
+    arrays    end to end
+
+Shapes: E modality width, V rows of a feature.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.bundle.bundle import Bundle
+from recsys.bundle.scorer import BundleScorer
+from recsys.errors import UserError
+from recsys.serving.encoders import Encoders
+from recsys.serving.requests import NewItem
+from recsys.serving.store import AddedItem, Store
+from recsys.serving.visitors import encoded_rows
+
+
+class TakesRows(Protocol):
+    """A part of the recommender that keeps something by item row."""
+
+    def add(self, row: int) -> None:
+        """Take an item into account that was added to the bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedItem:
+    """An added item as one bundle reads it."""
+
+    version: str
+    """Bundle that encoded it; another one encodes the NewItem anew."""
+    card: dict[str, Any]
+    """Columns of the catalogue: item_id, title, artist, tags, text."""
+    vectors: dict[str, NDArray[np.float32]]
+    """Vector [E] by modality."""
+    features: dict[str, NDArray[np.int64]]
+    """Rows [V] by item feature."""
+
+    def to_bytes(self) -> bytes:
+        """Return the item as bytes for a store."""
+        arrays: dict[str, NDArray] = {f"vectors/{n}": v for n, v in self.vectors.items()}
+        arrays |= {f"features/{n}": v for n, v in self.features.items()}
+        header = json.dumps({
+            "version": self.version,
+            "card": self.card,
+            "arrays": [[name, a.dtype.str, list(a.shape)] for name, a in arrays.items()],
+        }).encode()
+        parts = [len(header).to_bytes(8, "little"), header, *(a.tobytes() for a in arrays.values())]
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "EncodedItem":
+        """Return the item that `to_bytes` wrote.
+
+        Raises:
+            UserError: the content is no such item, or is cut off.
+        """
+        try:
+            place = 8 + int.from_bytes(content[:8], "little")
+            header = json.loads(content[8:place])
+            arrays: dict[str, NDArray] = {}
+            for name, dtype, shape in header["arrays"]:
+                arrays[name] = np.frombuffer(content, dtype, math.prod(shape), place).reshape(shape)
+                place += arrays[name].nbytes
+            return cls(
+                version=header["version"],
+                card=header["card"],
+                vectors=_below(arrays, "vectors/"),
+                features=_below(arrays, "features/"),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"stored item: {len(content):,} bytes that are no item") from error
+
+
+def _below(arrays: dict[str, NDArray], prefix: str) -> dict[str, NDArray]:
+    """Return the arrays [...] whose names begin with a prefix, without it."""
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+class Additions:
+    """Adds items to one opened bundle."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scorer: BundleScorer,
+        encoders: Encoders,
+        followers: Sequence[TakesRows],
+        store: Store | None,
+    ):
+        """Apply the items of the store.
+
+        Args:
+            followers: told of the row of every added item.
+            store: keeps what `add` adds; None: nothing does.
+        """
+        self._bundle, self._scorer, self._encoders = bundle, scorer, encoders
+        self._followers, self._store = followers, store
+        for item in store.items_after() if store is not None else ():
+            self.apply_stored(item)
+
+    def add(self, item: NewItem) -> None:
+        """Encode an item, keep it in the store, and make it one of the bundle's in memory."""
+        made = self.encode(item)
+        if self._store is not None:
+            request, encoded = item.model_dump_json().encode(), made.to_bytes()
+            with self._store.writing() as transaction:
+                transaction.add_item(
+                    id=item.id, version=made.version, request=request, encoded=encoded
+                )
+        self._apply(made)
+
+    def encode(self, item: NewItem) -> EncodedItem:
+        """Return an item as the bundle reads it.
+
+        Raises:
+            UserError: the bundle knows the id, lacks the encoder or the feature, or cannot read the
+                picture.
+        """
+        bundle = self._bundle
+        if bundle.item_rows([item.id])[0]:
+            raise UserError(f"id: {item.id!r} given; this bundle has an item of this id")
+        vectors: dict[str, NDArray[np.float32]] = {}
+        if item.picture is not None:
+            vectors |= self._encoders.picture(item.picture)
+        if item.text:
+            vectors["text"] = self._encoders.text(item.text)
+        known = list(bundle.items.features)
+        features = {}
+        for name, value in item.features.items():
+            if name not in known:
+                raise UserError(
+                    f"features: {name!r} given; an item of this bundle has the features "
+                    f"{', '.join(known) or 'none'}"
+                )
+            features[name] = encoded_rows(bundle, name, value)
+        card = {"item_id": item.id, "title": item.title, "artist": item.artist, "text": item.text}
+        return EncodedItem(
+            version=bundle.version,
+            card={**card, "tags": list(item.tags)},
+            vectors={name: v for name, v in vectors.items() if name in bundle.items.modalities},
+            features=features,
+        )
+
+    def apply_stored(self, item: AddedItem) -> None:
+        """Make an item of the store one of the bundle's; one of a known id is left as it is.
+
+        Raises:
+            UserError: another bundle encoded it, and this one cannot; names the item.
+        """
+        if self._bundle.item_rows([item.id])[0]:
+            return
+        if item.version == self._bundle.version:
+            self._apply(EncodedItem.from_bytes(item.encoded))
+            return
+        try:
+            self._apply(self.encode(NewItem.model_validate_json(item.request)))
+        except UserError as error:
+            raise UserError(f"added item {item.id!r}: {error}") from error
+
+    def _apply(self, item: EncodedItem) -> None:
+        made = self._scorer.encode_item(dict(item.vectors), item.features)
+        row = self._bundle.add_item(item.card["item_id"], made, item.card)
+        for follower in self._followers:
+            follower.add(row)

@@ -1,0 +1,194 @@
+"""Explanations: why a visitor is recommended an item, computed from the model and the liked items.
+
+In: a visitor's likes, item rows and their modality weights. Out: reasons in one sentence, nearest liked
+items, and the terms of the logit. Called by recommender.py.
+
+A modality is a reason where the nearest liked item is nearer than random pairs of items are, by 1.5 of
+their standard deviations at least; of several, the one whose distance times its weight is greatest.
+Shapes: C items, T liked items, M modalities, E modality width, H hidden, D product.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from recsys.bundle.bundle import Bundle
+from recsys.bundle.scorer import Users
+from recsys.bundle.spec import TWO_SIDED
+from recsys.serving.requests import NearLike, Reason
+from recsys.serving.routes import FRESH, POPULAR, Router
+
+_NEAR = 1.5
+_RANDOM_PAIRS = 512
+_COMPARED_LIKES = 100
+_WORDS = {"semantic": "content", "style": "style", "text": "text"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One item of a list, whose reason is asked for."""
+
+    row: int
+    weights: dict[str, float]
+    routes: list[str]
+
+
+class Explainer:
+    """Explains the scores of one bundle."""
+
+    def __init__(self, bundle: Bundle, router: Router, title_of: Callable[[int], str]):
+        """Args: title_of: the title of an item's row, or its id."""
+        self._bundle, self._router, self._title_of = bundle, router, title_of
+
+    @torch.inference_mode()
+    def nearest_likes(
+        self, modality: str, rows: Sequence[int], likes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (cosines, places among the likes) of each item's liked items, nearest first [C, T].
+
+        Items without the modality have the cosine -inf.
+        """
+        items = self._bundle.items
+        vectors_CE, present_C = items.modality(modality, torch.tensor(list(rows)))
+        likes_TE, present_T = items.modality(modality, torch.from_numpy(likes))
+        cosines_CT = F.normalize(vectors_CE, dim=1) @ F.normalize(likes_TE, dim=1).T
+        is_pair_CT = (present_C[:, None] * present_T) > 0
+        cosines_CT = cosines_CT.masked_fill(~is_pair_CT, -torch.inf)
+        found = cosines_CT.sort(dim=1, descending=True, stable=True)
+        return found.values.numpy(), found.indices.numpy()
+
+    def reasons(self, listed: Sequence[Listed], likes: NDArray[np.int64]) -> list[Reason]:
+        """Return a reason for each item of a list.
+
+        Args:
+            likes: liked item rows [T], oldest first; the latest hundred are compared.
+        """
+        likes = likes[-_COMPARED_LIKES:][::-1].copy()
+        rows = [item.row for item in listed]
+        near: list[dict[str, tuple[float, list[int], float]]] = [{} for _ in listed]
+        for name in self._bundle.items.modalities if len(likes) else ():
+            mean, deviation = self._random_cosines[name]
+            cosines_CT, places_CT = self.nearest_likes(name, rows, likes)
+            for place, (cosines, places) in enumerate(zip(cosines_CT, places_CT, strict=True)):
+                far = (cosines[:2] - mean) / deviation
+                named = [int(likes[p]) for p, z in zip(places[:2], far, strict=False) if z >= _NEAR]
+                if named:
+                    near[place][name] = float(far[0]), named, float(cosines[0])
+        found = []
+        for item, by in zip(listed, near, strict=True):
+            found.append(self._reason(item, by, likes))
+        return found
+
+    def _reason(
+        self,
+        item: Listed,
+        near: dict[str, tuple[float, list[int], float]],
+        likes: NDArray[np.int64],
+    ) -> Reason:
+        """Return the reason of one item, given its near liked items by modality; likes: rows [T]."""
+        if near:
+            by = max(near, key=lambda name: near[name][0] * item.weights.get(name, 1.0))
+            _, named, cosine = near[by]
+            titles = " and ".join(self._title_of(row) for row in named)
+            text = f"Its {_WORDS.get(by, by)} is close to {titles}, which you liked (cosine {cosine:.2f})"
+            if by in item.weights:
+                text += f"; {_WORDS.get(by, by)} counts {item.weights[by]:.0%} for you here"
+            ids = [self._bundle.item_id(row) for row in named]
+            return Reason(f"{text}.", by, ids)
+        if len(likes) and item.weights.get("ids"):
+            share = item.weights["ids"]
+            text = (
+                f"Near to nothing you liked; it fits your history by ids, which count {share:.0%}."
+            )
+            return Reason(text, "ids")
+        if POPULAR in item.routes:
+            count = int(self._bundle.items.train_count.take(torch.tensor([item.row]))[0])
+            return Reason(f"Popular: {count:,} interactions in the training data.", POPULAR)
+        if FRESH in item.routes:
+            return Reason("New in the catalogue.", FRESH)
+        return Reason("The model scores it high for you.", "model")
+
+    def near_likes(self, row: int, likes: NDArray[np.int64], num: int) -> dict[str, list[NearLike]]:
+        """Return so many of the liked items [T] nearest to an item, by modality."""
+        found: dict[str, list[NearLike]] = {}
+        likes = likes[::-1].copy()
+        for name in self._bundle.items.modalities if len(likes) else ():
+            cosines_CT, places_CT = self.nearest_likes(name, [row], likes)
+            found[name] = [
+                NearLike(
+                    self._bundle.item_id(int(likes[p])), float(c), self._title_of(int(likes[p]))
+                )
+                for c, p in zip(cosines_CT[0][:num], places_CT[0][:num], strict=True)
+                if c > -np.inf
+            ]
+        return found
+
+    @torch.inference_mode()
+    def terms(
+        self, users: Users, row: int, logit: float, dials_M: NDArray | None
+    ) -> dict[str, float]:
+        """Return the terms of one user's logit of one item, by name; their sum is the logit.
+
+        `deep` is the logit less the others: final layers, interactions and bias.
+        """
+        items, spec, at = self._bundle.items, self._bundle.spec, torch.tensor([row])
+        terms: dict[str, float] = {}
+        if "first_order" in items.parts:
+            if spec.first_order:
+                item_first = float(items.take("first_order", at)[0])
+                terms["first_order"] = float(users.first_order_U[0]) + item_first
+            if spec.kind == TWO_SIDED and "present" in items.parts:
+                dials = torch.ones(1) if dials_M is None else torch.from_numpy(dials_M)
+                present_M = items.take("present", at)[0] * dials
+                if self._match_weights is not None:
+                    vectors_MH = items.take("vectors", at)[0]
+                    match_M = self._match_weights * (vectors_MH @ users.vectors[0][0]) * present_M
+                    pairs = zip(spec.modality_names, match_M.tolist(), strict=True)
+                    terms |= {f"match:{name}": value for name, value in pairs}
+                if spec.widths.product:
+                    product_D = (items.take("products", at)[0] * present_M[:, None]).sum(dim=0)
+                    terms["second_order"] = float(product_D @ users.vectors[1][0])
+        terms["deep"] = logit - sum(terms.values())
+        return terms
+
+    @cached_property
+    def _random_cosines(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the cosines of random pairs of items, by modality."""
+        items, found = self._bundle.items, {}
+        rng = np.random.default_rng(0)
+        pairs_P2 = torch.from_numpy(rng.integers(1, max(items.num_stored, 2), (_RANDOM_PAIRS, 2)))
+        for name in items.modalities:
+            one_PE, has_one_P = items.modality(name, pairs_P2[:, 0])
+            other_PE, has_other_P = items.modality(name, pairs_P2[:, 1])
+            cosines_P = F.cosine_similarity(one_PE, other_PE, dim=1)
+            kept_P = cosines_P[(has_one_P * has_other_P > 0) & (pairs_P2[:, 0] != pairs_P2[:, 1])]
+            if len(kept_P) < 2:
+                found[name] = (0.0, 1.0)
+            else:
+                found[name] = (float(kept_P.mean()), max(float(kept_P.std()), 1e-3))
+        return found
+
+    @cached_property
+    def _match_weights(self) -> torch.Tensor | None:
+        """Weights v [M] of the match term; None where the model has none.
+
+        An item's retrieval vector begins with sum_k v_k m_k: linear in v, and solved for it.
+        """
+        spec, items = self._bundle.spec, self._bundle.items
+        if "retrieval" not in items.parts:
+            return None
+        width = items.parts["retrieval"].fixed.shape[1]
+        if width - spec.widths.product - int(spec.first_order) != spec.widths.hidden:
+            return None
+        rows = torch.arange(min(64, items.num_stored))
+        scaled_CMH = items.take("vectors", rows) * items.take("present", rows)[:, :, None]
+        sums_CH = items.take("retrieval", rows)[:, : spec.widths.hidden]
+        design_PM = scaled_CMH.permute(0, 2, 1).flatten(0, 1)
+        return torch.linalg.lstsq(design_PM, sums_CH.flatten()[:, None], driver="gelsd").solution[
+            :, 0
+        ]

@@ -1,0 +1,115 @@
+"""Search for items: near to an item, to words or to a picture, and the card of one.
+
+In: requests. Out: answers. Called by recommender.py.
+Shapes: E modality width.
+"""
+
+import torch
+
+from recsys.bundle.bundle import Bundle
+from recsys.errors import UserError
+from recsys.schema import UNKNOWN_ROW
+from recsys.serving.encoders import Encoders
+from recsys.serving.filters import ItemFilter
+from recsys.serving.requests import (
+    Filters,
+    ItemCard,
+    SearchRequest,
+    SimilarItem,
+    SimilarItems,
+    SimilarRequest,
+    UnknownIdError,
+)
+from recsys.serving.routes import Router
+
+
+class ItemSearch:
+    """Searches the items of one bundle by their vectors."""
+
+    def __init__(self, bundle: Bundle, router: Router, item_filter: ItemFilter, encoders: Encoders):
+        """Args: router: whose indexes of modalities are searched."""
+        self._bundle, self._router = bundle, router
+        self._filter, self._encoders = item_filter, encoders
+
+    def row(self, item: str) -> int:
+        """Return the row of an item.
+
+        Raises:
+            UnknownIdError: the bundle has no such item.
+        """
+        row = int(self._bundle.item_rows([item])[0])
+        if row == UNKNOWN_ROW:
+            raise UnknownIdError(f"item: {item!r} given; this bundle has no item of this id")
+        return row
+
+    def similar(self, request: SimilarRequest) -> SimilarItems:
+        """Return the items nearest to an item by one modality, without itself."""
+        row, by = self.row(request.item), self._modality(request.by)
+        vector_1E, present_1 = self._bundle.items.modality(by, torch.tensor([row]))
+        if not present_1[0]:
+            raise UserError(
+                f"item: {request.item!r} has no {by} vector to compare; try another by="
+            )
+        return self._near(vector_1E, by, request.k, request.filters, without=row)
+
+    def search(self, request: SearchRequest) -> SimilarItems:
+        """Return the items nearest to words, or to a picture."""
+        if request.words is not None:
+            vectors = {"text": self._encoders.text(request.words)}
+        else:
+            assert request.picture is not None, "checked by SearchRequest"
+            vectors = self._encoders.picture(request.picture)
+        by = request.by or next(iter(vectors))
+        if by not in vectors:
+            raise UserError(f"by={by!r}: this search compares by {' or '.join(vectors)}")
+        vector_E = torch.from_numpy(vectors[self._modality(by)])
+        return self._near(vector_E[None], by, request.k, request.filters)
+
+    def nearest_to_picture(self, picture: bytes) -> list[int]:
+        """Return the row of the item nearest to a picture by each of its modalities."""
+        rows = []
+        for name, vector_E in self._encoders.picture(picture).items():
+            if name in self._router.content:
+                hits = self._router.content[name].search(torch.from_numpy(vector_E)[None], 1)
+                rows.append(int(hits.rows_QK[0, 0]))
+        return [row for row in dict.fromkeys(rows) if row > UNKNOWN_ROW]
+
+    def card(self, item: str) -> ItemCard:
+        """Return what the catalogue says of an item."""
+        row, items = self.row(item), self._bundle.items
+        card, at = self._bundle.catalogue.card(row), torch.tensor([row])
+        has_vector = items.has_vector.take(at)[0].tolist()
+        return ItemCard(
+            version=self._bundle.version,
+            id=item,
+            title=card.get("title"),
+            artist=card.get("artist"),
+            tags=list(card.get("tags") or []),
+            text=card.get("text"),
+            interactions=int(items.train_count.take(at)[0]),
+            modalities=[n for n, has in zip(items.modalities, has_vector, strict=True) if has],
+            is_new=row >= items.num_stored,
+        )
+
+    def _near(
+        self, query_1E: torch.Tensor, by: str, k: int, filters: Filters, without: int = UNKNOWN_ROW
+    ) -> SimilarItems:
+        out = {without, *self._bundle.item_rows(filters.exclude_items).tolist()}
+        index, allowed = self._router.content[by], self._filter.allowed(filters)
+        hits = index.search(query_1E, k + len(out), allowed)
+        found = zip(hits.rows_QK[0].tolist(), hits.scores_QK[0].tolist(), strict=True)
+        near = [(row, score) for row, score in found if row >= 0 and row not in out][:k]
+        items = []
+        for place, (row, score) in enumerate(near):
+            card = self._bundle.catalogue.card(row)
+            shown = card["item_id"], score, card.get("title"), card.get("artist")
+            items.append(SimilarItem(place + 1, *shown))
+        return SimilarItems(version=self._bundle.version, by=by, items=items)
+
+    def _modality(self, by: str | None) -> str:
+        names = list(self._router.content)
+        if by is None and names:
+            return names[0]
+        if by not in names:
+            raise UserError(f"by={by!r}: this bundle compares by {', '.join(names) or 'nothing'}")
+        return by
