@@ -242,9 +242,8 @@ class BundleScorer:
                 if dials_UM is not None:
                     item_present_R = item_present_R * dials_UM[user, self.dial_names.index(name)]
                 past_TE, past_present_T = self.bundle.items.modality(name, past_T)
-                tier_RT = similarity.tiers(item_RE, past_TE, num_tiers)
                 found_RS[rows, columns] = similarity.histogram(
-                    tier_RT, item_present_R, past_present_T, num_tiers
+                    item_RE, item_present_R, past_TE, past_present_T, num_tiers
                 )
         return found_RS
 

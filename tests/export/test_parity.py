@@ -1,0 +1,111 @@
+"""A bundle scores as the run that was exported: every ranker, form and kind of data."""
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.bundle.bundle import Bundle
+from recsys.bundle.scorer import BundleScorer
+from recsys.bundle.spec import TWO_SIDED
+from recsys.export.export import ExportConfig, export, open_source
+from recsys.export.reference import columns_of, sample_batches
+from recsys.model.build import RANKERS
+from recsys.model.fusion import UMCM_FORMS
+from recsys.run.folder import read_run_folder
+from recsys.schema import read_manifest
+from tests.export.untrained import make_workspace, write_run
+
+FORMS = {
+    **{form: {"umcm": form} for form in UMCM_FORMS},
+    "all terms": {"second_order": True, "similarity_tiers": 5},
+    "as in the paper": {"match": False, "shared_projection": False, "first_order": False},
+    "batch norm": {"batch_norm": True, "second_order": True, "match": False},
+    "without interests": {"interest_modalities": [], "modalities": ["style"]},
+    "ids": {"modalities": [], "features": ["user_id", "item_id"]},
+}
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """Data of every kind of feature, pictures and texts."""
+    return make_workspace(tmp_path_factory.mktemp("varied") / "w")
+
+
+def exported(workspace, name, **more):
+    """Export a run, and return its bundle and the probabilities of the test split by row id."""
+    manifest = read_manifest(workspace)
+    config = read_run_folder(workspace / "runs" / name)
+    source = open_source(workspace, config, manifest)
+    settings = {"precision": "fp32", "thumbnail_pixels": 0, **more}
+    bundle = Bundle.open(export(source, ExportConfig(**settings), threads=1), verify="sha256")
+    scorer = BundleScorer(bundle)
+    row_ids, scores = [], []
+    for batch in sample_batches(
+        workspace / "prepared", manifest, source.ranker, split="test", num_rows=10**6
+    ):
+        users = scorer.encode_columns(columns_of(batch, manifest), batch.num_real)
+        rows = torch.arange(batch.num_real)
+        logits, _ = scorer.score(users, rows, batch.item_row_B[: batch.num_real])
+        row_ids.append(batch.row_id_B[: batch.num_real].numpy())
+        scores.append(torch.sigmoid(logits.double()).numpy())
+    return bundle, np.concatenate(scores)[np.argsort(np.concatenate(row_ids))]
+
+
+def check(workspace, name, env, model, **sections):
+    """Compare a run's bundle with the run's own scores, and return the bundle."""
+    expected = write_run(workspace, name, env, model, **sections)
+    bundle, found = exported(workspace, name)
+    assert len(found) == len(expected) == read_manifest(workspace).splits["test"].num_rows
+    assert np.ptp(expected) > 0.02, "scores that differ"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert bundle.spec.measured["greatest_difference"] <= 1e-5
+    return bundle
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_bundle_of_every_ranker_scores_as_the_run(varied, one_process, name):
+    bundle = check(varied, name, one_process, {"name": name})
+    assert (bundle.spec.kind == TWO_SIDED) == (name == "umair_fps")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process, form):
+    check(varied, form.replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]})
+
+
+@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+def test_context_on_the_item_side_is_read_with_the_request(tmp_path, one_process, name):
+    workspace = make_workspace(tmp_path / "w", price_side="item")
+    bundle = check(workspace, "run", one_process, {"name": name})
+    assert bundle.spec.items_at_request
+    assert not bundle.items.parts
+
+
+@pytest.mark.parametrize("name", ["umair_fps", "fm"])
+def test_users_histories_pictures_and_texts_may_be_absent(tmp_path, one_process, name):
+    workspace = make_workspace(tmp_path / "w", has_contents=False, has_users=False)
+    bundle = check(workspace, "run", one_process, {"name": name})
+    assert bundle.spec.manifest.num_user_rows == 0
+    assert not bundle.spec.widths.modalities
+
+
+def test_tables_trained_in_half_precision_lose_nothing(varied, one_process):
+    tables = {"item_id": {"precision": "fp16"}}
+    bundle = check(varied, "half", one_process, {"name": "umair_fps"}, tables=tables)
+    assert bundle.tables["item_id"].values_ND.dtype == torch.float16
+
+
+def test_a_run_trained_in_bf16_is_served_in_fp32(varied, one_process):
+    write_run(varied, "bf16", one_process, {"name": "umair_fps", "dense_precision": "bf16"})
+    bundle, _ = exported(varied, "bf16")
+    assert bundle.spec.measured["greatest_difference"] <= 1e-5
+    assert 1e-5 < bundle.spec.measured["difference_of_bf16"] < 0.1
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("int8", 2e-2)])
+def test_smaller_tables_score_nearly_the_same(varied, one_process, precision, bound):
+    expected = write_run(varied, precision, one_process, {"name": "umair_fps"})
+    bundle, found = exported(varied, precision, precision=precision)
+    difference = np.abs(found - expected).max()
+    assert 1e-6 < difference < bound
+    assert bundle.spec.measured["greatest_difference"] == pytest.approx(difference)
