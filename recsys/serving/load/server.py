@@ -168,9 +168,10 @@ def _ready(
         if process is None or log is None:
             raise UserError(f"url=http://{host}:{port}: no server is ready there (GET /readyz)")
         if process.poll() is not None or time.monotonic() > ends:
-            said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            said = "\n".join([line for line in lines if '"event": "request"' not in line][-20:])
             raise UserError(f"the server did not become ready; it said:\n{said}")
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 async def _ask_version(host: str, port: int) -> str | None:

@@ -1,0 +1,72 @@
+"""Speed and memory of serving with 1 million items: one worker on one core, the load on the other.
+
+LARGE_BUNDLE names a bundle that tests.benchmarks.large_bundle made; without it one is made, which takes
+some minutes and 12 GB of disk.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from recsys.bundle.bundle import Bundle
+from recsys.serving.load.config import LoadTestConfig
+from recsys.serving.load.measure import measurements
+from recsys.serving.load.population import read_population
+from recsys.serving.load.result import table
+from recsys.serving.load.server import server_under_load
+from tests.benchmarks.large_bundle import make_large_bundle
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def large_bundle(tmp_path_factory) -> Path:
+    given = os.environ.get("LARGE_BUNDLE")
+    if given:
+        return Path(given)
+    return make_large_bundle(tmp_path_factory.mktemp("large"), num_items=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("route", "candidates", "rate", "p99_ms"),
+    [("score", 500, 150, 20), ("score", 100, 600, 8), ("recommend", 500, 80, None)],
+)
+def test_one_worker_answers_so_many_requests_a_second(
+    large_bundle, route, candidates, rate, p99_ms
+):
+    config = LoadTestConfig(
+        bundle=str(large_bundle),
+        routes=[route],
+        candidates=[candidates],
+        loops=["closed", "open"],
+        rate=rate,
+        server_cores=[min(os.sched_getaffinity(0))],
+    )
+    with server_under_load(config) as server:
+        rows = list(measurements(config, server, read_population(config, server)))
+    print(table(rows))
+    assert not any(row.errors for row in rows)
+    assert rows[0].requests_per_second >= rate
+    assert p99_ms is None or rows[1].p99_ms <= p99_ms
+
+
+def test_bundle_opens_within_two_seconds(large_bundle):
+    started = time.perf_counter()
+    Bundle.open(large_bundle)
+    seconds = time.perf_counter() - started
+    print(f"opened in {seconds:.2f} s")
+    assert seconds <= 2
+
+
+def test_four_workers_take_at_most_thirteen_tenths_of_the_memory_of_one(large_bundle):
+    memory = {}
+    for workers in (1, 4):
+        config = LoadTestConfig(bundle=str(large_bundle), workers=workers, seconds=3.0)
+        with server_under_load(config) as server:
+            rows = list(measurements(config, server, read_population(config, server)))
+            memory[workers] = server.memory_bytes()
+        assert not any(row.errors for row in rows)
+    print({workers: f"{num_bytes / 2**20:,.0f} MiB" for workers, num_bytes in memory.items()})
+    assert memory[4] <= 1.3 * memory[1]
