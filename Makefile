@@ -26,7 +26,7 @@ REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt re
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
+.PHONY: help setup doctor train serve test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -69,6 +69,10 @@ train: $(STAMP) ## the whole story on the drawn world: data, encoders, two model
 	$(TORCHRUN) launch/evaluate.py data=demo workspace=$(W) run.name=umair_fps split=test
 	$(RUN) launch/compare.py data=demo workspace=$(W) 'runs=[ids_only,umair_fps]'
 	$(RUN) launch/neighbours.py data=demo workspace=$(W) exclude_same=content
+
+serve: $(STAMP) ## recommendations of the trained world over HTTP, on 127.0.0.1:8000
+	@test -e $(W)/bundles/current || $(RUN) launch/export.py data=demo workspace=$(W) run.name=umair_fps
+	$(RUN) launch/serve.py bundle=$(W)/bundles/current
 
 test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile

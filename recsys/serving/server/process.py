@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import sqlalchemy as sa
 import uvicorn
 import uvloop
 
@@ -58,6 +59,12 @@ def store_place(config: ServeConfig) -> str:
     folder = Path(find_target(config.bundle).folder)
     is_in_workspace = folder.parent.name == "bundles"
     return str((folder.parent.parent if is_in_workspace else folder.parent) / "events.db")
+
+
+def shown_place(config: ServeConfig) -> str:
+    """Return the place of the event store as text for people, without a password."""
+    place = store_place(config)
+    return sa.make_url(place).render_as_string() if "://" in place else place
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -10,11 +10,12 @@ import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from recsys.errors import UserError
+from recsys.serving.additions import EncodedItem
 from recsys.serving.requests import (
     Explanation,
     ItemCard,
@@ -26,18 +27,10 @@ from recsys.serving.requests import (
     UnknownIdError,
 )
 from recsys.serving.server.frames import receive, send
+from recsys.serving.server.log import log
 from recsys.serving.store import AddedItem, Like, Store
 
 REFUSED, NOT_FOUND, OK, FAILED = 422, 404, 200, 500
-
-
-class Recommends(Protocol):
-    """The interface of a recommender (recsys/serving/recommender.py) that a worker calls."""
-
-    version: str
-
-    def recommend_many(self, requests: Sequence[RecommendRequest]) -> Sequence[Recommendations]:
-        """Answer several requests in one batch."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +178,18 @@ class Worker:
         An item that was encoded by another bundle is encoded anew by this one.
         """
         for item in items:
-            self.recommender.apply_stored(item)
+            try:
+                self._apply(item)
+            except UserError as error:  # another bundle may lack an encoder or a feature
+                log("item left out", item=item.id, version=self.version, reason=str(error))
         return items[-1].sequence if items else 0
+
+    def _apply(self, item: AddedItem) -> None:
+        if item.version == self.version:
+            encoded = EncodedItem.from_bytes(item.encoded)
+        else:
+            encoded = self.recommender.encode_item(NewItem.model_validate_json(item.request))
+        self.recommender.apply(encoded)
 
     def practise(self) -> None:
         """Answer a request for nobody, so that the first real one finds everything loaded."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from recsys.serving.server.process import OPENER as RECOMMENDER
 from tests.serving.server.double import OPENER, make_bundle, point_to
 from tests.serving.server.running import Server
 
@@ -38,3 +39,13 @@ def started(tmp_path):
     yield start
     for running in servers:
         running.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_bundle, tmp_path_factory):
+    """A server of the tiny bundle with two workers."""
+    folder = tmp_path_factory.mktemp("tiny_server")
+    with Server(tiny_bundle, folder / "log", opener=RECOMMENDER, workers=2) as running:
+        running.wait(seconds=120)
+        running.wait("worker ready", count=2)
+        yield running

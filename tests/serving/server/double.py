@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from recsys.serving.additions import EncodedItem
+
 from recsys.bundle import spec
 from recsys.errors import UserError
 from recsys.files import write_json
@@ -33,7 +35,6 @@ from recsys.serving.requests import (
     SimilarRequest,
     UnknownIdError,
 )
-from recsys.serving.store import AddedItem
 
 OPENER = "tests.serving.server.double:Double"
 WEIGHTS = {"ids": 0.25, "semantic": 0.25, "style": 0.25, "text": 0.25}
@@ -49,14 +50,6 @@ def make_bundle(folder: Path, version: str, *, since: float = 0.0, **more: objec
 def point_to(current: Path, folder: Path) -> None:
     """Make a bundle the current one."""
     spec.point_to(current.parent, folder.name)
-
-
-class Encoded:
-    def __init__(self, id: str):
-        self.id = id
-
-    def to_bytes(self) -> bytes:
-        return self.id.encode()
 
 
 class Double:
@@ -136,11 +129,11 @@ class Double:
         if item not in self.items:
             raise UnknownIdError(f"item {item!r} given; the bundle has {len(self.items):,} others")
 
-    def encode_item(self, item: NewItem) -> Encoded:
+    def encode_item(self, item: NewItem) -> EncodedItem:
         if item.id in self.items:
             raise UserError(f"id={item.id!r}: an item of the bundle")
-        return Encoded(item.id)
+        return EncodedItem(version=self.version, card={"item_id": item.id}, vectors={}, features={})
 
-    def apply_stored(self, item: AddedItem) -> None:
-        if item.id not in self.items:
-            self.items.append(item.id)
+    def apply(self, item: EncodedItem) -> None:
+        if item.card["item_id"] not in self.items:
+            self.items.append(item.card["item_id"])

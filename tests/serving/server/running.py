@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,3 +112,12 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
         return Answer(connection.getresponse())
     finally:
         connection.close()
+
+
+def raw_request(port: int, method: str, path: str) -> Answer:
+    """Send a request whose path is taken as it is."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        response = http.client.HTTPResponse(connection, method=method)
+        response.begin()
+        return Answer(response)

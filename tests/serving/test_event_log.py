@@ -1,0 +1,96 @@
+"""Events of a server become a log that prepare reads."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.errors import UserError
+from recsys.serving.event_log import EventLogConfig, write_event_log
+from recsys.serving.store import Store, StoredEvent
+
+
+def store_with(path, *events: tuple[str, str, str, float]) -> Store:
+    store = Store.open(path)
+    with store.writing() as transaction:
+        transaction.add_events([
+            StoredEvent(id=str(n), user=user, item=item, kind=kind, time=time, position=n + 1)
+            for n, (user, item, kind, time) in enumerate(events)
+        ])
+    return store
+
+
+def test_a_pair_of_user_and_item_is_one_row_with_the_time_of_its_first_like(tmp_path):
+    store = store_with(
+        tmp_path / "events.db",
+        ("u", "a", "shown", 10.5),
+        ("u", "a", "opened", 11.0),
+        ("u", "a", "liked", 12.9),
+        ("u", "a", "liked", 15.0),
+        ("u", "b", "shown", 10.5),
+        ("v", "b", "hidden", 9.0),
+        ("v", "b", "shown", 8.0),
+        ("v", "z", "liked", 99.0),
+    )
+    counts = write_event_log(store, tmp_path / "raw" / "events.parquet", since=0, until=50)
+    assert (counts.events, counts.rows, counts.likes) == (7, 3, 1)
+    rows = pq.read_table(tmp_path / "raw" / "events.parquet").to_pylist()
+    names = ("user_id", "item_id", "timestamp", "label", "shown", "opened", "hidden", "position")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("v", "b", 8, 0, True, False, True, 6),
+        ("u", "b", 10, 0, True, False, False, 5),
+        ("u", "a", 12, 1, True, True, False, 1),
+    ]
+
+
+def test_a_period_without_events_is_refused_and_nothing_is_written(tmp_path):
+    store = store_with(tmp_path / "events.db", ("u", "a", "liked", 10.0))
+    with pytest.raises(
+        UserError, match=r"no event between 1970-01-01 00:00:11\+00:00 and the last"
+    ):
+        write_event_log(store, tmp_path / "events.parquet", since=11, until=1e11)
+    assert not (tmp_path / "events.parquet").exists()
+
+
+def test_moments_are_utc_and_are_checked():
+    config = EventLogConfig(workspace="w", since="1970-01-02", until="1970-01-02T01:00+01:00")
+    assert config.problems() == [
+        "until=1970-01-02T01:00+01:00: expected a moment after since=1970-01-02"
+    ]
+    assert config.start == config.end == 86_400
+    (problem,) = EventLogConfig(workspace="w", since="yesterday").problems()
+    assert "since='yesterday': expected a moment such as" in problem
+
+
+def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, job):
+    world = tmp_path / "world"
+    sizes = ["world.num_items=50", "world.num_users=20", "world.num_exposures=400", "processes=1"]
+    done = job("demo", f"workspace={world}", *sizes)
+    assert done.returncode == 0, done.stderr
+    drawn = pq.read_table(world / "raw" / "interactions.parquet").to_pylist()
+    pairs = list({(row["user_id"], row["item_id"]): None for row in drawn})[:100]
+    day = 86_400.0
+    store_with(
+        world / "events.db",
+        *[(user, item, "shown", n * day) for n, (user, item) in enumerate(pairs)],
+        *[
+            (user, item, "liked", n * day + 60)
+            for n, (user, item) in enumerate(pairs)
+            if n % 3 == 0
+        ],
+        ("new user", pairs[0][1], "liked", 3.5 * day),
+        (pairs[0][0], "added item", "liked", 3.5 * day),
+    ).close()
+    done = job("events", f"workspace={world}", "until=1970-04-01")
+    assert done.returncode == 0, done.stderr
+    assert "120 events" in done.stdout
+    command = next(k for k in done.stdout.splitlines() if "next: " in k).split("next: ")[1]
+    arguments = command.split()[2:]
+    done = job("prepare", *arguments)
+    assert done.returncode == 0, done.stderr
+    prepared = tmp_path / "world-events" / "prepared"
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["rows_dropped"] == {"unknown item": 1}
+    tables = [pq.read_table(prepared / f"{s}.parquet") for s in ("train", "valid", "test")]
+    labels = [label for table in tables for label in table["label"].to_pylist()]
+    assert (len(labels), sum(labels)) == (91, 31)
