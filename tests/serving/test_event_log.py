@@ -64,7 +64,7 @@ def test_moments_are_utc_and_are_checked():
 
 def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, job):
     world = tmp_path / "world"
-    sizes = ["world.num_items=50", "world.num_users=20", "world.num_exposures=400", "processes=1"]
+    sizes = ["world.num_items=50", "world.num_users=40", "world.num_exposures=400", "processes=1"]
     done = job("demo", f"workspace={world}", *sizes)
     assert done.returncode == 0, done.stderr
     drawn = pq.read_table(world / "raw" / "interactions.parquet").to_pylist()

@@ -32,6 +32,7 @@ from recsys.serving.requests import (
 )
 from recsys.serving.server.body import BodyReader
 from recsys.serving.server.log import log
+from recsys.serving.server.messages import NOT_FOUND, OK, Reply
 from recsys.serving.server.metrics import CONTENT_TYPE, Metrics
 from recsys.serving.server.pool import BusyError, Pool
 from recsys.serving.server.problems import (
@@ -42,7 +43,6 @@ from recsys.serving.server.problems import (
     invalid_parameters,
 )
 from recsys.serving.server.store_thread import StoreThread
-from recsys.serving.server.worker import NOT_FOUND, OK, Reply
 from recsys.serving.store import StoredEvent, StoreError, Transaction
 
 API_VERSION = "1"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recsys.serving.server.frames import packed, receive_async
+from recsys.serving.server.messages import Ready, Refused, Reply, WorkerArguments
 from recsys.serving.server.target import Target
-from recsys.serving.server.worker import Ready, Refused, Reply, WorkerArguments
 from recsys.serving.server.zygote import Zygote
 
 

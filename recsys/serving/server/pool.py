@@ -16,10 +16,10 @@ from recsys.serving.server.config import ServeConfig, num_workers
 from recsys.serving.server.likes import NewerLikes
 from recsys.serving.server.link import Job, Link, Sent
 from recsys.serving.server.log import log
+from recsys.serving.server.messages import FAILED, Batch, NewItems, Refused, Reply, WorkerArguments
 from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.server.target import Target, find_target
-from recsys.serving.server.worker import FAILED, Batch, NewItems, Refused, Reply, WorkerArguments
 from recsys.serving.server.zygote import Zygote
 from recsys.serving.store import AddedItem
 

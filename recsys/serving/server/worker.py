@@ -9,7 +9,6 @@ import importlib
 import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -28,69 +27,19 @@ from recsys.serving.requests import (
 )
 from recsys.serving.server.frames import receive, send
 from recsys.serving.server.log import log
+from recsys.serving.server.messages import (
+    FAILED,
+    NOT_FOUND,
+    OK,
+    REFUSED,
+    Batch,
+    NewItems,
+    Ready,
+    Refused,
+    Reply,
+    WorkerArguments,
+)
 from recsys.serving.store import AddedItem, Like, Store
-
-REFUSED, NOT_FOUND, OK, FAILED = 422, 404, 200, 500
-
-
-@dataclass(frozen=True)
-class WorkerArguments:
-    """How a worker is started."""
-
-    opener: str
-    """Class of the recommender, as MODULE:CLASS."""
-    folder: str
-    """Bundle."""
-    store: str
-    """Event store, from which items added after training are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """First message of a worker that opened its bundle and answered a request for practice."""
-
-    version: str
-    """Version of the bundle."""
-    since: float
-    """Seconds since 1970 up to which the bundle's histories reach."""
-    last_item: int
-    """Sequence number of the last added item that the worker has applied."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """First and last message of a worker that cannot open its bundle."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Requests of one method."""
-
-    method: str
-    requests: list[Any]
-    newer: dict[str, list[Like]]
-    """Likes of the requests' users that the bundle may not know yet, oldest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewItems:
-    """Items that were added after the worker started, by sequence number."""
-
-    items: list[AddedItem]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Answer to one request."""
-
-    status: int
-    """HTTP status."""
-    body: Any
-    """JSON of an answer as bytes; the sentence of a refusal; the value of another method."""
-    version: str | None = None
-    """Bundle that answered."""
 
 
 def work(connection: socket.socket, arguments: WorkerArguments) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from recsys.runtime.threads import use_threads
 from recsys.serving.server.frames import receive, send
-from recsys.serving.server.worker import WorkerArguments, work
+from recsys.serving.server.messages import WorkerArguments
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SET_DEATH_SIGNAL = 1
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str]) -> None:
     # The front process alone decides when workers end: a signal to the whole group is its business.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    importlib.import_module(arguments[1].partition(":")[0])
+    for module in ("recsys.serving.server.worker", arguments[1].partition(":")[0]):
+        importlib.import_module(module)
     use_threads(1)
     gc.collect()
     gc.freeze()
@@ -106,6 +107,9 @@ def main(arguments: Sequence[str]) -> None:
 def _run_worker(connection: socket.socket, arguments: Any) -> None:
     """Work until the front process closes the connection, and end the forked process."""
     code = 1
+    # Imported by main already; the front process, which imports this file, does without torch.
+    from recsys.serving.server.worker import work
+
     try:
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)  # with the zygote
         work(connection, arguments)
