@@ -83,7 +83,7 @@ def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, job):
     ).close()
     done = job("events", f"workspace={world}", "until=1970-04-01")
     assert done.returncode == 0, done.stderr
-    assert "120 events" in done.stdout
+    assert "122 events" in done.stdout
     command = next(k for k in done.stdout.splitlines() if "next: " in k).split("next: ")[1]
     arguments = command.split()[2:]
     done = job("prepare", *arguments)
