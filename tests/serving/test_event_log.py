@@ -91,6 +91,6 @@ def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, job):
     prepared = tmp_path / "world-events" / "prepared"
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert manifest["rows_dropped"] == {"unknown item": 1}
-    tables = [pq.read_table(prepared / f"{s}.parquet") for s in ("train", "valid", "test")]
+    tables = [pq.read_table(prepared / "interactions" / s) for s in ("train", "valid", "test")]
     labels = [label for table in tables for label in table["label"].to_pylist()]
     assert (len(labels), sum(labels)) == (91, 31)

@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from recsys.serving.additions import EncodedItem
-
 from recsys.bundle import spec
 from recsys.errors import UserError
 from recsys.files import write_json
+from recsys.serving.additions import EncodedItem
 from recsys.serving.requests import (
     ExplainRequest,
     Explanation,
