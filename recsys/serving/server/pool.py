@@ -177,7 +177,7 @@ class Pool:
         link = None
         try:
             if self._zygote is None or self._zygote.process.poll() is not None:
-                self._zygote = Zygote.start(self._opener)
+                self._zygote = Zygote.start(self._opener, target.folder)
             arguments = WorkerArguments(self._opener, target.folder, self._store.place)
             link = await Link.start(self._zygote, arguments, target)
             first = await asyncio.wait_for(link.first_message(), START_SECONDS)

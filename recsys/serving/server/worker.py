@@ -22,6 +22,7 @@ from recsys.serving.requests import (
     Recommendations,
     RecommendRequest,
     Scores,
+    SearchRequest,
     SimilarItems,
     UnknownIdError,
 )
@@ -141,8 +142,9 @@ class Worker:
         self.recommender.apply(encoded)
 
     def practise(self) -> None:
-        """Answer a request for nobody, so that the first real one finds everything loaded."""
+        """Answer requests for practice, so that the first real one finds everything loaded."""
         self.recommender.recommend_many([RecommendRequest(k=1)])
+        self._answer_one("search", SearchRequest(words="a", k=1))  # refused without a text encoder
 
 
 _WRITERS = {

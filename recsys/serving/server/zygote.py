@@ -1,6 +1,6 @@
 """Zygote: the process that workers are forked from, with torch and the recommender imported.
 
-    python -m recsys.serving.server.zygote FD MODULE:CLASS
+    python -m recsys.serving.server.zygote FD MODULE...
 
 In: over the socket FD, the arguments of a worker with the worker's end of a socket pair. Out:
 its process id. A forked worker starts in milliseconds and shares the memory of all imports.
@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recsys.runtime.threads import use_threads
@@ -39,17 +40,21 @@ class Zygote:
     control: socket.socket
 
     @classmethod
-    def start(cls, opener: str) -> "Zygote":
+    def start(cls, opener: str, bundle: str) -> "Zygote":
         """Start a zygote; it imports while this process goes on.
 
         Args:
             opener: class whose `open(folder)` a worker calls, as MODULE:CLASS.
+            bundle: folder; the libraries of the encoders that it has are imported too.
         """
+        folder = Path(bundle) / "encoders"
+        kinds = [kind for kind in ("image", "text") if (folder / kind).is_dir()]
+        modules = [opener.partition(":")[0], *(f"embedding.{kind}.encoder" for kind in kinds)]
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "recsys.serving.server.zygote"]
             process = subprocess.Popen(
-                [*command, str(theirs.fileno()), opener],
+                [*command, str(theirs.fileno()), *modules],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
             )
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     # The front process alone decides when workers end: a signal to the whole group is its business.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    for module in ("recsys.serving.server.worker", arguments[1].partition(":")[0]):
+    for module in ("recsys.serving.server.worker", *arguments[1:]):
         importlib.import_module(module)
     use_threads(1)
     gc.collect()
