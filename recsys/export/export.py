@@ -30,6 +30,7 @@ from recsys.bundle.tables import QuantisedTable
 from recsys.checkpoint.integrity import best_checkpoint, damage_of
 from recsys.checkpoint.read import StoredTables
 from recsys.data.dataset import Dataset
+from recsys.data.specs import vocabulary_file
 from recsys.errors import UserError
 from recsys.export.card import model_card
 from recsys.export.catalogue import (
@@ -243,7 +244,7 @@ def _write_data(
     """Write vocabularies, users, catalogue, pictures and encoders."""
     prepared, manifest = source.prepared, source.manifest
     with stage("users and catalogue") as writing:
-        num_ids = write_vocabularies(folder / "vocab", prepared, manifest)
+        num_ids = write_vocabularies(folder / "vocab", prepared, spec.manifest)
         last_time_U, first_time_N = interaction_times(prepared, manifest)
         write_users(folder / "users", prepared, manifest, last_time_U)
         columns = write_catalogue(folder / "catalogue", prepared, first_time_N)
@@ -316,13 +317,30 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         vector_names=tuple(inputs.modality_dims),
         interests=tuple(inputs.interests),
         widths=Widths(modalities={name: table.dim for name, table in source.vectors.items()}),
-        manifest=dataclasses.replace(manifest, checksums={}, recipe={}, image_root=None),
+        manifest=_served_manifest(source),
         first_order=source.config.model.first_order,
         similarity_tiers=0 if inputs.similarity is None else inputs.similarity.num_tiers,
         similarity_feature=sequence,
         items_at_request=any(sources[name] != "item" for name in item_features),
         git_revision=_git_revision(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _served_manifest(source: Source) -> Manifest:
+    """Return the manifest's part that encodes ids and values of requests.
+
+    Manifests of earlier versions do not name the files of vocabularies, which are there.
+    """
+    tables = []
+    for table in source.manifest.tables:
+        file = vocabulary_file(table.name)
+        is_unnamed = table.kind == "vocab" and table.vocabulary is None
+        if is_unnamed and (source.prepared / file).is_file():
+            table = dataclasses.replace(table, vocabulary=file)
+        tables.append(table)
+    return dataclasses.replace(
+        source.manifest, tables=tuple(tables), checksums={}, recipe={}, image_root=None
     )
 
 

@@ -1,0 +1,38 @@
+"""Vocabularies of a bundle: exact, whatever hashes collide; the unknown has no id."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.bundle import vocabulary
+from recsys.bundle.vocabulary import Vocabulary, write_vocabulary
+
+
+def written(folder, ids, block_rows=3):
+    rows = np.arange(1, len(ids) + 1)
+    blocks = [
+        (rows[start : start + block_rows], ids[start : start + block_rows])
+        for start in range(0, len(ids), block_rows)
+    ]
+    write_vocabulary(folder, "t", num_rows=len(ids) + 1, blocks=blocks)
+    return Vocabulary(folder, "t")
+
+
+@given(ids=st.lists(st.text(min_size=1), unique=True))
+def test_every_id_has_its_row_and_every_row_its_id(tmp_path_factory, ids):
+    found = written(tmp_path_factory.mktemp("vocab"), ids)
+    assert dict(found) == {text: row for row, text in enumerate(ids, start=1)}
+    assert [found.id_of(row) for row in range(len(ids) + 1)] == ["", *ids]
+    assert len(found) == len(ids)
+
+
+def test_ids_of_equal_hash_are_told_apart_by_their_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "hash_of", lambda text: len(text))
+    found = written(tmp_path, ["aa", "bb", "c", "dd"])
+    assert found.rows_of(["dd", "bb", "aa", "c", "ee", "f", ""]).tolist() == [4, 2, 1, 3, 0, 0, 0]
+
+
+def test_added_ids_follow_those_of_the_files_once_each(tmp_path):
+    found = written(tmp_path, ["a", "b"])
+    assert [found.add(text) for text in ("x", "b", "y", "x")] == [3, 2, 4, 3]
+    assert (found["x"], found.id_of(4), list(found)) == (3, "y", ["a", "b", "x", "y"])
