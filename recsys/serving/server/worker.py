@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from recsys.errors import UserError
-from recsys.serving.additions import EncodedItem
 from recsys.serving.requests import (
     Explanation,
     ItemCard,
@@ -129,17 +128,12 @@ class Worker:
         """
         for item in items:
             try:
-                self._apply(item)
+                self.recommender.apply_stored(item)
             except UserError as error:  # another bundle may lack an encoder or a feature
                 log("item left out", item=item.id, version=self.version, reason=str(error))
+            except Exception:  # one item that nobody can read must not end every worker there is
+                log("item fault", item=item.id, traceback=traceback.format_exc())
         return items[-1].sequence if items else 0
-
-    def _apply(self, item: AddedItem) -> None:
-        if item.version == self.version:
-            encoded = EncodedItem.from_bytes(item.encoded)
-        else:
-            encoded = self.recommender.encode_item(NewItem.model_validate_json(item.request))
-        self.recommender.apply(encoded)
 
     def practise(self) -> None:
         """Answer requests for practice, so that the first real one finds everything loaded."""

@@ -34,6 +34,7 @@ from recsys.serving.requests import (
     SimilarRequest,
     UnknownIdError,
 )
+from recsys.serving.store import AddedItem
 
 OPENER = "tests.serving.server.double:Double"
 WEIGHTS = {"ids": 0.25, "semantic": 0.25, "style": 0.25, "text": 0.25}
@@ -133,6 +134,6 @@ class Double:
             raise UserError(f"id={item.id!r}: an item of the bundle")
         return EncodedItem(version=self.version, card={"item_id": item.id}, vectors={}, features={})
 
-    def apply(self, item: EncodedItem) -> None:
-        if item.card["item_id"] not in self.items:
-            self.items.append(item.card["item_id"])
+    def apply_stored(self, item: AddedItem) -> None:
+        if item.id not in self.items:
+            self.items.append(item.id)
