@@ -16,6 +16,12 @@ import compose_spec
 import kubernetes_validate
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+
+from launch import serve
+from recsys.config import from_config
+from recsys.job import typed_arguments
+from recsys.serving.server.config import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "1.37"
@@ -136,6 +142,37 @@ def test_serving_image_starts_the_server_as_its_first_process_and_checks_its_hea
     assert f"port={port}" in words
     (check,) = of_kind("serve", "HEALTHCHECK")
     assert f"http://127.0.0.1:{port}/readyz" in check
+
+
+def serve_config(arguments: list[str]) -> ServeConfig:
+    """The settings that the server would have of its arguments."""
+    with initialize_config_dir(version_base=None, config_dir=str(ROOT / "configs")):
+        return from_config(
+            ServeConfig, compose("serve", typed_arguments(arguments, serve.KEYS)), ""
+        )
+
+
+def test_every_file_starts_the_server_with_settings_that_it_has():
+    (entry,) = of_kind("serve", "ENTRYPOINT")
+    (command,) = of_kind("serve", "CMD")
+    always = json.loads(entry)[2:]
+    image = serve_config([*always, *json.loads(command)])
+    assert (image.host, image.port) == ("0.0.0.0", 8000)
+    composed = serve_config([*always, *compose_file()["services"]["serve"]["command"]])
+    assert composed.bundle == image.bundle and composed.events is None
+    (container,) = the("Deployment")["spec"]["template"]["spec"]["containers"]
+    pod = serve_config([*always, *container["args"]])
+    assert pod.bundle == image.bundle and pod.events.startswith("postgresql+psycopg://")
+    assert pod.workers <= int(container["resources"]["requests"]["cpu"])
+
+
+def test_grace_periods_leave_the_server_its_time_to_drain():
+    drain = serve_config(["bundle=B"]).drain_seconds
+    pod = the("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    asleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > drain + asleep
+    assert int(compose_file()["services"]["serve"]["stop_grace_period"].removesuffix("s")) > drain
 
 
 def test_compose_file_follows_the_specification_and_builds_our_targets():
