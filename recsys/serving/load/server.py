@@ -71,7 +71,7 @@ def server_under_load(config: LoadTestConfig, program: Path = _PROGRAM) -> Itera
         parts = urlsplit(config.url)
         yield _ready(parts.hostname or "", parts.port or 80, None)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _own_cores_restored():
         port = _free_port()
         arguments = [
             override("bundle", config.bundle or ""),
@@ -137,6 +137,16 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
+
+
+@contextmanager
+def _own_cores_restored() -> Iterator[None]:
+    """Give this process back, after the block, the cores that it had before."""
+    all_cores = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 @contextmanager

@@ -146,11 +146,13 @@ def test_server_is_bound_to_its_cores_and_the_load_to_the_others():
         with started("seconds=0", server_cores=cores[:1]) as server:
             seen["server"] = os.sched_getaffinity(server.process)
             seen["load"] = os.sched_getaffinity(0)
+        seen["after"] = os.sched_getaffinity(0)
 
     thread = threading.Thread(target=measure)
     thread.start()
     thread.join()
-    assert seen == {"server": set(cores[:1]), "load": set(cores[1:])}
+    expected = {"server": set(cores[:1]), "load": set(cores[1:]), "after": set(cores)}
+    assert seen == expected
 
 
 def test_requests_are_seeded_and_name_people_and_visitors():
