@@ -8,8 +8,8 @@ their standard deviations at least; of several, the one whose distance times its
 Shapes: C items, T liked items, M modalities, E modality width, H hidden, D product.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,8 @@ from recsys.serving.requests import NearLike, Reason
 from recsys.serving.routes import FRESH, POPULAR, Router
 
 _NEAR = 1.5
+_OBJECTION = 0.5
+"""Log-odds that a term takes away at least to be named."""
 _RANDOM_PAIRS = 512
 _COMPARED_LIKES = 100
 _WORDS = {"semantic": "content", "style": "style", "text": "text"}
@@ -192,3 +194,12 @@ class Explainer:
         return torch.linalg.lstsq(design_PM, sums_CH.flatten()[:, None], driver="gelsd").solution[
             :, 0
         ]
+
+
+def with_objection(reason: Reason, terms: Mapping[str, float]) -> Reason:
+    """Return a reason that also says which term lowers the logit most, where one lowers it by 0.5."""
+    name, value = min(terms.items(), key=lambda term: term[1])
+    if value > -_OBJECTION:
+        return reason
+    words = "the final layers" if name == "deep" else name.replace("_", " ").replace(":", " of ")
+    return replace(reason, text=f"{reason.text} Against it: {words} ({value:+.2f} of the logit).")

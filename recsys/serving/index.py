@@ -106,6 +106,7 @@ class VectorIndex:
         self._vectors_NR = vectors_NR
         self._has_vector_N = has_vector_N
         self._num_vectors = int(has_vector_N.sum())
+        self._lacking = np.flatnonzero(~has_vector_N)
         self._approximate = approximate
         self._cached_NR: torch.Tensor | None = None
         self._added_rows: dict[int, int] = {}
@@ -159,7 +160,8 @@ class VectorIndex:
             may_N = may_N & allowed_N[: self.num_rows]
         num_allowed = self._num_vectors if allowed_N is None else int(may_N.sum())
         if self._approximate is None:
-            found = self._scan(queries, k, may_N)
+            lacking = self._lacking if allowed_N is None else np.flatnonzero(~may_N)
+            found = self._scan(queries, k, lacking)
         elif allowed_N is not None and num_allowed * self.width <= FEW_NUMBERS:
             found = self._scan_rows(queries, k, np.flatnonzero(may_N))
         else:
@@ -198,16 +200,19 @@ class VectorIndex:
         return self._scaled(self._vectors_NR[rows_P].float())
 
     def _scan(
-        self, queries_QR: torch.Tensor, k: int, may_N: NDArray[np.bool_]
+        self, queries_QR: torch.Tensor, k: int, lacking: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (rows, scores) [Q, <= K] over all rows, read in pieces."""
+        """Return (rows, scores) [Q, <= K] over all rows but the ascending ones of `lacking`."""
         if self._cached_NR is None and self._vectors_NR.numel() <= CACHED_NUMBERS:
             self._cached_NR = self._scaled(self._vectors_NR.float())
         found: tuple[torch.Tensor, torch.Tensor] | None = None
         for start in range(0, self.num_rows, PIECE_ROWS):
             piece = slice(start, min(start + PIECE_ROWS, self.num_rows))
             scores_QP = queries_QR @ self._read(piece).T
-            scores_QP[:, torch.from_numpy(~may_N[piece])] = -torch.inf
+            first, last = np.searchsorted(lacking, (piece.start, piece.stop))
+            if last > first:
+                out = torch.from_numpy(lacking[first:last] - piece.start)
+                scores_QP.index_fill_(1, out, -torch.inf)
             scores_QK, places_QK = scores_QP.topk(min(k, scores_QP.shape[1]), dim=1)
             here = places_QK + start, scores_QK
             found = here if found is None else _merged(found, here, k)
@@ -327,7 +332,7 @@ def _tuned(
     """Return the least nprobe whose recall is 0.99, or all lists, and its recall."""
     best, depth = _TUNING_DEPTHS
     queries = exact._scaled(queries_QR.float())
-    wanted_QK = exact._scan(queries, best, exact._has_vector_N)[0].numpy()
+    wanted_QK = exact._scan(queries, best, exact._lacking)[0].numpy()
     nprobe = max(num_lists // 32, 1)
     while True:
         approximate = _Approximate(index, num_lists, nprobe)

@@ -23,6 +23,26 @@ from recsys.serving.requests import (
 from recsys.serving.routes import Router
 
 
+class Shown:
+    """What answers show of an item: id, title and artist, read without the rest of its card."""
+
+    def __init__(self, bundle: Bundle):
+        """Args: bundle: opened."""
+        self._catalogue = bundle.catalogue
+        self._columns = [
+            self._catalogue.table.column(name) if name in self._catalogue.columns else None
+            for name in ("item_id", "title", "artist")
+        ]
+
+    def of(self, row: int) -> tuple[str, str | None, str | None]:
+        """Return (id, title, artist) of an item's row; None for what it has not."""
+        if row >= self._catalogue.table.num_rows:
+            card = self._catalogue.card(row)
+            return card["item_id"], card.get("title"), card.get("artist")
+        item, title, artist = (None if c is None else c[row].as_py() for c in self._columns)
+        return item, title, artist
+
+
 class ItemSearch:
     """Searches the items of one bundle by their vectors."""
 
@@ -30,6 +50,7 @@ class ItemSearch:
         """Args: router: whose indexes of modalities are searched."""
         self._bundle, self._router = bundle, router
         self._filter, self._encoders = item_filter, encoders
+        self.shown = Shown(bundle)
 
     def row(self, item: str) -> int:
         """Return the row of an item.
@@ -101,9 +122,8 @@ class ItemSearch:
         near = [(row, score) for row, score in found if row >= 0 and row not in out][:k]
         items = []
         for place, (row, score) in enumerate(near):
-            card = self._bundle.catalogue.card(row)
-            shown = card["item_id"], score, card.get("title"), card.get("artist")
-            items.append(SimilarItem(place + 1, *shown))
+            item, title, artist = self.shown.of(row)
+            items.append(SimilarItem(place + 1, item, score, title, artist))
         return SimilarItems(version=self._bundle.version, by=by, items=items)
 
     def _modality(self, by: str | None) -> str:

@@ -23,7 +23,7 @@ from recsys.bundle.scorer import BundleScorer, Users
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.additions import Additions, EncodedItem
 from recsys.serving.encoders import Encoders
-from recsys.serving.explain import Explainer, Listed
+from recsys.serving.explain import Explainer, Listed, with_objection
 from recsys.serving.filters import ItemFilter
 from recsys.serving.item_search import ItemSearch
 from recsys.serving.requests import (
@@ -196,15 +196,15 @@ class Recommender:
         scores = _probabilities(logits_C[places]).tolist()
         items = []
         for place, row in enumerate(rows):
-            card = self.bundle.catalogue.card(row)
+            item, title, artist = self._search.shown.of(row)
             items.append(
                 RecommendedItem(
                     rank=place + 1,
-                    id=card["item_id"],
+                    id=item,
                     score=scores[place],
                     weights=weights[place],
-                    title=card.get("title"),
-                    artist=card.get("artist"),
+                    title=title,
+                    artist=artist,
                     routes=routes[place],
                     reason=reasons[place],
                 )
@@ -261,15 +261,16 @@ class Recommender:
         reasons = self._explainer.reasons(
             [Listed(row=row, weights=weights, routes=[])], visitor.likes
         )
+        terms = self._explainer.terms(users, row, logit, visitor.dials)
         return Explanation(
             version=self.version,
             item=request.item,
             score=float(_probabilities(logits_C)[0]),
             logit=logit,
-            terms=self._explainer.terms(users, row, logit, visitor.dials),
+            terms=terms,
             weights=weights,
             nearest_likes=self._explainer.near_likes(row, visitor.likes, _NEAREST_LIKES),
-            reason=reasons[0],
+            reason=with_objection(reasons[0], terms),
             unknown_likes=visitor.unknown_likes,
         )
 
@@ -383,9 +384,8 @@ class Recommender:
         return dict(zip(self.bundle.spec.modality_names, weights_M, strict=False))
 
     def _title(self, row: int) -> str:
-        card = self.bundle.catalogue.card(row)
-        title = card.get("title")
-        return f'"{title}"' if title else str(card["item_id"])
+        item, title, _ = self._search.shown.of(row)
+        return f'"{title}"' if title else item
 
 
 def _probabilities(logits_C: NDArray) -> NDArray:

@@ -150,7 +150,10 @@ class Router:
             users_UR: from `user_vectors`, in the order of the requests.
         """
         direct = self._search_direct(wanted, users_UR)
-        fresh_UP, popular_UP = (pool.scores(users_UR) for pool in (self._fresh, self._popular))
+        num_of_pool = max((2 * asked.size // 10 for asked in wanted), default=0)
+        fresh_UP, popular_UP = (
+            pool.best(users_UR, num_of_pool) for pool in (self._fresh, self._popular)
+        )
         found = []
         for place, asked in enumerate(wanted):
             likes = asked.visitor.likes
@@ -159,9 +162,9 @@ class Router:
                 for name, rows in self._near_likes(asked).items():
                     parts.append((name, rows))
                 parts.append((ARTISTS, self._by_artists(likes, users_UR[place])))
-                fresh = np.concatenate([self._added[:_POOL], self._fresh.best(fresh_UP[place])])
+                fresh = np.concatenate([self._added[:_POOL], fresh_UP[place]])
                 parts.append((FRESH, fresh.astype(np.int64)))
-                parts.append((POPULAR, self._popular.best(popular_UP[place])))
+                parts.append((POPULAR, popular_UP[place]))
             else:
                 fresh = np.concatenate([self._added[:_POOL], self._fresh.rows])
                 parts += [(FRESH, fresh.astype(np.int64)), (POPULAR, self._popular.rows)]
@@ -251,13 +254,11 @@ class _Pool:
         self.rows = rows
         self._vectors_PR = vectors_NR[torch.from_numpy(rows[:_POOL])].float()
 
-    def scores(self, users_UR: torch.Tensor) -> NDArray[np.float32]:
-        """Return the direct terms of the first items [U, P]."""
-        return (users_UR @ self._vectors_PR.T).numpy()
-
-    def best(self, scores_P: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the first items in the order of a user's scores."""
-        return self.rows[np.argsort(-scores_P, kind="stable")]
+    def best(self, users_UR: torch.Tensor, num: int) -> NDArray[np.int64]:
+        """Return so many of the first items [U, P] for each user, largest direct term first."""
+        scores_UP = users_UR @ self._vectors_PR.T
+        places = scores_UP.topk(min(num, scores_UP.shape[1]), dim=1).indices.numpy()
+        return self.rows[places]
 
 
 def _first_ones(rows: NDArray[np.int64]) -> NDArray[np.int64]:
