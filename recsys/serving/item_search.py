@@ -24,7 +24,7 @@ from recsys.serving.routes import Router
 
 
 class Shown:
-    """What answers show of an item: id, title and artist, read without the rest of its card."""
+    """Id, title and artist of items, as answers show them, read without the rest of the card."""
 
     def __init__(self, bundle: Bundle):
         """Args: bundle: opened."""
@@ -40,7 +40,7 @@ class Shown:
             card = self._catalogue.card(row)
             return card["item_id"], card.get("title"), card.get("artist")
         item, title, artist = (None if c is None else c[row].as_py() for c in self._columns)
-        return item, title, artist
+        return str(item), title, artist
 
 
 class ItemSearch:
