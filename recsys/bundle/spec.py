@@ -11,6 +11,7 @@ Written by recsys/export, read by Bundle.open. Needs neither torchrec nor fbgemm
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,8 @@ def _spec_of(raw: Mapping[str, Any]) -> BundleSpec:
         **{name: tuple(raw[name]) for name in lists},
         "interests": tuple((modality, feature) for modality, feature in raw["interests"]),
         "widths": Widths(**raw["widths"]),
+        # JSON has no nan: null is a value that does not exist, as a recall without users.
+        "measured": {n: math.nan if v is None else v for n, v in raw["measured"].items()},
         "manifest": manifest_of(raw["manifest"]),
     })
 

@@ -218,7 +218,8 @@ def _write_model(
         dense = source.ranker.dense
         dense.load_state_dict(source.stored.read_dense())
         hidden, product, own = export_dense(folder / "dense", dense.eval(), inputs.sizes)
-    retrieval = own + spec.first_order if own else 0
+    # Items that are made with the request have no vectors to search among.
+    retrieval = own + spec.first_order if own and not spec.items_at_request else 0
     widths = dataclasses.replace(spec.widths, hidden=hidden, product=product, retrieval=retrieval)
     spec = dataclasses.replace(spec, widths=widths)
     with stage("items") as writing:
