@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.bundle.histories import Histories
 from recsys.bundle.items import FeatureRows, open_features
 from recsys.bundle.spec import BundleSpec
 from recsys.bundle.tables import mapped
@@ -28,15 +29,13 @@ class UserStore:
         """
         self.num_rows = spec.manifest.num_user_rows
         self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec))
-        self._history: FeatureRows | None = None
-        if spec.manifest.history is not None:
-            self._history = open_features(folder, ["history"])["history"]
+        self._histories = None if spec.manifest.history is None else Histories(folder)
         file = folder / "last_time.npy"
         self._last_time_U = mapped(file).numpy() if file.is_file() else None
 
     def history(self, user_row: int) -> NDArray[np.int64]:
         """Return the item rows a user liked [T], oldest first; empty for row 0 and without histories."""
-        return np.zeros(0, np.int64) if self._history is None else self._history.of(user_row)
+        return np.zeros(0, np.int64) if self._histories is None else self._histories.of(user_row)
 
     def last_time(self, user_row: int) -> int:
         """Return the time of a user's last interaction in the log's unit; 0 where it is not known."""

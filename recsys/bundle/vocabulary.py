@@ -11,6 +11,7 @@ Shapes: K ids, N rows.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.files import new_array, read_array, write_array
 from recsys.schema import UNKNOWN_ROW
+
+_BLOCK_ROWS = 65_536
 
 
 def hash_of(text: str) -> int:
@@ -83,6 +86,22 @@ class Vocabulary(Mapping[str, int]):
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of ids [K]; 0 for those that are not listed."""
         return np.array([self.get(text, UNKNOWN_ROW) for text in ids], dtype=np.int64)
+
+    def starting_with(self, prefix: str, limit: int) -> list[str]:
+        """Return up to `limit` ids that begin with a text, by row; every id's first bytes are read."""
+        wanted = np.frombuffer(prefix.encode("utf-8", "surrogatepass"), np.uint8)
+        found: list[str] = []
+        for start in range(1, self.num_rows, _BLOCK_ROWS):
+            offsets = np.asarray(self._offsets[start : start + _BLOCK_ROWS + 1])
+            rows_B = np.flatnonzero(np.diff(offsets) >= max(len(wanted), 1))
+            for place, byte in enumerate(wanted):
+                rows_B = rows_B[self._texts[offsets[rows_B] + place] == byte]
+            rows_B = rows_B[: limit - len(found)]
+            found += [self.id_of(start + int(row)) for row in rows_B]
+            if len(found) == limit:
+                return found
+        added = (text for text in self._added_ids if text.startswith(prefix))
+        return found + list(islice(added, limit - len(found)))
 
     def add(self, text: str) -> int:
         """Give the next row to an id; an id that is listed keeps its row."""

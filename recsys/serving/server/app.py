@@ -31,6 +31,7 @@ from recsys.serving.requests import (
     SimilarRequest,
 )
 from recsys.serving.server.body import BodyReader
+from recsys.serving.server.gallery import router as gallery
 from recsys.serving.server.log import log
 from recsys.serving.server.messages import NOT_FOUND, OK, Reply
 from recsys.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -270,6 +271,7 @@ def make_app(front: Front) -> FastAPI:
     )
     app.state.front = front
     app.include_router(questions)
+    app.include_router(gallery)  # before the card of an item, whose id may hold a slash
     app.include_router(others)
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _http_error)

@@ -21,7 +21,7 @@ from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.server.target import Target, find_target
 from recsys.serving.server.zygote import Zygote
-from recsys.serving.store import AddedItem
+from recsys.serving.store import AddedItem, Like
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 300.0
@@ -87,6 +87,11 @@ class Pool:
         self._queue.append(Job(method, request, user, future, deadline))
         self._feed()
         return future
+
+    def newer_likes(self, user: str) -> list[Like]:
+        """Return the likes of a user that came after the served bundle, oldest first."""
+        ready = [link.ready.since for link in self._links if link.ready is not None]
+        return self._likes.of(user, min(ready, default=0.0))
 
     def _feed(self) -> None:
         """Send what waits to workers that can take it."""

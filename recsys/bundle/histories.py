@@ -1,0 +1,39 @@
+"""Histories of a bundle's users: item rows they liked, oldest first; memory-mapped, by numpy alone.
+
+    users/history.values.npy, .offsets.npy
+
+Read by users.py for the model, and by recsys/serving/shown.py in a process that has no torch.
+Shapes: U users, T items of a history.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.bundle.spec import EXPORT_AGAIN
+from recsys.files import read_array
+
+
+class Histories:
+    """Liked item rows by user row."""
+
+    def __init__(self, folder: Path):
+        """Map the files of `users/`.
+
+        Raises:
+            DamagedFileError: a file is missing or broken.
+        """
+        self._values, self._offsets = (
+            read_array(folder / f"history.{part}.npy", EXPORT_AGAIN, mmap=True)
+            for part in ("values", "offsets")
+        )
+
+    def of(self, user_row: int) -> NDArray[np.int64]:
+        """Return a user's liked item rows [T], oldest first."""
+        start, stop = int(self._offsets[user_row]), int(self._offsets[user_row + 1])
+        return np.asarray(self._values[start:stop], np.int64)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of liked items of every user [U]."""
+        return np.diff(np.asarray(self._offsets, np.int64))

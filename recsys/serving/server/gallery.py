@@ -1,0 +1,157 @@
+"""Gallery: its pages at /, the thumbnails of items, and the users whom it can show.
+
+The pages are files of recsys/serving/gallery, which load nothing from elsewhere. Everything here is
+answered by the front process from memory-mapped files; app.py includes the router.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path as FilePath
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from recsys.errors import UserError
+from recsys.serving.server.log import log
+from recsys.serving.server.problems import ProblemError, busy
+from recsys.serving.server.target import Target
+from recsys.serving.shown import MAX_HISTORY, Person, Shown, ShownItem
+
+PAGES = FilePath(__file__).parents[1] / "gallery"
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_PICTURE_SECONDS = 3600
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class People:
+    """Users of the bundle."""
+
+    version: str
+    users: list[Person]
+
+
+@dataclass(frozen=True)
+class PersonCard:
+    """User with the history that the next recommendation reads."""
+
+    version: str
+    id: str
+    known: bool
+    """Whether the bundle has the user; others are known by their events alone."""
+    likes: list[ShownItem]
+    """Liked items, latest first."""
+
+
+@router.get("/v1/users", tags=["gallery"])
+async def users(
+    http: Request,
+    prefix: Annotated[str, Query(max_length=512)] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["row", "chance"] = "row",
+) -> People:
+    """List users whose ids begin with a prefix, or some by chance."""
+    shown = _shown(http)
+    if order == "chance":
+        return People(shown.version, shown.anybody(limit))
+    return People(shown.version, await asyncio.to_thread(shown.people, prefix, limit))
+
+
+@router.get("/v1/users/{user:path}", tags=["gallery"])
+async def user_card(http: Request, user: Annotated[str, Path(max_length=512)]) -> PersonCard:
+    """Return a user's history, later events included."""
+    shown = _shown(http)
+    later = [like.item for like in http.app.state.front.pool.newer_likes(user)]
+    if not later and not shown.knows_user(user):
+        raise ProblemError(404, f"user: {user!r} given; neither the bundle nor an event has it")
+    latest_first = list(dict.fromkeys(reversed([*shown.history(user), *later])))
+    items = [shown.item(item) for item in latest_first[:MAX_HISTORY]]
+    return PersonCard(shown.version, user, shown.knows_user(user), items)
+
+
+@router.get(
+    "/v1/items/{item:path}/picture",
+    tags=["gallery"],
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}, "image/svg+xml": {}}}},
+)
+async def picture(http: Request, item: Annotated[str, Path(max_length=512)]) -> Response:
+    """Return an item's thumbnail; a drawn placeholder where its picture is masked or missing."""
+    content = _shown(http).picture(item)
+    if content is not None:
+        return _file(http, content, "image/jpeg", f"public, max-age={_PICTURE_SECONDS}")
+    if not await http.app.state.front.knows(item):
+        raise ProblemError(404, f"item: {item!r} given; no item of this id is known")
+    masked = _pages()["masked.svg"]
+    return _file(http, masked, MEDIA_TYPES[".svg"], "no-cache")
+
+
+@router.get("/", include_in_schema=False)
+async def index(http: Request) -> Response:
+    """Return the gallery."""
+    return _page(http, "index.html")
+
+
+@router.get("/gallery/{name}", include_in_schema=False)
+async def file(http: Request, name: Annotated[str, Path(max_length=100)]) -> Response:
+    """Return a file of the gallery."""
+    return _page(http, name)
+
+
+def _page(http: Request, name: str) -> Response:
+    content = _pages().get(name)
+    if content is None:
+        raise ProblemError(404, f"/gallery/{name}: the gallery has no such file")
+    answer = _file(http, content, MEDIA_TYPES[FilePath(name).suffix], "no-cache")
+    answer.headers.update(PAGE_HEADERS)
+    return answer
+
+
+def _file(http: Request, content: bytes, media_type: str, caching: str) -> Response:
+    """Return a file with its ETag, or 304 where the client has it."""
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": caching, "X-Content-Type-Options": "nosniff"}
+    given: Sequence[str] = http.headers.get("if-none-match", "").split(",")
+    if tag in (text.strip().removeprefix("W/") for text in given):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
+@cache
+def _pages() -> dict[str, bytes]:
+    """Return the gallery's files by name."""
+    return {p.name: p.read_bytes() for p in sorted(PAGES.iterdir()) if p.suffix in MEDIA_TYPES}
+
+
+@lru_cache(maxsize=2)
+def _opened(target: Target) -> Shown:
+    return Shown(FilePath(target.folder))
+
+
+def _shown(http: Request) -> Shown:
+    target = http.app.state.front.pool.target
+    if target is None:
+        raise busy("the bundle is being opened")
+    try:
+        return _opened(target)
+    except UserError as error:
+        log("bundle unreadable", detail=str(error))
+        raise busy("the catalogue of the bundle cannot be read; the log says why") from error
