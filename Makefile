@@ -75,6 +75,7 @@ serve: $(STAMP) ## recommendations of the trained world over HTTP, on 127.0.0.1:
 	$(RUN) launch/serve.py bundle=$(W)/bundles/current
 
 test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
+	@command -v chromium >/dev/null || echo "browser tests are left out: apt-get install chromium"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP) ## the tests marked slow

@@ -8,7 +8,7 @@ const ASKED = 120; // reordered for new artists in the page
 const SHOWN = 48;
 const CHOSEN = 5;
 const $ = (id) => document.getElementById(id);
-const state = { user: null, likes: [], dials: null, turn: 0, tiles: new Map() };
+const state = { user: null, likes: [], dials: null, turn: 0 };
 
 function say(text, isError = false) {
   $("status").textContent = text;
@@ -76,7 +76,7 @@ function showStrip() {
 async function recommend() {
   const turn = ++state.turn;
   const started = performance.now();
-  const body = { user: state.user, k: ASKED, explain: true, dials: who().dials };
+  const body = { user: state.user, k: state.dials?.wantsNew() ? ASKED : SHOWN, explain: true, dials: who().dials };
   body.diversity = state.dials ? 0.7 * state.dials.variety() : 0;
   const found = await post("/v1/recommend", body);
   if (turn !== state.turn) return found;

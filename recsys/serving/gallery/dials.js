@@ -36,7 +36,8 @@ export function makeDials(place, weights, onmove) {
     factors: () => Object.fromEntries(Object.keys(own).map((name) => [name, Math.min(10, value[name] / own[name])])
       .filter(([, factor]) => Math.abs(factor - 1) > 1e-6)),
     variety: () => value.variety,
-    // Rank items: log-odds, plus a bonus for artists that the person has not liked.
+    wantsNew: () => value.artists > 0,
+    // Move up items of artists whom the person has not liked: at 100 % all of them come first.
     order: (items, artists) => value.artists === 0 ? items
       : items.map((item, place) => [place - (item.artist && !artists.has(item.artist) ? items.length * value.artists : 0), item])
         .sort((a, b) => a[0] - b[0]).map(([, item]) => item),

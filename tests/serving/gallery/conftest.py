@@ -1,0 +1,55 @@
+"""A server of the tiny bundle, and Chromium, for the tests of this folder."""
+
+import shutil
+
+import pytest
+
+from tests.serving.server.running import Server
+
+OPENER = "recsys.serving.recommender:Recommender"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle, tmp_path_factory):
+    """A server with one worker that a module's tests share."""
+    folder = tmp_path_factory.mktemp("gallery")
+    with Server(tiny_bundle, folder / "log", opener=OPENER) as running:
+        running.wait(seconds=120)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium, driven by Playwright; the test is skipped where it is not installed."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server, chromium):
+    """A page whose end checks that no error was logged and no other host was asked."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    opened = context.new_page()
+    opened.set_default_timeout(30_000)
+    errors, elsewhere = [], []
+    address = f"http://127.0.0.1:{server.port}/"
+    opened.on("console", lambda said: said.type == "error" and errors.append(said.text))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+
+    def check(request):
+        if not request.url.startswith((address, "blob:", "data:")):
+            elsewhere.append(request.url)
+
+    opened.on("request", check)
+    opened.address = address
+    opened.errors = errors
+    yield opened
+    context.close()
+    assert not errors
+    assert not elsewhere

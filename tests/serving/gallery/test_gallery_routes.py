@@ -1,0 +1,92 @@
+"""Routes of the gallery: its files and their headers, thumbnails, users."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from recsys.bundle.bundle import Bundle
+from recsys.serving.server.gallery import PAGES
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+def test_the_pages_forbid_everything_from_elsewhere(server):
+    for path in ("/", "/gallery/app.js", "/gallery/style.css"):
+        answer = server.ask("GET", path)
+        assert answer.status == 200
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_every_file_that_a_page_names_is_served_and_no_other(server):
+    for page in PAGES.iterdir():
+        for name in re.findall(r'"(?:\./|/gallery/)([\w.-]+)"', page.read_text()):
+            assert server.ask("GET", f"/gallery/{name}").status == 200, name
+    for name in ("gallery.py", "..%2Fstore.py", "nothing.js"):
+        assert server.ask("GET", f"/gallery/{name}").status == 404
+
+
+def test_files_of_the_gallery_belong_to_the_package():
+    pyproject = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    endings = {path.suffix for path in PAGES.iterdir() if path.is_file()}
+    assert all(f'"gallery/*{ending}"' in pyproject for ending in endings)
+
+
+def test_a_thumbnail_is_the_bundles_and_is_not_sent_twice(server, bundle):
+    row = next(r for r in range(1, len(bundle.items)) if bundle.catalogue.picture(r))
+    path = f"/v1/items/{bundle.item_id(row)}/picture"
+    answer = server.ask("GET", path)
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert answer.body == bundle.catalogue.picture(row)
+    assert "max-age" in answer.headers["cache-control"]
+    again = server.ask("GET", path, If_None_Match=answer.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+    assert server.ask("GET", path, If_None_Match='"another"').status == 200
+
+
+def test_an_item_without_a_picture_has_a_placeholder_and_an_unknown_one_nothing(server):
+    added = server.post("/v1/items", {"id": "words/only", "text": "a red house"})
+    assert added.status == 201, added.body
+    answer = server.ask("GET", "/v1/items/words%2Fonly/picture")
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/svg+xml")
+    assert b"No picture" in answer.body
+    assert server.ask("GET", "/v1/items/words%2Fonly").json["id"] == "words/only"
+    unknown = server.ask("GET", "/v1/items/nothing/picture")
+    assert unknown.status == 404
+    assert "'nothing' given" in unknown.json["detail"]
+
+
+def test_users_are_found_by_prefix_and_by_chance(server, bundle):
+    ids = [bundle.vocabularies["user_id"].id_of(row) for row in range(1, bundle.users.num_rows)]
+    prefix = ids[0][:-1]
+    expected = [id for id in ids if id.startswith(prefix)][:5]
+    found = server.ask("GET", f"/v1/users?prefix={prefix}&limit=5").json
+    assert [user["id"] for user in found["users"]] == expected
+    assert found["users"][0]["likes"] == len(bundle.users.history(1))
+    assert server.ask("GET", "/v1/users?prefix=nobody").json["users"] == []
+    drawn = server.ask("GET", "/v1/users?order=chance&limit=7").json["users"]
+    assert len({user["id"] for user in drawn}) == 7
+    assert {user["id"] for user in drawn} <= set(ids)
+    assert server.ask("GET", "/v1/users?limit=0").status == 422
+
+
+def test_a_user_has_a_history_which_later_likes_lead(server, bundle):
+    user = bundle.vocabularies["user_id"].id_of(1)
+    before = server.ask("GET", f"/v1/users/{user}").json
+    history = [bundle.item_id(int(row)) for row in bundle.users.history(1)]
+    assert [item["id"] for item in before["likes"]] == list(dict.fromkeys(reversed(history)))
+    liked = next(bundle.item_id(r) for r in range(1, 121) if bundle.item_id(r) not in history)
+    event = {"user": user, "item": liked, "kind": "liked"}
+    assert server.post("/v1/events", {"events": [event]}).status == 200
+    after = server.ask("GET", f"/v1/users/{user}").json
+    assert [item["id"] for item in after["likes"]] == [liked, *dict.fromkeys(reversed(history))]
+    assert after["known"]
+    unknown = server.ask("GET", "/v1/users/nobody")
+    assert unknown.status == 404
+    assert "'nobody' given" in unknown.json["detail"]

@@ -1,0 +1,149 @@
+"""The gallery in Chromium: a person, the dials, a picture, a new visitor, search; errors; phones."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from recsys.bundle.bundle import Bundle
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def user(tiny_bundle):
+    """The user with most likes."""
+    bundle = Bundle.open(tiny_bundle)
+    row = max(range(1, bundle.users.num_rows), key=lambda row: len(bundle.users.history(row)))
+    return bundle.vocabularies["user_id"].id_of(row)
+
+
+def see(page, user):
+    page.goto(f"{page.address}#person={user}")
+    page.wait_for_selector("#dials label")
+
+
+def order(page):
+    return page.eval_on_selector_all("#grid .tile", "tiles => tiles.map(t => t.dataset.id)")
+
+
+def await_order(page, before):
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('#grid .tile')].map(t => t.dataset.id).join() != before",
+        arg=",".join(before),
+    )
+
+
+def test_a_person_is_shown_with_likes_recommendations_mixes_and_reasons(page, user):
+    see(page, user)
+    assert page.title() == f"{user} - Tessera gallery"
+    assert page.locator("#strip img").count() > 0
+    assert page.locator("#grid .tile").count() > 5
+    assert "content" in page.locator("#grid .mix").first.get_attribute("aria-label")
+    assert page.locator("#grid .reason").first.inner_text()
+    assert page.eval_on_selector_all("img", "all => all.every(i => i.hasAttribute('alt'))")
+    page.wait_for_function("document.querySelector('#grid img').naturalWidth > 1")
+
+
+def test_a_dial_moved_by_key_reorders_in_place_and_own_weights_bring_it_back(page, user):
+    see(page, user)
+    before = order(page)
+    page.locator("#dials input[name=artists]").focus()
+    page.keyboard.press("End")
+    await_order(page, before)
+    moved = order(page)
+    page.get_by_role("button", name="Own weights").click()
+    await_order(page, moved)
+    assert order(page) == before
+
+
+def test_a_person_is_picked_by_id_with_the_keyboard(page, user):
+    see(page, user)
+    page.locator("#person").focus()
+    page.keyboard.type("u")
+    page.wait_for_selector("#people option", state="attached")
+    other = page.locator("#people option").last.get_attribute("value")
+    page.locator("#person").fill(other)
+    page.keyboard.press("Enter")
+    page.wait_for_function("id => document.getElementById('title').textContent == id", arg=other)
+    page.wait_for_selector("#dials label")
+
+
+def test_a_picture_opens_by_key_with_what_is_near_and_why(page, user):
+    see(page, user)
+    page.locator("#grid .open").nth(1).focus()
+    page.keyboard.press("Enter")
+    for name in ("content", "style", "words"):
+        near = page.locator(f"section[aria-label='Near by {name}']")
+        near.locator("img").nth(5).wait_for(state="attached")
+    page.get_by_role("button", name="Why, or why not?").click()
+    page.wait_for_selector(".terms")
+    assert "Rank 2, probability" in page.locator("[data-role=why]").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#dialog").is_visible()
+
+
+def test_a_like_is_stored_and_changes_what_comes_next(page, server, user):
+    see(page, user)
+    before = order(page)
+    page.locator("#grid .like").first.click()
+    await_order(page, before)
+    assert before[0] not in order(page)
+    latest = server.ask("GET", f"/v1/users/{user}").json["likes"][0]
+    assert latest["id"] == before[0]
+    assert page.locator("#strip img").first.get_attribute("src").split("/")[3] == before[0]
+
+
+def test_a_new_visitor_chooses_five_and_is_recommended_others_at_once(page):
+    page.goto(page.address)
+    page.get_by_role("button", name="I am new").click()
+    page.wait_for_function("document.querySelectorAll('#grid .tile').length == 30")
+    chosen = order(page)[:5]
+    for place in range(5):
+        page.locator("#grid .open").nth(place).focus()
+        page.keyboard.press("Enter")
+    page.wait_for_selector("#dials label")
+    assert page.locator("#title").inner_text() == "For you"
+    assert page.locator("#strip li").count() == 5
+    assert not set(chosen) & set(order(page))
+
+
+def test_search_by_words_and_by_a_picture_by_content_and_style(page, user):
+    see(page, user)
+    page.locator("#words").fill("red fox")
+    page.keyboard.press("Enter")
+    page.get_by_text("nearest first").wait_for()
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 40, 40)).save(stream, "PNG")
+    file = {"name": "red.png", "mimeType": "image/png", "buffer": stream.getvalue()}
+    page.locator("#upload").set_input_files(file)
+    page.locator("h1", has_text="Near to red.png").wait_for()
+    page.get_by_text("nearest first").wait_for()
+    page.get_by_role("button", name="By style").click()
+    page.locator("button[aria-pressed=true]", has_text="By style").wait_for()
+    page.get_by_text("nearest first").wait_for()
+
+
+def test_an_unknown_person_is_told_in_the_servers_words(page):
+    page.goto(f"{page.address}#person=nobody")
+    page.locator("#status.error").wait_for()
+    assert "'nobody' given" in page.locator("#status").inner_text()
+    # Chromium logs every answer of 404 itself.
+    assert all("404" in error for error in page.errors)
+    page.errors.clear()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_page_scrolls_sideways(page, user, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    see(page, user)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_nothing_glides_where_motion_is_unwanted(page, user):
+    page.emulate_media(reduced_motion="reduce", color_scheme="dark")
+    see(page, user)
+    before = order(page)
+    page.locator("#dials input[name=artists]").press("End")
+    await_order(page, before)
+    assert page.evaluate("document.getAnimations().length") == 0
