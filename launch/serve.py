@@ -25,6 +25,7 @@ def job(cfg: DictConfig) -> None:
     say(f"bundle {find_target(config.bundle).folder}, {num_workers(config)} worker(s)")
     say(f"events: {shown_place(config)}")
     address = f"http://{config.host}:{config.port}"
+    say(f"gallery: {address}/")
     say(
         f"""next: curl --json '{{"k": 5}}' {address}/v1/recommend (all routes: {address}/openapi.json)"""
     )

@@ -33,7 +33,3 @@ class Histories:
         """Return a user's liked item rows [T], oldest first."""
         start, stop = int(self._offsets[user_row]), int(self._offsets[user_row + 1])
         return np.asarray(self._values[start:stop], np.int64)
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Return the number of liked items of every user [U]."""
-        return np.diff(np.asarray(self._offsets, np.int64))

@@ -36,3 +36,14 @@ def test_added_ids_follow_those_of_the_files_once_each(tmp_path):
     found = written(tmp_path, ["a", "b"])
     assert [found.add(text) for text in ("x", "b", "y", "x")] == [3, 2, 4, 3]
     assert (found["x"], found.id_of(4), list(found)) == (3, "y", ["a", "b", "x", "y"])
+
+
+def test_ids_are_found_by_prefix_in_blocks_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "_BLOCK_ROWS", 3)
+    ids = [f"{letter}{n}" for n in range(5) for letter in ("a", "ab", "b", "\u00e9")]
+    found = written(tmp_path, ids)
+    found.add("abc")
+    for prefix in ("", "a", "ab", "ab3", "b", "\u00e9", "\u00e94", "c", "ab33"):
+        expected = [id for id in [*ids, "abc"] if id.startswith(prefix)]
+        assert found.starting_with(prefix, 100) == expected
+        assert found.starting_with(prefix, 2) == expected[:2]

@@ -30,7 +30,7 @@ function head(title, lead, sections = []) {
   for (const id of ["liked", "dials", "choice"]) $(id).hidden = !sections.includes(id);
 }
 
-const who = () => ({ user: state.user, dials: state.dials?.factors() ?? {} });
+const who = () => ({ user: state.user, dials: state.dials?.factors() ?? {}, isLiked });
 const open = (item) => openPicture(item, who(), like);
 const isLiked = (item) => state.likes.some((liked) => liked.id === item.id);
 

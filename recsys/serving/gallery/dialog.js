@@ -2,11 +2,11 @@
 import { get, post, pictureOf } from "./api.js";
 import { describe, image, make, mix, MODALITIES, percent } from "./tiles.js";
 
-const RANKED = { k: 500, candidates: 5000, exclude_seen: false };
+const RANKED = { k: 500, candidates: 5000, diversity: 0 };
 const dialog = document.getElementById("dialog");
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
-// `who`: {user, dials}; `like(item, button)` likes it.
+// `who`: {user, dials, isLiked(item)}; `like(item, button)` likes it.
 export async function openPicture(item, who, like) {
   const about = make("div", { class: "about" }, make("h2", { id: "dialog-title" }, item.title || item.id));
   const near = make("div", { class: "near" });
@@ -53,8 +53,9 @@ async function tell(item, about, actions, who) {
 }
 
 // Rank of an item for each of some dials; null: beyond the first 500.
-async function rankOf(item, user, dials) {
-  const found = await post("/v1/recommend", { user, dials, diversity: 0, ...RANKED });
+async function rankOf(item, who, dials) {
+  const exclude_seen = !who.isLiked(item);
+  const found = await post("/v1/recommend", { user: who.user, dials, exclude_seen, ...RANKED });
   return found.items.find((other) => other.id === item.id)?.rank ?? null;
 }
 
@@ -67,7 +68,7 @@ async function explain(item, button, about, who) {
     const found = await post("/v1/explain", { user, item: item.id, dials });
     const names = Object.keys(found.weights);
     const [rank, ...raised] = await Promise.all([dials, ...names.map((name) =>
-      ({ ...dials, [name]: Math.min(10, 3 * (dials[name] ?? 1)) }))].map((d) => rankOf(item, user, d)));
+      ({ ...dials, [name]: Math.min(10, 3 * (dials[name] ?? 1)) }))].map((d) => rankOf(item, who, d)));
     const stands = rank ? `Rank ${rank}` : `Not among the first ${RANKED.k}`;
     const lifts = names.map((name, n) => [name, raised[n]])
       .filter(([, r]) => r && r < (rank ?? RANKED.k + 1)).sort((a, b) => a[1] - b[1]);

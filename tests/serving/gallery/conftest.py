@@ -13,7 +13,7 @@ OPENER = "recsys.serving.recommender:Recommender"
 def server(tiny_bundle, tmp_path_factory):
     """A server with one worker that a module's tests share."""
     folder = tmp_path_factory.mktemp("gallery")
-    with Server(tiny_bundle, folder / "log", opener=OPENER) as running:
+    with Server(tiny_bundle, folder / "log", opener=OPENER, request_seconds=60) as running:
         running.wait(seconds=120)
         yield running
 
