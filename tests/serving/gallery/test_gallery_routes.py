@@ -1,12 +1,28 @@
 """Routes of the gallery: its files and their headers, thumbnails, users."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from recsys.bundle.bundle import Bundle
 from recsys.serving.server.gallery import PAGES
+
+
+def test_the_front_process_reads_a_bundle_without_torch(tiny_bundle):
+    code = """
+import sys
+from pathlib import Path
+import recsys.serving.server.app
+from recsys.serving.shown import Shown
+shown = Shown(Path(sys.argv[1]))
+assert shown.picture(shown.history(shown.people("", 1)[0].id)[0])
+assert not {"torch", "torchrec", "duckdb"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.fixture(scope="module")

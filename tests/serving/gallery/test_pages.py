@@ -57,6 +57,20 @@ def test_a_dial_moved_by_key_reorders_in_place_and_own_weights_bring_it_back(pag
     assert order(page) == before
 
 
+@pytest.mark.parametrize("name", ["semantic", "style", "text"])
+def test_a_dial_at_full_is_what_the_server_ranks_by_its_factor(page, server, user, name):
+    see(page, user)
+    place = page.locator(f"#dials input[name={name}]")
+    own = page.evaluate("name => document.querySelector(`#dials input[name=${name}]`).value", name)
+    with page.expect_request("**/v1/recommend") as sent:
+        place.fill("100" if own != "100" else "50")
+    dials = sent.value.post_data_json["dials"]
+    assert list(dials) == [name] and (dials[name] > 1) == (own != "100")
+    page.wait_for_load_state("networkidle")
+    answer = server.post("/v1/recommend", sent.value.post_data_json).json
+    assert order(page) == [item["id"] for item in answer["items"]]
+
+
 def test_a_person_is_picked_by_id_with_the_keyboard(page, user):
     see(page, user)
     page.locator("#person").focus()
