@@ -97,8 +97,10 @@ async function showPerson(user, title = user, hasDone = false) {
     const person = await get(`/v1/users/${encodeURIComponent(user)}`);
     if (turn !== state.turn) return;
     state.likes = person.likes;
-    const found = await recommend();
-    if (state.user !== user) return;
+    const recommending = recommend();
+    const asked = state.turn;
+    const found = await recommending;
+    if (asked !== state.turn) return; // something else was asked for meanwhile
     const count = person.likes.length;
     head(title, hasDone ? "Chosen by what you have just liked." : `${count} liked pictures, and what comes next.`, ["liked"]);
     showStrip();
@@ -120,14 +122,17 @@ async function welcome() {
     const found = await post("/v1/recommend", { k: 30, diversity: 0.9 });
     if (turn !== state.turn) return;
     const chosen = new Set();
+    let isDone = false;
     const count = () => say(`${chosen.size} of ${CHOSEN} chosen.`);
     const choose = async (item) => {
+      if (isDone) return;
       const element = $("grid").querySelector(`[data-id="${CSS.escape(item.id)}"]`);
       if (!chosen.delete(item.id)) chosen.add(item.id);
       element.classList.toggle("chosen", chosen.has(item.id));
       element.querySelector(".like").setAttribute("aria-pressed", String(chosen.has(item.id)));
       count();
-      if (chosen.size === CHOSEN) {
+      isDone = chosen.size === CHOSEN;
+      if (isDone) {
         const { user } = state;
         try {
           const events = [...chosen].map((id) => ({ user, item: id, kind: "liked", id: crypto.randomUUID() }));
@@ -164,7 +169,7 @@ async function search(question, title) {
     show(found.items, false);
     say(found.items.length ? `${found.items.length} pictures, nearest first.` : "Nothing found.");
   } catch (error) {
-    failed(error);
+    if (turn === state.turn) failed(error);
   }
 }
 

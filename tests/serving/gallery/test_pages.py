@@ -138,6 +138,20 @@ def test_search_by_words_and_by_a_picture_by_content_and_style(page, user):
     page.get_by_text("nearest first").wait_for()
 
 
+def test_a_search_that_overtakes_a_person_is_what_remains(page, user):
+    def late(route):
+        page.locator("#words").fill("red fox")
+        page.locator("#words").press("Enter")
+        route.continue_()
+
+    page.route("**/v1/recommend", late)
+    page.goto(f"{page.address}#person={user}")
+    page.get_by_text("nearest first").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert "nearest first" in page.locator("#status").inner_text()
+    assert not page.locator("#dials").is_visible()
+
+
 def test_an_unknown_person_is_told_in_the_servers_words(page):
     page.goto(f"{page.address}#person=nobody")
     page.locator("#status.error").wait_for()
