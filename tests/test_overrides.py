@@ -11,7 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
+from launch import (
+    compare,
+    demo,
+    embed,
+    evaluate,
+    events,
+    export,
+    loadtest,
+    neighbours,
+    plan,
+    prepare,
+    recommend,
+    serve,
+    sweep,
+    sync,
+    train,
+)
 from recsys.config import from_config, plain, read_job
 from recsys.job import typed_arguments
 from recsys.overrides import override, top_level, typed
@@ -24,9 +40,14 @@ JOBS = {
     "demo": demo,
     "embed": embed,
     "evaluate": evaluate,
+    "events": events,
+    "export": export,
+    "loadtest": loadtest,
     "neighbours": neighbours,
     "plan": plan,
     "prepare": prepare,
+    "recommend": recommend,
+    "serve": serve,
     "sweep": sweep,
     "sync": sync,
     "train": train,

@@ -41,6 +41,11 @@ class UserStore:
         """Return the time of a user's last interaction in the log's unit; 0 where it is not known."""
         return 0 if self._last_time_U is None else int(self._last_time_U[user_row])
 
+    @property
+    def newest_time(self) -> int:
+        """Time of the last interaction of all users in the log's unit; 0 where it is not known."""
+        return 0 if self._last_time_U is None else int(self._last_time_U.max(initial=0))
+
 
 def user_features(spec: BundleSpec) -> list[str]:
     """Return the features of the users file, in the manifest's order."""

@@ -15,9 +15,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.bundle.spec import EXPORT_AGAIN
+from recsys.data.raw_text import as_written
 from recsys.files import new_array, read_array, write_array
 from recsys.schema import UNKNOWN_ROW
 
@@ -40,7 +42,8 @@ class Vocabulary(Mapping[str, int]):
             DamagedFileError: a file is missing or broken.
         """
         self._hashes_K, self._rows_K, self._offsets, self._texts = (
-            read_array(folder / f"{table}.{part}.npy", EXPORT_AGAIN, mmap=True)
+            # Plain views: indexing a memmap costs several times as much.
+            np.asarray(read_array(folder / f"{table}.{part}.npy", EXPORT_AGAIN, mmap=True))
             for part in ("hashes", "rows", "offsets", "texts")
         )
         self._added: dict[str, int] = {}
@@ -57,16 +60,19 @@ class Vocabulary(Mapping[str, int]):
         Raises:
             KeyError: no such id.
         """
-        if text in self._added:
-            return self._added[text]
-        wanted = np.uint64(hash_of(text))
-        place = int(np.searchsorted(self._hashes_K, wanted))
-        while place < len(self._hashes_K) and self._hashes_K[place] == wanted:
-            row = int(self._rows_K[place])
+        row = int(self.rows_of([text])[0])
+        if row == UNKNOWN_ROW:
+            raise KeyError(text)
+        return row
+
+    def _row_from(self, text: str, wanted: int, place: int) -> int:
+        """Return an id's row, its hash being `wanted`, first found at `place`; 0: not listed."""
+        while place < len(self._hashes_K) and self._hashes_K.item(place) == wanted:
+            row = self._rows_K.item(place)
             if self.id_of(row) == text:
                 return row
             place += 1
-        raise KeyError(text)
+        return self._added.get(text, UNKNOWN_ROW)
 
     def __len__(self) -> int:
         return len(self._hashes_K) + len(self._added_ids)
@@ -80,12 +86,28 @@ class Vocabulary(Mapping[str, int]):
         """Return the id of a row; "" for the unknown row 0."""
         if row >= self.num_rows:
             return self._added_ids[row - self.num_rows]
-        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        start, stop = self._offsets.item(row), self._offsets.item(row + 1)
         return self._texts[start:stop].tobytes().decode("utf-8", "surrogatepass")
+
+    def rows_as_written(self, ids: Sequence[str], written: str | None) -> NDArray[np.int64]:
+        """Return the rows of ids of a request [K]; one that is not listed is sought as prepare wrote it.
+
+        Args:
+            written: FeatureSpec.column_type: "7" is the id "7.0" of a floating-point column.
+        """
+        rows_K = self.rows_of(ids)
+        missing = np.flatnonzero(rows_K == UNKNOWN_ROW)
+        if len(missing) and written not in (None, "text"):
+            given = pa.array([ids[place] for place in missing.tolist()], pa.large_string())
+            rows_K[missing] = self.rows_of(as_written(given, written).to_pylist())
+        return rows_K
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of ids [K]; 0 for those that are not listed."""
-        return np.array([self.get(text, UNKNOWN_ROW) for text in ids], dtype=np.int64)
+        wanted_K = np.array([hash_of(text) for text in ids], dtype=np.uint64)
+        places_K = np.searchsorted(self._hashes_K, wanted_K).tolist()
+        found = zip(ids, wanted_K.tolist(), places_K, strict=True)
+        return np.array([self._row_from(*one) for one in found], dtype=np.int64)
 
     def starting_with(self, prefix: str, limit: int) -> list[str]:
         """Return up to `limit` ids that begin with a text, by row; every id's first bytes are read."""

@@ -102,8 +102,7 @@ class Recommender:
     @cached_property
     def since(self) -> float:
         """Time up to which the bundle's histories reach, in seconds since 1970; 0 where not known."""
-        times = (self.bundle.users.last_time(row) for row in range(self.bundle.users.num_rows))
-        return float(max(times, default=0))
+        return float(self.bundle.users.newest_time)
 
     # Lists
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import Profile
+from recsys.data.raw_text import json_array
 from recsys.errors import UserError
 from recsys.schema import UNKNOWN_ROW
 
@@ -127,9 +127,9 @@ def encoded_rows(bundle: Bundle, name: str, value: Any) -> NDArray[np.int64]:
         UserError: the value is of a type that cannot be read, or a list where one value belongs.
     """
     try:
-        raw = pa.array([value])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise UserError(f"features.{name}={value!r}: {error}") from error
+        raw = json_array([value])
+    except UserError as error:
+        raise UserError(f"features.{name}: {error}") from error
     return bundle.encoder.encode(name, raw)[0]
 
 

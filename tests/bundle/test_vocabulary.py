@@ -47,3 +47,16 @@ def test_ids_are_found_by_prefix_in_blocks_up_to_a_limit(tmp_path, monkeypatch):
         expected = [id for id in [*ids, "abc"] if id.startswith(prefix)]
         assert found.starting_with(prefix, 100) == expected
         assert found.starting_with(prefix, 2) == expected[:2]
+
+
+def test_ids_of_a_request_are_sought_as_prepare_wrote_them(tmp_path):
+    found = written(tmp_path, ["7.0", "12.5", "x"])
+    assert found.rows_as_written(["7", "12.5", "7.0", "8", "x"], "float64").tolist() == [
+        1,
+        2,
+        1,
+        0,
+        3,
+    ]
+    assert found.rows_as_written(["7", "7.0"], "text").tolist() == [0, 1]
+    assert found.rows_as_written(["7", "7.0"], None).tolist() == [0, 1]

@@ -70,7 +70,9 @@ def test_bundle_of_every_ranker_scores_as_the_run(varied, one_process, name):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process, form):
-    check(varied, form.replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]})
+    check(
+        varied, f"form-{form}".replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]}
+    )
 
 
 @pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])

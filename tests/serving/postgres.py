@@ -29,8 +29,9 @@ def postgres(folder: Path) -> Iterator[str]:
     folder.mkdir()
     if account is not None:
         shutil.chown(folder, account)
-        for parent in folder.parents[:3]:  # pytest's folders are for their owner alone
-            parent.chmod(parent.stat().st_mode | 0o011)
+        for parent in folder.parents:  # pytest's folders are for their owner alone
+            if parent.stat().st_mode & 0o011 != 0o011:
+                parent.chmod(parent.stat().st_mode | 0o011)
 
     def run(*command: object) -> None:
         done = subprocess.run(

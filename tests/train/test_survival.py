@@ -272,7 +272,10 @@ def test_a_second_start_under_the_same_rendezvous_id_overwrites_the_first(worksp
             ),
         )
         assert running.finish(seconds=120) == 0, running.said()[-3000:]
-        assert "is kept" not in running.said() and "resumed" not in running.said()
+        assert (
+            "start of torchrun and is kept" not in running.said()
+            and "resumed" not in running.said()
+        )
     assert "is finished" not in running.said()
 
 

@@ -13,9 +13,19 @@ from typing import Any
 _LENGTH = struct.Struct(">Q")
 
 
+def dumps(message: Any) -> bytes:
+    """Return a message as bytes."""
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def loads(content: bytes | bytearray) -> Any:
+    """Return the message of bytes that another process of this server wrote."""
+    return pickle.loads(content)
+
+
 def packed(message: Any) -> bytes:
     """Return a message as one frame."""
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    content = dumps(message)
     return _LENGTH.pack(len(content)) + content
 
 
@@ -31,7 +41,7 @@ def receive(connection: socket.socket) -> Any:
         EOFError: the other end is closed.
     """
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
-    return pickle.loads(_exactly(connection, length))
+    return loads(_exactly(connection, length))
 
 
 async def receive_async(reader: asyncio.StreamReader) -> Any:
@@ -41,7 +51,7 @@ async def receive_async(reader: asyncio.StreamReader) -> Any:
         EOFError, OSError: the other end is closed or gone.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return pickle.loads(await reader.readexactly(length))
+    return loads(await reader.readexactly(length))
 
 
 def _exactly(connection: socket.socket, num_bytes: int) -> bytearray:

@@ -5,6 +5,7 @@ the same order. A worker opens one bundle and never another; a new bundle is a n
 the front process closes the socket. Forked by zygote.py.
 """
 
+import gc
 import importlib
 import socket
 import traceback
@@ -54,6 +55,9 @@ def work(connection: socket.socket, arguments: WorkerArguments) -> None:
         return
     finally:
         store.close()
+    # Everything that lives as long as the worker is left out of every collection from here on.
+    gc.collect()
+    gc.freeze()
     send(connection, Ready(worker.version, worker.since, last_item))
     while True:
         try:

@@ -11,7 +11,6 @@ import ctypes
 import gc
 import importlib
 import os
-import pickle
 import select
 import signal
 import socket
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.runtime.threads import use_threads
-from recsys.serving.server.frames import receive, send
+from recsys.serving.server.frames import dumps, loads, receive, send
 from recsys.serving.server.messages import WorkerArguments
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -69,7 +68,7 @@ class Zygote:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                socket.send_fds(self.control, [pickle.dumps(arguments)], [theirs.fileno()])
+                socket.send_fds(self.control, [dumps(arguments)], [theirs.fileno()])
                 return receive(self.control), ours
         except BaseException:
             ours.close()
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
         pid = os.fork()
         if pid == 0:
             control.close()
-            _run_worker(connection, pickle.loads(content))
+            _run_worker(connection, loads(content))
         connection.close()
         send(control, pid)
 
