@@ -25,6 +25,16 @@ def family_of(pid: int) -> list[int]:
     return pids
 
 
+def kill_family(process: subprocess.Popen) -> None:
+    """SIGKILL a process and its family at once, itself first."""
+    for pid in family_of(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # ended by itself in between
+    process.wait()
+
+
 def run_worker(script: Path, *arguments: object, ranks: int, seconds: float = 280) -> str:
     """Run a script of the tests and return what it printed; where it fails, the test does.
 
@@ -93,12 +103,7 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL everything at once, the launcher first."""
-        for pid in family_of(self.process.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # ended by itself in between
-        self.process.wait()
+        kill_family(self.process)
 
     def finish(self, *, seconds: float = 240) -> int:
         """Wait for the end and return the exit code."""

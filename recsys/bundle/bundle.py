@@ -41,7 +41,7 @@ class Bundle:
         read = {spec.feature(name).table for name in (*spec.user_features, *spec.item_features)}
         self.tables = {name: QuantisedTable(folder / "tables", name) for name in sorted(read)}
         self.vocabularies = {
-            table.name: Vocabulary(folder / "vocab", table.name)
+            table.name: Vocabulary(folder / "vocab", table.name, spec.id_type(table.name))
             for table in spec.manifest.tables
             if table.vocabulary is not None
         }
@@ -97,17 +97,13 @@ class Bundle:
         """Return a user's row; 0 for None and for a user that is not known."""
         if user_id is None or "user_id" not in self.vocabularies:
             return UNKNOWN_ROW
-        return int(self._rows_of("user_id", [user_id])[0])
+        return self.vocabularies["user_id"].get(user_id, UNKNOWN_ROW)
 
     def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of items [N], those added included; 0 for those that are not known."""
         if "item_id" not in self.vocabularies:
             return np.zeros(len(item_ids), np.int64)
-        return self._rows_of("item_id", item_ids)
-
-    def _rows_of(self, feature: str, ids: Sequence[str]) -> NDArray[np.int64]:
-        written = self.spec.feature(feature).column_type
-        return self.vocabularies[feature].rows_as_written(ids, written)
+        return self.vocabularies["item_id"].rows_of(item_ids)
 
     def item_id(self, row: int) -> str:
         """Return the id of an item's row; "" for the unknown row 0."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from recsys.bundle.lookup import Column, column_of
 from recsys.bundle.spec import BundleSpec
 from recsys.bundle.tables import mapped
+from recsys.schema import Manifest
 
 PARTS = ("vectors", "present", "products", "first_order", "retrieval", "columns")
 """vectors [N, M, H], present [N, M] and products [N, M, D] of the item side of a two-sided model;
@@ -159,7 +160,7 @@ class Items:
             name: Rows(mapped(folder / "vectors" / f"{name}.npy")) for name in self.modalities
         }
         self.has_vector = Rows(mapped(folder / "has_vector.npy"))
-        self.features = open_features(folder / "features", item_features(spec))
+        self.features = open_features(folder / "features", item_features(spec.manifest))
         self.train_count = Rows(mapped(folder / "train_count.npy"))
 
     def __len__(self) -> int:
@@ -202,6 +203,6 @@ def _unknown(feature: FeatureRows) -> NDArray[np.int64]:
     return feature.of(0)
 
 
-def item_features(spec: BundleSpec) -> list[str]:
+def item_features(manifest: Manifest) -> list[str]:
     """Return the features of the items file, in the manifest's order."""
-    return [f.name for f in spec.manifest.features if f.source == "item" and f.name != "item_id"]
+    return [f.name for f in manifest.features if f.source == "item" and f.name != "item_id"]

@@ -111,6 +111,13 @@ class BundleSpec:
         """Return a feature of the manifest by its name."""
         return next(f for f in self.manifest.features if f.name == name)
 
+    def id_type(self, table: str) -> str | None:
+        """Return the type of the raw column of users' or items' ids; None for other tables."""
+        if table not in ("user_id", "item_id"):
+            return None
+        types = (f.column_type for f in self.manifest.features if f.name == table)
+        return next(types, None)
+
 
 def content_hash(checksums: Mapping[str, str]) -> str:
     """Return the `sha8` of the sha256 of every data file by relative path."""

@@ -16,6 +16,7 @@ from recsys.bundle.histories import Histories
 from recsys.bundle.items import FeatureRows, open_features
 from recsys.bundle.spec import BundleSpec
 from recsys.bundle.tables import mapped
+from recsys.schema import Manifest
 
 
 class UserStore:
@@ -28,7 +29,7 @@ class UserStore:
             DamagedFileError: a file is missing or broken.
         """
         self.num_rows = spec.manifest.num_user_rows
-        self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec))
+        self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec.manifest))
         self._histories = None if spec.manifest.history is None else Histories(folder)
         file = folder / "last_time.npy"
         self._last_time_U = mapped(file).numpy() if file.is_file() else None
@@ -47,6 +48,6 @@ class UserStore:
         return 0 if self._last_time_U is None else int(self._last_time_U.max(initial=0))
 
 
-def user_features(spec: BundleSpec) -> list[str]:
+def user_features(manifest: Manifest) -> list[str]:
     """Return the features of the users file, in the manifest's order."""
-    return [f.name for f in spec.manifest.features if f.source == "user" and f.name != "user_id"]
+    return [f.name for f in manifest.features if f.source == "user" and f.name != "user_id"]

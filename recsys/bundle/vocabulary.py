@@ -35,8 +35,11 @@ def hash_of(text: str) -> int:
 class Vocabulary(Mapping[str, int]):
     """Row by id, of one table; ids that were added at run time come after those of the files."""
 
-    def __init__(self, folder: Path, table: str):
+    def __init__(self, folder: Path, table: str, written: str | None = None):
         """Map the files of a table below `vocab/`.
+
+        Args:
+            written: FeatureSpec.column_type of the ids: "7" finds "7.0" of a floating-point column.
 
         Raises:
             DamagedFileError: a file is missing or broken.
@@ -46,6 +49,7 @@ class Vocabulary(Mapping[str, int]):
             np.asarray(read_array(folder / f"{table}.{part}.npy", EXPORT_AGAIN, mmap=True))
             for part in ("hashes", "rows", "offsets", "texts")
         )
+        self._written = written
         self._added: dict[str, int] = {}
         self._added_ids: list[str] = []
 
@@ -89,21 +93,16 @@ class Vocabulary(Mapping[str, int]):
         start, stop = self._offsets.item(row), self._offsets.item(row + 1)
         return self._texts[start:stop].tobytes().decode("utf-8", "surrogatepass")
 
-    def rows_as_written(self, ids: Sequence[str], written: str | None) -> NDArray[np.int64]:
-        """Return the rows of ids of a request [K]; one that is not listed is sought as prepare wrote it.
-
-        Args:
-            written: FeatureSpec.column_type: "7" is the id "7.0" of a floating-point column.
-        """
-        rows_K = self.rows_of(ids)
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of ids [K], sought as they are, then as prepare wrote them; 0: not listed."""
+        rows_K = self._rows_of_texts(ids)
         missing = np.flatnonzero(rows_K == UNKNOWN_ROW)
-        if len(missing) and written not in (None, "text"):
+        if len(missing) and self._written not in (None, "text"):
             given = pa.array([ids[place] for place in missing.tolist()], pa.large_string())
-            rows_K[missing] = self.rows_of(as_written(given, written).to_pylist())
+            rows_K[missing] = self._rows_of_texts(as_written(given, self._written).to_pylist())
         return rows_K
 
-    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the rows of ids [K]; 0 for those that are not listed."""
+    def _rows_of_texts(self, ids: Sequence[str]) -> NDArray[np.int64]:
         wanted_K = np.array([hash_of(text) for text in ids], dtype=np.uint64)
         places_K = np.searchsorted(self._hashes_K, wanted_K).tolist()
         found = zip(ids, wanted_K.tolist(), places_K, strict=True)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.bundle.catalogue import BATCH_ROWS
+from recsys.bundle.users import user_features
 from recsys.bundle.vocabulary import write_vocabulary
 from recsys.data.dataset import read_columns
 from recsys.export.items import copy_features
@@ -46,8 +47,7 @@ def _ids(path: Path) -> Iterator[tuple[NDArray, Sequence[str]]]:
 def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: NDArray) -> None:
     """Write the users' features, histories and times of their last interactions [U]."""
     folder.mkdir(parents=True)
-    names = [f.name for f in manifest.features if f.source == "user" and f.name != "user_id"]
-    copy_features(folder, prepared / "users", names)
+    copy_features(folder, prepared / "users", user_features(manifest))
     if manifest.history is not None:
         # The sequences of the split that saw most, where each split has its own.
         history = prepared / manifest.history.folder("test")

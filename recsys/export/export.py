@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from embedding.features.store import FeatureTable, open_features
 from recsys.bundle.bundle import Bundle
+from recsys.bundle.items import item_features
 from recsys.bundle.spec import (
     BUNDLE_VERSION,
     TWO_SIDED,
@@ -225,9 +226,7 @@ def _write_model(
     with stage("items") as writing:
         num_items = source.manifest.num_item_rows
         write_vectors(folder / "items", source.vectors, num_items)
-        names = [
-            f.name for f in spec.manifest.features if f.source == "item" and f.name != "item_id"
-        ]
+        names = item_features(spec.manifest)
         copy_features(folder / "items" / "features", source.prepared / "items", names)
         tables = {t.name: QuantisedTable(folder / "tables", t.name) for t in source.tables}
         write_item_side(folder, spec, tables, config.precision)

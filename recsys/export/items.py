@@ -69,7 +69,7 @@ def write_item_side(
         return
     num_items = spec.manifest.num_item_rows
     encoder = ItemEncoder(spec, tables, DenseHalf(bundle / "dense"))
-    features = open_features(bundle / "items" / "features", item_features(spec))
+    features = open_features(bundle / "items" / "features", item_features(spec.manifest))
     vectors = {n: Rows(mapped(bundle / f"items/vectors/{n}.npy")) for n in spec.vector_names}
     has_vector = mapped(bundle / "items/has_vector.npy")
     places = [list(spec.widths.modalities).index(name) for name in spec.vector_names]

@@ -35,7 +35,7 @@ def export_routes(folder: Path) -> dict[str, float]:
         bundle = Bundle.open(folder)
         with tqdm(desc="routes", unit_scale=True, disable=None) as progress:
             measured = write_routes(bundle, BundleScorer(bundle), progress.update)
-        recommender = Recommender.open(folder)
+        recommender = Recommender(bundle)
         rows = _drawn_users(bundle)
         recall = candidate_recall(recommender, rows, k=BEST, num_candidates=CANDIDATES)
         measured[f"recall_{BEST}_of_{CANDIDATES}"] = recall

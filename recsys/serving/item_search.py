@@ -23,7 +23,7 @@ from recsys.serving.requests import (
 from recsys.serving.routes import Router
 
 
-class Shown:
+class Captions:
     """Id, title and artist of items, as answers show them, read without the rest of the card."""
 
     def __init__(self, bundle: Bundle):
@@ -50,7 +50,7 @@ class ItemSearch:
         """Args: router: whose indexes of modalities are searched."""
         self._bundle, self._router = bundle, router
         self._filter, self._encoders = item_filter, encoders
-        self.shown = Shown(bundle)
+        self.shown = Captions(bundle)
 
     def row(self, item: str) -> int:
         """Return the row of an item.

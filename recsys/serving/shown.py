@@ -48,10 +48,12 @@ class Shown:
         """
         spec = read_spec(folder)
         self.version = spec.name
-        self._items = Vocabulary(folder / "vocab", "item_id")
+        self._items = Vocabulary(folder / "vocab", "item_id", spec.id_type("item_id"))
         self._catalogue = Catalogue(folder / "catalogue", spec)
         has_users = spec.manifest.num_user_rows > 0
-        self._users = Vocabulary(folder / "vocab", "user_id") if has_users else None
+        self._users = (
+            Vocabulary(folder / "vocab", "user_id", spec.id_type("user_id")) if has_users else None
+        )
         has_history = spec.manifest.history is not None
         self._histories = Histories(folder / "users") if has_history else None
 

@@ -50,13 +50,10 @@ def test_ids_are_found_by_prefix_in_blocks_up_to_a_limit(tmp_path, monkeypatch):
 
 
 def test_ids_of_a_request_are_sought_as_prepare_wrote_them(tmp_path):
-    found = written(tmp_path, ["7.0", "12.5", "x"])
-    assert found.rows_as_written(["7", "12.5", "7.0", "8", "x"], "float64").tolist() == [
-        1,
-        2,
-        1,
-        0,
-        3,
-    ]
-    assert found.rows_as_written(["7", "7.0"], "text").tolist() == [0, 1]
-    assert found.rows_as_written(["7", "7.0"], None).tolist() == [0, 1]
+    asked = ["7", "12.5", "7.0", "8", "x"]
+    assert written(tmp_path, ["7.0", "12.5", "x"]).rows_of(asked).tolist() == [0, 2, 1, 0, 3]
+    for kind, expected in (("float64", [1, 2, 1, 0, 3]), ("text", [0, 2, 1, 0, 3])):
+        found = Vocabulary(tmp_path, "t", kind)
+        assert found.rows_of(asked).tolist() == expected
+        assert [found.get(text, 0) for text in asked] == expected
+        assert [text in found for text in asked] == [row > 0 for row in expected]

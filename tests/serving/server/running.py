@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.processes import REPOSITORY, family_of
+from tests.processes import REPOSITORY, kill_family
 
 START = """
 import json, sys
@@ -76,12 +76,7 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL everything at once."""
-        for pid in family_of(self.process.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # ended by itself in between
-        self.process.wait()
+        kill_family(self.process)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> "Answer":
         """Send one request on a connection of its own. `body`: bytes as they are, else JSON."""
