@@ -1,8 +1,9 @@
-"""Histories of a bundle's users: item rows they liked, oldest first; memory-mapped, by numpy alone.
+"""Item rows of a bundle's users: what the model reads, and what they have seen; by numpy alone.
 
-    users/history.values.npy, .offsets.npy
+    users/history.values.npy, .offsets.npy   histories, oldest first
+    users/seen.values.npy, .offsets.npy      every liked item of the log
 
-Read by users.py for the model, and by recsys/serving/shown.py in a process that has no torch.
+Memory-mapped. Read by users.py, and by recsys/serving/shown.py in a process that has no torch.
 Shapes: U users, T items of a history.
 """
 
@@ -18,14 +19,17 @@ from recsys.files import read_array
 class Histories:
     """Liked item rows by user row."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str = "history"):
         """Map the files of `users/`.
+
+        Args:
+            name: `history` or `seen`.
 
         Raises:
             DamagedFileError: a file is missing or broken.
         """
         self._values, self._offsets = (
-            read_array(folder / f"history.{part}.npy", EXPORT_AGAIN, mmap=True)
+            read_array(folder / f"{name}.{part}.npy", EXPORT_AGAIN, mmap=True)
             for part in ("values", "offsets")
         )
 

@@ -1,7 +1,9 @@
 """Users of a bundle: rows of their features and their histories, memory-mapped.
 
     users/<feature>.values.npy, .offsets.npy   rows of the users' features, as in prepared/users
-    users/history.values.npy, .offsets.npy     item rows the user liked, oldest first
+    users/history.values.npy, .offsets.npy     item rows the user liked, oldest first, as far as the model
+                                               may read them
+    users/seen.values.npy, .offsets.npy        every item row the user liked in the log, of all splits
     users/last_time.npy                        int64 [U]: time of the last interaction, 0: not known
 
 Shapes: U users, T items of a history.
@@ -31,12 +33,23 @@ class UserStore:
         self.num_rows = spec.manifest.num_user_rows
         self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec.manifest))
         self._histories = None if spec.manifest.history is None else Histories(folder)
+        # Bundles of earlier versions have histories alone.
+        has_seen = "users/seen.values.npy" in spec.sizes
+        self._seen = Histories(folder, "seen") if has_seen else self._histories
         file = folder / "last_time.npy"
         self._last_time_U = mapped(file).numpy() if file.is_file() else None
 
     def history(self, user_row: int) -> NDArray[np.int64]:
         """Return the item rows a user liked [T], oldest first; empty for row 0 and without histories."""
         return np.zeros(0, np.int64) if self._histories is None else self._histories.of(user_row)
+
+    def seen(self, user_row: int) -> NDArray[np.int64]:
+        """Return the item rows a user liked anywhere in the log [T], in no order.
+
+        Lists leave them out. A history lacks some: those of the validation and test splits, where the
+        model reads training positives alone (history.scope=train).
+        """
+        return np.zeros(0, np.int64) if self._seen is None else self._seen.of(user_row)
 
     def last_time(self, user_row: int) -> int:
         """Return the time of a user's last interaction in the log's unit; 0 where it is not known."""

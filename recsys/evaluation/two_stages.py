@@ -117,6 +117,7 @@ def _wanted(
         visitor=Visitor(
             profile=Profile(user_row=user_row, features=context, history=history),
             likes=history[history != UNKNOWN_ROW],
+            seen=seen,
             unknown_likes=[],
             known_user=True,
             dials=None,

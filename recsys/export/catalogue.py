@@ -2,7 +2,7 @@
 
 In: prepared/. Out: `users/`, `vocab/` and `catalogue/` of a bundle, as the files of these names in
 recsys/bundle describe them. Everything is streamed.
-Shapes: U users, N items.
+Shapes: U users, N items, P liked items of a row group, K users of these.
 """
 
 import shutil
@@ -19,8 +19,8 @@ from recsys.bundle.users import user_features
 from recsys.bundle.vocabulary import write_vocabulary
 from recsys.data.dataset import read_columns
 from recsys.export.items import copy_features
-from recsys.files import PREPARE_AGAIN, reading, write_array
-from recsys.schema import Manifest
+from recsys.files import PREPARE_AGAIN, new_array, reading, write_array
+from recsys.schema import UNKNOWN_ROW, Manifest
 
 _CARD = ("item_id", "title", "artist", "tags", "content", "text", "image")
 
@@ -54,6 +54,46 @@ def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: N
         for part in ("values", "offsets"):
             shutil.copyfile(history / f"{part}.npy", folder / f"history.{part}.npy")
     write_array(folder / "last_time.npy", last_time_U)
+    write_seen(folder, prepared, manifest)
+
+
+def write_seen(folder: Path, prepared: Path, manifest: Manifest) -> int:
+    """Write the items that every user liked in the log, all splits together; return how many.
+
+    The log is read twice, and memory holds a row group of it and two numbers a user.
+    """
+    num_users = manifest.num_user_rows
+    if not num_users:
+        return 0
+    counts_U = np.zeros(num_users, np.int64)
+    for users_P, _ in _positives(prepared, manifest):
+        counts_U += np.bincount(users_P, minlength=num_users)
+    offsets = np.concatenate([[0], np.cumsum(counts_U)])
+    write_array(folder / "seen.offsets.npy", offsets)
+    values = new_array(folder / "seen.values.npy", np.int32, (int(offsets[-1]),))
+    next_U = offsets[:-1].copy()
+    for users_P, items_P in _positives(prepared, manifest):
+        order = np.argsort(users_P, kind="stable")
+        users_K, firsts_K, counts_K = np.unique(
+            users_P[order], return_index=True, return_counts=True
+        )
+        # The rows of a user are end to end: the first goes to the user's next place, and so on.
+        places_P = np.repeat(next_U[users_K] - firsts_K, counts_K) + np.arange(len(order))
+        values[places_P] = items_P[order]
+        next_U[users_K] += counts_K
+    if len(values):
+        values.flush()
+    return len(values)
+
+
+def _positives(prepared: Path, manifest: Manifest) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yield user and item rows [P] of liked items of known users, one row group at a time."""
+    for split in manifest.splits:
+        columns = ["label", "user_row", "item_row"]
+        for group in read_columns(prepared, manifest, split, columns):
+            label, users, items = (group.column(name).to_numpy() for name in columns)
+            is_seen = (label == 1) & (users > UNKNOWN_ROW) & (items > UNKNOWN_ROW)
+            yield users[is_seen], items[is_seen]
 
 
 def interaction_times(

@@ -33,7 +33,7 @@ def candidate_recall(
     num_candidates: int = 500,
     progress: Callable[[int], None] = lambda users: None,
 ) -> float:
-    """Return the mean recall of the exact best k of all items that a user has not liked.
+    """Return the mean recall of the exact best k of all items that a user has not seen.
 
     Args:
         user_rows: rows of known users.
@@ -42,7 +42,7 @@ def candidate_recall(
     recalls = []
     for user_row in user_rows:
         visitor = known_visitor(recommender, user_row)
-        wanted = Wanted(visitor=visitor, size=num_candidates, excluded=visitor.likes, allowed=None)
+        wanted = Wanted(visitor=visitor, size=num_candidates, excluded=visitor.seen, allowed=None)
         found = recommender.candidates([wanted])[0]
         best_K = exact_best(recommender, visitor, k)
         recalls.append(recall_of(best_K, found.rows_C))
@@ -56,6 +56,7 @@ def known_visitor(recommender: Recommender, user_row: int) -> Visitor:
     return Visitor(
         profile=Profile(user_row=user_row),
         likes=history[history != UNKNOWN_ROW],
+        seen=recommender.bundle.users.seen(user_row),
         unknown_likes=[],
         known_user=user_row != UNKNOWN_ROW,
         dials=None,
@@ -63,7 +64,7 @@ def known_visitor(recommender: Recommender, user_row: int) -> Visitor:
 
 
 def exact_best(recommender: Recommender, visitor: Visitor, k: int) -> NDArray[np.int64]:
-    """Return the k items with the largest logits of the full model [K], liked ones left out."""
+    """Return the k items with the largest logits of the full model [K], seen ones left out."""
     scorer, num_rows = recommender.scorer, len(recommender.bundle.items)
     users = scorer.encode([visitor.profile])
     logits_N = torch.empty(num_rows)
@@ -71,6 +72,6 @@ def exact_best(recommender: Recommender, visitor: Visitor, k: int) -> NDArray[np
         rows = torch.arange(start, min(start + _BLOCK_ROWS, num_rows))
         logits_N[rows], _ = scorer.score(users, torch.zeros_like(rows), rows, None)
     logits_N[UNKNOWN_ROW] = -torch.inf
-    logits_N[torch.from_numpy(visitor.likes)] = -torch.inf
+    logits_N[torch.from_numpy(visitor.seen)] = -torch.inf
     num_left = int((logits_N > -torch.inf).sum())
     return logits_N.topk(min(k, num_left)).indices.numpy()

@@ -157,7 +157,7 @@ class Recommender:
         visitor = self._visitor_of(request, [row for rows in nearest for row in rows])
         excluded = self.bundle.item_rows(request.filters.exclude_items)
         if request.exclude_seen:
-            excluded = np.concatenate([excluded, visitor.likes])
+            excluded = np.concatenate([excluded, visitor.seen])
         return Wanted(
             visitor=visitor,
             size=max(request.candidates, request.k),

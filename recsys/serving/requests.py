@@ -121,7 +121,7 @@ class RecommendRequest(VisitorRequest):
     explain: bool = False
     """Give every item a reason."""
     exclude_seen: bool = True
-    """Leave out items of the user's history and of `likes`."""
+    """Leave out every item that the user liked in the log or since, and those of `likes`."""
 
 
 class ScoreRequest(VisitorRequest):

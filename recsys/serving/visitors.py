@@ -28,7 +28,9 @@ class Visitor:
 
     profile: Profile
     likes: NDArray[np.int64]
-    """Item rows liked [T], oldest first, each once."""
+    """Item rows liked [T], oldest first, each once: the history that the model reads."""
+    seen: NDArray[np.int64]
+    """Item rows that lists leave out: `likes`, and what the user liked elsewhere in the log."""
     unknown_likes: list[str]
     """Liked ids that the bundle lacks."""
     known_user: bool
@@ -91,6 +93,7 @@ class Visitors:
                 history=history if len(more) else None,
             ),
             likes=history[history != UNKNOWN_ROW],
+            seen=np.concatenate([history[history != UNKNOWN_ROW], bundle.users.seen(user_row)]),
             unknown_likes=unknown,
             known_user=user_row != UNKNOWN_ROW,
             dials=self._dials(dials),

@@ -33,7 +33,12 @@ DIMS = {"semantic": 12, "style": 8, "text": 10}
 
 
 def recipe(
-    source: Path, *, has_users: bool = True, has_contents: bool = True, price_side: str = "context"
+    source: Path,
+    *,
+    has_users: bool = True,
+    has_contents: bool = True,
+    price_side: str = "context",
+    history_scope: str = "past",
 ) -> Recipe:
     """Lists, hashed ids, numbers, context, users and a history; `price_side`: of a context number."""
     text = {"kind": "id_list", "separator": "|"}
@@ -67,7 +72,7 @@ def recipe(
     if has_users:
         node["interactions"]["user_id"] = "user"
         node["users"] = {"file": "users.csv", "user_id": "user", "features": {"country": {}}}
-        node["history"] = {"max_length": 6, "recent_length": 2, "scope": "past"}
+        node["history"] = {"max_length": 6, "recent_length": 2, "scope": history_scope}
     return from_config(Recipe, node, "data")
 
 
