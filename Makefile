@@ -22,7 +22,8 @@ TORCHRUN = OMP_NUM_THREADS=$$(( $$(nproc) < $(RANKS) ? 1 : $$(nproc) / $(RANKS) 
   $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS)
 PEERS ?= .peers
 PEERS_PIP = $(PEERS)/bin/python -m pip --disable-pip-version-check install
-REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt requirements-cpu.txt requirements-dev.txt
+REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt requirements-cpu.txt requirements-dev.txt \
+  requirements-trackers.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help

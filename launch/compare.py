@@ -22,17 +22,18 @@ from recsys.study.comparison import (
     named_runs,
     run_suite,
 )
+from recsys.tracking.config import TrackingConfig
 
-KEYS = (WorkspaceConfig, CompareConfig)
+KEYS = (WorkspaceConfig, CompareConfig, TrackingConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: from names to a table."""
     # 1. The variants and their runs: of a suite, trained and scored where missing, or by name.
-    place, config = read_job(cfg, KEYS)
+    place, config, tracking = read_job(cfg, KEYS)
     workspace, suite = place.folder, config.suite
     if suite is not None:
-        variants = run_suite(config, suite, workspace, same_data())
+        variants = run_suite(config, suite, workspace, same_data(), tracking)
         name, reference = suite.name, suite.reference
         title = f"{place.data.name}: {name}"
     else:

@@ -1,8 +1,9 @@
 """Score a split with a trained run: metrics with intervals, segments, feature importance, a report.
 
 In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/runs/<run.name>/eval/<split>/
-with metrics.json, predictions.parquet and report.html. On the drawn world its truth is read too (by
-nobody else): the best possible AUC, and the sensitivities that users were drawn with.
+with metrics.json, predictions.parquet and report.html; the metrics also go to the run's trackers
+(tracker=). On the drawn world its truth is read too (by nobody else): the best possible AUC, and the
+sensitivities that users were drawn with.
 
     torchrun --standalone --nproc-per-node 8 launch/evaluate.py data=demo workspace=W run.name=mine
     python launch/evaluate.py data=demo workspace=W run.name=smoke split=valid
@@ -24,12 +25,13 @@ from recsys.overrides import override
 from recsys.report.evaluation_folder import write_evaluation
 from recsys.report.evaluation_tables import print_metrics
 from recsys.run.fingerprint import scored_from
-from recsys.run.scoring import open_run, read_run, score_split, split_loader
+from recsys.run.scoring import open_run, read_run, score_split, split_loader, track_evaluation
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
 from recsys.schema import read_manifest
 from recsys.sharding.plan import PlanConfig
 from recsys.sharding.tables import TablePlacementConfig
+from recsys.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,13 @@ class ScoringConfig:
     """Keys that differ from those of the run's own tables, by table name."""
 
 
-KEYS = (WorkspaceConfig, ScoringConfig, EvaluateConfig)
+KEYS = (WorkspaceConfig, ScoringConfig, EvaluateConfig, TrackingConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a split."""
     # 1. Settings, and the run as it was trained.
-    place, asked, config = read_job(cfg, KEYS)
+    place, asked, config, tracking = read_job(cfg, KEYS)
     workspace, name = place.folder, asked.run.name
     manifest = read_manifest(workspace)
     run_config = read_run(workspace, name, manifest)
@@ -89,6 +91,7 @@ def job(cfg: DictConfig) -> None:
             target = workspace / "runs" / name / "eval" / config.split
             title = f"{manifest.name} / {name} / {config.split}"
             write_evaluation(target, title, evaluation, data, config)
+            track_evaluation(run, tracking, config.split, evaluation.result)
             print_metrics(evaluation.result, title=f"{name} on {manifest.name}/{config.split}")
             say(f"results: {target} (metrics.json, predictions.parquet, report.html)")
             say(f"next: {open_command(target / 'report.html')}")

@@ -32,15 +32,16 @@ from recsys.runtime.env import silence_libraries
 from recsys.schema import local_path
 from recsys.sharding.plan import write_plan
 from recsys.sharding.shortage import DoesNotFitError
+from recsys.tracking.config import TrackingConfig
 
-KEYS = (WorkspaceConfig, RunConfig, PlanningConfig)
+KEYS = (WorkspaceConfig, RunConfig, PlanningConfig, TrackingConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: this is what happens to a plan."""
     silence_libraries()
     # 1. Configuration, tables and cluster, all of it checked before anything is planned.
-    place, run, config = read_job(cfg, KEYS)
+    place, run, config, _ = read_job(cfg, KEYS)
     cluster = config.cluster
     manifest, modality_dims = read_tables(place, run, config)
     planned = Planned(config=run, manifest=manifest, modality_dims=modality_dims, cluster=cluster)

@@ -20,6 +20,7 @@ from recsys.runtime.threads import ProcessConfig
 from recsys.study.runs import Commands
 from recsys.study.suite import SweepConfig
 from recsys.study.tuning import choose_settings
+from recsys.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,12 @@ class SearchJobConfig:
     """Train trials anew whose settings or data have changed; false: stop and say which."""
 
 
-KEYS = (WorkspaceConfig, SearchJobConfig)
+KEYS = (WorkspaceConfig, SearchJobConfig, TrackingConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read down once: from a space to the settings that validate best."""
-    place, config = read_job(cfg, KEYS)
+    place, config, tracking = read_job(cfg, KEYS)
     sweep, overrides = config.sweep, config.overrides
     folder = place.folder / "sweeps" / sweep.name
     commands = Commands(
@@ -52,6 +53,7 @@ def job(cfg: DictConfig) -> None:
         num_ranks=config.ranks,
         threads=config.run.threads,
         logs=folder / "logs",
+        tracking=tracking.arguments(place.folder, sweep.name),
     )
     commands.end_with_this_process()
     chosen = choose_settings(

@@ -1,7 +1,7 @@
 """Train a ranker on prepared data and embedded features.
 
-In: W/prepared/, W/features/. Out: W/runs/<run.name>/ with config.yaml, plan.json, metrics.jsonl,
-tensorboard/ and checkpoints/.
+In: W/prepared/, W/features/. Out: W/runs/<run.name>/ with config.yaml, plan.json, metrics.jsonl
+and checkpoints/; metrics also go to the trackers (tracker=), in tensorboard/ unless others are named.
 
     torchrun --standalone --nproc-per-node 8 launch/train.py data=demo workspace=W run.name=mine
     torchrun --max-restarts=3 --nnodes=1:4 --nproc-per-node 8 --rdzv-backend=c10d --rdzv-id=mine \
@@ -22,17 +22,18 @@ from recsys.overrides import override
 from recsys.report.plan import print_plan
 from recsys.run.assembly import build_loader, plan_and_shard
 from recsys.run.config import RunConfig
-from recsys.run.training import open_run, restore_run, train_run
+from recsys.run.training import open_log, open_run, restore_run, train_run
 from recsys.runtime.env import start, stop
 from recsys.sharding.plan import write_plan
+from recsys.tracking.config import TrackingConfig
 
-KEYS = (WorkspaceConfig, RunConfig)
+KEYS = (WorkspaceConfig, RunConfig, TrackingConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Train one run: configuration, data, model, loaders, state, steps."""
     # 1. Configuration, all of it checked before anything is built.
-    place, config = read_job(cfg, KEYS)
+    place, config, tracking = read_job(cfg, KEYS)
 
     # 2. This process among its ranks, the data, and the folder of the run.
     run = config.run
@@ -72,9 +73,12 @@ def job(cfg: DictConfig) -> None:
     # 5. The state. Order of initialisation: (1) own checkpoint, (2) scratch.
     state = restore_run(folder, sharded, config, env)
 
-    # 6. Train, validating and saving on the way.
+    # 6. Train, logging, validating and saving on the way.
+    log = open_log(folder, config, env, tracking, sharded=sharded, loader=train_loader, state=state)
     loaders = train_loader, valid_loader
-    exit_code = train_run(folder, config, env, sharded=sharded, loaders=loaders, state=state)
+    exit_code = train_run(
+        folder, config, env, sharded=sharded, loaders=loaders, state=state, log=log
+    )
     if exit_code:
         stop(exit_code)
 

@@ -46,6 +46,7 @@ LAYERS = {
     "recsys.demo": 6,
     "recsys.metrics": 6,
     "recsys.model": 6,
+    "recsys.tracking": 6,
     "recsys.bundle": 7,
     "recsys.sharding": 7,
     "recsys.checkpoint": 8,

@@ -19,8 +19,9 @@ from recsys.errors import UserError
 from recsys.files import new_folder, reading, write_text
 from recsys.job import say
 from recsys.run.config import SECTIONS, RunConfig, read_run_config
-from recsys.run.fingerprint import EXTENDABLE, changes, data_identity
+from recsys.run.fingerprint import EXTENDABLE, changes, data_identity, deciding
 from recsys.schema import Manifest
+from recsys.tracking.tracker import TrackedRun
 
 _CONFIG_REMEDY = "put back a copy of it, or train anew with run.overwrite=true"
 
@@ -132,6 +133,18 @@ def read_stored(folder: Path) -> dict[str, Any]:
     """
     config = read_run_folder(folder)
     return {**_read_stored(folder / "config.yaml"), **dataclasses.asdict(config)}
+
+
+def tracked_run(folder: Path, *, last_step: int | None = None) -> TrackedRun:
+    """Return a run as its trackers know it: with the keys that decide its result.
+
+    Args:
+        last_step: step that training goes on from; None: it does not.
+    """
+    stored = read_stored(folder)
+    settings = deciding(stored) if stored.get("data") else {}
+    data = settings.get("data.name", folder.parents[1].name)
+    return TrackedRun(folder=folder, data=data, settings=settings, last_step=last_step)
 
 
 def check_run_data(folder: Path, config: RunConfig, manifest: Manifest) -> None:

@@ -23,12 +23,13 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.evaluate import ScoredSplit
 from recsys.evaluation.importance import score_shuffled
 from recsys.evaluation.predict import Predictions, predict
+from recsys.evaluation.result import EvaluationResult
 from recsys.job import say, stage
 from recsys.model.build import batch_features
 from recsys.model.ranker import Ranker
 from recsys.run.assembly import build_loader, loader_of, plan_and_shard
 from recsys.run.config import RunConfig
-from recsys.run.folder import check_run_data, read_run_folder
+from recsys.run.folder import check_run_data, read_run_folder, tracked_run
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
@@ -36,6 +37,8 @@ from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.optimizers import without_penalties
 from recsys.sharding.plan import PlanConfig
 from recsys.sharding.tables import TableConfig
+from recsys.tracking.config import TrackingConfig
+from recsys.tracking.opening import open_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +189,14 @@ def split_loader(run: TrainedRun, split: str) -> Loader:
         features=batch_features(run.ranker),
         shuffle=False,
     )
+
+
+def track_evaluation(
+    run: TrainedRun, tracking: TrackingConfig, split: str, result: EvaluationResult
+) -> None:
+    """Hand the metrics over all rows of a split to the run's trackers, at the step of its weights."""
+    folder = run.workspace / "runs" / run.config.run.name
+    trackers = open_trackers(tracked_run(folder), tracking, new_must_open=False)
+    metrics = {f"{split}/{name}": value for name, value in result.all.flat().items()}
+    trackers.log(int(run.checkpoint.name.removeprefix("step-")), metrics)
+    trackers.close("finished")

@@ -19,7 +19,7 @@ from recsys.job import say
 from recsys.metrics.registry import METRICS
 from recsys.run.assembly import build_plannable
 from recsys.run.config import RunConfig, check_classes
-from recsys.run.folder import open_run_folder
+from recsys.run.folder import open_run_folder, tracked_run
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env, agents_of_start
 from recsys.runtime.signals import FAILED, StopSignals
@@ -27,6 +27,8 @@ from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
+from recsys.tracking.config import TrackingConfig
+from recsys.tracking.opening import open_trackers
 from recsys.train.gradients import Gradients
 from recsys.train.log import RunLog
 from recsys.train.loop import Loop
@@ -80,6 +82,34 @@ def restore_run(folder: Path, sharded: ShardedRanker, config: RunConfig, env: En
     return state
 
 
+def open_log(
+    folder: Path,
+    config: RunConfig,
+    env: Env,
+    tracking: TrackingConfig,
+    *,
+    sharded: ShardedRanker,
+    loader: Loader,
+    state: TrainState,
+) -> RunLog:
+    """Return the log of a run, with its trackers open.
+
+    Raises:
+        UserError: a tracker in which the run is new cannot be opened.
+    """
+    return RunLog(
+        folder,
+        env=env,
+        state=state,
+        gradients=Gradients(sharded, max_norm=config.optim.max_grad_norm),
+        total_steps=config.train.epochs * loader.steps_per_epoch,
+        log_every_steps=config.train.log_every_steps,
+        open_trackers=lambda: open_trackers(
+            tracked_run(folder, last_step=state.step), tracking, new_must_open=True
+        ),
+    )
+
+
 def train_run(
     folder: Path,
     config: RunConfig,
@@ -88,6 +118,7 @@ def train_run(
     sharded: ShardedRanker,
     loaders: tuple[Loader, Loader],
     state: TrainState,
+    log: RunLog,
 ) -> int:
     """Train a run to its end, or to a signal; return the exit code that a signal asks for, else 0.
 
@@ -95,17 +126,10 @@ def train_run(
         folder: of the run; receives metrics, checkpoints and profile.
         loaders: of training and of validation.
         state: where training goes on; says in the end where it stopped.
+        log: of the run; closed.
     """
     train_loader, valid_loader = loaders
     settings = config.train
-    log = RunLog(
-        folder,
-        env=env,
-        state=state,
-        gradients=Gradients(sharded, max_norm=config.optim.max_grad_norm),
-        total_steps=settings.epochs * train_loader.steps_per_epoch,
-        log_every_steps=settings.log_every_steps,
-    )
     signals = StopSignals(env, within_seconds=settings.stop_within_seconds)
     validation = Validation(
         sharded=sharded,
@@ -129,11 +153,12 @@ def train_run(
         save=saver.save,
         stop_due=signals.due,
     )
-    with log.noting_divergence(), signals, saver:
+    with log.noting_failure(), signals, saver:
         loop.run()
-    log.close()
+    is_stopped = bool(signals.exit_code) and not state.finished
+    log.close("stopped" if is_stopped else "finished")
     pipeline.close()
-    if signals.exit_code and not state.finished:
+    if is_stopped:
         say(f"stopped by {signals.name} at step {state.step:,}, saved; the same command goes on")
         return signals.exit_code
     return 0

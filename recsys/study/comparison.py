@@ -35,6 +35,7 @@ from recsys.study.runs import (
 )
 from recsys.study.suite import SuiteConfig, VariantConfig
 from recsys.study.tuning import choose_settings
+from recsys.tracking.config import TrackingConfig
 
 NUM_REPLICATES = 400
 OF_ALL_ROWS = ("auc", "log_loss", "gauc")
@@ -105,33 +106,32 @@ class VariantResult:
 
 
 def run_suite(
-    config: CompareConfig, suite: SuiteConfig, workspace: Path, data: Sequence[str]
+    config: CompareConfig,
+    suite: SuiteConfig,
+    workspace: Path,
+    data: Sequence[str],
+    tracking: TrackingConfig,
 ) -> dict[str, VariantRuns]:
     """Train and score the runs that are missing; return the variants with theirs.
 
     Args:
         data: arguments that name the recipe (recsys.job.same_data).
+        tracking: of the runs, grouped by the name of the suite.
     """
     # 1. The variants asked for, and the processes that train them.
-    wanted, of_suite = _wanted(config, suite), suite.all_variants
-    folder = workspace / "comparisons" / suite.name
-    commands = Commands(
-        data=data,
-        num_parallel=config.parallel,
-        num_ranks=config.ranks,
-        threads=config.run.threads,
-        logs=folder / "logs",
-    )
-    commands.end_with_this_process()
+    wanted, folder = _wanted(config, suite), workspace / "comparisons" / suite.name
+    commands = _commands(config, folder, data, tracking.arguments(workspace, suite.name))
 
     # 2. Feature tables of variants that have their own.
     places = {
-        name: own_features(commands, workspace, folder, name, of_suite[name], config.embed)
+        name: own_features(
+            commands, workspace, folder, name, suite.all_variants[name], config.embed
+        )
         for name in wanted
     }
 
     # 3. Settings: chosen per variant on validation, with equal numbers of trials.
-    settings = {name: list(of_suite[name].overrides) for name in wanted}
+    settings = {name: list(suite.all_variants[name].overrides) for name in wanted}
     if config.trials:
         settings = _tuned(config, suite, commands, folder, places, settings)
 
@@ -159,6 +159,22 @@ def run_suite(
     # 5. The split that answers, once nothing is chosen any more.
     commands.evaluate(in_order, config.split, EvaluateConfig(split=config.split))
     return variants
+
+
+def _commands(
+    config: CompareConfig, folder: Path, data: Sequence[str], tracking: Sequence[str]
+) -> Commands:
+    """Return what starts the jobs of a comparison, and ends them with this process."""
+    commands = Commands(
+        data=data,
+        num_parallel=config.parallel,
+        num_ranks=config.ranks,
+        threads=config.run.threads,
+        logs=folder / "logs",
+        tracking=tracking,
+    )
+    commands.end_with_this_process()
+    return commands
 
 
 def _wanted(config: CompareConfig, suite: SuiteConfig) -> list[str]:

@@ -44,6 +44,7 @@ from recsys.run.folder import as_stored, read_stored
 from recsys.runtime.limits import usable_cores
 from recsys.runtime.threads import threads_of_process
 from recsys.schema import read_manifest
+from recsys.tracking.config import TrackingConfig
 from recsys.train.log import DIVERGED
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -219,14 +220,14 @@ def study_run(
     Raises:
         UserError: the settings are none of launch/train.py.
     """
-    keys = (WorkspaceConfig, RunConfig)
+    keys = (WorkspaceConfig, RunConfig, TrackingConfig)
     written = typed_arguments([*data, override("run.name", name), *overrides], keys)
     try:
         with _composing:
             cfg = compose("train", overrides=[a for a in written if not a.startswith("-")])
     except HydraException as error:
         raise UserError(f"overrides of launch/train.py: {error}") from error
-    _, config = read_job(cfg, keys)
+    _, config, _ = read_job(cfg, keys)
     foreign = of_other_kinds(dataclasses.asdict(config), [RunConfig], map(key_of, overrides))
     own = tuple(argument for argument in overrides if key_of(argument) not in foreign)
     return StudyRun(workspace=workspace, name=name, overrides=own, config=config)
@@ -243,10 +244,11 @@ class Commands:
         num_ranks: int,
         logs: Path,
         threads: int | None = None,
+        tracking: Sequence[str] = (),
     ):
         """Args: data: names the recipe (recsys.job.same_data); num_ranks: processes of every job;
         logs: folder for their output; threads: of every process, as `run.threads` of any job, at most
-        its share of the cores, on which the job is kept.
+        its share of the cores, on which the job is kept; tracking: trackers of the runs, as arguments.
 
         Raises:
             UserError: more jobs at a time than cores.
@@ -260,6 +262,7 @@ class Commands:
         self.data = data
         self.num_ranks = num_ranks
         self.logs = logs
+        self.tracking = list(tracking)
         share = len(cores) // num_parallel
         allowed = threads_of_process(threads, num_processes=num_parallel * num_ranks).count
         self.threads = min(allowed, share // num_ranks)
@@ -300,7 +303,8 @@ class Commands:
         def one(entry: tuple[StudyRun, tuple[str, ...]]) -> str:
             run, again = entry
             try:
-                self.job("train", run.workspace, run.name, [*run.overrides, *again])
+                arguments = [*self.tracking, *run.overrides, *again]
+                self.job("train", run.workspace, run.name, arguments)
             except UserError as error:
                 if run.divergence() is None:
                     raise
@@ -315,7 +319,8 @@ class Commands:
         say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")
 
         def one(run: StudyRun) -> str:
-            self.job("evaluate", run.workspace, run.name, [override("split", split)])
+            arguments = [*self.tracking, override("split", split)]
+            self.job("evaluate", run.workspace, run.name, arguments)
             return f"{run.name}: scored"
 
         self._all(one, missing)

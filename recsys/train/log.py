@@ -1,4 +1,4 @@
-"""Training log: metrics.jsonl, TensorBoard, progress bar.
+"""Training log: metrics.jsonl, trackers, progress bar.
 
 Losses are collected on the device and looked at only when a line is due, so that logging does not
 make every step wait for the accelerator.
@@ -7,13 +7,12 @@ make every step wait for the accelerator.
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recsys.checkpoint.state import TrainState
@@ -23,6 +22,7 @@ from recsys.metrics.predictions import NanScoresError
 from recsys.model.ranker import Scores
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
+from recsys.tracking.tracker import Status, Trackers
 from recsys.train.gradients import Gradients, check_finite, total_norm
 
 DIVERGED = "diverged.json"
@@ -41,8 +41,13 @@ class RunLog:
         gradients: Gradients,
         total_steps: int,
         log_every_steps: int,
+        open_trackers: Callable[[], Trackers],
     ):
-        """Open the files below `folder`; lines after `state.step` (a resumed run) are dropped."""
+        """Open the files below `folder`; lines after `state.step` (a resumed run) are dropped.
+
+        Args:
+            open_trackers: called on rank 0.
+        """
         self.env = env
         self.gradients = gradients
         self.log_every_steps = log_every_steps
@@ -51,12 +56,12 @@ class RunLog:
         self.last_loss = math.nan
         self.started = time.perf_counter()
         self.file = folder / "metrics.jsonl"
-        self.board: SummaryWriter | None = None
+        self.trackers: Trackers | None = None
         with sharing_errors():
             if env.is_first:
                 _forget_after(self.file, state.step)
                 (folder / DIVERGED).unlink(missing_ok=True)
-                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
+                self.trackers = open_trackers()
         # disable=None: no bar where the output is not a terminal.
         self.bar = tqdm(
             total=total_steps,
@@ -124,31 +129,30 @@ class RunLog:
         self.started = time.perf_counter()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl and the values to TensorBoard."""
-        if self.board is None:
+        """Append one line to metrics.jsonl and hand the values to the trackers."""
+        if self.trackers is None:
             return
         with writing(self.file):
             with open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json_text({"step": step, **metrics}) + "\n")
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, step)
+        self.trackers.log(step, metrics)
 
     @contextmanager
-    def noting_divergence(self) -> Iterator[None]:
-        """Write why training is given up, for whoever started it, where loss or scores are not finite."""
+    def noting_failure(self) -> Iterator[None]:
+        """Tell the trackers of a failure; write down for whoever started it that training diverged."""
         try:
             yield
-        except (NonFiniteError, NanScoresError) as error:
-            if self.env.is_first:
+        except BaseException as error:
+            if isinstance(error, NonFiniteError | NanScoresError) and self.env.is_first:
                 write_json(self.file.with_name(DIVERGED), {"reason": str(error)})
+            self.close("failed")
             raise
 
-    def close(self) -> None:
-        """End the bar and the files."""
+    def close(self, status: Status) -> None:
+        """End the bar and the trackers."""
         self.bar.close()
-        with sharing_errors(), writing(self.file):
-            if self.board is not None:
-                self.board.close()
+        if self.trackers is not None:
+            self.trackers.close(status)
 
 
 def _forget_after(file: Path, step: int) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","t
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, job):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
     sizes = ["world.num_items=120", "world.num_users=60", "world.num_exposures=1500"]
     base = ["data=demo", f"workspace={tmp_path}"]
     for name, more in (("demo", ["processes=1", *sizes]), ("prepare", ["data=demo"])):
@@ -34,6 +37,7 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
         vectors = np.random.default_rng(index).normal(size=(manifest.num_item_rows, 8))
         folder = tmp_path / "features" / name
         write_table(folder, vectors, items_checksum=manifest.items_checksum)
+    base += ["tracker=[mlflow,wandb]"]
     suite = [*base, "suite=baselines", "variants=[umair_fps,fm]", f"overrides=[{SMALL}]"]
     done = job("compare", *suite, "seeds=2", "trials=2", timeout_seconds=600)
     assert done.returncode == 0, done.stderr
@@ -59,6 +63,22 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     best = json.loads((tmp_path / "sweeps" / "small" / "best.json").read_text())
     assert best["num_trials"] == 2
     assert not list((tmp_path / "runs").glob("small-*-trial*/eval"))
+
+    # Every training is one run of the trackers, grouped; those of the comparison have test metrics.
+    for run in (tmp_path / "runs").iterdir():
+        assert list((run / "wandb").glob("offline-run-*/*.wandb")), run
+        assert not (run / "tensorboard").exists()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    found = client.search_runs([experiment])
+    assert sorted(run.info.run_name for run in found) == sorted(
+        run.name for run in (tmp_path / "runs").iterdir()
+    )
+    groups = Counter(run.data.tags["group"] for run in found)
+    assert groups == {"baselines": 8, "small": 2}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    scored = [run.info.run_name for run in found if "test/auc" in run.data.metrics]
+    assert sorted(scored) == sorted(f"baselines-{r['run']}-seed{r['seed']}" for r in records)
 
 
 @pytest.mark.slow
