@@ -1,13 +1,8 @@
 """The real command: any number of ranks, skipped and resumed shards, masked pictures."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -20,7 +15,7 @@ from PIL import Image
 from embedding.features.catalogue import Catalogue
 from embedding.features.store import FeatureTable, read_feature_manifest
 from recsys.files import sha256_of
-from tests.processes import family_of
+from tests.processes import Running
 from tests.test_files import limited as full_disk
 
 SMALL = [
@@ -127,24 +122,17 @@ SLOW_NETWORK = [
 """Some seconds for a hundred pictures, in 26 shards."""
 
 
-def kill_in_the_middle(workspace, ranks, repository):
+def kill_in_the_middle(workspace, ranks, log):
     """Start the command, SIGKILL all of its processes after some shards; return how many it made."""
-    command = [sys.executable]
-    if ranks:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [str(repository / "launch" / "embed.py"), "data=demo", f"workspace={workspace}"]
-    entries = workspace / "features" / "semantic"
-    process = subprocess.Popen(
-        [*command, *SLOW_NETWORK], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while len(list(entries.glob(".shard-*.json"))) < 4:
-        assert process.poll() is None and time.monotonic() < deadline, "it makes shards"
-        time.sleep(0.005)
-    for pid in family_of(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    return len(list(entries.glob(".shard-*.json")))
+
+    def num_shards():
+        return len(list((workspace / "features" / "semantic").glob(".shard-*.json")))
+
+    arguments = ["data=demo", f"workspace={workspace}", *SLOW_NETWORK]
+    running = Running("embed", *arguments, ranks=ranks, log=log)
+    assert running.wait_until(lambda: num_shards() >= 4, seconds=200), running.said()
+    running.kill()
+    return num_shards()
 
 
 def files_of(workspace):
@@ -154,12 +142,12 @@ def files_of(workspace):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_a_killed_run_goes_on_and_leaves_the_same_bytes(prepared, tmp_path, job, repository, ranks):
+def test_a_killed_run_goes_on_and_leaves_the_same_bytes(prepared, tmp_path, job, ranks):
     whole, cut = copy(prepared, tmp_path / "whole"), copy(prepared, tmp_path / "cut")
     done = job("embed", "data=demo", f"workspace={whole}", *SLOW_NETWORK, ranks=ranks)
     assert done.returncode == 0, done.stderr[-2000:]
     shutil.copytree(whole / "encoders", cut / "encoders")
-    num_finished = kill_in_the_middle(cut, ranks, repository)
+    num_finished = kill_in_the_middle(cut, ranks, tmp_path / "log")
     assert num_finished < 26, "killed before the end"
     assert not (cut / "features" / "semantic" / "manifest.json").exists()
     done = job("embed", "data=demo", f"workspace={cut}", *SLOW_NETWORK, ranks=ranks)
