@@ -13,26 +13,49 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and not waited for, from the kernel's lists."""
+    pids: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            pids += map(int, children.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has just ended
+    return pids
+
+
 def family_of(pid: int) -> list[int]:
-    """The process and its children, theirs included, from the kernel's lists."""
+    """The process and its children, theirs included."""
     pids = [pid]
     for pid in pids:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                pids += map(int, children.read_text().split())
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # that thread has just ended
+        pids += children_of(pid)
     return pids
+
+
+def send(number: signal.Signals, pids: list[int]) -> None:
+    """Send a signal to processes in their order; to one that has ended, nothing."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # ended by itself in between
 
 
 def kill_family(process: subprocess.Popen) -> None:
     """SIGKILL a process and its family at once, itself first."""
-    for pid in family_of(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # ended by itself in between
+    send(signal.SIGKILL, family_of(process.pid))
     process.wait()
+
+
+def states_of(pid: int) -> set[str]:
+    """The kernel's states of a process's threads: T stopped, Z ended; none where nothing is left."""
+    states = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            states.add(file.read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has just ended
+    return states
 
 
 def run_worker(script: Path, *arguments: object, ranks: int, seconds: float = 280) -> str:
@@ -100,6 +123,28 @@ class Running:
         if not self.ranks:
             return [self.process.pid]
         return [int(pid) for pid in children.read_text().split()]
+
+    def freeze(self) -> bool:
+        """SIGSTOP everything, so that a moment can be looked at for as long as one likes.
+
+        Returns:
+            False where the launcher or a worker has ended; what is left of them then goes on.
+        """
+        stopped = [self.process.pid] if self.process.poll() is None else []
+        for pid in stopped:
+            # One after the other: a child is listed once nothing can start another one beside it.
+            send(signal.SIGSTOP, [pid])
+            while not states_of(pid) <= {"T", "Z"}:
+                time.sleep(0.001)  # a thread that waits for the disk stops after that
+            stopped += children_of(pid)
+        if stopped and all(states_of(pid) == {"T"} for pid in (*stopped[:1], *self.workers())):
+            return True
+        send(signal.SIGCONT, stopped)
+        return False
+
+    def thaw(self) -> None:
+        """Let everything that was frozen go on."""
+        send(signal.SIGCONT, family_of(self.process.pid))
 
     def kill(self) -> None:
         """SIGKILL everything at once, the launcher first."""
