@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from embedding.features.catalogue import Catalogue
+from embedding.features.replacement import next_name, stamp_of
 from embedding.features.store import FeatureTable, read_feature_manifest
 from recsys.files import sha256_of
 from tests.processes import Running
@@ -126,7 +127,8 @@ def kill_in_the_middle(workspace, ranks, log):
     """Start the command, SIGKILL all of its processes after some shards; return how many it made."""
 
     def num_shards():
-        return len(list((workspace / "features" / "semantic").glob(".shard-*.json")))
+        making = workspace / "features" / next_name("semantic")
+        return len(list(making.glob(".shard-*.json")))
 
     arguments = ["data=demo", f"workspace={workspace}", *SLOW_NETWORK]
     running = Running("embed", *arguments, ranks=ranks, log=log)
@@ -264,6 +266,12 @@ def test_a_picture_folder_that_is_away_costs_no_vector(prepared, embedded, tmp_p
         np.testing.assert_array_equal(vectors_ND, values[name][old])
 
 
+def contents(folder):
+    """Checksums of files; of a stamp all but the number that every making of a table has of its own."""
+    stamps = folder.rglob(".stamp.json")
+    return checksums(folder) | {file.relative_to(folder): stamp_of(file.parent) for file in stamps}
+
+
 FULL = {
     # What is made, what differs from the encoders that are there, which path the sentence begins with.
     "pretext": (["seed=1"], "encoders/.image.training/pretext.pt"),
@@ -282,7 +290,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_p
     folder = copy(prepared, tmp_path / "w")
     for part in ("encoders", "features"):
         shutil.copytree(embedded[0] / part, folder / part)
-    before = checksums(folder)
+    before = contents(folder)
     model = tmp_path / "model"
     shutil.copytree(folder / "encoders" / "text" / "model", model)
     more = [setting.format(model=model) for setting in settings]
@@ -293,5 +301,5 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_p
     assert sentence.startswith(f"error: {folder / place}"), sentence
     assert "cannot be written, file too large (" in sentence or "the disk is full (" in sentence
     assert " bytes free)" in sentence
-    now = checksums(folder)
+    now = contents(folder)
     assert {path: now.get(path) for path in before} == before
