@@ -37,3 +37,8 @@ class Histories:
         """Return a user's liked item rows [T], oldest first."""
         start, stop = int(self._offsets[user_row]), int(self._offsets[user_row + 1])
         return np.asarray(self._values[start:stop], np.int64)
+
+    def holding(self, item_row: int) -> NDArray[np.int64]:
+        """Return the rows of the users whose history holds an item [U], ascending; reads all values."""
+        places = np.flatnonzero(np.asarray(self._values) == item_row)
+        return np.unique(np.searchsorted(self._offsets, places, side="right") - 1)

@@ -4,21 +4,17 @@ In: prepared/items.parquet and the picture files. Out: pictures.npy and pictures
 recsys/bundle/catalogue.py, so that a bundle shows its items without the folder of the raw data.
 """
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
-from embedding.image.pictures import load_pictures
+from embedding.image.pictures import jpeg_of, load_pictures
 from recsys.files import PREPARE_AGAIN, new_array, reading, write_array
 
 _BLOCK_ROWS = 256
-_QUALITY = 85
-"""Of JPEG: 256 pixels take some 15 kB."""
 
 
 def write_thumbnails(
@@ -62,10 +58,3 @@ def write_thumbnails(
         array.flush()
     packed.unlink()
     return int((lengths_N > 0).sum())
-
-
-def jpeg_of(pixels: np.ndarray) -> bytes:
-    """Return a picture, uint8 [size, size, 3], as the bytes of a JPEG."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=_QUALITY)
-    return stream.getvalue()

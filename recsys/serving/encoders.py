@@ -5,7 +5,6 @@ additions.py; `embedding` is imported when the first text or picture comes.
 Shapes: E modality width.
 """
 
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,20 +40,10 @@ class Encoders:
         Raises:
             UserError: the bundle has no image encoder, or the file is no usable picture.
         """
-        from embedding.image.pictures import UnusablePictureError, load_picture
+        from recsys.serving.uploads import uploaded_pixels
 
         encoder, size = self._image_encoder
-        # Decoders and their limits read files; the name says nothing of the upload.
-        with tempfile.NamedTemporaryFile(prefix="upload-") as file:
-            file.write(content)
-            file.flush()
-            try:
-                pixels_SS3 = load_picture(Path(file.name), size)
-            except UnusablePictureError as error:
-                detail = str(error).replace(f"{file.name}: ", "")
-                raise UserError(
-                    f"picture: {detail} ({error.reason}); expected a PNG, JPEG, WebP or GIF file"
-                ) from error
+        pixels_SS3 = uploaded_pixels(content, size)
         return {
             name: vectors[0].numpy()
             for name, vectors in encoder.encode(pixels_SS3[None].copy()).items()

@@ -15,7 +15,8 @@ LAST_SECOND = 4_102_444_800
 """Start of the year 2100: a greater time is in milliseconds, or a mistake."""
 
 Kind = Literal["shown", "opened", "liked", "hidden"]
-"""`liked` enters the history at once; `shown` without `liked` is a negative of the next training."""
+"""`liked` enters the history at once; a `hidden` item is not recommended to the user again, unless a
+later `liked` takes it back; `shown` without `liked` is a negative of the next training."""
 
 
 def _without_null(text: str) -> str:

@@ -105,6 +105,14 @@ class Shown:
         rows = self._histories.of(self._users[user])[-MAX_HISTORY:].tolist()
         return [self._items.id_of(row) for row in rows if row != UNKNOWN_ROW]
 
+    def likers(self, item: str) -> list[str]:
+        """Return the users whose history holds an item, by row; [] for an unknown item."""
+        row = self._items.get(item, UNKNOWN_ROW)
+        if row == UNKNOWN_ROW or self._users is None or self._histories is None:
+            return []
+        rows = self._histories.holding(row).tolist()
+        return [self._users.id_of(row) for row in rows if row != UNKNOWN_ROW]
+
     def _num_likes(self, user: str) -> int:
         if self._users is None or self._histories is None:
             return 0

@@ -40,6 +40,10 @@ _events = sa.Table(
     sa.Column("position", sa.Integer),
     sqlite_autoincrement=True,
 )
+_is_hidden = _events.c.kind == "hidden"
+_hidden = sa.Index(
+    "events_hidden", _events.c.sequence, sqlite_where=_is_hidden, postgresql_where=_is_hidden
+)
 _items = sa.Table(
     "added_items",
     _metadata,
@@ -77,7 +81,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """A stored like, as histories need it."""
+    """A stored like, as histories need it; or an item that was hidden."""
 
     sequence: int
     user: str
@@ -121,6 +125,7 @@ class Store:
         store = cls(_engine_of(str(place)))
         with store._named_errors():
             _metadata.create_all(store._engine)
+            _hidden.create(store._engine, checkfirst=True)  # stores of earlier versions lack it
         return store
 
     @property
@@ -166,6 +171,14 @@ class Store:
         with self._reading() as connection:
             return [Like(*row) for row in connection.execute(query)]
 
+    def hidden_after(self, sequence: int) -> list[Like]:
+        """Return the hidden items with a greater sequence number, in its order."""
+        e = _events.c
+        query = sa.select(e.sequence, e.user, e.item, e.time).order_by(e.sequence)
+        with self._reading() as connection:
+            found = connection.execute(query.where(e.sequence > sequence, e.kind == "hidden"))
+            return [Like(*row) for row in found]
+
     def last_event(self) -> int:
         """Return the greatest sequence number of an event; 0 where there is none."""
         with self._reading() as connection:
@@ -178,6 +191,14 @@ class Store:
         with self._reading() as connection:
             rows = connection.execute(query.where(i.sequence > sequence).order_by(i.sequence))
             return [AddedItem(*row) for row in rows]
+
+    def item(self, id: str) -> AddedItem | None:
+        """Return an added item; None where none of its id is stored."""
+        i = _items.c
+        query = sa.select(i.sequence, i.id, i.version, i.request, i.encoded).where(i.id == id)
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else AddedItem(*row)
 
     def events_between(self, since: float, until: float) -> Iterator[list[StoredEvent]]:
         """Yield the events of a period [since, until) by sequence, in pages of bounded size.

@@ -2,8 +2,10 @@
 
 import threading
 import time
+from contextlib import closing
 
 import pytest
+import sqlalchemy as sa
 
 from recsys.errors import UserError
 from recsys.serving.store import Store, StoredEvent, StoreError
@@ -154,3 +156,25 @@ def test_a_password_is_not_shown(tmp_path):
     with pytest.raises(StoreError) as failed:
         Store.open(f"postgresql://me:secret@/name?host={tmp_path}")
     assert "secret" not in str(failed.value)
+
+
+def test_hidden_items_follow_their_numbers_in_stores_of_earlier_versions_too(database):
+    place = database("hidden")
+    with closing(Store.open(place)) as store:
+        add(store, event("a"), event("b", item="x", kind="hidden"), event("c", kind="shown"))
+        with store._engine.begin() as connection:
+            connection.exec_driver_sql("DROP INDEX events_hidden")
+    with closing(Store.open(place)) as store:
+        add(store, event("d", item="y", kind="hidden"))
+        found = store.hidden_after(0)
+        assert [(like.user, like.item) for like in found] == [("u", "x"), ("u", "y")]
+        assert [like.item for like in store.hidden_after(found[0].sequence)] == ["y"]
+        names = {index["name"] for index in sa.inspect(store._engine).get_indexes("events")}
+        assert "events_hidden" in names
+
+
+def test_an_added_item_is_found_by_its_id(store):
+    with store.writing() as transaction:
+        transaction.add_item(id="n", version="v", request=b"{}", encoded=b"")
+    assert store.item("n").request == b"{}"
+    assert store.item("m") is None

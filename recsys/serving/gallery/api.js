@@ -1,6 +1,6 @@
 // Calls of the server's routes. Every failure is an Error whose message is the server's own sentence.
 
-async function call(path, options) {
+async function ask(path, options) {
   let answer;
   try {
     answer = await fetch(path, options);
@@ -13,19 +13,25 @@ async function call(path, options) {
     error.status = answer.status;
     throw error;
   }
+  const asked = answer.headers.get("X-Request-ID");
+  if (body && typeof body === "object") Object.defineProperty(body, "requestId", { value: asked });
   return body;
 }
 
-export const get = (path) => call(path);
-
-export const post = (path, body) =>
-  call(path, {
+const server = {
+  get: (path) => ask(path),
+  post: (path, body, options = {}) => ask(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
-  });
+    ...options,
+  }),
+  picture: (id) => `/v1/items/${encodeURIComponent(id)}/picture`,
+};
+let source = server;
 
-export const pictureOf = (id) => `/v1/items/${encodeURIComponent(id)}/picture`;
-
-export const sendEvent = (user, item, kind) =>
-  post("/v1/events", { events: [{ user, item, kind, id: crypto.randomUUID() }] });
+// Answer from elsewhere: an object with `get`, `post` and `picture` as the server's above.
+export const useSource = (other) => { source = other; };
+export const get = (path) => source.get(path);
+export const post = (path, body, options) => source.post(path, body, options);
+export const pictureOf = (id) => source.picture(id);

@@ -1,159 +1,55 @@
-// Gallery: a person's likes and recommendations, a new visitor's first choice, and search.
-import { get, post, sendEvent } from "./api.js";
-import { makeDials, meanWeights } from "./dials.js";
-import { openPicture } from "./dialog.js";
-import { arrange, describe, image, make, MODALITIES, tile } from "./tiles.js";
+// Gallery: its header, and which view the address asks for.
+import { get, post } from "./api.js";
+import { newId, sendEvents } from "./events.js";
+import { $, addressOf, asked, failed, head, newTurn, present, say, waiting } from "./page.js";
+import { become, newVisitor, showFiltered, showPerson, tileOf } from "./person.js";
+import { make, MODALITIES, tile } from "./tiles.js";
 
-const ASKED = 120; // reordered for new artists in the page
-const SHOWN = 48;
+const FOUND = 48;
 const CHOSEN = 5;
-const $ = (id) => document.getElementById(id);
-const state = { user: null, likes: [], dials: null, turn: 0 };
-
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").className = isError ? "error" : "";
-}
-
-function waiting() {
-  $("grid").replaceChildren(...Array.from({ length: 12 }, () => make("li", { class: "skeleton", "aria-hidden": "true" })));
-  say("Loading\u2026");
-}
-
-function failed(error) {
-  $("grid").replaceChildren();
-  say(error.message, true);
-}
-
-function head(title, lead, sections = []) {
-  [$("title").textContent, $("lead").textContent, document.title] = [title, lead, `${title} - Tessera gallery`];
-  for (const id of ["liked", "dials", "choice"]) $(id).hidden = !sections.includes(id);
-}
-
-const who = () => ({ user: state.user, dials: state.dials?.factors() ?? {}, isLiked });
-const open = (item) => openPicture(item, who(), like);
-const isLiked = (item) => state.likes.some((liked) => liked.id === item.id);
-
-function show(items, sizes = true) {
-  const tiles = items.map((item, place) => {
-    const element = tile(item, { open, like }, isLiked(item));
-    element.classList.toggle("large", sizes && [0, 7].includes(place));
-    return element;
-  });
-  arrange($("grid"), tiles);
-}
-
-async function like(item, button) {
-  button.disabled = true;
-  try {
-    state.user ??= newVisitor();
-    await sendEvent(state.user, item.id, "liked");
-    if (!isLiked(item)) state.likes.unshift(item);
-    button.setAttribute("aria-pressed", "true");
-    if (state.dials) {
-      showStrip();
-      await recommend();
-    }
-    say(`Liked ${describe(item)}.`);
-  } catch (error) {
-    say(error.message, true);
-  } finally {
-    button.disabled = false;
-  }
-}
-
-function newVisitor() {
-  return `visitor-${crypto.randomUUID()}`;
-}
-
-function showStrip() {
-  $("liked").hidden = !state.likes.length;
-  $("strip").replaceChildren(...state.likes.map((item) =>
-    make("li", {}, make("button", { type: "button", onclick: () => open(item) }, image(item)))));
-}
-
-// Ask for the list as the dials are now; of several calls at a time the last one counts.
-async function recommend() {
-  const turn = ++state.turn;
-  const started = performance.now();
-  const body = { user: state.user, k: state.dials?.wantsNew() ? ASKED : SHOWN, explain: true, dials: who().dials };
-  body.diversity = state.dials ? 0.7 * state.dials.variety() : 0;
-  const found = await post("/v1/recommend", body);
-  if (turn !== state.turn) return found;
-  const artists = new Set(state.likes.map((item) => item.artist));
-  const items = state.dials ? state.dials.order(found.items, artists) : found.items;
-  show(items.slice(0, SHOWN));
-  say(items.length ? `${Math.min(SHOWN, items.length)} pictures, best first.` : "Nothing is left to recommend.");
-  performance.measure("re-rank", { start: started, end: performance.now() });
-  return found;
-}
-
-async function showPerson(user, title = user, hasDone = false) {
-  Object.assign(state, { user, likes: [], dials: null });
-  const turn = ++state.turn;
-  head(title, "", []);
-  waiting();
-  try {
-    const person = await get(`/v1/users/${encodeURIComponent(user)}`);
-    if (turn !== state.turn) return;
-    state.likes = person.likes;
-    const recommending = recommend();
-    const asked = state.turn;
-    const found = await recommending;
-    if (asked !== state.turn) return; // something else was asked for meanwhile
-    const count = person.likes.length;
-    head(title, hasDone ? "Chosen by what you have just liked." : `${count} liked pictures, and what comes next.`, ["liked"]);
-    showStrip();
-    state.dials = makeDials($("dials"), meanWeights(found.items.slice(0, SHOWN)), () => recommend().catch(failed));
-    history.replaceState(null, "", `#person=${encodeURIComponent(user)}`);
-  } catch (error) {
-    if (state.user === user) failed(error);
-  }
-}
 
 // A new visitor: five of thirty varied pictures.
 async function welcome() {
-  Object.assign(state, { user: newVisitor(), likes: [], dials: null });
-  const turn = ++state.turn;
-  head("Which of these do you like?", `Tap ${CHOSEN} pictures; your recommendations follow at once.`, ["choice"]);
-  $("choice").replaceChildren();
+  const user = newVisitor();
+  become(user);
+  const isCurrent = newTurn();
+  head("Which of these do you like?", `Tap ${CHOSEN} pictures; your recommendations follow at once.`, []);
   waiting();
   try {
     const found = await post("/v1/recommend", { k: 30, diversity: 0.9 });
-    if (turn !== state.turn) return;
+    if (!isCurrent()) return;
     const chosen = new Set();
-    let isDone = false;
-    const count = () => say(`${chosen.size} of ${CHOSEN} chosen.`);
-    const choose = async (item) => {
-      if (isDone) return;
+    const choose = (item) => {
+      if (chosen.size === CHOSEN) return;
       const element = $("grid").querySelector(`[data-id="${CSS.escape(item.id)}"]`);
       if (!chosen.delete(item.id)) chosen.add(item.id);
-      element.classList.toggle("chosen", chosen.has(item.id));
-      element.querySelector(".like").setAttribute("aria-pressed", String(chosen.has(item.id)));
-      count();
-      isDone = chosen.size === CHOSEN;
-      if (isDone) {
-        const { user } = state;
-        try {
-          const events = [...chosen].map((id) => ({ user, item: id, kind: "liked", id: crypto.randomUUID() }));
-          await post("/v1/events", { events });
-          await showPerson(user, "For you", true);
-        } catch (error) {
-          failed(error);
-        }
-      }
+      mark(element, chosen.has(item.id));
+      say(`${chosen.size} of ${CHOSEN} chosen.`);
+      if (chosen.size === CHOSEN) chosenAll(user, chosen).catch(failed);
     };
-    const items = found.items.map((item) => ({ ...item, weights: {} }));
-    arrange($("grid"), items.map((item) => tile(item, { open: choose, like: choose }, false)));
-    count();
+    present(found.items.map((item) => ({ ...item, weights: {} })), (item) => {
+      const element = tile(item, { open: choose, like: choose });
+      mark(element, chosen.has(item.id));
+      return element;
+    }, { caption: 4.2 });
+    say(`0 of ${CHOSEN} chosen.`);
   } catch (error) {
-    failed(error);
+    if (isCurrent()) failed(error);
   }
 }
 
+function mark(element, isChosen) {
+  element.classList.toggle("chosen", isChosen);
+  for (const button of element.querySelectorAll("button")) button.setAttribute("aria-pressed", String(isChosen));
+}
+
+async function chosenAll(user, chosen) {
+  await sendEvents([...chosen].map((id) => ({ user, item: id, kind: "liked", id: newId() })));
+  await showPerson(user, { title: "For you", hasDone: true });
+}
+
 async function search(question, title) {
-  state.dials = null;
-  const turn = ++state.turn;
+  const isCurrent = newTurn();
   head(title, "", question.picture ? ["choice"] : []);
   if (question.picture) {
     const by = question.by ?? "semantic";
@@ -164,18 +60,20 @@ async function search(question, title) {
   }
   waiting();
   try {
-    const found = await post("/v1/search", { ...question, k: SHOWN });
-    if (turn !== state.turn) return;
-    show(found.items, false);
+    const found = await post("/v1/search", { ...question, k: FOUND });
+    if (!isCurrent()) return;
+    present(found.items, tileOf, { caption: 4.2 });
     say(found.items.length ? `${found.items.length} pictures, nearest first.` : "Nothing found.");
   } catch (error) {
-    if (turn === state.turn) failed(error);
+    if (isCurrent()) failed(error);
   }
 }
 
 async function surprise() {
+  const isCurrent = newTurn();
   try {
     const { users } = await get("/v1/users?order=chance&limit=1");
+    if (!isCurrent()) return;
     if (users.length) await showPerson(users[0].id);
     else await welcome();
   } catch (error) {
@@ -190,6 +88,16 @@ function base64Of(file) {
     reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
     reader.readAsDataURL(file);
   });
+}
+
+// Show the view that the address asks for.
+function route() {
+  const { person, artist, tag } = asked();
+  const filters = { ...(artist ? { artist } : {}), ...(tag ? { tags: tag } : {}) };
+  document.getElementById("dialog").close();
+  if (person) return showPerson(person, { filters });
+  if (artist || tag) return showFiltered(filters);
+  return surprise();
 }
 
 $("search").addEventListener("submit", (event) => {
@@ -218,11 +126,11 @@ $("person").addEventListener("input", async (event) => {
 $("pick").addEventListener("submit", (event) => {
   event.preventDefault();
   const user = $("person").value.trim();
-  if (user) showPerson(user);
+  if (!user) return;
+  if (location.hash === addressOf({ person: user })) showPerson(user);
+  else location.hash = addressOf({ person: user });
 });
 $("surprise").addEventListener("click", surprise);
 $("visitor").addEventListener("click", welcome);
-
-const asked = new URLSearchParams(location.hash.slice(1)).get("person");
-if (asked) showPerson(asked);
-else surprise();
+addEventListener("hashchange", route);
+route();

@@ -13,7 +13,8 @@ export function makeDials(place, weights, onmove) {
   const inputs = {};
   const show = (name) => {
     inputs[name].value = Math.round(100 * value[name]);
-    inputs[name].closest("label").querySelector("output").textContent = percent(value[name]);
+    const share = value[name] === own[name] ? weights[name] : value[name];
+    inputs[name].closest("label").querySelector("output").textContent = percent(share);
   };
   const dial = (name, label) => {
     inputs[name] = make("input", { type: "range", min: 0, max: 100, step: 1, name, oninput: (event) => {

@@ -1,4 +1,4 @@
-// Elements of pictures: tiles of the grid, mixes of modalities, and the gliding of tiles to new places.
+// Elements of pictures: tiles, mixes of modalities, and what is said of a picture.
 import { pictureOf } from "./api.js";
 
 export const MODALITIES = { semantic: "content", style: "style", text: "words", ids: "ids" };
@@ -21,7 +21,7 @@ export function describe(item) {
 }
 
 export function image(item) {
-  return make("img", { src: pictureOf(item.id), alt: describe(item), loading: "lazy", decoding: "async" });
+  return make("img", { src: pictureOf(item.id), alt: describe(item), decoding: "async", draggable: "false" });
 }
 
 export function percent(share) {
@@ -41,41 +41,34 @@ export function mix(weights) {
   return bar;
 }
 
-// A tile of the grid. `on`: {open(item), like(item, button)}.
-export function tile(item, on, isLiked) {
-  const like = make("button", {
-    type: "button", class: "like", "aria-pressed": String(isLiked),
-    "aria-label": `Like ${describe(item)}`, onclick: (event) => on.like(item, event.currentTarget),
-  }, "\u2665");
-  const words = make("span", { class: "caption" }, make("b", {}, item.title || item.id),
-    item.artist ? make("span", { class: "by" }, item.artist) : null,
-    item.reason ? make("span", { class: "reason" }, item.reason.text) : null);
-  const open = make("button", { type: "button", class: "open", onclick: () => on.open(item) },
-    make("span", { class: "frame" }, image(item)), mix(item.weights ?? {}), words);
-  const element = make("li", { class: "tile", "data-id": item.id }, open, like);
-  return element;
+// The colours of the mixes, in words.
+export function legend(weights) {
+  const names = Object.keys(MODALITIES).filter((name) => name in weights);
+  return make("p", { class: "legend" }, ...names.map((name) => make("span", { class: name }, MODALITIES[name])));
 }
 
-// Put tiles into the grid in a new order; those that stay glide from where they were (FLIP).
-export function arrange(grid, tiles) {
-  const before = new Map([...grid.children].map((t) => [t.dataset.id, t.getBoundingClientRect()]));
-  const focused = document.activeElement?.closest?.("#grid > li")?.dataset.id;
-  grid.replaceChildren(...tiles);
-  if (focused) grid.querySelector(`li[data-id="${CSS.escape(focused)}"] .open`)?.focus({ preventScroll: true });
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  for (const element of tiles) {
-    const from = before.get(element.dataset.id);
-    const to = element.getBoundingClientRect();
-    if (from && to.width) {
-      const [x, y, scale] = [from.left - to.left, from.top - to.top, from.width / to.width];
-      if (x || y) {
-        element.animate(
-          [{ transformOrigin: "0 0", transform: `translate(${x}px, ${y}px) scale(${scale})` },
-            { transformOrigin: "0 0", transform: "none" }],
-          { duration: 420, easing: "cubic-bezier(.2,.8,.2,1)" });
-      }
-    } else if (before.size) {
-      element.animate([{ opacity: 0 }, { opacity: 1 }], { duration: 300 });
-    }
+// A tile. `on`: {open(item), like(item, button), hide(item)}, of which like and hide may be missing.
+export function tile(item, on, isLiked = false) {
+  const buttons = make("span", { class: "tools" });
+  if (on.hide) {
+    buttons.append(make("button", {
+      type: "button", class: "hide", "aria-label": `Hide ${describe(item)}`, title: "Hide this",
+      onclick: () => on.hide(item),
+    }, "\u00d7"));
   }
+  if (on.like) {
+    buttons.append(make("button", {
+      type: "button", class: "like", "aria-pressed": String(isLiked), title: "Like this",
+      "aria-label": `Like ${describe(item)}`, onclick: (event) => on.like(item, event.currentTarget),
+    }, "\u2665"));
+  }
+  const words = make("span", { class: "caption" }, make("b", {}, item.title || item.id),
+    item.artist ? make("span", { class: "by" }, item.artist) : null,
+    item.reason ? make("span", { class: "reason" }, item.reason.text) : null,
+    item.note ? make("span", { class: "reason" }, item.note) : null);
+  const open = make("button", { type: "button", class: "open", onclick: () => on.open(item) },
+    make("span", { class: "frame" }, image(item)), mix(item.weights ?? {}), words);
+  return make("li", { class: "tile", "data-id": item.id }, open, buttons);
 }
+
+export const skeleton = () => make("li", { class: "tile skeleton", "aria-hidden": "true" });

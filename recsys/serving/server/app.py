@@ -32,6 +32,7 @@ from recsys.serving.requests import (
 )
 from recsys.serving.server.body import BodyReader
 from recsys.serving.server.gallery import router as gallery
+from recsys.serving.server.hidden import HiddenItems
 from recsys.serving.server.log import log
 from recsys.serving.server.messages import NOT_FOUND, OK, Reply
 from recsys.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -44,7 +45,7 @@ from recsys.serving.server.problems import (
     invalid_parameters,
 )
 from recsys.serving.server.store_thread import StoreThread
-from recsys.serving.store import StoredEvent, StoreError, Transaction
+from recsys.serving.store import Store, StoredEvent, StoreError, Transaction
 
 API_VERSION = "1"
 _UPLOADS = (RecommendRequest, SearchRequest, NewItem)
@@ -69,11 +70,19 @@ class Version:
 class Front:
     """Resources of the routes: workers, the event store, and limits."""
 
-    def __init__(self, pool: Pool, store: StoreThread, bodies: BodyReader, metrics: Metrics):
+    def __init__(
+        self,
+        pool: Pool,
+        store: StoreThread,
+        bodies: BodyReader,
+        metrics: Metrics,
+        hidden: HiddenItems,
+    ):
         self.pool = pool
         self.store = store
         self.bodies = bodies
         self.metrics = metrics
+        self.hidden = hidden
         self.is_draining = False
 
     async def ask(self, method: str, request: Any, user: str | None = None) -> Reply:
@@ -120,6 +129,17 @@ class Front:
         except StoreError as error:
             raise busy("the event store does not answer, and nothing was stored") from error
 
+    async def read(self, function: Callable[[Store], Any]) -> Any:
+        """Return the result of a reading function of the event store.
+
+        Raises:
+            ProblemError: the store does not answer.
+        """
+        try:
+            return await self.store.read(function)
+        except StoreError as error:
+            raise busy("the event store does not answer") from error
+
 
 class CheckedRoute(APIRoute):
     """Route whose body is read by BodyReader; FastAPI's own reading is slower and has no limits."""
@@ -145,7 +165,8 @@ others = APIRouter()
 @questions.post("/recommend", response_model=Recommendations)
 async def recommend(http: Request, body: RecommendRequest) -> Response:
     """Recommend items to a user, to a visitor who names liked items, or to nobody in particular."""
-    return await http.app.state.front.answer(http, "recommend", body)
+    front: Front = http.app.state.front
+    return await front.answer(http, "recommend", front.hidden.exclude(body))
 
 
 @questions.post("/score", response_model=Scores)
@@ -174,7 +195,7 @@ async def explain(http: Request, body: ExplainRequest) -> Response:
 
 @questions.post("/events", response_model=EventsStored)
 async def events(http: Request, body: EventsRequest) -> Response:
-    """Store what users did; likes enter histories at once."""
+    """Store what users did; likes enter histories at once, hidden items are not recommended again."""
     front: Front = http.app.state.front
     request_id, now = http.scope["request_id"], time.time()
     rows = [

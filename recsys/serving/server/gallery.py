@@ -19,6 +19,7 @@ from recsys.serving.server.log import log
 from recsys.serving.server.problems import ProblemError, busy
 from recsys.serving.server.target import Target
 from recsys.serving.shown import MAX_HISTORY, Person, Shown, ShownItem
+from recsys.serving.uploads import thumbnail_of
 
 PAGES = FilePath(__file__).parents[1] / "gallery"
 MEDIA_TYPES = {
@@ -59,6 +60,20 @@ class PersonCard:
     """Whether the bundle has the user; others are known by their events alone."""
     likes: list[ShownItem]
     """Liked items, latest first."""
+    hidden: list[str]
+    """Items that are not recommended to the user, oldest first."""
+
+
+@dataclass(frozen=True)
+class Likers:
+    """Users whose history holds an item, later events included."""
+
+    version: str
+    item: str
+    count: int
+    """All of them."""
+    users: list[str]
+    """Some of them, those of the latest events first."""
 
 
 @router.get("/v1/users", tags=["gallery"])
@@ -80,11 +95,28 @@ async def user_card(http: Request, user: Annotated[str, Path(max_length=512)]) -
     """Return a user's history, later events included."""
     shown = _shown(http)
     later = [like.item for like in http.app.state.front.pool.newer_likes(user)]
-    if not later and not shown.knows_user(user):
+    hidden = http.app.state.front.hidden.of(user)
+    if not later and not hidden and not shown.knows_user(user):
         raise ProblemError(404, f"user: {user!r} given; neither the bundle nor an event has it")
     latest_first = list(dict.fromkeys(reversed([*shown.history(user), *later])))
     items = [shown.item(item) for item in latest_first[:MAX_HISTORY]]
-    return PersonCard(shown.version, user, shown.knows_user(user), items)
+    return PersonCard(shown.version, user, shown.knows_user(user), items, hidden)
+
+
+@router.get("/v1/items/{item:path}/likers", tags=["gallery"])
+async def likers(
+    http: Request,
+    item: Annotated[str, Path(max_length=512)],
+    limit: Annotated[int, Query(ge=1, le=100)] = 12,
+) -> Likers:
+    """Return who likes an item: a count, and some ids."""
+    shown = _shown(http)
+    front = http.app.state.front
+    if not (shown.knows_item(item) or await front.knows(item)):
+        raise ProblemError(404, f"item: {item!r} given; no item of this id is known")
+    later = reversed(front.pool.newer_likers(item))
+    users = list(dict.fromkeys([*later, *await asyncio.to_thread(shown.likers, item)]))
+    return Likers(shown.version, item, len(users), users[:limit])
 
 
 @router.get(
@@ -96,9 +128,13 @@ async def user_card(http: Request, user: Annotated[str, Path(max_length=512)]) -
 async def picture(http: Request, item: Annotated[str, Path(max_length=512)]) -> Response:
     """Return an item's thumbnail; a drawn placeholder where its picture is masked or missing."""
     content = _shown(http).picture(item)
+    front = http.app.state.front
+    if content is None:
+        added = await front.read(lambda store: store.item(item))
+        content = added and await asyncio.to_thread(thumbnail_of, added.request)
     if content is not None:
         return _file(http, content, "image/jpeg", f"public, max-age={_PICTURE_SECONDS}")
-    if not await http.app.state.front.knows(item):
+    if not await front.knows(item):
         raise ProblemError(404, f"item: {item!r} given; no item of this id is known")
     masked = _pages()["masked.svg"]
     return _file(http, masked, MEDIA_TYPES[".svg"], "no-cache")

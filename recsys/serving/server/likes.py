@@ -32,6 +32,11 @@ class NewerLikes:
             return []
         return sorted((k for k in of_user.values() if k.time > since), key=lambda like: like.time)
 
+    def likers(self, item: str, since: float) -> list[str]:
+        """Return the users who like an item, those up to `since` (seconds) left out."""
+        found = ((user, of_user.get(item)) for user, of_user in self._by_user.items())
+        return [user for user, like in found if like is not None and like.time > since]
+
     def forget(self, until: float) -> None:
         """Drop the likes up to a time, in seconds since 1970."""
         for user in list(self._by_user):

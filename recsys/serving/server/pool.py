@@ -90,8 +90,17 @@ class Pool:
 
     def newer_likes(self, user: str) -> list[Like]:
         """Return the likes of a user that came after the served bundle, oldest first."""
+        return self._likes.of(user, self._since)
+
+    def newer_likers(self, item: str) -> list[str]:
+        """Return the users who came to like an item after the served bundle."""
+        return self._likes.likers(item, self._since)
+
+    @property
+    def _since(self) -> float:
+        """Time up to which the histories of every open bundle reach, in seconds since 1970."""
         ready = [link.ready.since for link in self._links if link.ready is not None]
-        return self._likes.of(user, min(ready, default=0.0))
+        return min(ready, default=0.0)
 
     def _feed(self) -> None:
         """Send what waits to workers that can take it."""

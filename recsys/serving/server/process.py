@@ -23,6 +23,7 @@ from recsys.serving.server.body import BodyReader
 from recsys.serving.server.border import Border
 from recsys.serving.server.config import ServeConfig
 from recsys.serving.server.connection import Connection
+from recsys.serving.server.hidden import HiddenItems
 from recsys.serving.server.likes import NewerLikes
 from recsys.serving.server.log import log
 from recsys.serving.server.metrics import Metrics
@@ -81,16 +82,17 @@ def _listen(config: ServeConfig) -> socket.socket:
 async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     log("listening", url=f"http://{host}:{port}")
-    metrics, likes = Metrics(), NewerLikes()
+    metrics, likes, hidden = Metrics(), NewerLikes(), HiddenItems()
 
-    def take_news(new_likes: list[Like], items: list[AddedItem]) -> None:
+    def take_news(new_likes: list[Like], items: list[AddedItem], newly_hidden: list[Like]) -> None:
         likes.add(new_likes)
+        hidden.add(newly_hidden, new_likes)
         if items:
             pool.add_items(items)
 
     thread = StoreThread(store_place(config), metrics, take_news)
     pool = Pool(config, opener, thread, likes, metrics)
-    front = Front(pool, thread, BodyReader(config), metrics)
+    front = Front(pool, thread, BodyReader(config), metrics, hidden)
     server = _Server(config, front, listener)
     keeper = asyncio.create_task(pool.run())
     try:

@@ -29,13 +29,14 @@ class StoreThread:
         self,
         place: str,
         metrics: Metrics,
-        on_news: Callable[[list[Like], list[AddedItem]], None],
+        on_news: Callable[[list[Like], list[AddedItem], list[Like]], None],
     ):
         """Start the thread; to be called within the event loop.
 
         Args:
             place: of the event store.
-            on_news: called within the loop with new likes and items in the order of their numbers.
+            on_news: called within the loop with new likes, added items and hidden items in the order of
+                their numbers.
 
         Raises:
             UserError: the store cannot be opened.
@@ -48,7 +49,7 @@ class StoreThread:
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._since: float | None = None
         self._asked_since: float | None = None
-        self._last_like = self._last_item = 0
+        self._last_like = self._last_item = self._last_hidden = 0
         self._thread = threading.Thread(target=self._run, name="event store", daemon=True)
         self._thread.start()
 
@@ -65,6 +66,14 @@ class StoreThread:
         """Report likes after a time (seconds since 1970); done when those in the store are reported."""
         self._asked_since = since
         return self.write(lambda _: None)
+
+    async def read(self, function: Callable[[Store], T]) -> T:
+        """Return the result of a reading function of the store, called in a thread of its own.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return await asyncio.to_thread(function, self._store)
 
     async def close(self) -> None:
         """Finish what waits, and end the thread."""
@@ -121,14 +130,16 @@ class StoreThread:
         try:
             likes = self._store.likes_after(self._last_like, since=self._since)
             items = self._store.items_after(self._last_item)
+            hidden = self._store.hidden_after(self._last_hidden)
         except StoreError as error:
             self._metrics.store_errors.inc()
             log("store error", detail=str(error))
             return
-        if likes or items:
+        if likes or items or hidden:
             self._last_like = likes[-1].sequence if likes else self._last_like
             self._last_item = items[-1].sequence if items else self._last_item
-            self._loop.call_soon_threadsafe(self._on_news, likes, items)
+            self._last_hidden = hidden[-1].sequence if hidden else self._last_hidden
+            self._loop.call_soon_threadsafe(self._on_news, likes, items, hidden)
 
 
 def _settle(future: "asyncio.Future[Any]", outcome: Any) -> None:

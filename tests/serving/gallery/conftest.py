@@ -4,21 +4,22 @@ import shutil
 
 import pytest
 
+from recsys.bundle.bundle import Bundle
 from tests.serving.server.running import Server
 
 OPENER = "recsys.serving.recommender:Recommender"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tiny_bundle, tmp_path_factory):
-    """A server with one worker that a module's tests share."""
+    """A server with one worker that all tests of the gallery share."""
     folder = tmp_path_factory.mktemp("gallery")
     with Server(tiny_bundle, folder / "log", opener=OPENER, request_seconds=60) as running:
         running.wait(seconds=120)
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium():
     """Debian's Chromium, driven by Playwright; the test is skipped where it is not installed."""
     program = shutil.which("chromium")
@@ -29,6 +30,18 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def user(bundle):
+    """The user with most likes."""
+    row = max(range(1, bundle.users.num_rows), key=lambda row: len(bundle.users.history(row)))
+    return bundle.vocabularies["user_id"].id_of(row)
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Routes of the gallery: its files and their headers, thumbnails, users."""
 
+import base64
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from PIL import Image
 
-from recsys.bundle.bundle import Bundle
 from recsys.serving.server.gallery import PAGES
 
 
@@ -23,11 +24,6 @@ assert not {"torch", "torchrec", "duckdb"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle):
-    return Bundle.open(tiny_bundle)
 
 
 def test_the_pages_forbid_everything_from_elsewhere(server):
@@ -106,3 +102,52 @@ def test_a_user_has_a_history_which_later_likes_lead(server, bundle):
     unknown = server.ask("GET", "/v1/users/nobody")
     assert unknown.status == 404
     assert "'nobody' given" in unknown.json["detail"]
+
+
+def test_an_added_picture_is_shown_as_a_thumbnail_of_its_own(server):
+    stream = io.BytesIO()
+    Image.new("RGB", (300, 200), (200, 40, 40)).save(stream, "PNG")
+    picture = base64.b64encode(stream.getvalue()).decode()
+    added = server.post("/v1/items", {"id": "added/red", "picture": picture})
+    assert added.status == 201, added.body
+    answer = server.ask("GET", "/v1/items/added%2Fred/picture")
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
+    shown = Image.open(io.BytesIO(answer.body))
+    assert shown.size == (256, 256)
+    assert all(abs(a - b) < 8 for a, b in zip(shown.getpixel((9, 9)), (200, 40, 40), strict=True))
+    again = server.ask("GET", "/v1/items/added%2Fred/picture", If_None_Match=answer.headers["etag"])
+    assert again.status == 304
+
+
+def test_likers_of_an_item_are_those_whose_history_holds_it_and_later_ones_first(server, bundle):
+    item = bundle.item_id(int(bundle.users.history(2)[-1]))
+    row = int(bundle.users.history(2)[-1])
+    ids = [bundle.vocabularies["user_id"].id_of(u) for u in range(1, bundle.users.num_rows)]
+    expected = [i for u, i in enumerate(ids, 1) if row in bundle.users.history(u)]
+    found = server.ask("GET", f"/v1/items/{item}/likers?limit=100").json
+    assert (found["count"], found["users"]) == (len(expected), expected)
+    event = {"user": "a new reader", "item": item, "kind": "liked"}
+    assert server.post("/v1/events", {"events": [event]}).status == 200
+    found = server.ask("GET", f"/v1/items/{item}/likers?limit=2").json
+    assert found["count"] == len(expected) + 1
+    assert found["users"] == ["a new reader", *expected][:2]
+    assert server.ask("GET", "/v1/items/nothing/likers").status == 404
+
+
+def test_a_hidden_item_is_not_recommended_again_until_it_is_liked(server, bundle):
+    def recommended():
+        answer = server.post("/v1/recommend", {"user": "hider", "k": 100})
+        return [item["id"] for item in answer.json["items"]]
+
+    first = recommended()[0]
+    events = [{"user": "hider", "item": first, "kind": "hidden"}]
+    assert server.post("/v1/events", {"events": events}).status == 200
+    assert first not in recommended()
+    person = server.ask("GET", "/v1/users/hider").json
+    assert (person["hidden"], person["likes"]) == ([first], [])
+    others = server.post("/v1/recommend", {"user": "another", "k": 100}).json["items"]
+    assert first in [item["id"] for item in others]
+    events[0]["kind"] = "liked"
+    assert server.post("/v1/events", {"events": events}).status == 200
+    person = server.ask("GET", "/v1/users/hider").json
+    assert (person["hidden"], person["likes"][0]["id"]) == ([], first)

@@ -1,0 +1,65 @@
+// Parts of the page that every view uses: heading, status line, the pictures, and the address.
+import { listed, Masonry } from "./masonry.js";
+import { unwatch } from "./events.js";
+import { make } from "./tiles.js";
+
+export const $ = (id) => document.getElementById(id);
+const SECTIONS = ["liked", "dials", "choice", "panel"];
+const view = { makeTile: null, onend: null, turn: 0 };
+
+// The pictures of the page; a view says by `present` how a tile is made.
+export const grid = new Masonry($("grid"), {
+  makeTile: (item, place) => view.makeTile(item, place),
+  left: unwatch,
+  onend: () => view.onend?.(),
+});
+
+// A turn of the page: what is asked for later makes the answers to earlier turns void.
+export function newTurn() {
+  view.onend = null;
+  view.turn += 1;
+  const { turn } = view;
+  return () => turn === view.turn;
+}
+
+export function say(text, isError = false) {
+  $("status").textContent = text;
+  $("status").className = isError ? "error" : "";
+}
+
+export function waiting() {
+  grid.wait();
+  say("Loading\u2026");
+}
+
+export function failed(error) {
+  present([], () => null);
+  say(error.message, true);
+}
+
+export function head(title, lead, sections = []) {
+  [$("title").textContent, $("lead").textContent, document.title] = [title, lead, `${title} - Tessera gallery`];
+  for (const id of SECTIONS) $(id).hidden = !sections.includes(id);
+  $("marks").replaceChildren();
+}
+
+// Show a list of items, an array or what Masonry takes. `onend()`: the last ones are near.
+export function present(items, makeTile, { onend = null, ...options } = {}) {
+  Object.assign(view, { makeTile, onend });
+  grid.ready();
+  grid.show(Array.isArray(items) ? listed(items) : items, options);
+}
+
+// The address of a view, such as {person: "u1", artist: "A"}.
+export const addressOf = (parameters) => `#${new URLSearchParams(parameters)}`;
+export const asked = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+
+// Name a view in the address without showing it again.
+export function named(parameters) {
+  if (location.hash !== addressOf(parameters)) history.pushState(null, "", addressOf(parameters));
+}
+
+// A condition that the list meets, with a button that lifts it.
+export function mark(text, onremove) {
+  $("marks").append(make("li", {}, text, make("button", { type: "button", "aria-label": `Lift the filter ${text}`, onclick: onremove }, "\u00d7")));
+}
