@@ -8,14 +8,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.serving import tiny
+from tests.warm_jobs import REPOSITORY, WARM, Job
 
 # Hub libraries look for newer files on the network unless told not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,8 +24,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Equal examples on every run, and no time limit for each: tests share their machine.
 settings.register_profile("tessera", derandomize=True, deadline=None, database=None)
 settings.load_profile("tessera")
-
-Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +100,8 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Run a job as a user types it, from another folder: `job("prepare", "data=demo")`.
+def command(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Run a job as a user types it, from another folder: `command("prepare", "data=demo")`.
 
     `ranks=2` runs it under torchrun. Returns the finished process with text output; does not raise.
     """
@@ -125,3 +123,33 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def job() -> Job:
+    """Run a job as `command` does, sooner: forked from a process that has imported everything.
+
+    `ranks=2` forks two, with the variables of torchrun.
+    """
+
+    def run(
+        name: str, *arguments: str, ranks: int = 0, timeout_seconds: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        script = REPOSITORY / "launch" / f"{name}.py"
+        return WARM.run(script, *arguments, ranks=ranks, timeout_seconds=timeout_seconds)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_workspace(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
+    """A workspace of the tiny world with the run `tiny`."""
+    workspace = tiny.make_workspace(tmp_path_factory.mktemp("tiny"), job)
+    tiny.train(workspace, job, "tiny", "model.second_order=true")
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_workspace: Path, job: Job) -> Path:
+    """The bundle of the run `tiny`, of fp32 tables; a test that writes to it takes a copy."""
+    return tiny.export(tiny_workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.warm_jobs import REPOSITORY, WARM
 
 
 def children_of(pid: int) -> list[int]:
@@ -62,19 +62,20 @@ def run_worker(script: Path, *arguments: object, ranks: int, seconds: float = 28
     """Run a script of the tests and return what it printed; where it fails, the test does.
 
     Args:
-        ranks: processes of torchrun; 0: one of plain Python.
+        ranks: processes with the variables of torchrun; 0: one of plain Python, newly started.
     """
-    start = [sys.executable]
+    words = list(map(str, arguments))
     if ranks:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*start, str(script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+        done = WARM.run(script, *words, ranks=ranks, timeout_seconds=seconds)
+    else:
+        done = subprocess.run(
+            [sys.executable, str(script), *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -56,9 +56,9 @@ def vectors(workspace):
 
 
 @pytest.fixture(scope="module")
-def embedded(prepared, tmp_path_factory, job):
+def embedded(prepared, tmp_path_factory, command):
     folder = copy(prepared, tmp_path_factory.mktemp("one"))
-    done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
+    done = command("embed", "data=demo", f"workspace={folder}", *SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, done.stdout
 
@@ -285,7 +285,7 @@ FULL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL)
-def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_path, job, case):
+def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_path, command, case):
     settings, place = FULL[case]
     folder = copy(prepared, tmp_path / "w")
     for part in ("encoders", "features"):
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(prepared, embedded, tmp_p
     shutil.copytree(folder / "encoders" / "text" / "model", model)
     more = [setting.format(model=model) for setting in settings]
     with full_disk(400_000):
-        done = job("embed", "data=demo", f"workspace={folder}", *SMALL, *more)
+        done = command("embed", "data=demo", f"workspace={folder}", *SMALL, *more)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith(f"error: {folder / place}"), sentence

@@ -6,9 +6,6 @@ import pytest
 
 from recsys.evaluation.result import from_json, read_result, to_json
 from recsys.evaluation.two_stages import bundle_of
-from tests.serving.tiny import tiny_bundle, tiny_workspace
-
-__all__ = ["tiny_bundle", "tiny_workspace"]
 
 
 @pytest.fixture(scope="module")

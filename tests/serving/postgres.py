@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +23,14 @@ def programs() -> Path:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Run a server that listens on a Unix socket in `folder` alone, and yield its URL."""
+def postgres() -> Iterator[str]:
+    """Run a server that listens on a Unix socket alone, and yield its URL."""
     bin_folder = programs()
     account = ACCOUNT if os.getuid() == 0 else None
-    folder.mkdir()
+    # Not in pytest's folders: they are for their owner alone, and every start of pytest sees to it.
+    folder = Path(tempfile.mkdtemp(prefix="tessera-postgres-"))
     if account is not None:
         shutil.chown(folder, account)
-        for parent in folder.parents:  # pytest's folders are for their owner alone
-            if parent.stat().st_mode & 0o011 != 0o011:
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def run(*command: object) -> None:
         done = subprocess.run(
@@ -54,3 +53,4 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql://tessera@/postgres?host={folder}"
     finally:
         run(bin_folder / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)

@@ -21,7 +21,7 @@ def database(request, tmp_path_factory):
     if request.param == "sqlite":
         yield lambda name: str(folder / f"{name}.db")
         return
-    with postgres(folder / "server") as url:
+    with postgres() as url:
 
         def create(name: str) -> str:
             import psycopg

@@ -1,11 +1,9 @@
-"""A tiny bundle, made by the jobs: drawn world, prepare, embed, train, export; once per session."""
+"""A tiny bundle, made by the jobs: drawn world, prepare, embed, train, export."""
 
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import Job
 from tests.small_runs import SMALL
+from tests.warm_jobs import Job
 
 WORLD = ["world.num_items=120", "world.num_users=60", "world.num_exposures=1500", "processes=1"]
 ENCODERS = ["encoder/image=tiny", "encoder.image.pretext_epochs=1", "encoder/text=scratch"]
@@ -37,17 +35,3 @@ def export(workspace: Path, job: Job, name: str, *more: str) -> Path:
     assert done.returncode == 0, done.stderr
     bundles = workspace / "bundles"
     return bundles / (bundles / "current").read_text().strip()
-
-
-@pytest.fixture(scope="session")
-def tiny_workspace(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
-    """A workspace of the tiny world with the run `tiny`."""
-    workspace = make_workspace(tmp_path_factory.mktemp("tiny"), job)
-    train(workspace, job, "tiny", "model.second_order=true")
-    return workspace
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_workspace: Path, job: Job) -> Path:
-    """The bundle of the run `tiny`, of fp32 tables; a test that writes to it takes a copy."""
-    return export(tiny_workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")

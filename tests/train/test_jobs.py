@@ -18,9 +18,9 @@ from tests.small_runs import losses, metrics, options, write_features
 from tests.test_files import limited
 
 
-def test_train_evaluate_compare_tell_their_story(workspace, job):
+def test_train_evaluate_compare_tell_their_story(workspace, command):
     """As a user types it, from another folder; two ranks."""
-    done = job("train", *options(workspace, "story", "train.epochs=2"), ranks=2)
+    done = command("train", *options(workspace, "story", "train.epochs=2"), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     for part in ("sharding plan, 2 rank(s)", "validation AUC", "best validation auc", "next:"):
         assert part in done.stdout
@@ -32,7 +32,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, job):
     norms = [line["train/gradient_norm"] for line in lines if "train/loss" in line]
     assert norms and all(0 < norm < 100 for norm in norms)
 
-    done = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
+    done = command("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     predictions = pq.read_table(folder / "eval" / "test" / "predictions.parquet")
     manifest = read_manifest(workspace)
@@ -59,9 +59,11 @@ def test_train_evaluate_compare_tell_their_story(workspace, job):
     report = (folder / "eval" / "test" / "report.html").read_text(encoding="utf-8")
     assert "What it recommends" in report and "data:image/jpeg" in report
 
-    one = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid")
+    one = command(
+        "evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid"
+    )
     assert one.returncode == 0, one.stderr[-2000:]
-    done = job("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
+    done = command("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
     assert done.returncode == 0 and "oracle (true probabilities)" in done.stdout
 
 
@@ -81,9 +83,9 @@ def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
     np.testing.assert_allclose(scores[2], scores[0], atol=1e-6)
 
 
-def test_smoke_experiment_runs_as_documented(workspace, job):
+def test_smoke_experiment_runs_as_documented(workspace, command):
     name = ["data=demo", f"workspace={workspace}", "run.name=smoke", "experiment=smoke"]
-    done = job("train", *name)
+    done = command("train", *name)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "epoch 1" in done.stdout and "epoch 2" not in done.stdout
 
@@ -102,17 +104,17 @@ def decided(plan: dict) -> dict:
     }
 
 
-def test_plan_shown_is_the_plan_trained(workspace, job):
+def test_plan_shown_is_the_plan_trained(workspace, command):
     """plan.py cluster=cpu_2, a training that plans for itself, and one that takes the saved plan."""
     more = ["optim.table.name=rowwise_adagrad", "plan.replicate_modality_bytes=0"]
     more += ["tables.user_id.sharding=table_wise"]
     shown = workspace / "plans" / "cpu_2"
-    done = job("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
+    done = command("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.index("fits cpu_2") < done.stdout.index("sharding plan, 2 rank(s)")
     page = (shown / "plan.html").read_text()
     assert "modality_text" in page and "http" not in page.split("</style>")[1]
-    done = job("train", *options(workspace, "auto", "train.epochs=1", *more), ranks=2)
+    done = command("train", *options(workspace, "auto", "train.epochs=1", *more), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     plan = read_plan_of(shown)
     assert decided(read_plan_of(workspace / "runs" / "auto")) == decided(plan)
@@ -126,7 +128,7 @@ def test_plan_shown_is_the_plan_trained(workspace, job):
     (workspace / "moved.json").write_text(json.dumps(moved))
     saved = f"plan={workspace / 'moved.json'}"
     # Without the other keys of the section, which the saved plan stands for.
-    done = job("train", *options(workspace, "saved", "train.epochs=1", more[0], saved), ranks=2)
+    done = command("train", *options(workspace, "saved", "train.epochs=1", more[0], saved), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_plan_of(workspace / "runs" / "saved") == moved
     np.testing.assert_allclose(losses(workspace, "saved"), losses(workspace, "auto"), rtol=1e-5)
@@ -273,15 +275,15 @@ def test_settings_that_do_not_fit_the_data_leave_no_run_behind(workspace, job):
         (20_000, "train.log_every_steps=1", "metrics.jsonl"),
     ],
 )
-def test_a_full_disk_is_one_sentence_with_the_path(workspace, job, num_bytes, setting, place):
+def test_a_full_disk_is_one_sentence_with_the_path(workspace, command, num_bytes, setting, place):
     name = f"full-{place}"
-    done = job("train", *options(workspace, f"whole-{place}", "train.epochs=1"))
+    done = command("train", *options(workspace, f"whole-{place}", "train.epochs=1"))
     assert done.returncode == 0, done.stderr[-2000:]
     whole = workspace / "runs" / f"whole-{place}"
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     more = ["train.epochs=1", "train.global_batch_size=8", "model.embedding_dim=64", setting]
     with limited(num_bytes):  # a child has the limits of its parent
-        done = job("train", *options(workspace, name, *more))
+        done = command("train", *options(workspace, name, *more))
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith(f"error: {workspace / 'runs' / name / place}: "), sentence

@@ -81,10 +81,10 @@ def test_missing_source_is_one_sentence(tmp_path, job):
     assert "source" in done.stderr
 
 
-def test_ctr_runs_by_the_command_in_its_recipe(tmp_path, job):
+def test_ctr_runs_by_the_command_in_its_recipe(tmp_path, command):
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.csv").write_text("label,site,price\n1,a,1\n0,b,2\n1,a,\n0,c,4\n")
-    done = job(
+    done = command(
         "prepare",
         "data=ctr",
         f"data.source={tmp_path}",

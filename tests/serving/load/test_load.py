@@ -205,10 +205,10 @@ def test_settings_that_measure_nothing_are_refused(keys, sentence):
     assert re.search(sentence, problem)
 
 
-def test_job_measures_a_server_that_runs_and_writes_table_and_json(job, tmp_path):
+def test_job_measures_a_server_that_runs_and_writes_table_and_json(command, tmp_path):
     out = tmp_path / "results" / "load.json"
     with started("seconds=0.01") as server:
-        done = job(
+        done = command(
             "loadtest",
             f"url=http://{server.address}",
             "candidates=[4]",

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("database") / "server") as url:
+def database():
+    with postgres() as url:
         yield url
 
 
@@ -32,10 +32,8 @@ def test_likes_and_items_of_one_host_are_in_the_answers_of_another_within_a_seco
     assert other.post("/v1/items", {"id": "new", "text": "t"}).status == 409
 
 
-def test_a_database_that_stops_is_a_503_for_events_and_nothing_for_recommendations(
-    started, tmp_path
-):
-    with postgres(tmp_path / "database") as url:
+def test_a_database_that_stops_is_a_503_for_events_and_nothing_for_recommendations(started):
+    with postgres() as url:
         server = started(events=url)
         event = {"user": "u", "item": "i00999", "kind": "liked"}
         assert server.post("/v1/events", {"events": [event]}).status == 200

@@ -1,5 +1,0 @@
-"""Fixtures of serving: the tiny bundle."""
-
-from tests.serving.tiny import tiny_bundle, tiny_workspace
-
-__all__ = ["tiny_bundle", "tiny_workspace"]
