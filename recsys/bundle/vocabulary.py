@@ -24,12 +24,18 @@ from recsys.files import new_array, read_array, write_array
 from recsys.schema import UNKNOWN_ROW
 
 _BLOCK_ROWS = 65_536
+_FEW = 8
+"""Ids that are compared one by one: a dozen calls of numpy cost more."""
 
 
-def hash_of(text: str) -> int:
-    """Return the 64-bit BLAKE2b hash of an id."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def hashes_of(encoded: Iterable[bytes]) -> NDArray[np.uint64]:
+    """Return the 64-bit BLAKE2b hashes [K] of ids in UTF-8."""
+    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in encoded]
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def _encoded(ids: Iterable[str]) -> list[bytes]:
+    return [text.encode("utf-8", "surrogatepass") for text in ids]
 
 
 class Vocabulary(Mapping[str, int]):
@@ -103,10 +109,39 @@ class Vocabulary(Mapping[str, int]):
         return rows_K
 
     def _rows_of_texts(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        wanted_K = np.array([hash_of(text) for text in ids], dtype=np.uint64)
-        places_K = np.searchsorted(self._hashes_K, wanted_K).tolist()
-        found = zip(ids, wanted_K.tolist(), places_K, strict=True)
-        return np.array([self._row_from(*one) for one in found], dtype=np.int64)
+        encoded = _encoded(ids)
+        wanted_K = hashes_of(encoded)
+        places_K = np.searchsorted(self._hashes_K, wanted_K)
+        rows_K = np.zeros(len(ids), np.int64)
+        if len(ids) > _FEW:
+            rows_K = self._rows_at(places_K, encoded)
+        for place in np.flatnonzero(rows_K == UNKNOWN_ROW).tolist():
+            wanted, first = wanted_K.item(place), places_K.item(place)
+            rows_K[place] = self._row_from(ids[place], wanted, first)
+        return rows_K
+
+    def _rows_at(
+        self, places_K: NDArray[np.int64], encoded: Sequence[bytes]
+    ) -> NDArray[np.int64]:
+        """Return the rows [K] of ids that are the ones at their places of the hashes; 0 for others."""
+        if not len(self._hashes_K):
+            return np.zeros(len(encoded), np.int64)
+        rows_K = self._rows_K[np.minimum(places_K, len(self._hashes_K) - 1)]
+        starts_K = self._offsets[rows_K]
+        lengths_K = np.array([len(content) for content in encoded])
+        is_as_long_K = (self._offsets[rows_K + 1] - starts_K == lengths_K) & (lengths_K > 0)
+        lengths_S = lengths_K[is_as_long_K]
+        if not len(lengths_S):
+            return np.zeros(len(encoded), np.int64)
+        # All texts of the right length, end to end, against those that were given.
+        firsts_S = np.cumsum(lengths_S) - lengths_S
+        bytes_V = np.repeat(starts_K[is_as_long_K] - firsts_S, lengths_S)
+        bytes_V += np.arange(len(bytes_V))
+        given = b"".join(c for c, same in zip(encoded, is_as_long_K.tolist(), strict=True) if same)
+        is_equal_V = self._texts[bytes_V] == np.frombuffer(given, np.uint8)
+        is_found_K = is_as_long_K
+        is_found_K[is_as_long_K] = np.logical_and.reduceat(is_equal_V, firsts_S)
+        return np.where(is_found_K, rows_K, UNKNOWN_ROW)
 
     def starting_with(self, prefix: str, limit: int) -> list[str]:
         """Return up to `limit` ids that begin with a text, by row; every id's first bytes are read."""
@@ -152,8 +187,8 @@ def write_vocabulary(
     texts = folder / f"{table}.texts.bin"
     with open(texts, "wb") as stream:
         for rows_B, ids in blocks:
-            encoded = [text.encode("utf-8", "surrogatepass") for text in ids]
-            hashes_N[rows_B] = [hash_of(text) for text in ids]
+            encoded = _encoded(ids)
+            hashes_N[rows_B] = hashes_of(encoded)
             lengths_N[rows_B] = [len(content) for content in encoded]
             is_listed_N[rows_B] = True
             stream.write(b"".join(encoded))

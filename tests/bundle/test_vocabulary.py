@@ -1,6 +1,7 @@
 """Vocabularies of a bundle: exact, whatever hashes collide; the unknown has no id."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,10 +27,23 @@ def test_every_id_has_its_row_and_every_row_its_id(tmp_path_factory, ids):
     assert len(found) == len(ids)
 
 
-def test_ids_of_equal_hash_are_told_apart_by_their_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "hash_of", lambda text: len(text))
+@pytest.mark.parametrize("few", [0, 100])
+def test_ids_of_equal_hash_are_told_apart_by_their_text(tmp_path, monkeypatch, few):
+    monkeypatch.setattr(
+        vocabulary, "hashes_of", lambda ids: np.array([len(text) for text in ids], np.uint64)
+    )
+    monkeypatch.setattr(vocabulary, "_FEW", few)
     found = written(tmp_path, ["aa", "bb", "c", "dd"])
     assert found.rows_of(["dd", "bb", "aa", "c", "ee", "f", ""]).tolist() == [4, 2, 1, 3, 0, 0, 0]
+
+
+@given(ids=st.lists(st.text(), unique=True), others=st.lists(st.text(max_size=2)))
+def test_many_ids_are_found_at_once_as_they_are_one_by_one(tmp_path_factory, ids, others):
+    found = written(tmp_path_factory.mktemp("vocab"), [text for text in ids if text])
+    found.add("added")
+    asked = [*others, *ids, "added"] * 3
+    one_by_one = [int(found.rows_of([text])[0]) for text in asked]
+    assert found.rows_of(asked).tolist() == one_by_one
 
 
 def test_added_ids_follow_those_of_the_files_once_each(tmp_path):
