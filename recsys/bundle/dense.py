@@ -18,11 +18,23 @@ from typing import Any
 
 import torch
 
+from recsys.bundle.graph import simplified
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.files import reading
 
 LEAST_ROWS = 2
 """Least rows of a call: torch.export takes a dimension of 1 for a constant."""
+_MANY_ROWS = ("score", "whole")
+"""Graphs that are run on all candidates of a request."""
+
+
+def padded_rows(num_rows: int) -> int:
+    """Return the number of rows, at most an eighth more, on which `score` and `whole` are to be run.
+
+    oneDNN prepares a kernel for every number of rows that it meets; so it meets few.
+    """
+    step = max(32, 1 << max(num_rows.bit_length() - 4, 0))
+    return -(-num_rows // step) * step
 
 
 class DenseHalf:
@@ -76,18 +88,14 @@ class DenseHalf:
     def _load(self, name: str) -> Callable:
         path = self._folder / f"{name}.pt2"
         with reading(path, EXPORT_AGAIN):
-            return torch.export.load(path).module()
+            program = torch.export.load(path)
+        return simplified(program, many_rows=name in _MANY_ROWS)
 
 
 def _run(graph: Callable, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    num_rows = inputs[0].shape[0]
+    tensors = [x for given in inputs for x in (given if isinstance(given, list) else [given])]
+    num_rows = tensors[0].shape[0]
     if num_rows >= LEAST_ROWS:
-        return graph(*inputs)
-    return tuple(output[:num_rows] for output in graph(*map(_repeated, inputs)))
-
-
-def _repeated(inputs: Any) -> Any:
-    """Return tensors [1, ...], or lists of them, as tensors of the least rows."""
-    if isinstance(inputs, list):
-        return [_repeated(tensor) for tensor in inputs]
-    return inputs.expand(LEAST_ROWS, *inputs.shape[1:]).contiguous()
+        return graph(*tensors)
+    least = [x.expand(LEAST_ROWS, *x.shape[1:]).contiguous() for x in tensors]
+    return tuple(output[:num_rows] for output in graph(*least))

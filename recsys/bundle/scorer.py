@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from recsys.bundle import similarity
 from recsys.bundle.bundle import Bundle
-from recsys.bundle.dense import DenseHalf
+from recsys.bundle.dense import DenseHalf, padded_rows
 from recsys.bundle.item_encoder import ItemEncoder
 from recsys.bundle.items import ItemRow
 from recsys.bundle.lookup import Column, Lookup, column_of
@@ -170,12 +171,16 @@ class BundleScorer:
         num_rows = item_row_R.shape[0]
         if not num_rows:
             return torch.zeros(0), torch.zeros(0, len(self.spec.modality_names))
+        padding = (0, padded_rows(num_rows) - num_rows)  # with pairs of the first user and row 0
+        user_of_row_R, item_row_R = (F.pad(rows, padding) for rows in (user_of_row_R, item_row_R))
         dials_RM = None if dials_UM is None else dials_UM[user_of_row_R]
         side = self._item_side(users, user_of_row_R, item_row_R)
         similarity_RS = self._similarity(users, user_of_row_R, item_row_R, dials_UM)
         if self._is_two_sided:
             present_RM = side["present"] if dials_RM is None else side["present"] * dials_RM
-            user_RH, query_RD = (vector[user_of_row_R] for vector in users.vectors[:2])
+            user_RH, query_RD = (
+                vector.index_select(0, user_of_row_R) for vector in users.vectors[:2]
+            )
             logits_R, weights_RM = self._dense.score(
                 user_RH, query_RD, side["vectors"], present_RM, side["products"], similarity_RS
             )
@@ -186,7 +191,8 @@ class BundleScorer:
             logits_R, weights_RM = self._dense.whole(
                 user_RX, side["columns"], vectors, presents, *interests, similarity_RS
             )
-        return logits_R + (users.first_order_U[user_of_row_R] + side["first_order"]), weights_RM
+        logits_R = logits_R + (users.first_order_U[user_of_row_R] + side["first_order"])
+        return logits_R[:num_rows], weights_RM[:num_rows]
 
     def _item_side(
         self, users: Users, user_of_row_R: torch.Tensor, item_row_R: torch.Tensor

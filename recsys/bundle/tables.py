@@ -66,9 +66,9 @@ class QuantisedTable:
         Args:
             rows_V: int64 [V].
         """
-        values_VD = self.values_ND[rows_V].float()
+        values_VD = self.values_ND.index_select(0, rows_V).float()
         if self.scales_N2 is not None:
-            scales_V2 = self.scales_N2[rows_V]
+            scales_V2 = self.scales_N2.index_select(0, rows_V)
             values_VD = torch.addcmul(scales_V2[:, 1:], values_VD, scales_V2[:, :1])
         return values_VD
 
@@ -85,7 +85,7 @@ class QuantisedTable:
         if self.first_order_N is None:
             first_V = values_VD.new_zeros(rows_V.shape[0])
         else:
-            first_V = self.first_order_N[rows_V]
+            first_V = self.first_order_N.index_select(0, rows_V)
         if lengths_B is None:
             return values_VD, first_V
         num_rows = lengths_B.shape[0]

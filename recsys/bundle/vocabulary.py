@@ -120,9 +120,7 @@ class Vocabulary(Mapping[str, int]):
             rows_K[place] = self._row_from(ids[place], wanted, first)
         return rows_K
 
-    def _rows_at(
-        self, places_K: NDArray[np.int64], encoded: Sequence[bytes]
-    ) -> NDArray[np.int64]:
+    def _rows_at(self, places_K: NDArray[np.int64], encoded: Sequence[bytes]) -> NDArray[np.int64]:
         """Return the rows [K] of ids that are the ones at their places of the hashes; 0 for others."""
         if not len(self._hashes_K):
             return np.zeros(len(encoded), np.int64)

@@ -22,6 +22,7 @@ from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import BundleScorer, Users
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.additions import Additions, EncodedItem
+from recsys.serving.answers import Answers, ScoredRows, probabilities
 from recsys.serving.encoders import Encoders
 from recsys.serving.explain import Explainer, Listed, with_objection
 from recsys.serving.filters import ItemFilter
@@ -32,9 +33,7 @@ from recsys.serving.requests import (
     ItemCard,
     NewItem,
     Recommendations,
-    RecommendedItem,
     RecommendRequest,
-    ScoredItem,
     ScoreRequest,
     Scores,
     SearchRequest,
@@ -43,8 +42,7 @@ from recsys.serving.requests import (
     VisitorRequest,
     checked,
 )
-from recsys.serving.routes import FRESH, Candidates, Router, Wanted
-from recsys.serving.selection import DIVERSITY_OF_STRANGERS, best, with_fresh
+from recsys.serving.routes import Candidates, Router, Wanted
 from recsys.serving.store import AddedItem, Store
 from recsys.serving.visitors import LaterLikes, Visitor, Visitors
 
@@ -72,6 +70,7 @@ class Recommender:
         self._encoders = Encoders(bundle)
         self._search = ItemSearch(bundle, self.router, self._filter, self._encoders)
         self._explainer = Explainer(bundle, self.router, self._title)
+        self._answers = Answers(bundle, self.router, self._explainer, self._search.shown)
         self._additions = Additions(
             bundle, self.scorer, self._encoders, (self.router, self._filter), store
         )
@@ -135,7 +134,8 @@ class Recommender:
         for request, visitor, candidates in zip(requests, visitors, found, strict=True):
             part = slice(start, start + len(candidates.rows_C))
             start = part.stop
-            items = self._listed(request, visitor, candidates, logits_C[part], weights_CM[part])
+            scored = ScoredRows(candidates.rows_C, logits_C[part], weights_CM[part])
+            items = self._answers.listed(request, visitor, scored, candidates.routes_C)
             answers.append(
                 Recommendations(
                     version=self.version,
@@ -165,51 +165,6 @@ class Recommender:
             allowed=self._filter.allowed(request.filters),
         )
 
-    def _listed(
-        self,
-        request: RecommendRequest,
-        visitor: Visitor,
-        candidates: Candidates,
-        logits_C: NDArray,
-        weights_CM: NDArray,
-    ) -> list[RecommendedItem]:
-        diversity = request.diversity
-        if diversity is None:
-            diversity = DIVERSITY_OF_STRANGERS if visitor.is_stranger else 0.0
-        places = best(
-            logits_C, candidates.rows_C, self.bundle.items, k=request.k, diversity=diversity
-        )
-        if visitor.is_stranger:
-            is_fresh_C = (candidates.routes_C & self.router.bit(FRESH)) > 0
-            places = with_fresh(places, logits_C, is_fresh_C)
-        rows = candidates.rows_C[places].tolist()
-        routes = [self.router.names_of(int(bits)) for bits in candidates.routes_C[places]]
-        weights = [self._weights(weights_M) for weights_M in weights_CM[places].tolist()]
-        reasons: Sequence[Any] = [None] * len(rows)
-        if request.explain:
-            listed = [
-                Listed(row=row, weights=w, routes=r)
-                for row, w, r in zip(rows, weights, routes, strict=True)
-            ]
-            reasons = self._explainer.reasons(listed, visitor.likes)
-        scores = _probabilities(logits_C[places]).tolist()
-        items = []
-        for place, row in enumerate(rows):
-            item, title, artist = self._search.shown.of(row)
-            items.append(
-                RecommendedItem(
-                    rank=place + 1,
-                    id=item,
-                    score=scores[place],
-                    weights=weights[place],
-                    title=title,
-                    artist=artist,
-                    routes=routes[place],
-                    reason=reasons[place],
-                )
-            )
-        return items
-
     # Scores
 
     def score(self, user: str | None, items: Sequence[str], **more: Any) -> Scores:
@@ -218,27 +173,33 @@ class Recommender:
         Args:
             more: other fields of ScoreRequest: `likes`, `features`, `dials`.
         """
-        return self.score_request(
-            checked(ScoreRequest, {"user": user, "items": list(items), **more})
-        )
+        given = {"user": user, "items": list(items), **more}
+        return self.score_many([checked(ScoreRequest, given)])[0]
 
-    def score_request(self, request: ScoreRequest) -> Scores:
-        """Return the scores that a request asks for, items in its order."""
-        visitor = self._visitor_of(request)
-        rows = self.bundle.item_rows(request.items)
-        users, dials_UM = self._users([visitor])
-        logits_C, weights_CM = self._score(users, [rows], dials_UM)
-        scores = _probabilities(logits_C).tolist()
-        found = zip(request.items, rows.tolist(), scores, weights_CM.tolist(), strict=True)
-        return Scores(
-            version=self.version,
-            items=[
-                ScoredItem(item, score, self._weights(weights), row != UNKNOWN_ROW)
-                for item, row, score, weights in found
-            ],
-            known_user=visitor.known_user,
-            unknown_likes=visitor.unknown_likes,
-        )
+    def score_many(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """Return the scores that each request asks for, items in its order; all of one call.
+
+        Raises:
+            UserError: one of the requests names something that the bundle lacks.
+        """
+        visitors = [self._visitor_of(request) for request in requests]
+        rows = [self.bundle.item_rows(request.items) for request in requests]
+        users, dials_UM = self._users(visitors)
+        logits_C, weights_CM = self._score(users, rows, dials_UM)
+        answers, start = [], 0
+        for request, visitor, rows_C in zip(requests, visitors, rows, strict=True):
+            part = slice(start, start + len(rows_C))
+            start = part.stop
+            scored = ScoredRows(rows_C, logits_C[part], weights_CM[part])
+            answers.append(
+                Scores(
+                    version=self.version,
+                    items=self._answers.scored(request.items, scored),
+                    known_user=visitor.known_user,
+                    unknown_likes=visitor.unknown_likes,
+                )
+            )
+        return answers
 
     def explain(self, user: str | None, item: str, **more: Any) -> Explanation:
         """Return why an item has its score for a user.
@@ -256,7 +217,7 @@ class Recommender:
         row, visitor = self._search.row(request.item), self._visitor_of(request)
         users, dials_UM = self._users([visitor])
         logits_C, weights_CM = self._score(users, [np.array([row])], dials_UM)
-        weights, logit = self._weights(weights_CM[0].tolist()), float(logits_C[0])
+        weights, logit = self._answers.weights(weights_CM[0].tolist()), float(logits_C[0])
         reasons = self._explainer.reasons(
             [Listed(row=row, weights=weights, routes=[])], visitor.likes
         )
@@ -264,7 +225,7 @@ class Recommender:
         return Explanation(
             version=self.version,
             item=request.item,
-            score=float(_probabilities(logits_C)[0]),
+            score=float(probabilities(logits_C)[0]),
             logit=logit,
             terms=terms,
             weights=weights,
@@ -379,14 +340,6 @@ class Recommender:
             weights_CM = weights_CM / weights_CM.sum(dim=1, keepdim=True).clamp_min(1e-12)
         return logits_C.numpy(), weights_CM.numpy()
 
-    def _weights(self, weights_M: list[float]) -> dict[str, float]:
-        return dict(zip(self.bundle.spec.modality_names, weights_M, strict=False))
-
     def _title(self, row: int) -> str:
         item, title, _ = self._search.shown.of(row)
         return f'"{title}"' if title else item
-
-
-def _probabilities(logits_C: NDArray) -> NDArray:
-    """Return the logistic function of logits [C]."""
-    return 1 / (1 + np.exp(-logits_C.astype(np.float64)))

@@ -149,7 +149,7 @@ class Router:
         Args:
             users_UR: from `user_vectors`, in the order of the requests.
         """
-        direct = self._search_direct(wanted, users_UR)
+        direct, near_likes = self._search_direct(wanted, users_UR), self._near_likes(wanted)
         num_of_pool = max((2 * asked.size // 10 for asked in wanted), default=0)
         fresh_UP, popular_UP = (
             pool.best(users_UR, num_of_pool) for pool in (self._fresh, self._popular)
@@ -159,8 +159,7 @@ class Router:
             likes = asked.visitor.likes
             parts: list[tuple[str, NDArray[np.int64]]] = []
             if not asked.visitor.is_stranger:
-                for name, rows in self._near_likes(asked).items():
-                    parts.append((name, rows))
+                parts += near_likes[place].items()
                 parts.append((ARTISTS, self._by_artists(likes, users_UR[place])))
                 fresh = np.concatenate([self._added[:_POOL], fresh_UP[place]])
                 parts.append((FRESH, fresh.astype(np.int64)))
@@ -177,10 +176,7 @@ class Router:
     ) -> list[NDArray[np.int64]]:
         """Return the model's candidates of every request, best first, excluded ones among them."""
         found: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(wanted)
-        groups: dict[int, list[int]] = {}
-        for place, asked in enumerate(wanted):
-            groups.setdefault(id(asked.allowed), []).append(place)
-        for places in groups.values():
+        for places in _of_equal_filters(wanted):
             k = max(wanted[p].size + len(wanted[p].excluded) for p in places)
             k = min(k, len(self._bundle.items))
             hits = self._direct.search(users_UR[places], k, wanted[places[0]].allowed)
@@ -188,19 +184,25 @@ class Router:
                 found[place] = rows_K[rows_K >= 0]
         return found
 
-    def _near_likes(self, asked: Wanted) -> dict[str, NDArray[np.int64]]:
-        """Return the neighbours [P] of the last likes by modality, nearest of each in turn."""
-        last = torch.from_numpy(asked.visitor.likes[-_LAST_LIKES:][::-1].copy())
-        size = int(asked.size * _CONTENT_SHARE / max(len(self.content), 1)) + _LAST_LIKES
-        found = {}
-        for name, index in self.content.items():
-            vectors_TE, present_T = self._bundle.items.modality(name, last)
-            queries = vectors_TE[present_T > 0]
-            if not len(queries):
-                continue
-            hits = index.search(queries, size, asked.allowed, rescore=False)
-            rows = hits.rows_QK.T.flatten()
-            found[name] = rows[rows >= 0]
+    def _near_likes(self, wanted: Sequence[Wanted]) -> list[dict[str, NDArray[np.int64]]]:
+        """Return every request's neighbours [P] of its last likes by modality, nearest of each in turn."""
+        found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
+        share = _CONTENT_SHARE / max(len(self.content), 1)
+        sizes = [int(asked.size * share) + _LAST_LIKES for asked in wanted]
+        for places in _of_equal_filters(wanted):
+            last = [wanted[p].visitor.likes[-_LAST_LIKES:][::-1] for p in places]
+            of_like_T = np.repeat(places, [len(likes) for likes in last])
+            rows_T, size = torch.from_numpy(np.concatenate(last)), max(sizes[p] for p in places)
+            for name, index in self.content.items():
+                vectors_TE, present_T = self._bundle.items.modality(name, rows_T)
+                of_query_Q = of_like_T[present_T.numpy() > 0]
+                if not len(of_query_Q):
+                    continue
+                queries_QE = vectors_TE[present_T > 0]
+                hits = index.search(queries_QE, size, wanted[places[0]].allowed, rescore=False)
+                for place in dict.fromkeys(of_query_Q.tolist()):
+                    rows = hits.rows_QK[of_query_Q == place, : sizes[place]].T.flatten()
+                    found[place][name] = rows[rows >= 0]
         return found
 
     def _by_artists(self, likes: NDArray[np.int64], user_R: torch.Tensor) -> NDArray[np.int64]:
@@ -244,6 +246,14 @@ class Router:
         for rows in touched:
             marks_N[rows] = 0
         return Candidates(rows_C, routes_C)
+
+
+def _of_equal_filters(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """Return the places of requests with the same rows allowed, which are searched together."""
+    groups: dict[int, list[int]] = {}
+    for place, asked in enumerate(wanted):
+        groups.setdefault(id(asked.allowed), []).append(place)
+    return list(groups.values())
 
 
 class _Pool:

@@ -95,6 +95,20 @@ def test_the_faiss_file_finds_nearly_all_and_filters_exactly(
         assert np.mean([np.isin(e, f).mean() for e, f in zip(expected, found, strict=True)]) > 0.95
 
 
+def test_the_faiss_file_finds_nearly_all_where_one_component_outweighs_the_others(
+    rng, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(index_module, "EXACT_NUMBERS", 1000)
+    monkeypatch.setattr(index_module, "_RESCORED", 100)
+    scale = np.where(np.arange(64) == 5, 20, 1)
+    vectors = torch.from_numpy((rng.standard_normal((20_000, 64)) * scale).astype(np.float16))
+    queries = torch.from_numpy(rng.standard_normal((64, 64)).astype(np.float32))
+    queries[:, 5] = 2
+    path, may = tmp_path / "kind", np.ones(20_000, bool)
+    recall = write_index(path, vectors, has_vector_N=may, is_cosine=False, queries_QR=queries)
+    assert recall >= 0.95
+
+
 def test_a_missing_or_foreign_faiss_file_is_named(rng, tmp_path, monkeypatch):
     from recsys.files import DamagedFileError
 

@@ -81,6 +81,24 @@ def test_many_requests_at_once_are_answered_as_each_alone(recommender):
         assert [item.score for item in together.items] == pytest.approx(expected, abs=1e-5)
 
 
+def test_scores_of_many_requests_at_once_are_those_of_each_alone(recommender):
+    items = [recommender.bundle.item_id(r) for r in (9, 3, 27)]
+    requests = [
+        ScoreRequest(user=user_id(recommender, 4), items=items),
+        ScoreRequest(likes=items[:1], items=[*items, "no such"], dials={"style": 2}),
+        ScoreRequest(items=items[1:]),
+    ]
+    for together, request in zip(recommender.score_many(requests), requests, strict=True):
+        (alone,) = recommender.score_many([request])
+        assert ids_of(together) == ids_of(alone) == request.items
+        assert [item.known for item in together.items] == [
+            item != "no such" for item in request.items
+        ]
+        for one, other in zip(together.items, alone.items, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-6)
+            assert one.weights == pytest.approx(other.weights, abs=1e-6)
+
+
 def test_what_a_visitor_has_seen_is_left_out_unless_asked_for(recommender):
     row = some_user(recommender)
     history = {recommender.bundle.item_id(int(r)) for r in recommender.bundle.users.history(row)}
@@ -282,6 +300,6 @@ def test_a_missing_file_of_routes_is_named(tiny_bundle, tmp_path):
 
 def test_score_answers_in_the_order_asked(recommender):
     items = [recommender.bundle.item_id(r) for r in (9, 3, 9)]
-    found = recommender.score_request(ScoreRequest(items=items))
+    (found,) = recommender.score_many([ScoreRequest(items=items)])
     assert [item.id for item in found.items] == items
     assert found.items[0].score == found.items[2].score

@@ -87,12 +87,16 @@ class Worker:
         recommender.later_likes = self._likes_of
         self._methods: dict[str, Callable[[Any], Any]] = {
             "recommend": lambda request: recommender.recommend_many([request])[0],
-            "score": recommender.score_request,
+            "score": lambda request: recommender.score_many([request])[0],
             "similar": recommender.similar_request,
             "search": recommender.search_request,
             "explain": recommender.explain_request,
             "card": recommender.card,
             "encode": self._encode,
+        }
+        self._batched: dict[str, Callable[[list[Any]], list[Any]]] = {
+            "recommend": recommender.recommend_many,
+            "score": recommender.score_many,
         }
 
     def _likes_of(self, user: str) -> list[tuple[str, float]]:
@@ -101,9 +105,9 @@ class Worker:
     def answer(self, batch: Batch) -> list[Reply]:
         """Answer the requests of a batch; one that is refused or fails does not touch the others."""
         self._newer = batch.newer
-        if batch.method == "recommend" and len(batch.requests) > 1:
+        if batch.method in self._batched and len(batch.requests) > 1:
             try:
-                found = self.recommender.recommend_many(batch.requests)
+                found = self._batched[batch.method](batch.requests)
                 return [Reply(OK, _as_json(answer), self.version) for answer in found]
             except Exception:
                 # One request alone says which of them it was, and why.

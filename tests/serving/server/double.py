@@ -98,7 +98,10 @@ class Double:
             unknown_likes=[item for item in request.likes if item not in self.items],
         )
 
-    def score_request(self, request: ScoreRequest) -> Scores:
+    def score_many(self, requests: list[ScoreRequest]) -> list[Scores]:
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoreRequest) -> Scores:
         self._order(request.user)
         scored = [ScoredItem(item, 0.123456, WEIGHTS, True) for item in request.items]
         return Scores(self.version, scored, True, [])

@@ -1,0 +1,131 @@
+"""Rewritten graphs: the output of the module that was exported, by fewer operators."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from recsys.bundle.dense import padded_rows
+from recsys.bundle.graph import simplified
+from recsys.model.cross import build_cross
+from recsys.model.fusion import UMCM_FORMS
+
+ROWS = 37
+
+
+def rewritten(module, *inputs, many_rows=True):
+    """Export a module, compare its rewritten graph with it, and count the graph's operators."""
+    module = module.eval()
+    shapes = tuple({0: torch.export.Dim("rows", min=2)} for _ in inputs)
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes)
+    graph = simplified(program, many_rows=many_rows)
+    inputs = tuple(torch.cat([x, x.flip(0)]) for x in inputs)  # another number of rows
+    with torch.inference_mode():
+        expected, found = module(*inputs), graph(*inputs)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    return Counter(str(node.target) for node in graph.__self__.graph.nodes)
+
+
+class Outputs(nn.Module):
+    """A module whose one output is a tuple."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        """Return (output [B, ...],)."""
+        return (self.inner(x),)
+
+
+@pytest.mark.parametrize("many_rows", [False, True])
+@pytest.mark.parametrize("form", ["low_rank_mixture", "low_rank", "full", "none"])
+def test_a_rewritten_cross_network_computes_the_same(form, many_rows):
+    cross = build_cross(form=form, in_dim=48, num_layers=2, rank=24, num_experts=3)
+    for parameter in cross.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    count = rewritten(Outputs(cross), torch.randn(ROWS, 48), many_rows=many_rows)
+    if form == "low_rank_mixture":
+        assert count["aten.linear.default"] + count["aten.matmul.default"] <= 8
+        assert count["aten.einsum.default"] == 0, "experts by one product"
+        assert (count["mkldnn._linear_pointwise.default"] == 6) == many_rows
+        assert (count["aten.tanh.default"] == 0) == many_rows, "tanh is part of the product"
+
+
+@pytest.mark.parametrize("form", UMCM_FORMS)
+def test_a_rewritten_fusion_computes_the_same(form):
+    fusion = UMCM_FORMS[form](num_modalities=3, dim=8)
+    present = (torch.rand(ROWS, 3) > 0.3).float()
+    present[0] = 0
+    count = rewritten(fusion, torch.randn(ROWS, 8), torch.randn(ROWS, 3, 8), present)
+    if form == "attention":
+        assert count["aten.einsum.default"] == 0
+
+
+def test_a_linear_layer_takes_its_bias_and_its_activation_with_it():
+    tower = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 32))
+    count = rewritten(Outputs(tower), torch.randn(ROWS, 64))
+    assert count["mkldnn._linear_pointwise.default"] == 2
+    assert count["aten.relu.default"] == count["aten.dropout.default"] == 0
+
+
+class Repeated(nn.Module):
+    """The same sum twice, a sum of weights, and a value that is used before and after its activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.weight = nn.Parameter(torch.randn(64))
+
+    def forward(self, x):
+        """Return ([B, 64], [B, 64])."""
+        hidden = self.linear(x)
+        return torch.tanh(hidden) + hidden, (x + 1) * (x + 1) + self.weight.exp().sum()
+
+
+def test_repetitions_and_operators_on_weights_are_run_once():
+    count = rewritten(Repeated(), torch.randn(ROWS, 64))
+    assert count["aten.exp.default"] == count["aten.sum.default"] == 0
+    assert count["aten.add.Tensor"] == 3
+    assert count["aten.tanh.default"] == 1, "the value before the activation is needed too"
+
+
+class Bilinear(nn.Module):
+    """An einsum of three operands, and one that no rewriting knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        """Return ([B], [B, 8])."""
+        product = torch.einsum("bi,ij,bj->b", x, self.weight, x)
+        return product, torch.einsum("bi,ij->bj", x, self.weight)
+
+
+def test_other_sums_of_products_are_left_as_they_are():
+    assert rewritten(Bilinear(), torch.randn(ROWS, 8))["aten.einsum.default"] == 2
+
+
+class InPlace(nn.Module):
+    """Values that are changed after they were read."""
+
+    def forward(self, x):
+        """Return ([B, 4],)."""
+        before = x + 1
+        changed = x + 1
+        changed.mul_(2)
+        return (before + changed,)
+
+
+def test_a_graph_that_changes_values_in_place_is_left_as_it_is():
+    rewritten(InPlace(), torch.randn(ROWS, 4))
+
+
+def test_numbers_of_rows_are_padded_to_few_by_an_eighth_at_most():
+    padded = {n: padded_rows(n) for n in range(1, 20_000)}
+    assert all(n <= found for n, found in padded.items())
+    assert all(found <= 1.126 * n for n, found in padded.items() if n >= 256)
+    assert len(set(padded.values())) < 70
