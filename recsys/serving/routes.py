@@ -185,7 +185,7 @@ class Router:
         return found
 
     def _near_likes(self, wanted: Sequence[Wanted]) -> list[dict[str, NDArray[np.int64]]]:
-        """Return every request's neighbours [P] of its last likes by modality, nearest of each in turn."""
+        """Return every request's neighbours [P] of its last likes by modality, nearest first in turn."""
         found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
         share = _CONTENT_SHARE / max(len(self.content), 1)
         sizes = [int(asked.size * share) + _LAST_LIKES for asked in wanted]
