@@ -13,13 +13,15 @@ A rewriting applies where its pattern is found; a graph without the pattern is l
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+_Node = Any
+"""fx.Node; the type of its arguments is a union of everything, of which a pattern knows more."""
 _aten = torch.ops.aten
 _ACTIVATIONS = {_aten.tanh.default: "tanh", _aten.relu.default: "relu"}
 _LEAST_WEIGHTS = 1024
@@ -46,7 +48,7 @@ def simplified(
     return fx.GraphModule(module, graph).forward
 
 
-def _is_pure(node: fx.Node) -> bool:
+def _is_pure(node: _Node) -> bool:
     """Return whether a node computes the same from the same inputs, and changes none of them."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
@@ -66,7 +68,7 @@ class _Rewriting:
 
     def __init__(self, module: fx.GraphModule):
         self._module, self._graph = module, module.graph
-        self._constants: dict[fx.Node, torch.Tensor] = {}
+        self._constants: dict[_Node, torch.Tensor] = {}
 
     @torch.no_grad()
     def run(self, *, uses_onednn: bool) -> None:
@@ -82,11 +84,11 @@ class _Rewriting:
                 self._use_onednn(node)
         self._graph.eliminate_dead_code()
 
-    def _calls(self, target: Any) -> Iterator[fx.Node]:
-        """Return the nodes that call an operator; the graph may be changed meanwhile."""
-        return iter([node for node in self._graph.nodes if node.target == target])
+    def _calls(self, target: Any) -> list[_Node]:
+        """Return the nodes that call an operator."""
+        return [node for node in self._graph.nodes if node.target == target]
 
-    def _replace(self, old: fx.Node, new: fx.Node) -> None:
+    def _replace(self, old: _Node, new: _Node) -> None:
         old.replace_all_uses_with(new)
         self._graph.erase_node(old)
 
@@ -100,7 +102,7 @@ class _Rewriting:
                 self._replace(node, node.args[0])
 
     def _merge_repetitions(self) -> None:
-        found: dict[Any, fx.Node] = {}
+        found: dict[Any, _Node] = {}
         for node in list(self._graph.nodes):
             if node.op not in ("call_function", "get_attr"):
                 continue
@@ -110,7 +112,7 @@ class _Rewriting:
             else:
                 found[key] = node
 
-    def _merge_linears(self, node: fx.Node) -> None:
+    def _merge_linears(self, node: _Node) -> None:
         """cat([x W1', x W2', ...], 1) is x [W1; W2; ...]'."""
         parts = node.args[0]
         is_merged = len(parts) > 1 and all(
@@ -125,7 +127,7 @@ class _Rewriting:
                 weights = self._call(_aten.cat.default, [part.args[1] for part in parts])
                 self._replace(node, self._call(_aten.linear.default, parts[0].args[0], weights))
 
-    def _replace_einsum(self, node: fx.Node) -> None:
+    def _replace_einsum(self, node: _Node) -> None:
         equation, operands = node.args[0], node.args[1]
         if len(operands) != 2:
             return
@@ -139,7 +141,7 @@ class _Rewriting:
             elif equation == "bkr,ksr->bks" and other.op == "get_attr":
                 self._by_expert(node, one, other)
 
-    def _by_expert(self, node: fx.Node, rows: fx.Node, weight: fx.Node) -> None:
+    def _by_expert(self, node: _Node, rows: _Node, weight: _Node) -> None:
         """Experts one beside the other [B, K * R], times a block-diagonal matrix [K * S, K * R]."""
         experts_KSR = _attribute(self._module, weight.target)
         num_experts, width, rank = experts_KSR.shape
@@ -165,7 +167,7 @@ class _Rewriting:
                         with self._graph.inserting_before(node):
                             self._replace(node, self._constant(node.name, value))
 
-    def _use_onednn(self, node: fx.Node) -> None:
+    def _use_onednn(self, node: _Node) -> None:
         """x W' + b, with the activation behind it, as one operator on a packed weight."""
         rows, weight, *rest = node.args
         bias = rest[0] if rest else None
@@ -188,21 +190,28 @@ class _Rewriting:
             activation, last = _ACTIVATIONS[user.target], user
         with self._graph.inserting_before(last):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
-            given = (rows, self._constant(f"packed_{node.name}", packed), bias, activation, [], "")
+            given: tuple[Any, ...] = (
+                rows,
+                self._constant(f"packed_{node.name}", packed),
+                bias,
+                activation,
+                [],
+                "",
+            )
             self._replace(last, self._call(torch.ops.mkldnn._linear_pointwise.default, *given))
 
-    def _constant(self, name: str, value: torch.Tensor) -> fx.Node:
+    def _constant(self, name: str, value: torch.Tensor) -> _Node:
         """Return the node of a new buffer, at the graph's place of insertion."""
         self._module.register_buffer(f"constant_{name}", value)
         node = self._graph.get_attr(f"constant_{name}")
         self._constants[node] = value
         return node
 
-    def _call(self, target: Any, *args: Any) -> fx.Node:
+    def _call(self, target: Any, *args: Any) -> _Node:
         return self._graph.call_function(target, args)
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: _Node) -> _Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
