@@ -329,9 +329,9 @@ def _projection(sample_PR: torch.Tensor, width: int) -> Any:
 
     Components of the vectors as they are, their mean not taken away: inner products are kept. The
     random rotation gives every pair of numbers an equal part of every component: a code of a pair has 16
-    values, too few for a component on which the vectors differ more than on all others. Of 1 million
-    vectors of width 128 whose first component has 90 % of the variance, 98 % of the best 50 are among
-    the first 1,000 by their codes, and 72 % without the rotation.
+    values, too few for a component on which the vectors differ more than on all others. In
+    1 million vectors of width 128 whose first component has 90 % of the variance, 98 % of the best 50
+    are among the first 1,000 by their codes, and 72 % without the rotation.
     """
     faiss = _faiss()
     _, components_RR = torch.linalg.eigh(sample_PR.T @ sample_PR)
