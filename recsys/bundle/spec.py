@@ -4,7 +4,7 @@
       bundle.json                  BundleSpec
       files.json                   sha256 of every file (recsys/listing.py)
       README.md                    model card
-      dense/ tables/ items/ users/ vocab/ catalogue/ encoders/
+      dense/ tables/ items/ users/ vocab/ catalogue/ routes/ map/ encoders/
 
 Written by recsys/export, read by Bundle.open. Needs neither torchrec nor fbgemm nor duckdb.
 """

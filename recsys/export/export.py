@@ -43,6 +43,7 @@ from recsys.export.catalogue import (
 from recsys.export.check import compare_scores, refuse_differences
 from recsys.export.dense import export_dense, is_two_sided
 from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
+from recsys.export.map import MAX_ITEMS, write_map
 from recsys.export.pictures import write_thumbnails
 from recsys.export.reference import Reference, sample_batches
 from recsys.export.routes import export_routes
@@ -73,6 +74,8 @@ class ExportConfig:
     """Rows of the test split on which the bundle's scores are compared with the run's; 0: none."""
     thumbnail_pixels: int = 256
     """Side of the catalogue's pictures in the bundle; 0: none."""
+    map: bool | None = None
+    """Lay the catalogue out for the gallery's map; null: up to 200,000 items."""
     encoders: bool = True
     """Copy the encoders, with which words and pictures are searched and new items come in."""
 
@@ -174,6 +177,9 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
     with new_folder(bundles / spec.name) as folder:
         spec = _write_model(folder, spec, source, config)
         _write_data(folder, spec, source, config, threads)
+        has_map = spec.manifest.num_item_rows - 1 <= MAX_ITEMS if config.map is None else config.map
+        if has_map:
+            write_map(folder, spec, source.workspace / "maps", threads=threads)
         # The bundle is opened to make its routes, and then again, with them, to be compared.
         write_spec(folder, dataclasses.replace(spec, sizes=_sizes(folder)))
         measured = export_routes(folder)
