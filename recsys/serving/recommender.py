@@ -44,6 +44,7 @@ from recsys.serving.requests import (
 )
 from recsys.serving.routes import Candidates, Router, Wanted
 from recsys.serving.store import AddedItem, Store
+from recsys.serving.taste import Taste, taste_of
 from recsys.serving.visitors import LaterLikes, Visitor, Visitors
 
 _NEAREST_LIKES = 3
@@ -200,6 +201,11 @@ class Recommender:
                 )
             )
         return answers
+
+    def taste(self, request: VisitorRequest) -> Taste:
+        """Return a score of every item of the bundle's files for one visitor."""
+        users, _ = self._users([self._visitor_of(request)])
+        return taste_of(self.bundle, self.scorer, self.router, users)
 
     def explain(self, user: str | None, item: str, **more: Any) -> Explanation:
         """Return why an item has its score for a user.

@@ -143,6 +143,10 @@ class Router:
         assert vectors_UR is not None, "a bundle with retrieval vectors"
         return vectors_UR
 
+    def direct_scores(self, user_R: torch.Tensor, rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the inner products [C] of a user's retrieval vector with those of item rows."""
+        return self._direct.scores(user_R, rows_C)
+
     def candidates(self, wanted: Sequence[Wanted], users_UR: torch.Tensor) -> list[Candidates]:
         """Return the candidates of every request.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.histories import Histories
+from recsys.bundle.map import Map
 from recsys.bundle.spec import read_spec
 from recsys.bundle.vocabulary import Vocabulary
 from recsys.schema import UNKNOWN_ROW
@@ -48,6 +49,8 @@ class Shown:
         """
         spec = read_spec(folder)
         self.version = spec.name
+        self.map = Map(folder / "map", spec)
+        self.num_items = spec.manifest.num_item_rows - 1
         self._items = Vocabulary(folder / "vocab", "item_id", spec.id_type("item_id"))
         self._catalogue = Catalogue(folder / "catalogue", spec)
         has_users = spec.manifest.num_user_rows > 0
@@ -79,6 +82,10 @@ class Shown:
             tags=list(card.get("tags") or []),
             has_picture=self._catalogue.picture(row) is not None,
         )
+
+    def at(self, row: int) -> ShownItem:
+        """Return the entry of an item's row, which the bundle has."""
+        return self.item(self._items.id_of(row))
 
     def people(self, prefix: str, limit: int) -> list[Person]:
         """Return up to `limit` users whose ids begin with a text, in the order of their rows."""

@@ -34,6 +34,7 @@ from recsys.serving.server.body import BodyReader
 from recsys.serving.server.gallery import router as gallery
 from recsys.serving.server.hidden import HiddenItems
 from recsys.serving.server.log import log
+from recsys.serving.server.map import router as catalogue_map
 from recsys.serving.server.messages import NOT_FOUND, OK, Reply
 from recsys.serving.server.metrics import CONTENT_TYPE, Metrics
 from recsys.serving.server.pool import BusyError, Pool
@@ -292,6 +293,7 @@ def make_app(front: Front) -> FastAPI:
     )
     app.state.front = front
     app.include_router(questions)
+    app.include_router(catalogue_map)
     app.include_router(gallery)  # before the card of an item, whose id may hold a slash
     app.include_router(others)
     app.add_exception_handler(ProblemError, _problem)

@@ -84,7 +84,7 @@ async def users(
     order: Literal["row", "chance"] = "row",
 ) -> People:
     """List users whose ids begin with a prefix, or some by chance."""
-    shown = _shown(http)
+    shown = shown_of(http)
     if order == "chance":
         return People(shown.version, shown.anybody(limit))
     return People(shown.version, await asyncio.to_thread(shown.people, prefix, limit))
@@ -93,7 +93,7 @@ async def users(
 @router.get("/v1/users/{user:path}", tags=["gallery"])
 async def user_card(http: Request, user: Annotated[str, Path(max_length=512)]) -> PersonCard:
     """Return a user's history, later events included."""
-    shown = _shown(http)
+    shown = shown_of(http)
     later = [like.item for like in http.app.state.front.pool.newer_likes(user)]
     hidden = http.app.state.front.hidden.of(user)
     if not later and not hidden and not shown.knows_user(user):
@@ -110,7 +110,7 @@ async def likers(
     limit: Annotated[int, Query(ge=1, le=100)] = 12,
 ) -> Likers:
     """Return who likes an item: a count, and some ids."""
-    shown = _shown(http)
+    shown = shown_of(http)
     front = http.app.state.front
     if not (shown.knows_item(item) or await front.knows(item)):
         raise ProblemError(404, f"item: {item!r} given; no item of this id is known")
@@ -127,7 +127,7 @@ async def likers(
 )
 async def picture(http: Request, item: Annotated[str, Path(max_length=512)]) -> Response:
     """Return an item's thumbnail; a drawn placeholder where its picture is masked or missing."""
-    content = _shown(http).picture(item)
+    content = shown_of(http).picture(item)
     front = http.app.state.front
     if content is None:
         added = await front.read(lambda store: store.item(item))
@@ -182,7 +182,8 @@ def _opened(target: Target) -> Shown:
     return Shown(FilePath(target.folder))
 
 
-def _shown(http: Request) -> Shown:
+def shown_of(http: Request) -> Shown:
+    """Return the catalogue and users of the bundle that is served."""
     target = http.app.state.front.pool.target
     if target is None:
         raise busy("the bundle is being opened")

@@ -92,6 +92,7 @@ class Worker:
             "search": recommender.search_request,
             "explain": recommender.explain_request,
             "card": recommender.card,
+            "taste": lambda request: recommender.taste(request),
             "encode": self._encode,
         }
         self._batched: dict[str, Callable[[list[Any]], list[Any]]] = {
