@@ -45,6 +45,7 @@ def test_neighbours_stay_neighbours_of_all_items_and_of_those_placed_by_anchors(
 
 def test_many_points_are_laid_out_by_interpolation(clusters, monkeypatch):
     monkeypatch.setattr(layout, "MAX_EXACT", 100)
+    monkeypatch.setattr(layout, "STEPS", {False: (50, 100)})
     points = lay_out(clusters, lambda _: None, threads=1)
     assert trustworthiness(clusters.astype(np.float32), points, n_neighbors=8) > 0.95
 

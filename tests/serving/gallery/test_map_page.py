@@ -18,7 +18,9 @@ def map_page(page):
 def see_map(page, parameters=""):
     page.goto(f"{page.address}gallery/map.html{parameters}")
     page.locator("#map-message").wait_for(state="hidden")
-    page.wait_for_function("document.querySelectorAll('#map-colours [aria-pressed=true]').length")
+    page.wait_for_function(
+        "() => document.querySelectorAll('#map-colours [aria-pressed=true]').length"
+    )
 
 
 def pressed(page, place):
@@ -32,7 +34,7 @@ def pixels(page):
 
 def await_pictures(page):
     page.wait_for_function(
-        "document.querySelectorAll('.map-pictures img.loaded').length > 5", timeout=20_000
+        "() => document.querySelectorAll('.map-pictures img.loaded').length > 5", timeout=20_000
     )
 
 
@@ -41,13 +43,13 @@ def test_the_map_opens_by_content_coloured_by_artist(map_page):
     assert pressed(map_page, "map-colours") == "artist"
     assert map_page.locator("#map-count").inner_text() == "120 pictures"
     legend = map_page.locator("#map-legend li")
-    assert legend.count() == 13 and "others" in legend.last.inner_text()
+    assert legend.count() == 12 and legend.first.inner_text().split()[-1].isdigit()
     await_pictures(map_page)
 
 
 def test_layouts_become_each_other_and_the_address_names_them(map_page):
     map_page.locator("#map-thumbs").click()
-    map_page.wait_for_function("!document.querySelector('.map-pictures img')")
+    map_page.wait_for_function("() => !document.querySelector('.map-pictures img')")
     before = pixels(map_page)
     map_page.get_by_role("button", name="style").click()
     map_page.wait_for_timeout(400)
@@ -67,7 +69,7 @@ def test_nothing_glides_on_the_map_where_motion_is_unwanted(page):
     see_map(page)
     page.locator("#map-thumbs").click()
     page.get_by_role("button", name="words").click()
-    page.wait_for_function("location.hash.includes('layout=text')")
+    page.wait_for_function("() => location.hash.includes('layout=text')")
     page.wait_for_timeout(100)
     first = pixels(page)
     page.wait_for_timeout(500)
@@ -76,7 +78,7 @@ def test_nothing_glides_on_the_map_where_motion_is_unwanted(page):
 
 def test_colours_by_tag_and_by_the_taste_of_a_person(map_page, server):
     map_page.get_by_role("button", name="tag", exact=True).click()
-    map_page.wait_for_function("location.hash.includes('colour=tags')")
+    map_page.wait_for_function("() => location.hash.includes('colour=tags')")
     user = server.ask("GET", "/v1/users?limit=1").json["users"][0]["id"]
     map_page.get_by_role("button", name="taste").click()
     map_page.locator("#map-pick").wait_for()
@@ -116,9 +118,7 @@ def test_keys_move_and_zoom_and_enter_opens_the_picture_in_the_middle(map_page):
     assert len(set(seen[:4])) == 4
     map_page.locator("#map-card b").wait_for()
     title = map_page.locator("#map-card b").inner_text()
-    map_page.wait_for_function(
-        "t => document.getElementById('map-said').textContent.includes(t)", arg=title
-    )
+    assert title in map_page.locator("#map-said").inner_text()
     map_page.keyboard.press("Enter")
     map_page.locator("#dialog").wait_for()
     assert map_page.locator("#dialog-title").inner_text() == title
@@ -213,7 +213,7 @@ def test_points_are_drawn_by_webgl_and_without_it(page, drawn):
     see_map(page, f"#drawn={drawn}")
     assert page.locator("#map").get_attribute("data-drawn") == drawn
     page.locator("#map-thumbs").click()
-    page.wait_for_function("!document.querySelector('.map-pictures img')")
+    page.wait_for_function("() => !document.querySelector('.map-pictures img')")
     shown = Image.open(io.BytesIO(pixels(page))).convert("RGB")
     legend = page.locator("#map-legend .swatch").evaluate_all(
         "all => all.map(mark => getComputedStyle(mark).backgroundColor)"
