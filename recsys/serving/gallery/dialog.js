@@ -1,6 +1,6 @@
 // Dialog of one picture: large, its artist and tags, who likes it, why it is recommended or not, what is near.
 import { get, post, pictureOf } from "./api.js";
-import { addressOf } from "./page.js";
+import { addressOf } from "./address.js";
 import { describe, image, make, mix, MODALITIES, percent } from "./tiles.js";
 
 const RANKED = { k: 500, candidates: 5000, diversity: 0 };

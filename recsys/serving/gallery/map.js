@@ -1,9 +1,10 @@
 // Map: the whole catalogue as points, laid out by content, style and words, coloured by groups or by taste.
-import { get, pictureOf, post } from "./api.js";
-import { openPicture } from "./dialog.js";
+import { addressOf, asked } from "./address.js";
+import { get, pictureOf } from "./api.js";
 import { Camera, wantsStill } from "./map-camera.js";
 import { byGroups, byTaste, cssOf, groupLegend, plain, tasteLegend, theme } from "./map-colours.js";
 import { Cards, loadArray, Places, SIDE } from "./map-data.js";
+import { Person } from "./map-person.js";
 import { Pictures } from "./map-pictures.js";
 import { makePoints } from "./map-points.js";
 import { describe, make, MODALITIES } from "./tiles.js";
@@ -13,8 +14,12 @@ const REACH = 14; // pixels from a point that a pointer may be
 const COLOURS = { artist: "artist", tags: "tag", taste: "taste" };
 const $ = (id) => document.getElementById(id);
 const canvas = $("map");
+const person = new Person({
+  changed: () => { if (state.colour === "taste") showTaste(); },
+  failed: (error) => failed(error, () => say("")),
+});
 const state = {
-  card: null, layout: null, colour: null, only: null, user: null, likes: [], painted: null, taste: null,
+  card: null, layout: null, colour: null, only: null, painted: null, taste: null,
   arrays: new Map(), places: null, from: null, morph: null, hovered: -1, frame: 0, arranged: 0, turn: 0,
 };
 let [points, cards, pictures] = [null, null, null];
@@ -103,24 +108,18 @@ async function colour(by) {
 
 async function showTaste() {
   try {
-    if (!state.user) {
-      const { users } = await get("/v1/users?order=chance&limit=1");
-      if (!users.length) throw new Error("This bundle has no people whose taste could be shown.");
-      state.user = users[0].id;
-    }
-    const { user } = state;
-    $("person").value = user;
-    say(`Scoring all pictures for ${user}\u2026`, { share: 0 });
-    const [person, taste] = await Promise.all([
-      get(`/v1/users/${encodeURIComponent(user)}`),
-      loadArray(`/v1/map/${encodeURIComponent(state.card.version)}/taste?user=${encodeURIComponent(user)}`, Float32Array),
-    ]);
-    if (user !== state.user || state.colour !== "taste") return;
-    Object.assign(state, { taste, likes: person.likes });
+    if (!person.id) await person.becomeAnybody();
+    const { id } = person;
+    $("person").value = id;
+    say(`Scoring all pictures for ${id}\u2026`, { share: 0 });
+    const path = `/v1/map/${encodeURIComponent(state.card.version)}/taste?user=${encodeURIComponent(id)}`;
+    const [taste] = await Promise.all([loadArray(path, Float32Array), person.read()]);
+    if (id !== person.id || state.colour !== "taste") return;
+    state.taste = taste;
     say("");
     paint();
   } catch (error) {
-    failed(error, () => { state.user = null; showTaste(); });
+    failed(error, () => { person.become(null); showTaste(); });
   }
 }
 
@@ -130,7 +129,7 @@ function paint() {
   if (by === "taste") {
     if (!state.taste) return;
     state.painted = byTaste(state.taste);
-    $("map-legend").replaceChildren(tasteLegend(state.user, state.painted.sorted, state.taste.by));
+    $("map-legend").replaceChildren(tasteLegend(person.id, state.painted.sorted, state.taste.by));
   } else if (by) {
     const members = state.arrays.get(`/v1/map/${encodeURIComponent(card.version)}/groups/${by}`);
     const groups = card.groups[by];
@@ -266,7 +265,7 @@ async function hover(item) {
     const [found] = await cards.of([item]);
     if (item !== state.hovered) return;
     const group = state.colour === "taste" && state.taste?.by === "full"
-      ? `${(100 * state.taste[item]).toFixed(1)}% likely to be liked by ${state.user}` : null;
+      ? `${(100 * state.taste[item]).toFixed(1)}% likely to be liked by ${person.id}` : null;
     $("map-card").replaceChildren(make("img", { src: pictureOf(found.id), alt: "" }),
       make("b", {}, found.title || found.id), found.artist ? make("span", { class: "by" }, `by ${found.artist}`) : "",
       group ? make("span", { class: "reason" }, group) : "");
@@ -293,25 +292,9 @@ async function open(item) {
   try {
     const [found] = await cards.of([item]);
     hover(-1);
-    const isLiked = (other) => state.likes.some((liked) => liked.id === other.id);
-    await openPicture(found, { user: state.user, dials: {}, isLiked }, like);
+    await person.open(found);
   } catch (error) {
     failed(error, () => say(""));
-  }
-}
-
-async function like(item, button) {
-  button.disabled = true;
-  state.user ??= `visitor-${crypto.randomUUID()}`;
-  try {
-    await post("/v1/events", { events: [{ user: state.user, item: item.id, kind: "liked", id: crypto.randomUUID() }] });
-    state.likes.unshift(item);
-    button.setAttribute("aria-pressed", "true");
-    if (state.colour === "taste") await showTaste();
-  } catch (error) {
-    failed(error, () => say(""));
-  } finally {
-    button.disabled = false;
   }
 }
 
@@ -330,8 +313,8 @@ function tellCount() {
 
 function address() {
   if (!state.layout) return;
-  const shown = new URLSearchParams({ layout: state.layout, ...(state.colour ? { colour: state.colour } : {}), ...(state.user ? { person: state.user } : {}) });
-  history.replaceState(null, "", `#${shown}`);
+  const { layout, colour: by } = state;
+  history.replaceState(null, "", addressOf({ layout, ...(by ? { colour: by } : {}), ...(person.id ? { person: person.id } : {}) }));
 }
 
 function controls({ layouts, groups }) {
@@ -351,12 +334,20 @@ $("map-thumbs").addEventListener("click", ({ currentTarget }) => {
 });
 $("map-pick").addEventListener("submit", (event) => {
   event.preventDefault();
-  state.user = $("person").value.trim() || null;
+  person.become($("person").value.trim() || null);
   showTaste();
 });
 $("map-surprise").addEventListener("click", () => {
-  state.user = null;
+  person.become(null);
   showTaste();
+});
+// The dialog names people by their addresses.
+addEventListener("hashchange", () => {
+  const { person: id } = asked();
+  if (!id || id === person.id) return;
+  document.getElementById("dialog").close();
+  person.become(id);
+  colour("taste");
 });
 $("person").addEventListener("input", async ({ target }) => {
   try {
@@ -387,17 +378,17 @@ async function start() {
     state.card = card;
     cards = new Cards(card.version, get);
     pictures = new Pictures($("map-pictures"), cards);
-    const asked = new URLSearchParams(location.hash.slice(1));
-    points ??= makePoints(canvas, asked.get("drawn") === "webgl");
+    const wanted = asked();
+    points ??= makePoints(canvas, wanted.drawn === "webgl");
     canvas.dataset.drawn = points.isAccelerated ? "webgl" : "processor";
     controls(card);
     inset();
     camera.fit(true);
+    if (wanted.person) person.become(wanted.person);
     const chosen = (list, name) => list.includes(name) ? name : list[0];
-    state.user = asked.get("person");
     await Promise.all([
-      layOut(chosen(card.layouts, asked.get("layout"))),
-      colour(chosen([...Object.keys(card.groups), "taste"], asked.get("colour") ?? (state.user ? "taste" : null))),
+      layOut(chosen(card.layouts, wanted.layout)),
+      colour(chosen([...Object.keys(card.groups), "taste"], wanted.colour ?? (person.id ? "taste" : null))),
     ]);
   } catch (error) {
     failed(error, start);

@@ -1,7 +1,10 @@
 // Parts of the page that every view uses: heading, status line, the pictures, and the address.
+import { addressOf } from "./address.js";
 import { listed, Masonry } from "./masonry.js";
 import { unwatch } from "./events.js";
 import { make } from "./tiles.js";
+
+export { addressOf, asked } from "./address.js";
 
 export const $ = (id) => document.getElementById(id);
 const SECTIONS = ["liked", "dials", "choice", "panel"];
@@ -49,10 +52,6 @@ export function present(items, makeTile, { onend = null, ...options } = {}) {
   grid.ready();
   grid.show(Array.isArray(items) ? listed(items) : items, options);
 }
-
-// The address of a view, such as {person: "u1", artist: "A"}.
-export const addressOf = (parameters) => `#${new URLSearchParams(parameters)}`;
-export const asked = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 
 // Name a view in the address without showing it again.
 export function named(parameters) {
