@@ -39,12 +39,13 @@ from recsys.serving.requests import (
     SearchRequest,
     SimilarItems,
     SimilarRequest,
+    Taste,
     VisitorRequest,
     checked,
 )
 from recsys.serving.routes import Candidates, Router, Wanted
 from recsys.serving.store import AddedItem, Store
-from recsys.serving.taste import Taste, taste_of
+from recsys.serving.taste import taste_of
 from recsys.serving.visitors import LaterLikes, Visitor, Visitors
 
 _NEAREST_LIKES = 3

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -265,6 +267,16 @@ class Scores:
     items: list[ScoredItem]
     known_user: bool
     unknown_likes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """Scores of all items of the bundle's files for one visitor."""
+
+    by: str
+    """`full`: probabilities by the full model; `direct`: its direct term alone, in log-odds."""
+    scores_N: NDArray[np.float32]
+    """Scores [N - 1], from row 1."""
 
 
 @dataclass(frozen=True, slots=True)
