@@ -5,6 +5,8 @@
 // and `draw(view)`. `view`: {x, y, scale} of the middle in units of 0 to 1 and pixels a unit; `share` of the
 // way between the layouts; `size` of a point in pixels; `paper`, the colour behind.
 
+import { make } from "./tiles.js";
+
 const VERTEX = `#version 300 es
 layout(location = 0) in vec2 from;
 layout(location = 1) in vec2 to;
@@ -43,10 +45,18 @@ const ROUND = 4; // pixels from which a point is a disc
 
 // `isForced`: WebGL even where the browser stands in for a graphics processor.
 export function makePoints(canvas, isForced) {
-  const gl = canvas.getContext("webgl2", {
-    alpha: false, antialias: false, depth: false, stencil: false, failIfMajorPerformanceCaveat: !isForced,
-  });
-  return gl ? new DrawnByWebGL(canvas, gl) : new DrawnByProcessor(canvas, canvas.getContext("2d", { alpha: false }));
+  const options = { alpha: false, antialias: false, depth: false, stencil: false };
+  const gl = isForced || hasGraphicsProcessor() ? canvas.getContext("webgl2", options) : null;
+  return gl ? new DrawnByWebGL(canvas, gl)
+    : new DrawnByProcessor(canvas, canvas.getContext("2d", { alpha: false, willReadFrequently: true }));
+}
+
+function hasGraphicsProcessor() {
+  const gl = make("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  const about = gl?.getExtension("WEBGL_debug_renderer_info");
+  const name = about ? gl.getParameter(about.UNMASKED_RENDERER_WEBGL) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return gl !== null && !/swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
 class DrawnByWebGL {
