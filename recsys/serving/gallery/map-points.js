@@ -7,6 +7,7 @@
 
 import { make } from "./tiles.js";
 
+const BORDER = 0.06; // of a disc's size: paper around it, which keeps points apart
 const VERTEX = `#version 300 es
 layout(location = 0) in vec2 from;
 layout(location = 1) in vec2 to;
@@ -36,7 +37,7 @@ void main() {
     float edge = size * (0.5 - length(gl_PointCoord - 0.5));
     if (edge <= 0.0) discard;
     alpha = min(1.0, edge);
-    fill = clamp(edge - 0.06 * size, 0.0, 1.0); // a thin border of paper keeps points apart
+    fill = clamp(edge - ${BORDER} * size, 0.0, 1.0);
   }
   shown = vec4(mix(paper, tint.rgb, fill) * alpha, alpha);
 }`;
@@ -140,7 +141,8 @@ class DrawnByProcessor {
       this.pixels = new Uint32Array(this.image.data.buffer);
     }
     const { pixels } = this;
-    pixels.fill(0xff000000 | paper[2] << 16 | paper[1] << 8 | paper[0]);
+    const ground = (0xff000000 | paper[2] << 16 | paper[1] << 8 | paper[0]) >>> 0;
+    pixels.fill(ground);
     const { inner, edge } = discOf(size, width);
     const border = Math.ceil(size / 2) + 1;
     const [left, top, unit] = [width / 2 - x * scale, height / 2 - y * scale, scale / FREE];
@@ -155,25 +157,32 @@ class DrawnByProcessor {
       const place = row * width + column;
       const colour = colours[item];
       for (const offset of inner) pixels[place + offset] = colour;
-      for (const [offset, part] of edge) pixels[place + offset] = mixed(pixels[place + offset], colour, part);
+      for (const [offset, part, fill] of edge) {
+        pixels[place + offset] = mixed(pixels[place + offset], mixed(ground, colour, fill), part);
+      }
     }
     this.context.putImageData(this.image, 0, 0);
   }
 }
 
 // Offsets of the pixels of a disc from that of its middle: `inner` ones, and those of the `edge` with the
-// part of each, of 256, that the disc covers. Small discs are squares.
+// parts, of 256, that the disc covers of each, and its colour of that; the rest is paper. Small discs are squares.
 function discOf(size, width) {
   const found = { inner: [], edge: [] };
   const radius = size / 2;
   const end = Math.ceil(radius);
   for (let row = -end; row <= end; row++) {
     for (let column = -end; column <= end; column++) {
-      const part = size < ROUND
-        ? Number(Math.max(Math.abs(column + 0.5), Math.abs(row + 0.5)) <= radius)
-        : Math.min(1, radius + 0.5 - Math.hypot(row, column));
-      if (part === 1) found.inner.push(row * width + column);
-      else if (part > 0) found.edge.push([row * width + column, Math.round(256 * part)]);
+      const depth = radius + 0.5 - Math.hypot(row, column);
+      const offset = row * width + column;
+      if (size < ROUND) {
+        if (Math.max(Math.abs(column + 0.5), Math.abs(row + 0.5)) <= radius) found.inner.push(offset);
+      } else if (depth >= 1 + BORDER * size) {
+        found.inner.push(offset);
+      } else if (depth > 0) {
+        const [part, fill] = [depth, depth - BORDER * size].map((share) => Math.round(256 * Math.min(1, Math.max(0, share))));
+        found.edge.push([offset, part, fill]);
+      }
     }
   }
   return found;
