@@ -23,11 +23,11 @@ TORCHRUN = OMP_NUM_THREADS=$$(( $$(nproc) < $(RANKS) ? 1 : $$(nproc) / $(RANKS) 
 PEERS ?= .peers
 PEERS_PIP = $(PEERS)/bin/python -m pip --disable-pip-version-check install
 REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt requirements-cpu.txt requirements-dev.txt \
-  requirements-trackers.txt
+  requirements-trackers.txt requirements-docs.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train serve test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
+.PHONY: help setup doctor train serve docs test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,6 +75,9 @@ serve: $(STAMP) ## recommendations of the trained world over HTTP, on 127.0.0.1:
 	@test -e $(W)/bundles/current || $(RUN) launch/export.py data=demo workspace=$(W) run.name=umair_fps
 	$(RUN) launch/serve.py bundle=$(W)/bundles/current
 
+docs: $(STAMP) ## the documentation as a site that opens from disk: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
 	@command -v chromium >/dev/null || echo "browser tests are left out: apt-get install chromium"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
@@ -109,5 +112,5 @@ bench: $(STAMP) ## measurements (tests/benchmarks); a timing counts only on an i
 	$(RUN) -m pytest tests/benchmarks -m bench -s
 
 clean: ## remove .venv and caches; workspaces stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find embedding launch recsys tests -name __pycache__ -type d -prune -exec rm -rf {} +

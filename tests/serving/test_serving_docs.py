@@ -1,5 +1,6 @@
 """docs/serving.md and docs/serving.ipynb: their lines work, word for word, against the tiny bundle."""
 
+import ast
 import asyncio
 import json
 import os
@@ -14,6 +15,7 @@ from nbclient import NotebookClient
 from recsys.serving.load.client import Connection, get
 from recsys.serving.load.config import LoadTestConfig
 from recsys.serving.load.server import server_under_load
+from tests.docs.pages import blocks_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
@@ -102,6 +104,14 @@ def test_notebook_runs_from_top_to_bottom(site):
     client.execute()
     shown = json.dumps(notebook.cells)
     assert "image/png" in shown and "scored as in training" in shown
+
+
+def test_python_of_the_page_prints_recommendations(site, monkeypatch, capsys):
+    monkeypatch.chdir(site)
+    (block,) = [b for b in blocks_of("serving.md") if b.kind == "python"]
+    exec(compile(block.text, "serving.md", "exec"), {})
+    printed = ast.literal_eval(capsys.readouterr().out)
+    assert len(printed) == 5 and all(reason for _, reason in printed)
 
 
 def test_commands_of_the_page_are_those_of_the_jobs():
