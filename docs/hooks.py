@@ -34,13 +34,16 @@ PAGES = {
 """Files of the repository outside docs/, and their pages; the site has a first page of its own."""
 
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+_CODE_CELL = re.compile(r"(?<=[ |])`[^`\n]*\\\|[^`\n]*`")
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "sh", ".toml": "toml"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of PAGES, and one for every other file that a page links to."""
     texts = {
-        f"docs/{file.src_uri}": file.content_string for file in files if file.is_documentation_page()
+        f"docs/{file.src_uri}": file.content_string
+        for file in files
+        if file.is_documentation_page()
     }
     for source, page in PAGES.items():
         texts[source] = (REPOSITORY / source).read_text(encoding="utf-8")
@@ -74,7 +77,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return match[0]  # MkDocs names it as a dead link
         return f"]({os.path.relpath(found, Path(here).parent)}{match[2] or ''})"
 
-    return markdown if here.startswith("files/") else _LINK.sub(rewritten, markdown)
+    if here.startswith("files/"):
+        return markdown
+    # GitHub wants a | in the code of a table escaped; here it is not, and the backslash would show.
+    markdown = _CODE_CELL.sub(lambda match: match[0].replace("\\|", "|"), markdown)
+    return _LINK.sub(rewritten, markdown)
 
 
 def _targets(source: str, text: str) -> Iterator[str]:
@@ -96,7 +103,6 @@ def mathml(source: str, *_: Any, **__: Any) -> str:
 def key_tables() -> str:
     """Return the keys of every job as Markdown: the sections of each job, and a table a section."""
     keys_of = importlib.import_module("recsys.config_keys").keys_of
-    jobs: dict[str, list[str]] = {}
     users: dict[tuple[str, Any], list[str]] = {}
     for file in sorted((REPOSITORY / "launch").glob("*.py")):
         if file.stem in ("__init__", "doctor"):
@@ -105,26 +111,34 @@ def key_tables() -> str:
         roots = [re.split(r"[.\[]", key.name)[0] for key in keys]
         sections: dict[str, list[Any]] = {}
         for key, root in zip(keys, roots, strict=True):
-            is_section = roots.count(root) > 1
-            sections.setdefault(root if is_section else f"{file.name}", []).append(key)
-        jobs[file.name] = list(sections)
+            sections.setdefault(root if roots.count(root) > 1 else file.name, []).append(key)
         for name, of_section in sections.items():
             users.setdefault((name, tuple(of_section)), []).append(file.stem)
-    return "\n".join([*_jobs(jobs), *_sections(users)])
+    return "\n".join([*_jobs(users), *_sections(users)])
 
 
-def _jobs(jobs: dict[str, list[str]]) -> Iterator[str]:
-    yield "| job | keys of its own | sections |\n|---|---|---|"
-    for job, names in jobs.items():
-        own = f"[{job}](#{_slug(job)})" if job in names else ""
-        others = ", ".join(f"[{name}](#{_slug(name)})" for name in names if name != job)
-        yield f"| `{job.removesuffix('.py')}` | {own} | {others} |"
+def _heading(name: str, jobs: list[str], users: dict[tuple[str, Any], list[str]]) -> str:
+    """Return the heading of a section; with its jobs where others have another of this name."""
+    if [other for other, _ in users].count(name) == 1:
+        return name
+    return f"{name} of {', '.join(jobs)}"
+
+
+def _jobs(users: dict[tuple[str, Any], list[str]]) -> Iterator[str]:
+    yield "| job | sections |\n|---|---|"
+    for job in sorted({job for jobs in users.values() for job in jobs}):
+        links = [
+            f"[{name}](#{_slug(_heading(name, jobs, users))})"
+            for (name, _), jobs in users.items()
+            if job in jobs
+        ]
+        yield f"| `{job}` | {', '.join(links)} |"
 
 
 def _sections(users: dict[tuple[str, Any], list[str]]) -> Iterator[str]:
     for (name, keys), jobs in sorted(users.items(), key=lambda item: item[0][0]):
         said = "" if name.endswith(".py") else f"Read by {', '.join(f'`{job}`' for job in jobs)}.\n"
-        yield f"\n## {name}\n\n{said}"
+        yield f"\n## {_heading(name, jobs, users)}\n\n{said}"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         for key in keys:
             default = f"`{key.default}`" if key.default else "required"
@@ -132,7 +146,7 @@ def _sections(users: dict[tuple[str, Any], list[str]]) -> Iterator[str]:
 
 
 def _slug(heading: str) -> str:
-    return heading.replace(".", "")
+    return re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-")
 
 
 def _cell(text: str) -> str:

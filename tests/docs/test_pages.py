@@ -15,7 +15,6 @@ QUICK = {"prepare", "plan"}
 """Jobs of a few seconds."""
 
 
-
 def lines_with_jobs(name: str) -> list[str]:
     """The command lines of a page that start a job, continued lines joined."""
     text = (DOCS / name).read_text(encoding="utf-8").replace("\\\n", " ")
