@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.export.pt2_archive  # by torch.export.load; here, so that forked workers share it
 
 from recsys.bundle.graph import simplified
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.files import reading
 
 LEAST_ROWS = 2
-"""Least rows of a call: torch.export takes a dimension of 1 for a constant."""
+"""Least rows of an export: torch.export takes a dimension of 1 for a constant. Operators are recorded for
+any number of rows, so that graphs run on one row too."""
 _MANY_ROWS = ("score", "whole")
 """Graphs that are run on all candidates of a request."""
 
@@ -93,9 +95,4 @@ class DenseHalf:
 
 
 def _run(graph: Callable, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    tensors = [x for given in inputs for x in (given if isinstance(given, list) else [given])]
-    num_rows = tensors[0].shape[0]
-    if num_rows >= LEAST_ROWS:
-        return graph(*tensors)
-    least = [x.expand(LEAST_ROWS, *x.shape[1:]).contiguous() for x in tensors]
-    return tuple(output[:num_rows] for output in graph(*least))
+    return graph(*(x for given in inputs for x in (given if isinstance(given, list) else [given])))

@@ -138,15 +138,21 @@ class BundleScorer:
     def _interests(
         self, columns: Mapping[str, Column], num_users: int
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        vectors, presents = [], []
+        items, vectors, presents = self.bundle.items, [], []
+        user_of: dict[str, torch.Tensor] = {}
+        counts: dict[str, torch.Tensor] = {}  # [U, modalities of the bundle], of each history
         for modality, feature in self.spec.interests:
             values_V, lengths_U = columns[feature]
             assert lengths_U is not None, "a history is a list"
-            vector_VE, present_V = self.bundle.items.modality(modality, values_V)
-            row_V = torch.repeat_interleave(lengths_U)
+            if feature not in counts:
+                has_VK = items.has_vector.take(values_V).float()
+                user_of[feature] = user_V = torch.repeat_interleave(lengths_U)
+                zeros_UK = has_VK.new_zeros(num_users, has_VK.shape[1])
+                counts[feature] = zeros_UK.index_add_(0, user_V, has_VK)
+            vector_VE = items.vectors[modality].take(values_V).float()
             sum_UE = vector_VE.new_zeros(num_users, vector_VE.shape[1])
-            sum_UE.index_add_(0, row_V, vector_VE)
-            count_U = vector_VE.new_zeros(num_users).index_add_(0, row_V, present_V)
+            sum_UE.index_add_(0, user_of[feature], vector_VE)
+            count_U = counts[feature][:, items.modalities.index(modality)]
             vectors.append(sum_UE / count_U.clamp_min(1.0)[:, None])
             presents.append((count_U > 0).float())
         return vectors, presents

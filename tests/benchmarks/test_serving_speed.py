@@ -1,4 +1,4 @@
-"""Speed and memory of serving with 1 million items: one worker on one core, the load on the other.
+"""Speed, memory and recall of serving 1 million items: one worker on one core, the load on the other.
 
 LARGE_BUNDLE names a bundle that tests.benchmarks.large_bundle made; without it one is made, which takes
 some minutes and 12 GB of disk.
@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recsys.bundle.bundle import Bundle
@@ -16,6 +17,8 @@ from recsys.serving.load.measure import measurements
 from recsys.serving.load.population import read_population
 from recsys.serving.load.result import table
 from recsys.serving.load.server import server_under_load
+from recsys.serving.recall import candidate_recall
+from recsys.serving.recommender import Recommender
 from tests.benchmarks.large_bundle import make_large_bundle
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
@@ -58,6 +61,23 @@ def test_bundle_opens_within_two_seconds(large_bundle):
     seconds = time.perf_counter() - started
     print(f"opened in {seconds:.2f} s")
     assert seconds <= 2
+
+
+def test_recommender_opens_within_two_seconds(large_bundle):
+    started = time.perf_counter()
+    Recommender.open(large_bundle)
+    seconds = time.perf_counter() - started
+    print(f"opened with graphs and indexes in {seconds:.2f} s")
+    assert seconds <= 2
+
+
+def test_candidates_hold_the_best_of_a_million_items(large_bundle):
+    recommender = Recommender.open(large_bundle)
+    num_users = recommender.bundle.users.num_rows
+    rows = np.random.default_rng(1).integers(1, num_users, 10).tolist()
+    recall = candidate_recall(recommender, rows, k=50, num_candidates=500)
+    print(f"recall of the exact top 50 among 500 candidates: {recall:.3f}")
+    assert recall >= 0.95
 
 
 def test_four_workers_take_at_most_thirteen_tenths_of_the_memory_of_one(large_bundle):

@@ -20,12 +20,18 @@ def rewritten(module, *inputs, many_rows=True):
     shapes = tuple({0: torch.export.Dim("rows", min=2)} for _ in inputs)
     program = torch.export.export(module, inputs, dynamic_shapes=shapes)
     graph = simplified(program, many_rows=many_rows)
-    inputs = tuple(torch.cat([x, x.flip(0)]) for x in inputs)  # another number of rows
-    with torch.inference_mode():
-        expected, found = module(*inputs), graph(*inputs)
-    for one, other in zip(expected, found, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
-    return Counter(str(node.target) for node in graph.__self__.graph.nodes)
+    for num_rows in (1, 2 * ROWS):  # other numbers of rows than the example's
+        rows = [torch.cat([x, x.flip(0)])[:num_rows] for x in inputs]
+        with torch.inference_mode():
+            expected, found = module(*rows), graph(*rows)
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    return Counter(_name(node.target) for node in graph.__self__.graph.nodes)
+
+
+def _name(target):
+    """Name of an operator, be it called as aten.tanh.default or as torch.tanh."""
+    return str(target).split(".")[1] if "." in str(target) else getattr(target, "__name__", target)
 
 
 class Outputs(nn.Module):
@@ -48,10 +54,10 @@ def test_a_rewritten_cross_network_computes_the_same(form, many_rows):
         nn.init.normal_(parameter, std=0.2)
     count = rewritten(Outputs(cross), torch.randn(ROWS, 48), many_rows=many_rows)
     if form == "low_rank_mixture":
-        assert count["aten.linear.default"] + count["aten.matmul.default"] <= 8
-        assert count["aten.einsum.default"] == 0, "experts by one product"
-        assert (count["mkldnn._linear_pointwise.default"] == 6) == many_rows
-        assert (count["aten.tanh.default"] == 0) == many_rows, "tanh is part of the product"
+        assert count["linear"] + count["matmul"] <= 8
+        assert count["einsum"] == 0, "experts by one product"
+        assert (count["_linear_pointwise"] == 6) == many_rows
+        assert (count["tanh"] == 0) == many_rows, "tanh is part of the product"
 
 
 @pytest.mark.parametrize("form", UMCM_FORMS)
@@ -61,14 +67,14 @@ def test_a_rewritten_fusion_computes_the_same(form):
     present[0] = 0
     count = rewritten(fusion, torch.randn(ROWS, 8), torch.randn(ROWS, 3, 8), present)
     if form == "attention":
-        assert count["aten.einsum.default"] == 0
+        assert count["einsum"] == 0
 
 
 def test_a_linear_layer_takes_its_bias_and_its_activation_with_it():
     tower = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 32))
     count = rewritten(Outputs(tower), torch.randn(ROWS, 64))
-    assert count["mkldnn._linear_pointwise.default"] == 2
-    assert count["aten.relu.default"] == count["aten.dropout.default"] == 0
+    assert count["_linear_pointwise"] == 2
+    assert count["relu"] == count["dropout"] == 0
 
 
 class Repeated(nn.Module):
@@ -87,9 +93,9 @@ class Repeated(nn.Module):
 
 def test_repetitions_and_operators_on_weights_are_run_once():
     count = rewritten(Repeated(), torch.randn(ROWS, 64))
-    assert count["aten.exp.default"] == count["aten.sum.default"] == 0
-    assert count["aten.add.Tensor"] == 3
-    assert count["aten.tanh.default"] == 1, "the value before the activation is needed too"
+    assert count["exp"] == count["sum"] == 0
+    assert count["add"] == 3
+    assert count["tanh"] == 1, "the value before the activation is needed too"
 
 
 class Bilinear(nn.Module):
@@ -106,7 +112,7 @@ class Bilinear(nn.Module):
 
 
 def test_other_sums_of_products_are_left_as_they_are():
-    assert rewritten(Bilinear(), torch.randn(ROWS, 8))["aten.einsum.default"] == 2
+    assert rewritten(Bilinear(), torch.randn(ROWS, 8))["einsum"] == 2
 
 
 class InPlace(nn.Module):
