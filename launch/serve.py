@@ -6,6 +6,7 @@ that `current` names is taken over without a pause.
 
     python launch/serve.py bundle=W/bundles/current
     python launch/serve.py bundle=W/bundles/current port=8080 workers=2 events=postgresql://me@host/name
+    python launch/serve.py bundle=W/bundles/A compare=W/bundles/B    # people compare both, blind
 """
 
 from omegaconf import DictConfig
@@ -23,6 +24,8 @@ def job(cfg: DictConfig) -> None:
     """Say what is served, and serve."""
     (config,) = read_job(cfg, KEYS)
     say(f"bundle {find_target(config.bundle).folder}, {num_workers(config)} worker(s)")
+    if config.compare is not None:
+        say(f"compared with {find_target(config.compare, 'compare').folder}")
     say(f"events: {shown_place(config)}")
     address = f"http://{config.host}:{config.port}"
     say(f"gallery: {address}/")

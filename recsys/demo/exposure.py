@@ -97,6 +97,18 @@ def logits(
     return total
 
 
+def factors(
+    audience: Audience, positions: dict[str, np.ndarray], bias: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors of users [users, 7] and items [items, 7] whose inner product is the logit."""
+    num_items = len(positions["semantic"])
+    users, items = [(bias + audience.bias)[:, None]], [np.ones((num_items, 1))]
+    for index, modality in enumerate(MODALITIES):
+        users.append(audience.sensitivities[:, index, None] * audience.tastes[modality])
+        items.append(positions[modality])
+    return np.concatenate(users, axis=1), np.concatenate(items, axis=1)
+
+
 def draw_exposures(
     audience: Audience,
     positions: dict[str, np.ndarray],

@@ -28,6 +28,7 @@ from recsys.demo.exposure import (
     circle,
     draw_audience,
     draw_exposures,
+    factors,
 )
 from recsys.demo.scenes import SCENES, SUBJECTS, compose
 from recsys.demo.style import HANDS, Painter
@@ -85,12 +86,10 @@ def draw_world(
     """
     _check(config)
     rng = np.random.default_rng(config.seed)
-    items = _draw_items(config, rng)
+    items, positions, audience = _draw(config, rng)
     # truth/world.json says that a world is there, so the folder of the truth appears last.
     with new_folder(workspace / "truth") as truth, new_folder(workspace / "raw") as raw:
         (raw / "images").mkdir()
-        positions = _positions(items, rng)
-        audience = draw_audience(config.num_users, config.strength, config.concentration, rng)
         exposures = draw_exposures(
             audience, positions, num_exposures=config.num_exposures, bias=config.bias, rng=rng
         )
@@ -105,6 +104,40 @@ def draw_world(
             f"{exposures.label.mean():.3f}; {len(pairs):,} text pairs"
         )
     return oracle
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The true probability of every pair, as the inner product of two vectors."""
+
+    user_ids: list[str]
+    item_ids: list[str]
+    users: np.ndarray
+    """[users, 7]; with an item's vector the logit of the pair."""
+    items: np.ndarray
+    """[items, 7]."""
+
+
+def oracle_of(workspace: Path) -> Oracle | None:
+    """Return the oracle of a workspace's world, drawn again without pictures; None without a world."""
+    file = workspace / "truth" / "world.json"
+    if not file.is_file():
+        return None
+    with reading(file, DRAW_AGAIN):
+        config = WorldConfig(**json.loads(file.read_text())["settings"])
+    _, positions, audience = _draw(config, np.random.default_rng(config.seed))
+    users, items = factors(audience, positions, config.bias)
+    return Oracle(_user_ids(config.num_users), _item_ids(config.num_items), users, items)
+
+
+def _draw(
+    config: WorldConfig, rng: np.random.Generator
+) -> tuple[Items, dict[str, np.ndarray], Audience]:
+    """Return the items, their positions [items, 2] by modality, and the users."""
+    items = _draw_items(config, rng)
+    positions = _positions(items, rng)
+    audience = draw_audience(config.num_users, config.strength, config.concentration, rng)
+    return items, positions, audience
 
 
 def _write_raw(

@@ -48,6 +48,7 @@ from recsys.export.pictures import write_thumbnails
 from recsys.export.reference import Reference, sample_batches
 from recsys.export.routes import export_routes
 from recsys.export.tables import write_tables
+from recsys.export.truth import write_truth
 from recsys.files import json_text, new_folder, write_text
 from recsys.job import say, stage
 from recsys.listing import write_listing
@@ -255,6 +256,8 @@ def _write_data(
         write_users(folder / "users", prepared, manifest, last_time_U)
         columns = write_catalogue(folder / "catalogue", prepared, first_time_N)
         writing.done(f"{num_ids:,} ids; cards of {', '.join(columns)}")
+    if write_truth(folder, source.workspace, manifest):
+        say("truth: the drawn world's, for the gallery")
     if manifest.image_root is not None and config.thumbnail_pixels:
         with stage("thumbnails") as writing:
             num_pictures = write_thumbnails(

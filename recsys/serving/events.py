@@ -29,11 +29,13 @@ def _without_null(text: str) -> str:
 StoredId = Annotated[Id, AfterValidator(_without_null)]
 
 
-class _Event(BaseModel):
+class StoredRequest(BaseModel):
+    """A request whose content goes to the event store."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Event(_Event):
+class Event(StoredRequest):
     """One thing that a user did with an item."""
 
     user: StoredId
@@ -53,7 +55,7 @@ class Event(_Event):
     this request and the event's index, so that the same request sent again changes nothing."""
 
 
-class EventsRequest(_Event):
+class EventsRequest(StoredRequest):
     """Store what users did; the answer comes when it is on the disk."""
 
     events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)

@@ -7,10 +7,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.histories import Histories
 from recsys.bundle.map import Map
 from recsys.bundle.spec import read_spec
+from recsys.bundle.truth import Truth
 from recsys.bundle.vocabulary import Vocabulary
 from recsys.schema import UNKNOWN_ROW
 
@@ -38,6 +41,16 @@ class ShownItem:
     """Whether there is a thumbnail; false: the picture is masked, or missing."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrueItem:
+    """Item with the oracle's probability that a user likes it."""
+
+    id: str
+    title: str | None
+    artist: str | None
+    probability: float
+
+
 class Shown:
     """Catalogue, users and histories of one bundle."""
 
@@ -59,6 +72,36 @@ class Shown:
         )
         has_history = spec.manifest.history is not None
         self._histories = Histories(folder / "users") if has_history else None
+        self.takes_pictures = (folder / "encoders" / "image").is_dir()
+        """Whether the bundle has an encoder for uploaded pictures."""
+        self._truth = Truth(folder / "truth") if (folder / "truth").is_dir() else None
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the oracle's probabilities are known, as in the drawn world."""
+        return self._truth is not None
+
+    def items(self, start: int, limit: int) -> list[ShownItem]:
+        """Return up to `limit` items of the files from a place on, from 0, in the order of their rows."""
+        rows = range(1 + start, min(1 + start + limit, self._items.num_rows))
+        return [self.item(self._items.id_of(row)) for row in rows]
+
+    def truth(self, user: str, limit: int) -> list[TrueItem]:
+        """Return the oracle's probabilities of a user's items, without the history; [] where not known.
+
+        Every n-th is returned where there are more than `limit`.
+        """
+        if self._truth is None or self._users is None or user not in self._users:
+            return []
+        probabilities_N = self._truth.probabilities(self._users[user])
+        is_asked_N = ~np.isnan(probabilities_N)
+        is_asked_N[UNKNOWN_ROW] = False
+        if self._histories is not None:
+            is_asked_N[self._histories.of(self._users[user])] = False
+        rows = np.flatnonzero(is_asked_N)
+        rows = rows[:: -(-len(rows) // limit) or 1]
+        shown = [(self._catalogue.card(int(row)), float(probabilities_N[row])) for row in rows]
+        return [TrueItem(c["item_id"], c.get("title"), c.get("artist"), p) for c, p in shown]
 
     def picture(self, item: str) -> bytes | None:
         """Return an item's thumbnail (JPEG); None where it has none or is unknown."""

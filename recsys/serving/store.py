@@ -56,6 +56,16 @@ _items = sa.Table(
     sqlite_autoincrement=True,
 )
 
+_choices = sa.Table(
+    "choices",
+    _metadata,
+    sa.Column("user", sa.Text, primary_key=True),
+    sa.Column("first", sa.Text, primary_key=True),
+    sa.Column("second", sa.Text, primary_key=True),
+    sa.Column("preferred", sa.Text),
+    sa.Column("time", sa.Double, nullable=False),
+)
+
 
 class StoreError(StorageError):
     """The event store does not answer or refuses a write; says which store."""
@@ -102,6 +112,20 @@ class AddedItem:
     """NewItem as JSON, by which another bundle encodes it anew."""
     encoded: bytes
     """EncodedItem as bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A user's preference between the lists of two models."""
+
+    user: str
+    first: str
+    """Bundle, by name; the pair is in ascending order."""
+    second: str
+    preferred: str | None
+    """One of both; None: neither."""
+    time: float
+    """Seconds since 1970."""
 
 
 class Store:
@@ -200,6 +224,14 @@ class Store:
             row = connection.execute(query).first()
         return None if row is None else AddedItem(*row)
 
+    def choices(self, first: str, second: str) -> dict[str | None, int]:
+        """Return how many users prefer each of two models, in ascending order; None: neither."""
+        c = _choices.c
+        query = sa.select(c.preferred, sa.func.count()).group_by(c.preferred)
+        with self._reading() as connection:
+            rows = connection.execute(query.where(c.first == first, c.second == second)).all()
+        return {preferred: count for preferred, count in rows}
+
     def events_between(self, since: float, until: float) -> Iterator[list[StoredEvent]]:
         """Yield the events of a period [since, until) by sequence, in pages of bounded size.
 
@@ -247,6 +279,16 @@ class Transaction:
         """Store an added item; False where one of its id is stored already, which stays."""
         row = {"id": id, "version": version, "request": request, "encoded": encoded}
         return self._num_new(_items, [row | {"time": time.time()}]) == 1
+
+    def add_choice(self, choice: Choice) -> None:
+        """Store a user's choice, in the place of an earlier one between the same models."""
+        row = asdict(choice)
+        statement = self._insert(_choices).values(row)
+        key = ("user", "first", "second")
+        later = {name: value for name, value in row.items() if name not in key}
+        self._connection.execute(
+            statement.on_conflict_do_update(index_elements=list(key), set_=later)
+        )
 
     def _num_new(self, table: sa.Table, rows: list[dict[str, Any]]) -> int:
         statement = self._insert(table).on_conflict_do_nothing(index_elements=["id"])

@@ -10,7 +10,7 @@ from PIL import Image
 from recsys.demo.exposure import circle, draw_audience, draw_exposures, logits
 from recsys.demo.style import HANDS
 from recsys.demo.words import LANGUAGES, TERMS, text_pairs
-from recsys.demo.world import WorldConfig, draw_world, drawn_already
+from recsys.demo.world import WorldConfig, draw_world, drawn_already, oracle_of
 from recsys.files import sha256_of
 
 SMALL = WorldConfig(num_items=60, num_users=40, num_exposures=500, num_captions=50)
@@ -136,3 +136,17 @@ def test_the_command_draws_once_and_says_where_to_look(tmp_path, command):
     assert other.returncode == 1 and "overwrite=true" in other.stderr
     world = json.loads((tmp_path / "truth" / "world.json").read_text())
     assert 0.5 < world["oracle_auc"] < 1 and "logit" in world["formula"]
+
+
+def test_the_oracle_drawn_again_gives_the_probabilities_behind_the_log(world):
+    oracle = oracle_of(world)
+    log = pq.read_table(world / "raw" / "interactions.parquet", columns=["user_id", "item_id"])
+    users = [oracle.user_ids.index(id) for id in log["user_id"].to_pylist()]
+    items = [oracle.item_ids.index(id) for id in log["item_id"].to_pylist()]
+    logit = (oracle.users[users] * oracle.items[items]).sum(axis=1)
+    stored = pq.read_table(world / "truth" / "probabilities.parquet")["probability"].to_numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), stored, rtol=1e-12)
+
+
+def test_a_workspace_without_a_world_has_no_oracle(tmp_path):
+    assert oracle_of(tmp_path) is None

@@ -8,6 +8,7 @@ async function ask(path, options) {
     throw new Error("The server does not answer. Try again in a moment.");
   }
   const body = await answer.json();
+  if (answer.status === 401) location.assign("/gallery/signin.html");
   if (!answer.ok) {
     const error = new Error(body.detail ?? body.title ?? `Error ${answer.status}`);
     error.status = answer.status;

@@ -1,9 +1,12 @@
 // Gallery: its header, and which view the address asks for.
 import { get, post } from "./api.js";
+import { showCatalogue } from "./catalogue.js";
+import { showComparison } from "./compare.js";
 import { newId, sendEvents } from "./events.js";
-import { $, addressOf, asked, failed, head, newTurn, present, say, waiting } from "./page.js";
+import { $, addressOf, asked, failed, head, markView, newTurn, present, say, waiting } from "./page.js";
 import { become, newVisitor, showFiltered, showPerson, tileOf } from "./person.js";
 import { make, MODALITIES, tile } from "./tiles.js";
+import { showTruth } from "./truth.js";
 
 const FOUND = 48;
 const CHOSEN = 5;
@@ -90,11 +93,35 @@ function base64Of(file) {
   });
 }
 
+async function truth(user) {
+  const isCurrent = newTurn();
+  try {
+    const asked = user ?? (await get("/v1/users?order=chance&limit=1")).users[0]?.id;
+    if (isCurrent()) await showTruth(asked);
+  } catch (error) {
+    if (isCurrent()) failed(error);
+  }
+}
+
+// Show what this bundle and this server have to show.
+async function offer() {
+  try {
+    const found = await get("/v1/gallery");
+    for (const link of document.querySelectorAll("[data-needs]")) link.hidden = !found[link.dataset.needs];
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
 // Show the view that the address asks for.
 function route() {
-  const { person, artist, tag } = asked();
+  const { view, person, artist, tag } = asked();
   const filters = { ...(artist ? { artist } : {}), ...(tag ? { tags: tag } : {}) };
   document.getElementById("dialog").close();
+  markView();
+  if (view === "all") return showCatalogue();
+  if (view === "truth") return truth(person);
+  if (view === "compare") return showComparison(person);
   if (person) return showPerson(person, { filters });
   if (artist || tag) return showFiltered(filters);
   return surprise();
@@ -127,10 +154,13 @@ $("pick").addEventListener("submit", (event) => {
   event.preventDefault();
   const user = $("person").value.trim();
   if (!user) return;
-  if (location.hash === addressOf({ person: user })) showPerson(user);
-  else location.hash = addressOf({ person: user });
+  const { view } = asked();
+  const address = addressOf({ ...(["truth", "compare"].includes(view) ? { view } : {}), person: user });
+  if (location.hash === address) route();
+  else location.hash = address;
 });
-$("surprise").addEventListener("click", surprise);
+$("surprise").addEventListener("click", () => ({ truth, compare: showComparison }[asked().view] ?? surprise)());
 $("visitor").addEventListener("click", welcome);
 addEventListener("hashchange", route);
+offer();
 route();

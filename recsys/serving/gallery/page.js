@@ -55,7 +55,18 @@ export function present(items, makeTile, { onend = null, ...options } = {}) {
 
 // Name a view in the address without showing it again.
 export function named(parameters) {
-  if (location.hash !== addressOf(parameters)) history.pushState(null, "", addressOf(parameters));
+  const address = addressOf(parameters);
+  if (location.hash.length < 2) history.replaceState(null, "", address);
+  else if (location.hash !== address) history.pushState(null, "", address);
+  markView();
+}
+
+// Mark the view of the address in the list of views.
+export function markView() {
+  for (const link of document.querySelectorAll("#views a")) {
+    if (link.dataset.view === (asked().view ?? "")) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
 }
 
 // A condition that the list meets, with a button that lifts it.

@@ -4,18 +4,21 @@ In: JSON, checked by pydantic. Out: a worker's JSON as it is, or a problem. Made
 process.py.
 """
 
+import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from recsys.serving.choices import Tally
 from recsys.serving.events import EventsRequest, EventsStored
 from recsys.serving.requests import (
     ExplainRequest,
@@ -30,6 +33,7 @@ from recsys.serving.requests import (
     SimilarItems,
     SimilarRequest,
 )
+from recsys.serving.server import comparison
 from recsys.serving.server.body import BodyReader
 from recsys.serving.server.gallery import router as gallery
 from recsys.serving.server.hidden import HiddenItems
@@ -45,12 +49,23 @@ from recsys.serving.server.problems import (
     fault,
     invalid_parameters,
 )
+from recsys.serving.server.session import Sessions, ended_cookie
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.store import Store, StoredEvent, StoreError, Transaction
 
 API_VERSION = "1"
+_WRONG_TOKEN_SECONDS = 0.5
+"""Time after which a wrong token is answered: guessing is slow."""
 _UPLOADS = (RecommendRequest, SearchRequest, NewItem)
 """Requests that may have pictures."""
+
+
+class SignIn(BaseModel):
+    """Begin a session of a browser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    token: str = Field(min_length=1, max_length=4096)
+    """The server's token."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +88,41 @@ class Front:
 
     def __init__(
         self,
-        pool: Pool,
+        pools: Sequence[Pool],
         store: StoreThread,
         bodies: BodyReader,
         metrics: Metrics,
         hidden: HiddenItems,
+        sessions: Sessions | None,
     ):
-        self.pool = pool
+        """Keep the resources.
+
+        Args:
+            pools: workers of the served bundle, then of the one that people compare with it.
+            sessions: of browsers; None: no token is expected.
+        """
+        self.pool = pools[0]
+        self.rival = pools[1] if len(pools) > 1 else None
+        self.sessions = sessions
         self.store = store
         self.bodies = bodies
         self.metrics = metrics
         self.hidden = hidden
         self.is_draining = False
 
-    async def ask(self, method: str, request: Any, user: str | None = None) -> Reply:
+    async def ask(
+        self, method: str, request: Any, user: str | None = None, *, pool: Pool | None = None
+    ) -> Reply:
         """Return a worker's reply.
+
+        Args:
+            pool: whose worker; None: the served bundle's.
 
         Raises:
             ProblemError: the request is refused, failed, or found no worker in time.
         """
         try:
-            reply = await self.pool.ask(method, request, user)
+            reply = await (pool or self.pool).ask(method, request, user)
         except BusyError as error:
             raise busy(str(error)) from error
         if reply.status >= 500:
@@ -237,6 +266,33 @@ async def add_item(http: Request, body: NewItem) -> Response:
     return Response(card.body, 201, media_type="application/json")
 
 
+@questions.post("/session", response_model=None, status_code=204)
+async def begin_session(http: Request, body: SignIn) -> Response:
+    """Let a browser in, given the server's token: the answer has a session cookie."""
+    sessions = http.app.state.front.sessions
+    if sessions is None:
+        raise ProblemError(404, "this server expects no token")
+    if not sessions.is_token(body.token.encode()):
+        await asyncio.sleep(_WRONG_TOKEN_SECONDS)
+        raise ProblemError(401, "token: not the token of this server (TESSERA_TOKEN)")
+    is_secure = "https" in (http.url.scheme, http.headers.get("x-forwarded-proto"))
+    cookie = sessions.cookie(time.time(), is_secure=is_secure)
+    return Response(status_code=204, headers={"Set-Cookie": cookie})
+
+
+@others.delete("/v1/session", status_code=204, tags=["server"], response_class=Response)
+async def end_session() -> Response:
+    """Sign a browser out."""
+    return Response(status_code=204, headers={"Set-Cookie": ended_cookie()})
+
+
+for path, endpoint, model in (
+    ("/comparison/lists", comparison.lists, comparison.Lists),
+    ("/comparison/choices", comparison.choose, Tally),
+):
+    questions.add_api_route(path, endpoint, methods=["POST"], response_model=model)
+
+
 @others.get("/v1/items/{item:path}", response_model=ItemCard, tags=["recommender"])
 async def item_card(http: Request, item: Annotated[str, Path(max_length=512)]) -> Response:
     """Return what the catalogue says of an item."""
@@ -295,6 +351,7 @@ def make_app(front: Front) -> FastAPI:
     app.include_router(questions)
     app.include_router(catalogue_map)
     app.include_router(gallery)  # before the card of an item, whose id may hold a slash
+    app.include_router(comparison.router)
     app.include_router(others)
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(HTTPException, _http_error)

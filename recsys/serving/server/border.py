@@ -4,35 +4,39 @@ In: ASGI requests. Out: the same with a request id, a log line and a measurement
 each, problems for errors of ours, and `Connection: close` while the server drains.
 """
 
-import hmac
 import re
 import time
 import traceback
 import uuid
 from typing import Any
 
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.serving.server.log import log
 from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.problems import ProblemError, fault
+from recsys.serving.server.session import Sessions, is_from_here
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_OPEN_PATHS = ("/livez", "/readyz")
+_OPEN_PATHS = ("/livez", "/readyz", "/v1/session")
+_SIGN_IN = "/gallery/signin.html"
+_SIGN_IN_PATHS = (_SIGN_IN, "/gallery/signin.js", "/gallery/style.css", "/gallery/icon.svg")
 
 
 class Border:
     """ASGI application around another one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None):
+    def __init__(self, app: ASGIApp, metrics: Metrics, sessions: Sessions | None):
         """Wrap an application.
 
         Args:
-            token: expected as `Authorization: Bearer TOKEN`, but for /livez and /readyz; None: none.
+            sessions: whose token is expected as `Authorization: Bearer TOKEN`, or a browser's session;
+                not for /livez, /readyz and the page that asks for the token. None: nothing is expected.
         """
         self._app = app
         self._metrics = metrics
-        self._token = token
+        self._sessions = sessions
         self.is_draining = False
         self.num_active = 0
         self.last_answer = 0.0
@@ -74,16 +78,30 @@ class Border:
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]
     ) -> None:
-        if self._token is not None and scope["path"] not in _OPEN_PATHS:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
-                expected = (
-                    "expected the header `Authorization: Bearer TOKEN` with the server's token"
-                )
-                error = ProblemError(401, expected, headers={"WWW-Authenticate": "Bearer"})
-                await error.response(scope["request_id"])(scope, receive, send)
-                return
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
+        """Return the answer to a request that is not let in; None: it is."""
+        path, method = scope["path"], scope["method"]
+        if self._sessions is None or path in (*_OPEN_PATHS, *_SIGN_IN_PATHS):
+            return None
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if kind == b"Bearer" and self._sessions.is_token(given):
+            return None
+        if self._sessions.is_valid(headers, time.time()):
+            if is_from_here(method, headers):
+                return None
+            detail = "Origin: another site's page sent this with the session of this one"
+            return ProblemError(403, detail).response(scope["request_id"])
+        if method == "GET" and path == "/":
+            return RedirectResponse(_SIGN_IN, 303)
+        expected = "expected the header `Authorization: Bearer TOKEN` with the server's token"
+        error = ProblemError(401, expected, headers={"WWW-Authenticate": "Bearer"})
+        return error.response(scope["request_id"])
 
 
 class _Exchange:

@@ -16,6 +16,9 @@ class ServeConfig:
 
     bundle: str
     """Folder of a bundle, or `W/bundles/current`, which is looked at twice a second for a newer one."""
+    compare: str | None = None
+    """A second bundle, given alike: the gallery shows lists of both side by side without their names, and
+    counts which one people prefer; half of the workers are its own. null: none."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: every network, in which case set TESSERA_TOKEN."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000

@@ -15,10 +15,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from recsys.errors import UserError
+from recsys.serving.requests import MAX_CANDIDATES
 from recsys.serving.server.log import log
 from recsys.serving.server.problems import ProblemError, busy
 from recsys.serving.server.target import Target
-from recsys.serving.shown import MAX_HISTORY, Person, Shown, ShownItem
+from recsys.serving.shown import MAX_HISTORY, Person, Shown, ShownItem, TrueItem
 from recsys.serving.uploads import thumbnail_of
 
 PAGES = FilePath(__file__).parents[1] / "gallery"
@@ -74,6 +75,76 @@ class Likers:
     """All of them."""
     users: list[str]
     """Some of them, those of the latest events first."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Content of the gallery, of which a bundle and a server may lack some."""
+
+    version: str
+    items: int
+    truth: bool
+    """Whether the oracle's probabilities are known."""
+    comparison: bool
+    """Whether a second bundle is compared with the served one."""
+    pictures: bool
+    """Whether uploaded pictures can be searched by."""
+    visitors: bool = True
+    """Whether a model answers new visitors; a gallery that is a folder has none."""
+
+
+@dataclass(frozen=True)
+class ItemPage:
+    """Items in the order of the catalogue."""
+
+    version: str
+    total: int
+    items: list[ShownItem]
+
+
+@dataclass(frozen=True)
+class TruthOfUser:
+    """The oracle's probability of the items that are not in a user's history."""
+
+    version: str
+    user: str
+    items: list[TrueItem]
+
+
+@router.get("/v1/gallery", tags=["gallery"])
+async def offer(http: Request) -> Offer:
+    """Say what the gallery can show."""
+    shown = _shown(http)
+    has_rival = http.app.state.front.rival is not None
+    return Offer(shown.version, shown.num_items, shown.has_truth, has_rival, shown.takes_pictures)
+
+
+@router.get("/v1/items", tags=["gallery"])
+async def items(
+    http: Request,
+    start: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> ItemPage:
+    """List the items of the catalogue from a place on."""
+    shown = _shown(http)
+    found = await asyncio.to_thread(shown.items, start, limit)
+    return ItemPage(shown.version, shown.num_items, found)
+
+
+@router.get("/v1/users/{user:path}/truth", tags=["gallery"])
+async def truth(
+    http: Request,
+    user: Annotated[str, Path(max_length=512)],
+    limit: Annotated[int, Query(ge=1, le=MAX_CANDIDATES)] = MAX_CANDIDATES,
+) -> TruthOfUser:
+    """Return the true probabilities of a user of the drawn world."""
+    shown = _shown(http)
+    if not shown.has_truth:
+        raise ProblemError(404, "this bundle has no truth: only the drawn world's is known")
+    if not shown.knows_user(user):
+        raise ProblemError(404, f"user: {user!r} given; the drawn world has no user of this id")
+    found = await asyncio.to_thread(shown.truth, user, limit)
+    return TruthOfUser(shown.version, user, found)
 
 
 @router.get("/v1/users", tags=["gallery"])

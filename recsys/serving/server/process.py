@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,13 +22,14 @@ from recsys.errors import UserError
 from recsys.serving.server.app import Front, make_app
 from recsys.serving.server.body import BodyReader
 from recsys.serving.server.border import Border
-from recsys.serving.server.config import ServeConfig
+from recsys.serving.server.config import ServeConfig, num_workers
 from recsys.serving.server.connection import Connection
 from recsys.serving.server.hidden import HiddenItems
 from recsys.serving.server.likes import NewerLikes
 from recsys.serving.server.log import log
 from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.pool import Pool
+from recsys.serving.server.session import Sessions
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.server.target import find_target
 from recsys.serving.store import AddedItem, Like
@@ -48,6 +50,9 @@ def serve(config: ServeConfig, opener: str = OPENER) -> None:
         UserError: the bundle, the event store or the port cannot be used; names the key.
     """
     find_target(config.bundle)
+    if config.compare is not None:
+        if find_target(config.compare, key="compare") == find_target(config.bundle):
+            raise UserError(f"compare={config.compare}: the bundle that is served already")
     with _listen(config) as listener:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config, opener, listener))
@@ -83,43 +88,65 @@ async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> Non
     host, port = listener.getsockname()[:2]
     log("listening", url=f"http://{host}:{port}")
     metrics, likes, hidden = Metrics(), NewerLikes(), HiddenItems()
+    pools: list[Pool] = []
+    shares = _shares(config)
+    histories = [likes, *(NewerLikes() for _ in shares[1:])]
 
     def take_news(new_likes: list[Like], items: list[AddedItem], newly_hidden: list[Like]) -> None:
-        likes.add(new_likes)
         hidden.add(newly_hidden, new_likes)
-        if items:
-            pool.add_items(items)
+        for pool, history in zip(pools, histories, strict=True):
+            history.add(new_likes)
+            if items:
+                pool.add_items(items)
 
     thread = StoreThread(store_place(config), metrics, take_news)
-    pool = Pool(config, opener, thread, likes, metrics)
-    front = Front(pool, thread, BodyReader(config), metrics, hidden)
+    for place, (share, history) in enumerate(zip(shares, histories, strict=True)):
+        # The metrics are the served bundle's.
+        pools.append(Pool(share, opener, thread, history, metrics if place == 0 else Metrics()))
+    token = os.environ.get(TOKEN_VARIABLE)
+    sessions = None if token is None else Sessions(token)
+    front = Front(pools, thread, BodyReader(config), metrics, hidden, sessions)
     server = _Server(config, front, listener)
-    keeper = asyncio.create_task(pool.run())
+    keepers = [asyncio.create_task(pool.run()) for pool in pools]
+    opening = [asyncio.create_task(_say_ready(pool)) for pool in pools]
     try:
-        await _first_of(server.serve([listener]), _say_ready(pool), keeper)
+        await _first_of(server.serve([listener]), opening, keepers)
     finally:
-        keeper.cancel()
+        for keeper in keepers:
+            keeper.cancel()
         await thread.close()
-        await pool.close()
+        for pool in pools:
+            await pool.close()
         log("ended")
+
+
+def _shares(config: ServeConfig) -> list[ServeConfig]:
+    """Return the settings of each bundle's pool: two share the workers."""
+    if config.compare is None:
+        return [config]
+    num = num_workers(config)
+    return [
+        replace(config, workers=max(1, num - num // 2)),
+        replace(config, workers=max(1, num // 2), bundle=config.compare),
+    ]
 
 
 async def _first_of(
     serving: Coroutine[Any, Any, None],
-    opening: Coroutine[Any, Any, None],
-    keeper: "asyncio.Task[None]",
+    opening: "list[asyncio.Task[None]]",
+    keepers: "list[asyncio.Task[None]]",
 ) -> None:
-    """Serve until a signal comes, or until the first bundle is refused or the keeper fails."""
+    """Serve until a signal comes, or until a first bundle is refused or a keeper fails."""
     server = asyncio.create_task(serving)
-    first = asyncio.create_task(opening)
-    waiting: set[asyncio.Task[None]] = {server, first, keeper}
+    waiting: set[asyncio.Task[None]] = {server, *opening, *keepers}
     while not server.done():
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if task.exception() is not None:
                 server.cancel()
             task.result()
-    first.cancel()
+    for first in opening:
+        first.cancel()
 
 
 async def _say_ready(pool: Pool) -> None:
@@ -134,7 +161,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: ServeConfig, front: Front, listener: socket.socket):
         self._front = front
         self._drain_seconds = config.drain_seconds
-        self._border = Border(make_app(front), front.metrics, os.environ.get(TOKEN_VARIABLE))
+        self._border = Border(make_app(front), front.metrics, front.sessions)
         self._listener = listener
         protocol = type("Connection", (Connection,), {"header_seconds": config.body_seconds})
         super().__init__(

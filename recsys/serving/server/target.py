@@ -18,11 +18,12 @@ class Target:
     """Modification time of its bundle.json in ns: an export of the same name is another target."""
 
 
-def find_target(bundle: str | Path) -> Target:
+def find_target(bundle: str | Path, key: str = "bundle") -> Target:
     """Return the bundle that a path leads to.
 
     Args:
         bundle: folder of a bundle, or the file `current` beside bundles.
+        key: that gave it, for the error.
 
     Raises:
         UserError: there is no bundle.
@@ -32,7 +33,7 @@ def find_target(bundle: str | Path) -> Target:
         stamp = os.stat(os.path.join(folder, "bundle.json")).st_mtime_ns
     except OSError as error:
         raise UserError(
-            f"bundle={bundle}: no bundle there ({error.strerror}: {error.filename}); expected a "
+            f"{key}={bundle}: no bundle there ({error.strerror}: {error.filename}); expected a "
             f"folder that launch/export.py wrote, or W/bundles/current"
         ) from error
     return Target(folder, stamp)

@@ -51,16 +51,15 @@ def page(server, chromium):
     opened = context.new_page()
     opened.set_default_timeout(30_000)
     errors, elsewhere = [], []
-    address = f"http://127.0.0.1:{server.port}/"
     opened.on("console", lambda said: said.type == "error" and errors.append(said.text))
     opened.on("pageerror", lambda error: errors.append(str(error)))
 
     def check(request):
-        if not request.url.startswith((address, "blob:", "data:")):
+        if not request.url.startswith((opened.address, "blob:", "data:")):
             elsewhere.append(request.url)
 
     opened.on("request", check)
-    opened.address = address
+    opened.address = f"http://127.0.0.1:{server.port}/"
     opened.errors = errors
     yield opened
     context.close()

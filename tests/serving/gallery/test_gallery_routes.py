@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from recsys.demo.world import oracle_of
 from recsys.serving.server.gallery import PAGES
 
 
@@ -151,3 +153,29 @@ def test_a_hidden_item_is_not_recommended_again_until_it_is_liked(server, bundle
     assert server.post("/v1/events", {"events": events}).status == 200
     person = server.ask("GET", "/v1/users/hider").json
     assert (person["hidden"], person["likes"][0]["id"]) == ([], first)
+
+
+def test_the_catalogue_is_listed_by_pages(server, bundle):
+    found = server.ask("GET", "/v1/items?start=117&limit=100").json
+    assert found["total"] == 120
+    assert [item["id"] for item in found["items"]] == [bundle.item_id(r) for r in (118, 119, 120)]
+    assert server.ask("GET", "/v1/items?start=120").json["items"] == []
+    assert server.ask("GET", "/v1/gallery").json["items"] == 120
+
+
+def test_the_truth_of_a_user_is_the_oracles_of_all_items_but_the_history(
+    server, bundle, tiny_workspace
+):
+    user = bundle.vocabularies["user_id"].id_of(3)
+    oracle = oracle_of(tiny_workspace)
+    logits = oracle.items @ oracle.users[oracle.user_ids.index(user)]
+    expected = dict(zip(oracle.item_ids, 1 / (1 + np.exp(-logits)), strict=True))
+    for row in bundle.users.history(3).tolist():
+        expected.pop(bundle.item_id(row), None)
+    found = server.ask("GET", f"/v1/users/{user}/truth").json["items"]
+    assert {item["id"] for item in found} == set(expected)
+    for item in found:
+        assert abs(item["probability"] - expected[item["id"]]) < 1e-6
+    some = server.ask("GET", f"/v1/users/{user}/truth?limit=10").json["items"]
+    assert 5 <= len(some) <= 10
+    assert server.ask("GET", "/v1/users/nobody/truth").status == 404

@@ -3,6 +3,7 @@
 import io
 import time
 from contextlib import closing
+from urllib.parse import parse_qs, urlparse
 
 import pytest
 from PIL import Image
@@ -217,6 +218,90 @@ def test_search_by_words_and_by_a_picture_by_content_and_style(page, user):
     page.get_by_role("button", name="By style").click()
     page.locator("button[aria-pressed=true]", has_text="By style").wait_for()
     page.get_by_text("nearest first").wait_for()
+
+
+def test_truth_shows_the_oracles_probability_beside_ours_where_we_are_wrong_most(
+    page, server, user
+):
+    see(page, user)
+    page.locator("#views a", has_text="Truth").click()
+    page.locator("#grid .share").first.wait_for()
+    page.locator("#person").fill(user)
+    page.keyboard.press("Enter")
+    page.wait_for_function("u => document.title.startsWith(`Truth of ${u}`)", arg=user)
+    page.locator("#grid .share").first.wait_for()
+    known = server.ask("GET", f"/v1/users/{user}/truth").json["items"]
+    ids = [item["id"] for item in known]
+    scores = server.post("/v1/score", {"user": user, "items": ids}).json["items"]
+    ours = {item["id"]: item["score"] for item in scores}
+    true = {item["id"]: item["probability"] for item in known}
+    wrong = sorted(ids, key=lambda id: -abs(ours[id] - true[id]))
+    assert order(page) == wrong[: len(order(page))]
+    first = page.locator("#grid .tile").first.locator(".share span:last-child").all_inner_texts()
+    assert first == [f"{100 * p[wrong[0]]:.0f}%" for p in (true, ours)]
+    assert page.locator(".figures dd").count() == 5
+    page.get_by_role("button", name="The oracle's order").focus()
+    page.keyboard.press("Enter")
+    best = sorted(ids, key=lambda id: -true[id])
+    page.wait_for_function("id => document.querySelector('#grid li').dataset.id == id", arg=best[0])
+
+
+def test_everything_is_a_list_that_loads_where_it_is_looked_at(page, server):
+    page.goto(f"{page.address}#view=all")
+    page.locator("#grid .open").first.wait_for()
+    assert page.locator("#grid li").first.get_attribute("aria-setsize") == "120"
+    page.locator("#grid .open").first.focus()
+    page.keyboard.press("ArrowRight")
+    listed = [item["id"] for item in server.ask("GET", "/v1/items?limit=120").json["items"]]
+    focused = "document.activeElement.closest('li').dataset.id"
+    assert page.evaluate(focused) == listed[1]
+    for _ in range(6):
+        page.keyboard.press("ArrowDown")
+    at = listed.index(page.evaluate(focused))
+    assert at > 20 and (at - 1) % 6 == 0
+    assert page.evaluate("document.querySelectorAll('#grid li').length") < 90
+
+
+HUNDRED_THOUSAND = """async () => {
+  const frames = [];
+  let most = 0;
+  const step = document.documentElement.scrollHeight / 60;
+  let last = performance.now();
+  for (let n = 0; n < 60; n += 1) {
+    scrollBy(0, n % 2 ? step * 2 : 400);
+    await new Promise(requestAnimationFrame);
+    const now = performance.now();
+    frames.push(now - last);
+    last = now;
+    most = Math.max(most, document.querySelectorAll('#main *').length);
+  }
+  return { frames: frames.sort((a, b) => a - b), most };
+}"""
+
+
+def test_a_hundred_thousand_pictures_scroll_with_few_nodes_and_short_frames(page):
+    def answer(route):
+        query = parse_qs(urlparse(route.request.url).query)
+        start, limit = (int(query[name][0]) for name in ("start", "limit"))
+        items = [
+            {"id": f"p{n}", "title": f"Picture {n}", "artist": "A", "tags": [], "has_picture": True}
+            for n in range(start, min(start + limit, 100_000))
+        ]
+        route.fulfill(json={"version": "fake", "total": 100_000, "items": items})
+
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><rect width="1" height="1"/></svg>'
+    page.route("**/v1/items?*", answer)
+    page.route("**/picture", lambda route: route.fulfill(body=drawn, content_type="image/svg+xml"))
+    page.goto(f"{page.address}#view=all")
+    page.locator("#grid .open").first.wait_for()
+    assert page.locator("#grid li").first.get_attribute("aria-setsize") == "100000"
+    measured = page.evaluate(HUNDRED_THOUSAND)
+    assert measured["most"] < 1500
+    assert measured["frames"][30] < 50, "half of the frames are long"
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.locator("[data-id=p99999]").wait_for()
+    assert order(page)[-1] == "p99999"
+    assert page.locator("#grid .tile").count() < 90
 
 
 def test_a_search_that_overtakes_a_person_is_what_remains(page, user):
