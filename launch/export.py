@@ -5,6 +5,7 @@ file W/bundles/current that names it. A bundle that scores otherwise than the ru
 
     python launch/export.py data=demo workspace=W run.name=umair_fps
     python launch/export.py data=demo workspace=W run.name=umair_fps precision=fp32
+    python launch/export.py data=demo workspace=W run.name=umair_fps gallery=W/gallery
 """
 
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from omegaconf import DictConfig
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.export.export import ExportConfig, export, open_source
-from recsys.job import hydra_job, run_job, say
+from recsys.export.gallery import GalleryConfig, write_gallery
+from recsys.job import hydra_job, run_job, say, stage
 from recsys.run.scoring import read_run
 from recsys.runtime.threads import threads_of_process, use_threads
-from recsys.schema import read_manifest
+from recsys.schema import local_path, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,13 @@ class ExportJobConfig:
     """The run."""
 
 
-KEYS = (WorkspaceConfig, ExportJobConfig, ExportConfig)
+KEYS = (WorkspaceConfig, ExportJobConfig, ExportConfig, GalleryConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read the run, write its bundle, say how it is served."""
     # 1. The run as it was trained.
-    place, asked, config = read_job(cfg, KEYS)
+    place, asked, config, gallery = read_job(cfg, KEYS)
     workspace = place.folder
     manifest = read_manifest(workspace)
     run_config = read_run(workspace, asked.run.name, manifest)
@@ -54,6 +56,14 @@ def job(cfg: DictConfig) -> None:
 
     # 2. Its bundle, compared with the run before it has a name.
     folder = export(source, config, threads=threads)
+
+    # 3. The gallery as a folder.
+    if gallery.gallery is not None:
+        out = local_path(gallery.gallery, "gallery")
+        with stage("gallery") as writing:
+            num_people, num_items = write_gallery(folder, out, gallery)
+            writing.done(f"{num_people:,} people, {num_items:,} pictures")
+        say(f"gallery: open {out / 'index.html'} in a browser")
     say(f"results: {folder} (README.md); {workspace / 'bundles' / 'current'} names it")
     say(f"next: python launch/serve.py bundle={workspace / 'bundles' / 'current'}")
 
