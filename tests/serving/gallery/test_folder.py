@@ -65,6 +65,8 @@ def test_a_script_of_modules_refuses_other_forms_and_circles(tmp_path):
     script = classic_script(tmp_path, ("a",))
     assert script.index("module_b =") < script.index("module_a =")
     assert "const { b: c } = module_b;" in script and "return { a };" in script
+    (tmp_path / "c.js").write_text('export { a } from "./a.js";\n')
+    assert "return { a: module_a.a };" in classic_script(tmp_path, ("c",))
     (tmp_path / "b.js").write_text('import { a } from "./a.js";\nexport const b = a;\n')
     with pytest.raises(AssertionError, match="circle"):
         classic_script(tmp_path, ("a",))
