@@ -83,6 +83,8 @@ class Offer:
 
     version: str
     items: int
+    map: bool
+    """Whether the bundle has a map."""
     truth: bool
     """Whether the oracle's probabilities are known."""
     comparison: bool
@@ -116,7 +118,14 @@ async def offer(http: Request) -> Offer:
     """Say what the gallery can show."""
     shown = _shown(http)
     has_rival = http.app.state.front.rival is not None
-    return Offer(shown.version, shown.num_items, shown.has_truth, has_rival, shown.takes_pictures)
+    return Offer(
+        shown.version,
+        shown.num_items,
+        bool(shown.map.layouts),
+        shown.has_truth,
+        has_rival,
+        shown.takes_pictures,
+    )
 
 
 @router.get("/v1/items", tags=["gallery"])
