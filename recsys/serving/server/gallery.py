@@ -116,7 +116,7 @@ class TruthOfUser:
 @router.get("/v1/gallery", tags=["gallery"])
 async def offer(http: Request) -> Offer:
     """Say what the gallery can show."""
-    shown = _shown(http)
+    shown = shown_of(http)
     has_rival = http.app.state.front.rival is not None
     return Offer(
         shown.version,
@@ -135,7 +135,7 @@ async def items(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ItemPage:
     """List the items of the catalogue from a place on."""
-    shown = _shown(http)
+    shown = shown_of(http)
     found = await asyncio.to_thread(shown.items, start, limit)
     return ItemPage(shown.version, shown.num_items, found)
 
@@ -147,7 +147,7 @@ async def truth(
     limit: Annotated[int, Query(ge=1, le=MAX_CANDIDATES)] = MAX_CANDIDATES,
 ) -> TruthOfUser:
     """Return the true probabilities of a user of the drawn world."""
-    shown = _shown(http)
+    shown = shown_of(http)
     if not shown.has_truth:
         raise ProblemError(404, "this bundle has no truth: only the drawn world's is known")
     if not shown.knows_user(user):
