@@ -117,7 +117,7 @@ def test_the_folder_opens_from_a_disk(folder, chromium, tmp_path):
     page.wait_for_selector("#dials label")
     first = shown()[0]
     page.locator("#grid .hide").first.press("Enter")
-    page.wait_for_function("id => !document.querySelector(`[data-id='${id}']`)", arg=first)
+    page.wait_for_function("id => !document.querySelector(`#grid [data-id='${id}']`)", arg=first)
     title = page.locator("#grid .caption b").first.inner_text().split(" / ")[0]
     page.locator("#words").fill(title)
     page.keyboard.press("Enter")
