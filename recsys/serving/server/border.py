@@ -1,7 +1,8 @@
 """Border: the outermost layer of the HTTP interface, which every request passes in and out.
 
 In: ASGI requests. Out: the same with a request id, a log line and a measurement for
-each, problems for errors of ours, and `Connection: close` while the server drains.
+each, problems for errors of ours, HEAD answered as GET without a body, and `Connection: close` while
+the server drains.
 """
 
 import re
@@ -50,6 +51,9 @@ class Border:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         scope["request_id"] = request_id.decode("ascii")
+        # HEAD is answered as GET is; uvicorn, which has the scope itself, leaves the body out.
+        method = scope["method"]
+        scope = {**scope, "method": "GET"} if method == "HEAD" else scope
         exchange = _Exchange(self, send, request_id)
         self.num_active += 1
         try:
@@ -68,7 +72,7 @@ class Border:
         log(
             "request",
             request_id=scope["request_id"],
-            method=scope["method"],
+            method=method,
             path=scope["path"][:200],
             status=exchange.status,
             ms=round(1000 * seconds, 2),
