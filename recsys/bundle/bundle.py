@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.items import ItemRow, Items
-from recsys.bundle.spec import EXPORT_AGAIN, BundleSpec, read_spec, resolve
+from recsys.bundle.spec import EXPORT_AGAIN, BundleSpec, check_bytes, read_spec, resolve
 from recsys.bundle.tables import QuantisedTable
 from recsys.bundle.users import UserStore
 from recsys.bundle.vocabulary import Vocabulary
 from recsys.data.encode import Encoder
 from recsys.errors import UserError
 from recsys.files import reading
-from recsys.listing import check_listing
 from recsys.schema import UNKNOWN_ROW
 
 VERIFICATIONS = ("sizes", "sha256")
@@ -69,9 +68,7 @@ class Bundle:
                 if found != num_bytes:
                     raise UserError(f"{found:,} bytes, bundle.json says {num_bytes:,}")
         if verify == "sha256":
-            if not (folder / "files.json").is_file():
-                raise UserError(f"{folder / 'files.json'}: missing; {EXPORT_AGAIN}")
-            check_listing(folder, EXPORT_AGAIN)
+            check_bytes(folder)
         return cls(folder, spec)
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 
 from recsys.errors import UserError
 from recsys.files import read_json, reading, write_json, write_text
+from recsys.listing import check_listing
 from recsys.schema import FeatureSpec, Manifest, leaves_folder, manifest_of, misfits
 
 BUNDLE_VERSION = 1
@@ -122,6 +123,17 @@ class BundleSpec:
 def content_hash(checksums: Mapping[str, str]) -> str:
     """Return the `sha8` of the sha256 of every data file by relative path."""
     lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(checksums.items()))
+def check_bytes(folder: Path) -> None:
+    """Compare every byte of a bundle with its files.json.
+
+    Raises:
+        UserError: a file is missing or has changed, or there is no files.json; names it.
+    """
+    if not (folder / "files.json").is_file():
+        raise UserError(f"{folder / 'files.json'}: missing; {EXPORT_AGAIN}")
+    check_listing(folder, EXPORT_AGAIN)
+
+
     return hashlib.sha256(lines.encode()).hexdigest()[:8]
 
 

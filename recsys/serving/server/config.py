@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ class ServeConfig:
     compare: str | None = None
     """A second bundle, given alike: the gallery shows lists of both side by side without their names, and
     counts which one people prefer; half of the workers are its own. null: none."""
+    verify: Literal["sha256", "sizes"] = "sha256"
+    """Check of a bundle before it is served: `sha256`: every byte is compared with files.json, once for
+    all workers; `sizes`: every file is there in full length."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: every network, in which case set TESSERA_TOKEN."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000

@@ -1,16 +1,18 @@
 """Pool: the queue of requests, the workers that answer them, and the change from bundle to bundle.
 
 In: requests of the front process. Out: replies. A worker that dies is replaced, and
-the requests that it had are answered by another. A newer bundle is opened by a new worker beside the
-old ones; where that succeeds, the others follow one by one, and each old one ends after what it has
-been sent. Called by app.py.
+the requests that it had are answered by another. A newer bundle is compared with its checksums, and
+opened by a new worker beside the old ones; where that succeeds, the others follow one by one, and each
+old one ends after what it has been sent. Called by app.py.
 """
 
 import asyncio
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
+from recsys.bundle.spec import check_bytes
 from recsys.errors import UserError
 from recsys.serving.server.config import ServeConfig, num_workers
 from recsys.serving.server.likes import NewerLikes
@@ -61,6 +63,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: Counter[Target] = Counter()
         self._start_after = self._look_after = 0.0
+        self._verified: Target | None = None
         self._recent_items: list[AddedItem] = []
         self.target: Target | None = None
         self.refused: tuple[Target, str] | None = None
@@ -192,6 +195,9 @@ class Pool:
         try:
             if self._zygote is None or self._zygote.process.poll() is not None:
                 self._zygote = Zygote.start(self._opener, target.folder)
+            if self._config.verify == "sha256" and self._verified != target:
+                await asyncio.to_thread(check_bytes, Path(target.folder))
+                self._verified = target
             arguments = WorkerArguments(self._opener, target.folder, self._store.place)
             link = await Link.start(self._zygote, arguments, target)
             first = await asyncio.wait_for(link.first_message(), START_SECONDS)
@@ -200,6 +206,8 @@ class Pool:
             else:
                 await self._store.follow(first.since)
                 self._join(link)
+        except UserError as error:
+            self._failed(target, str(error), is_final=True)
         except (OSError, EOFError, TimeoutError) as error:
             if link is not None:
                 link.kill()

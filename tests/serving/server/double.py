@@ -15,6 +15,7 @@ from pathlib import Path
 from recsys.bundle import spec
 from recsys.errors import UserError
 from recsys.files import write_json
+from recsys.listing import write_listing
 from recsys.serving.additions import EncodedItem
 from recsys.serving.requests import (
     ExplainRequest,
@@ -44,6 +45,7 @@ def make_bundle(folder: Path, version: str, *, since: float = 0.0, **more: objec
     """Write a bundle of the double."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bundle.json", {"version": version, "since": since, **more})
+    write_listing(folder)
     return folder
 
 

@@ -135,6 +135,23 @@ def test_a_bundle_that_cannot_be_opened_is_refused_by_name_and_the_old_one_goes_
     wait_for(lambda: server.post("/v1/recommend", {}).json["version"] == "good")
 
 
+def test_a_bundle_with_a_changed_byte_is_refused_by_name_and_the_old_one_goes_on(started, tmp_path):
+    server = started(workers=1)
+    folder = tmp_path / "bundles"
+    changed = make_bundle(folder / "changed", "changed", colour="red")
+    file = changed / "bundle.json"
+    file.write_text(file.read_text().replace("red", "rad"))
+    point_to(folder / "current", changed)
+    line = server.wait("bundle refused")
+    assert f"{file}: changed since it was written: its sha256 differs" in line["reason"]
+    assert line["serving"].endswith("/a")
+    (make_bundle(folder / "unlisted", "unlisted") / "files.json").unlink()
+    point_to(folder / "current", folder / "unlisted")
+    assert "files.json: missing" in server.wait("bundle refused", count=2)["reason"]
+    assert server.post("/v1/recommend", {}).json["version"] == "a"
+    assert len(server.workers()) == 1
+
+
 def test_a_current_that_leads_nowhere_changes_nothing(started, tmp_path):
     server = started(workers=1)
     (tmp_path / "bundles" / "current").unlink()
