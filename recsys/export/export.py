@@ -73,6 +73,9 @@ class ExportConfig:
     fp32 beside fp32 tables, else fp16."""
     check_rows: int = 20_000
     """Rows of the test split on which the bundle's scores are compared with the run's; 0: none."""
+    max_auc_loss: float | None = 0.0005
+    """AUC that int8 or fp16 tables may lose on these rows; an export that loses more is refused. null: no
+    check."""
     thumbnail_pixels: int = 256
     """Side of the catalogue's pictures in the bundle; 0: none."""
     map: bool | None = None
@@ -83,9 +86,9 @@ class ExportConfig:
     def problems(self) -> list[str]:
         """Return a text for every number below 0."""
         return [
-            f"{key}={getattr(self, key)}: expected 0 or more"
-            for key in self.MAY_BE_ZERO
-            if getattr(self, key) < 0
+            f"{key}={value}: expected 0 or more"
+            for key in (*self.MAY_BE_ZERO, "max_auc_loss")
+            if (value := getattr(self, key)) is not None and value < 0
         ]
 
 
@@ -170,7 +173,8 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
     """Write the bundle of a run, make it the current one, and return its folder.
 
     Raises:
-        UserError: its scores differ from the run's. Nothing is left of it, and `current` is as it was.
+        UserError: its scores differ from the run's, or smaller tables lose more AUC than allowed. Nothing
+            is left of it, and `current` is as it was.
     """
     spec = _spec(source, config)
     bundles = source.workspace / "bundles"
@@ -280,7 +284,7 @@ def _check(folder: Path, source: Source, config: ExportConfig) -> dict[str, floa
     """Return what the comparison with the run measured.
 
     Raises:
-        UserError: the scores differ, with fp32 tables.
+        UserError: the scores differ, with fp32 tables, or smaller ones lose more AUC than allowed.
     """
     reference = Reference(
         source.ranker,
@@ -303,7 +307,7 @@ def _check(folder: Path, source: Source, config: ExportConfig) -> dict[str, floa
             f"{measured['greatest_difference']:.1e}; AUC {measured['auc_full']:.5f} of the run, "
             f"{measured['auc_exported']:.5f} of the bundle"
         )
-    refuse_differences(measured, config.precision)
+    refuse_differences(measured, config.precision, config.max_auc_loss)
     return measured
 
 

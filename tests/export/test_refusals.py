@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from recsys.bundle import tables
 from recsys.bundle.bundle import Bundle
+from recsys.config import from_config
 from recsys.errors import UserError
 from recsys.export import check
 from recsys.export.export import ExportConfig, export, open_source
+from recsys.metrics.auc import auc
 from recsys.run.folder import read_run_folder
 from recsys.schema import read_manifest, write_manifest
 from tests.export.untrained import make_workspace, write_run
@@ -39,6 +43,35 @@ def test_a_bundle_that_scores_otherwise_is_refused_and_the_one_before_stays(work
     bundles = workspace / "bundles"
     assert sorted(path.name for path in bundles.iterdir()) == ["current", before.name]
     assert Bundle.open(bundles / "current", verify="sha256").folder == before
+
+
+def test_smaller_tables_that_lose_more_auc_than_allowed_are_refused(workspace, monkeypatch):
+    source, quantise = source_of(workspace), tables.quantise
+
+    def coarse(values_BD):
+        """Every value of a row is its least or its greatest."""
+        numbers_BD, scales_B2 = quantise(values_BD)
+        return (numbers_BD // 128) * np.uint8(255), scales_B2
+
+    best_N: list[np.ndarray] = []
+
+    def auc_of_own_order(labels_N, scores_N):
+        """With the run's upper half for positives: the weights are random, and so would the AUC be."""
+        best_N.append(scores_N > np.median(scores_N))
+        return auc(best_N[0], scores_N)
+
+    monkeypatch.setattr(tables, "quantise", coarse)
+    monkeypatch.setattr(check, "auc", auc_of_own_order)
+    smaller = dataclasses.replace(SETTINGS, precision="int8")
+    with pytest.raises(UserError, match=r"precision=int8: .* below the run's, .*precision=fp32"):
+        export(source, smaller, threads=1)
+    assert not list((workspace / "bundles").iterdir())
+    anyhow = export(source, dataclasses.replace(smaller, max_auc_loss=None), threads=1)
+    measured = Bundle.open(anyhow).spec.measured
+    assert measured["auc_full"] == 1
+    assert measured["auc_exported"] < 1 - 2 * SETTINGS.max_auc_loss
+    with pytest.raises(UserError, match=r"max_auc_loss=-0\.1: expected 0 or more"):
+        from_config(ExportConfig, {"max_auc_loss": -0.1}, "")
 
 
 def test_data_without_items_is_refused(workspace):
