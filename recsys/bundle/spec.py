@@ -80,6 +80,9 @@ class BundleSpec:
     """What encoding needs of the data's manifest: no checksums, no recipe."""
     first_order: bool = True
     """Whether tables hold a first-order weight."""
+    match_weights: tuple[float, ...] = ()
+    """Weights v [M] of the match of user and modality in the logit, in the order of `modality_names`, for
+    explanations; empty: the model has no match, or the bundle is of a version that kept none."""
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities; 0: none."""
     similarity_feature: str | None = None
@@ -120,9 +123,6 @@ class BundleSpec:
         return next(types, None)
 
 
-def content_hash(checksums: Mapping[str, str]) -> str:
-    """Return the `sha8` of the sha256 of every data file by relative path."""
-    lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(checksums.items()))
 def check_bytes(folder: Path) -> None:
     """Compare every byte of a bundle with its files.json.
 
@@ -134,6 +134,9 @@ def check_bytes(folder: Path) -> None:
     check_listing(folder, EXPORT_AGAIN)
 
 
+def content_hash(checksums: Mapping[str, str]) -> str:
+    """Return the `sha8` of the sha256 of every data file by relative path."""
+    lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(checksums.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:8]
 
 
@@ -173,6 +176,7 @@ def _spec_of(raw: Mapping[str, Any]) -> BundleSpec:
     return BundleSpec(**{
         **{name: value for name, value in raw.items() if name in known},
         **{name: tuple(raw[name]) for name in lists},
+        "match_weights": tuple(raw.get("match_weights", ())),
         "interests": tuple((modality, feature) for modality, feature in raw["interests"]),
         "widths": Widths(**raw["widths"]),
         # JSON has no nan: null is a value that does not exist, as a recall without users.

@@ -97,6 +97,13 @@ def is_two_sided(dense: nn.Module) -> bool:
     return isinstance(dense, UmairFps)
 
 
+def match_weights(dense: nn.Module) -> tuple[float, ...]:
+    """Return the weights v [M] of the match term; () where a dense half has none."""
+    if not isinstance(dense, UmairFps) or dense.match is None:
+        return ()
+    return tuple(dense.match.weight[0].tolist())
+
+
 def export_dense(folder: Path, dense: nn.Module, sizes: InputSizes) -> tuple[int, int, int]:
     """Write the graphs of a dense half, and return its widths H, D and R; 0 where it is whole.
 

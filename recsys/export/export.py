@@ -41,7 +41,7 @@ from recsys.export.catalogue import (
     write_vocabularies,
 )
 from recsys.export.check import compare_scores, refuse_differences
-from recsys.export.dense import export_dense, is_two_sided
+from recsys.export.dense import export_dense, is_two_sided, match_weights
 from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
 from recsys.export.map import MAX_ITEMS, write_map
 from recsys.export.pictures import write_thumbnails
@@ -233,7 +233,7 @@ def _write_model(
     # Items that are made with the request have no vectors to search among.
     retrieval = own + spec.first_order if own and not spec.items_at_request else 0
     widths = dataclasses.replace(spec.widths, hidden=hidden, product=product, retrieval=retrieval)
-    spec = dataclasses.replace(spec, widths=widths)
+    spec = dataclasses.replace(spec, widths=widths, match_weights=match_weights(dense))
     with stage("items") as writing:
         num_items = source.manifest.num_item_rows
         write_vectors(folder / "items", source.vectors, num_items)

@@ -29,6 +29,16 @@ _OBJECTION = 0.5
 _RANDOM_PAIRS = 512
 _COMPARED_LIKES = 100
 _WORDS = {"semantic": "content", "style": "style", "text": "text"}
+_AGAINST = {
+    "semantic": "its content",
+    "style": "its style",
+    "text": "its text",
+    "ids": "who liked it so far",
+    "first_order": "how it is liked in general",
+    "second_order": "how its properties go with yours",
+    "deep": "how all of it goes together",
+}
+"""Words for the modality of a match, or for another term."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +48,16 @@ class Listed:
     row: int
     weights: dict[str, float]
     routes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Near:
+    """Liked items near to an item by one modality, nearest first."""
+
+    deviations: float
+    """Distance of the nearest one's cosine to the mean of random pairs, in their standard deviations."""
+    rows: list[int]
+    cosines: list[float]
 
 
 class Explainer:
@@ -72,48 +92,47 @@ class Explainer:
         """
         likes = likes[-_COMPARED_LIKES:][::-1].copy()
         rows = [item.row for item in listed]
-        near: list[dict[str, tuple[float, list[int], float]]] = [{} for _ in listed]
+        near: list[dict[str, _Near]] = [{} for _ in listed]
         for name in self._bundle.items.modalities if len(likes) else ():
             mean, deviation = self._random_cosines[name]
             cosines_CT, places_CT = self.nearest_likes(name, rows, likes)
             for place, (cosines, places) in enumerate(zip(cosines_CT, places_CT, strict=True)):
                 far = (cosines[:2] - mean) / deviation
-                named = [int(likes[p]) for p, z in zip(places[:2], far, strict=False) if z >= _NEAR]
-                if named:
-                    near[place][name] = float(far[0]), named, float(cosines[0])
+                num_named = int((far >= _NEAR).sum())  # nearest first
+                if num_named:
+                    near[place][name] = _Near(
+                        deviations=float(far[0]),
+                        rows=likes[places[:num_named]].tolist(),
+                        cosines=cosines[:num_named].tolist(),
+                    )
         found = []
         for item, by in zip(listed, near, strict=True):
             found.append(self._reason(item, by, likes))
         return found
 
     def _reason(
-        self,
-        item: Listed,
-        near: dict[str, tuple[float, list[int], float]],
-        likes: NDArray[np.int64],
+        self, item: Listed, near: Mapping[str, "_Near"], likes: NDArray[np.int64]
     ) -> Reason:
         """Return the reason of one item, given its near liked items by modality; likes: rows [T]."""
         if near:
-            by = max(near, key=lambda name: near[name][0] * item.weights.get(name, 1.0))
-            _, named, cosine = near[by]
-            titles = " and ".join(self._title_of(row) for row in named)
-            text = f"Its {_WORDS.get(by, by)} is close to {titles}, which you liked (cosine {cosine:.2f})"
-            if by in item.weights:
-                text += f"; {_WORDS.get(by, by)} counts {item.weights[by]:.0%} for you here"
-            ids = [self._bundle.item_id(row) for row in named]
-            return Reason(f"{text}.", by, ids)
-        if len(likes) and item.weights.get("ids"):
-            share = item.weights["ids"]
-            text = (
-                f"Near to nothing you liked; it fits your history by ids, which count {share:.0%}."
+            by = max(near, key=lambda name: near[name].deviations * item.weights.get(name, 1.0))
+            titles = " and ".join(map(self._title_of, near[by].rows))
+            return Reason(
+                f"Close in {_WORDS.get(by, by)} to {titles}, which you liked.",
+                by,
+                [self._bundle.item_id(row) for row in near[by].rows],
+                near[by].cosines,
+                item.weights.get(by),
             )
-            return Reason(text, "ids")
+        if len(likes) and item.weights.get("ids"):
+            text = "It resembles nothing that you liked; it comes from who liked what."
+            return Reason(text, "ids", weight=item.weights["ids"])
         if POPULAR in item.routes:
             count = int(self._bundle.items.train_count.take(torch.tensor([item.row]))[0])
-            return Reason(f"Popular: {count:,} interactions in the training data.", POPULAR)
+            return Reason(f"Popular with others: {count:,} interactions so far.", POPULAR)
         if FRESH in item.routes:
             return Reason("New in the catalogue.", FRESH)
-        return Reason("The model scores it high for you.", "model")
+        return Reason("No single reason stands out: it fits by everything together.", "model")
 
     def near_likes(self, row: int, likes: NDArray[np.int64], num: int) -> dict[str, list[NearLike]]:
         """Return so many of the liked items [T] nearest to an item, by modality."""
@@ -147,9 +166,10 @@ class Explainer:
             if spec.kind == TWO_SIDED and "present" in items.parts:
                 dials = torch.ones(1) if dials_M is None else torch.from_numpy(dials_M)
                 present_M = items.take("present", at)[0] * dials
-                if self._match_weights is not None:
+                if spec.match_weights:
                     vectors_MH = items.take("vectors", at)[0]
-                    match_M = self._match_weights * (vectors_MH @ users.vectors[0][0]) * present_M
+                    weights_M = torch.tensor(spec.match_weights)
+                    match_M = weights_M * (vectors_MH @ users.vectors[0][0]) * present_M
                     pairs = zip(spec.modality_names, match_M.tolist(), strict=True)
                     terms |= {f"match:{name}": value for name, value in pairs}
                 if spec.widths.product:
@@ -175,31 +195,11 @@ class Explainer:
                 found[name] = (float(kept_P.mean()), max(float(kept_P.std()), 1e-3))
         return found
 
-    @cached_property
-    def _match_weights(self) -> torch.Tensor | None:
-        """Weights v [M] of the match term; None where the model has none.
-
-        An item's retrieval vector begins with sum_k v_k m_k: linear in v, and solved for it.
-        """
-        spec, items = self._bundle.spec, self._bundle.items
-        if "retrieval" not in items.parts:
-            return None
-        width = items.parts["retrieval"].fixed.shape[1]
-        if width - spec.widths.product - int(spec.first_order) != spec.widths.hidden:
-            return None
-        rows = torch.arange(min(64, items.num_stored))
-        scaled_CMH = items.take("vectors", rows) * items.take("present", rows)[:, :, None]
-        sums_CH = items.take("retrieval", rows)[:, : spec.widths.hidden]
-        design_PM = scaled_CMH.permute(0, 2, 1).flatten(0, 1)
-        return torch.linalg.lstsq(design_PM, sums_CH.flatten()[:, None], driver="gelsd").solution[
-            :, 0
-        ]
-
 
 def with_objection(reason: Reason, terms: Mapping[str, float]) -> Reason:
     """Return a reason that also says which term lowers the logit most, where one lowers it by 0.5."""
     name, value = min(terms.items(), key=lambda term: term[1])
     if value > -_OBJECTION:
         return reason
-    words = "the final layers" if name == "deep" else name.replace("_", " ").replace(":", " of ")
-    return replace(reason, text=f"{reason.text} Against it: {words} ({value:+.2f} of the logit).")
+    words = _AGAINST[name.removeprefix("match:")]
+    return replace(reason, text=f"{reason.text} Against it: {words}.")

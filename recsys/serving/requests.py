@@ -205,11 +205,15 @@ class Reason:
     """Why an item is in a list: the strongest modality, and the liked items nearest to it by that."""
 
     text: str
-    """One sentence."""
+    """One sentence, without numbers of the model."""
     by: str
     """Modality or route that the sentence is about."""
     likes: list[str] = field(default_factory=list)
     """Ids of the liked items that the sentence names."""
+    similarities: list[float] = field(default_factory=list)
+    """Cosine of the item with each of `likes` by the modality, in [-1, 1]."""
+    weight: float | None = None
+    """Weight of the modality in the user's score, in [0, 1]; null where the model measures none."""
 
 
 @dataclass(slots=True)  # not frozen: a list of 500 takes 0.2 ms less

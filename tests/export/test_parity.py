@@ -8,11 +8,13 @@ from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import BundleScorer
 from recsys.bundle.spec import TWO_SIDED
 from recsys.export.export import ExportConfig, export, open_source
-from recsys.export.reference import columns_of, sample_batches
+from recsys.export.reference import Reference, columns_of, sample_batches
 from recsys.model.build import RANKERS
 from recsys.model.fusion import UMCM_FORMS
+from recsys.model.umair_fps import UmairFps
 from recsys.run.folder import read_run_folder
 from recsys.schema import read_manifest
+from recsys.serving.explain import Explainer
 from tests.export.untrained import make_workspace, write_run
 
 FORMS = {
@@ -55,11 +57,64 @@ def check(workspace, name, env, model, **sections):
     """Compare a run's bundle with the run's own scores, and return the bundle."""
     expected = write_run(workspace, name, env, model, **sections)
     bundle, found = exported(workspace, name)
+    check_terms(workspace, name, bundle)
     assert len(found) == len(expected) == read_manifest(workspace).splits["test"].num_rows
     assert np.ptp(expected) > 0.02, "scores that differ"
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert bundle.spec.measured["greatest_difference"] <= 1e-5
     return bundle
+
+
+def check_terms(workspace, name, bundle):
+    """Hold the terms of explanations to what the layers of the run's own model give."""
+    manifest = read_manifest(workspace)
+    source = open_source(workspace, read_run_folder(workspace / "runs" / name), manifest)
+    (batch,) = sample_batches(
+        workspace / "prepared", manifest, source.ranker, split="test", num_rows=512
+    )
+    reference = Reference(source.ranker, manifest, source.stored, source.read_vectors)
+    dense, given = source.ranker.dense, {}
+
+    def keep(name):
+        return lambda module, inputs, output: given.update({name: (inputs, output)})
+
+    is_two_sided = isinstance(dense, UmairFps)
+    dense.register_forward_hook(keep("dense"))
+    for layer in ("logit", "match", "second_order") if is_two_sided else ():
+        module = getattr(dense, layer)
+        if module is not None:
+            module.register_forward_hook(keep(layer))
+    logits_B = reference.logits(batch)
+    scorer, explainer = BundleScorer(bundle), Explainer(bundle, None, str)
+    columns = columns_of(batch, manifest)
+    for row in range(0, 60, 6):
+        user = scorer.encode_columns({n: one_row(c, row) for n, c in columns.items()}, 1)
+        item = int(batch.item_row_B[row])
+        terms = explainer.terms(user, item, float(logits_B[row]), None)
+        of_dense = float(given["dense"][1][0][row])
+        expected = {"deep": float(given["logit"][1][row, 0]) if is_two_sided else of_dense}
+        if "match" in given:
+            (match_BM,), _ = given["match"]
+            values = (match_BM[row] * dense.match.weight[0]).tolist()
+            expected |= {f"match:{n}": v for n, v in zip(dense.modality_names, values, strict=True)}
+        if "second_order" in given:
+            expected["second_order"] = float(given["second_order"][1][row])
+        if bundle.spec.first_order:
+            expected["first_order"] = float(logits_B[row]) - of_dense
+        if bundle.items.parts:
+            assert terms == pytest.approx(expected, abs=2e-4)
+        else:  # made with the request: one term
+            assert terms == {"deep": pytest.approx(float(logits_B[row]))}
+        assert sum(terms.values()) == pytest.approx(float(logits_B[row]), abs=1e-5)
+
+
+def one_row(column, row):
+    """The values of one row of a column."""
+    values_V, lengths_B = column
+    if lengths_B is None:
+        return values_V[row : row + 1], None
+    start = int(lengths_B[:row].sum())
+    return values_V[start : start + int(lengths_B[row])], lengths_B[row : row + 1]
 
 
 @pytest.mark.parametrize("name", RANKERS)
