@@ -1,12 +1,20 @@
 """Search for items: near to an item, to words or to a picture, and the card of one.
 
 In: requests. Out: answers. Called by recommender.py.
-Shapes: E modality width.
+Shapes: E modality width, R width of retrieval vectors, P items of a piece, K items found.
 """
 
+from collections.abc import Collection, Sequence
+from functools import cached_property
+
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from recsys.bundle.bundle import Bundle
+from recsys.bundle.items import Rows
+from recsys.bundle.tables import mapped
 from recsys.errors import UserError
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.encoders import Encoders
@@ -20,7 +28,9 @@ from recsys.serving.requests import (
     SimilarRequest,
     UnknownIdError,
 )
-from recsys.serving.routes import Router
+from recsys.serving.routes import MODEL, Router
+
+_PIECE_ROWS = 65_536
 
 
 class Captions:
@@ -64,8 +74,10 @@ class ItemSearch:
         return row
 
     def similar(self, request: SimilarRequest) -> SimilarItems:
-        """Return the items nearest to an item by one modality, without itself."""
-        row, by = self.row(request.item), self._modality(request.by)
+        """Return the items nearest to an item by one modality or by the model, without itself."""
+        row, by = self.row(request.item), _one_of(request.by, [*self._router.content, MODEL])
+        if by == MODEL:
+            return self._near_by_model(row, request)
         vector_1E, present_1 = self._bundle.items.modality(by, torch.tensor([row]))
         if not present_1[0]:
             raise UserError(
@@ -83,7 +95,7 @@ class ItemSearch:
         by = request.by or next(iter(vectors))
         if by not in vectors:
             raise UserError(f"by={by!r}: this search compares by {' or '.join(vectors)}")
-        vector_E = torch.from_numpy(vectors[self._modality(by)])
+        vector_E = torch.from_numpy(vectors[_one_of(by, list(self._router.content))])
         return self._near(vector_E[None], by, request.k, request.filters)
 
     def nearest_to_picture(self, picture: bytes) -> list[int]:
@@ -119,17 +131,63 @@ class ItemSearch:
         index, allowed = self._router.content[by], self._filter.allowed(filters)
         hits = index.search(query_1E, k + len(out), allowed)
         found = zip(hits.rows_QK[0].tolist(), hits.scores_QK[0].tolist(), strict=True)
-        near = [(row, score) for row, score in found if row >= 0 and row not in out][:k]
+        return self._answer(by, [(r, score) for r, score in found if r >= 0 and r not in out][:k])
+
+    def _near_by_model(self, row: int, request: SimilarRequest) -> SimilarItems:
+        if row >= len(self._model_vectors):
+            raise UserError(
+                f"item: {request.item!r} was added after training, and this model has no vector of it to "
+                f"compare; try another by="
+            )
+        filters = request.filters
+        out = {row, UNKNOWN_ROW, *self._bundle.item_rows(filters.exclude_items).tolist()}
+        near = self._nearest_by_model(row, request.k, out, self._filter.allowed(filters))
+        return self._answer(MODEL, near)
+
+    def _nearest_by_model(
+        self, row: int, k: int, out: Collection[int], allowed_N: NDArray[np.bool_] | None
+    ) -> list[tuple[int, float]]:
+        """Return the K items with the largest cosine of retrieval vectors, and it; an exact scan."""
+        query_R = self._tastes(self._model_vectors.take(torch.tensor([row])))[0]
+        left_out = torch.tensor(sorted(out))
+        best: list[tuple[int, float]] = []
+        for start, vectors_PR in self._model_vectors.blocks(_PIECE_ROWS):
+            rows_P = torch.arange(start, start + len(vectors_PR))
+            cosines_P = self._tastes(vectors_PR) @ query_R
+            cosines_P[torch.isin(rows_P, left_out)] = -torch.inf
+            if allowed_N is not None:
+                cosines_P[~torch.from_numpy(allowed_N[rows_P.numpy()])] = -torch.inf
+            found = cosines_P.topk(min(k, len(rows_P)))
+            best += zip(rows_P[found.indices].tolist(), found.values.tolist(), strict=True)
+            best = sorted(best, key=lambda hit: -hit[1])[:k]
+        return [hit for hit in best if hit[1] > -np.inf]
+
+    @cached_property
+    def _model_vectors(self) -> Rows:
+        """Retrieval vectors by item row [N, R]: of the model itself, or those fitted to its logits."""
+        parts = self._bundle.items.parts
+        if "retrieval" in parts:
+            return parts["retrieval"]
+        return Rows(mapped(self._bundle.folder / "routes" / "anchors.items.npy"))
+
+    def _tastes(self, vectors_PR: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors [P, R] without the column that counts equally for all users."""
+        spec = self._bundle.spec
+        has_bias = spec.first_order or not spec.widths.retrieval
+        return F.normalize((vectors_PR[:, :-1] if has_bias else vectors_PR).float(), dim=1)
+
+    def _answer(self, by: str, near: list[tuple[int, float]]) -> SimilarItems:
         items = []
         for place, (row, score) in enumerate(near):
             item, title, artist = self.shown.of(row)
             items.append(SimilarItem(place + 1, item, score, title, artist))
         return SimilarItems(version=self._bundle.version, by=by, items=items)
 
-    def _modality(self, by: str | None) -> str:
-        names = list(self._router.content)
-        if by is None and names:
-            return names[0]
-        if by not in names:
-            raise UserError(f"by={by!r}: this bundle compares by {', '.join(names) or 'nothing'}")
-        return by
+
+def _one_of(by: str | None, names: Sequence[str]) -> str:
+    """Return what is compared by: a name, or the first of them for None."""
+    if by is None and names:
+        return names[0]
+    if by not in names:
+        raise UserError(f"by={by!r}: this bundle compares by {', '.join(names) or 'nothing'}")
+    return by

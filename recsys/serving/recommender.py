@@ -244,7 +244,7 @@ class Recommender:
     # Items
 
     def similar(self, item: str, by: str | None = None, k: int = 20, **more: Any) -> SimilarItems:
-        """Return the items nearest to an item by one modality, without itself.
+        """Return the items nearest to an item by one modality or by the model, without itself.
 
         Raises:
             UnknownIdError: the bundle has no such item.

@@ -147,7 +147,8 @@ class SimilarRequest(_Request):
     item: Id
     """Item of the bundle."""
     by: str | None = Field(default=None, max_length=64)
-    """Modality that is compared: `semantic`, `style` or `text`; null: the bundle's first."""
+    """Compared by: the modality `semantic`, `style` or `text`, or `model`: items are near that the ranker
+    offers to the same users. null: the bundle's first."""
     k: int = Field(default=20, ge=1, le=MAX_ITEMS)
     """Items answered."""
     filters: Filters = Filters()

@@ -291,6 +291,31 @@ def test_similar_items_are_the_nearest_by_cosine(recommender):
         recommender.similar("no such")
 
 
+def test_similar_items_by_the_model_are_those_it_offers_to_the_same_users(recommender):
+    bundle, row = recommender.bundle, 7
+    rows = torch.arange(bundle.items.num_stored)
+    vectors = bundle.items.take("retrieval", rows)[:, :-1]
+    cosines = torch.nn.functional.cosine_similarity(vectors, vectors[row][None])
+    cosines[[0, row]] = -2
+    answer = recommender.similar(bundle.item_id(row), by="model", k=7)
+    assert ids_of(answer) == [bundle.item_id(int(r)) for r in cosines.topk(7).indices]
+    assert answer.items[0].similarity == pytest.approx(float(cosines.max()), abs=1e-5)
+    nearest = bundle.item_id(int(cosines.argmax()))
+    artist = bundle.catalogue.card(int(cosines.argmax()))["artist"]
+    filters = {"include": {"artist": [artist]}, "exclude_items": [nearest]}
+    filtered = recommender.similar(bundle.item_id(row), by="model", k=500, filters=filters)
+    assert nearest not in ids_of(filtered)
+    assert {item.artist for item in filtered.items} == {artist}
+    everything = recommender.similar(bundle.item_id(row), by="model", k=500)
+    assert len(everything.items) == bundle.items.num_stored - 2
+    # Users agree on items that are near, and not on those that are far.
+    scored = [everything.items[0].id, everything.items[-1].id, bundle.item_id(row)]
+    users = [bundle.vocabularies["user_id"].id_of(u) for u in range(1, bundle.users.num_rows)]
+    scores = np.array([[i.score for i in recommender.score(u, scored).items] for u in users])
+    near, far, _ = np.corrcoef(scores.T)[2]
+    assert near > far
+
+
 def test_candidates_hold_nearly_all_of_the_best_items(recommender):
     rows = range(1, recommender.bundle.users.num_rows)
     assert candidate_recall(recommender, rows, k=10, num_candidates=60) > 0.9
