@@ -71,7 +71,7 @@ class Visitors:
         """Return the visitor of a request.
 
         Args:
-            pictured: item rows that uploaded pictures count as.
+            pictured: item rows that uploaded pictures count as in the history, without being seen.
 
         Raises:
             UserError: a feature or a dial that the bundle lacks, or a value of the wrong type.
@@ -93,7 +93,7 @@ class Visitors:
                 history=history if len(more) else None,
             ),
             likes=history[history != UNKNOWN_ROW],
-            seen=np.concatenate([history[history != UNKNOWN_ROW], bundle.users.seen(user_row)]),
+            seen=np.concatenate([stored, asked, bundle.users.seen(user_row)]),
             unknown_likes=unknown,
             known_user=user_row != UNKNOWN_ROW,
             dials=self._dials(dials),

@@ -42,6 +42,20 @@ def test_a_user_a_visitor_and_words_are_answered(tiny_server, tiny_bundle, world
     assert ids(tiny_server.post("/v1/recommend", {"pictures": [drawing()], "k": 5}))
 
 
+def test_the_item_that_an_uploaded_picture_counts_as_may_be_recommended(
+    tiny_server, tiny_workspace, world
+):
+    """Unlike an item that is named as liked, it is not seen."""
+    item = world[1][3]["item_id"]
+    file = tiny_workspace / "raw" / world[1][3]["image"]
+    upload = base64.b64encode(file.read_bytes()).decode()
+    assert ids(tiny_server.post("/v1/search", {"picture": upload, "k": 1})) == [item]
+    answer = tiny_server.post("/v1/recommend", {"pictures": [upload], "k": 200})
+    assert item in ids(answer)
+    assert answer.json["history"] >= 1
+    assert item not in ids(tiny_server.post("/v1/recommend", {"likes": [item], "k": 200}))
+
+
 def test_scores_similar_items_explanations_and_cards_are_answered(tiny_server, world):
     log, items = world
     user, some = log[0]["user_id"], [item["item_id"] for item in items[:50]]
