@@ -51,7 +51,7 @@ class ListsConfig:
     diversity: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of variety against score; null: as the server does for each user."""
     exclude_seen: bool = True
-    """Leave out the items of a user's history."""
+    """Leave out every item that a user liked in the log."""
     explain: bool = False
     """Write a reason for every item, as one sentence; it takes longer."""
     out: str | None = None
