@@ -198,6 +198,17 @@ def test_kubernetes_file_follows_the_schema(document):
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
 
 
+def test_pods_of_the_training_job_follow_the_schema_of_a_pod():
+    """The operator's own schema is not a part of Kubernetes; what it makes of the template is."""
+    job = yaml.safe_load((ROOT / "launch" / "cluster" / "pytorchjob.yaml").read_text())
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"}, **template}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    broken = {**pod, "spec": {**pod["spec"], "volumez": []}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
 def test_service_and_budget_select_the_pods_of_the_deployment():
     pods = the("Deployment")["spec"]["template"]
     labels = pods["metadata"]["labels"]
