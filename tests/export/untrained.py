@@ -39,6 +39,7 @@ def recipe(
     has_contents: bool = True,
     price_side: str = "context",
     history_scope: str = "past",
+    hash_rows: int = 7,
 ) -> Recipe:
     """Lists, hashed ids, numbers, context, users and a history; `price_side`: of a context number."""
     text = {"kind": "id_list", "separator": "|"}
@@ -61,7 +62,7 @@ def recipe(
             "item_id": "item",
             "features": {
                 "genres": text,
-                "studio": {"hash_rows": 7},
+                "studio": {"hash_rows": hash_rows},
                 "year": {"kind": "numeric", "cuts": [1980, 2000]},
             },
         },
