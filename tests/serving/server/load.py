@@ -65,6 +65,11 @@ class Load(threading.Thread):
                     streams = await asyncio.open_connection("127.0.0.1", self.port)
                 except ConnectionRefusedError:
                     return  # it accepts no more
+                except ConnectionResetError:
+                    self.failures.append(
+                        "the server ended with a connection that it had not accepted"
+                    )
+                    return
             number, self.num_sent = self.num_sent, self.num_sent + 1
             try:
                 is_open = await self._ask(number, *streams)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,21 +70,56 @@ def check_refused(answer: Answer) -> None:
         assert len(answer.body) < 10_000, "what was given is shown by its start only"
 
 
+def picture(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+NO_PICTURES = {
+    "text": b"no picture",
+    "cut off": picture(8, 8)[:40],
+    "bomb": picture(20_000, 20_000),
+    "broken": b"GIF89a" + b"\xff" * 100,
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+def uploads_of(content: bytes) -> list[tuple[str, dict]]:
+    """A path and a body of every request that may have a picture."""
+    upload = base64.b64encode(content).decode()
+    return [
+        ("/v1/search", {"picture": upload}),
+        ("/v1/recommend", {"pictures": [upload]}),
+        ("/v1/items", {"id": "a new one", "picture": upload}),
+    ]
+
+
+uploads = st.sampled_from([
+    (path, json.dumps(body).encode())
+    for content in NO_PICTURES.values()
+    for path, body in uploads_of(content)
+])
+
+
 def check_all(server, num_requests: int) -> None:
     seen: dict[int, int] = {}
 
     @settings(max_examples=num_requests, database=None, deadline=None)
-    @given(st.sampled_from(PATHS), bodies, st.booleans(), tricks)
-    def ask(path, body, is_trick, trick):
-        if is_trick:
+    @given(st.one_of(*[st.tuples(st.sampled_from(PATHS), bodies)] * 3, uploads), st.none() | tricks)
+    def ask(request, trick):
+        if trick is not None:
             answer = raw_request(server.port, "GET", trick)
         else:
-            answer = server.post(path, body)
+            answer = server.post(*request)
         check_refused(answer)
         seen[answer.status] = seen.get(answer.status, 0) + 1
 
     for number in range(100):  # what is allocated once is allocated now
         server.post("/v1/recommend", {"k": number})
+    with ThreadPoolExecutor(8) as pool:  # by every worker
+        whole = json.dumps({"picture": base64.b64encode(picture(64, 64)).decode()}).encode()
+        list(pool.map(lambda body: server.post("/v1/search", body), [whole] * 16))
     server.post("/v1/search", b" " * (20 << 20))
     before = memory_bytes(server.process.pid)
     ask()
@@ -100,34 +136,14 @@ def test_malformed_requests_are_refused_with_a_sentence(server):
 
 
 @pytest.mark.slow
-def test_a_thousand_malformed_requests_are_refused_with_a_sentence(server):
-    check_all(server, 1000)
+@pytest.mark.parametrize("kind", ["server", "tiny_server"])
+def test_a_thousand_malformed_requests_are_refused_with_a_sentence(kind, request):
+    check_all(request.getfixturevalue(kind), 1000)
 
 
-def picture(width: int, height: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", (width, height)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"no picture",
-        picture(8, 8)[:40],
-        picture(20_000, 20_000),
-        b"GIF89a" + b"\xff" * 100,
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    ],
-    ids=["text", "cut off", "bomb", "broken", "svg"],
-)
+@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=list(NO_PICTURES))
 def test_uploads_that_are_no_pictures_are_refused(tiny_server, content):
-    upload = base64.b64encode(content).decode()
-    for path, body in (
-        ("/v1/search", {"picture": upload}),
-        ("/v1/recommend", {"pictures": [upload]}),
-        ("/v1/items", {"id": "a new one", "picture": upload}),
-    ):
+    for path, body in uploads_of(content):
         answer = tiny_server.post(path, body)
         assert answer.status == 422, answer.body
         check_refused(answer)
