@@ -101,7 +101,7 @@ def test_a_broken_bundle_is_refused_by_name_and_the_old_one_goes_on(
     content = bytearray(table.read_bytes())
     content[-5] ^= 1
     table.write_bytes(content)
-    assert f"{table}: changed since it was written" in refused("changed", 1)
+    assert f"{table}: cannot be read (changed since it was written" in refused("changed", 1)
     shutil.copytree(other_bundle, folder / "cut")
     graph = folder / "cut" / "dense" / "score.pt2"
     graph.write_bytes(graph.read_bytes()[:-100])
