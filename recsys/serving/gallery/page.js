@@ -1,5 +1,5 @@
 // Parts of the page that every view uses: heading, status line, the pictures, and the address.
-import { addressOf } from "./address.js";
+import { addressOf, asked } from "./address.js";
 import { listed, Masonry } from "./masonry.js";
 import { unwatch } from "./events.js";
 import { make } from "./tiles.js";
