@@ -1,6 +1,7 @@
 """Turn raw files into prepared data: checked, numbered, split, with histories.
 
-In: the files below data.source, as the recipe configs/data/<R>.yaml maps them. Out: W/prepared/.
+In: the files below data.source, as the recipe configs/data/<R>.yaml maps them. Out: W/prepared/, and
+W/features/<modality>/ of vectors that the recipe brings along (items.vectors).
 
     python launch/prepare.py data=movielens data.source=/path/to/ml-latest-small workspace=W
     python launch/prepare.py data=demo workspace=W          # the drawn world, after launch/demo.py

@@ -52,7 +52,7 @@ class Batch(Pipelineable):
     labels_B: torch.Tensor
     """float32, 0 or 1."""
     weights_B: torch.Tensor
-    """float32, 1 for a real row, 0 for padding."""
+    """float32, the sample weight of a real row, 0 for padding."""
     row_id_B: torch.Tensor
     """int64, the row's number in the input file (-1 for padding)."""
     user_row_B: torch.Tensor
@@ -64,7 +64,8 @@ class Batch(Pipelineable):
     num_ranks: int = 1
     """Ranks that share the global batch."""
     num_real: int = -1
-    """Real rows of this rank, which come first; counted where it is not given."""
+    """Real rows of this rank, which come first; counted where it is not given, and then a real row's
+    weight may not be 0."""
 
     def __post_init__(self) -> None:
         """Count the real rows while the weights are on the host."""

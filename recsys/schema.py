@@ -154,6 +154,8 @@ class Manifest:
     has_tags: bool = False
     has_artists: bool = False
     has_pairs: bool = False
+    has_weights: bool = False
+    """Whether the rows of the splits have sample weights (column `sample_weight`)."""
     image_root: str | None = None
     """Absolute folder the image paths are relative to."""
     missing_images: int = 0
@@ -163,6 +165,8 @@ class Manifest:
     column_checksums: dict[str, str] = field(default_factory=dict)
     """sha256 over the columns `image` and `text` of items.parquet in row order: vectors made of other
     pictures or texts do not match it."""
+    vectors: dict[str, str] = field(default_factory=dict)
+    """Checksum of the item vectors that the recipe brings along, by modality."""
     rows_in: int = 0
     rows_dropped: dict[str, int] = field(default_factory=dict)
     """Interactions left out, by reason; rows_in = rows of splits - rows_drawn + rows dropped."""
@@ -201,7 +205,9 @@ class Manifest:
         return identity_of(self.checksums)
 
     def has_modality(self, name: str) -> bool:
-        """Return whether the data has what a modality is made of: texts, or pictures."""
+        """Return whether the data has what a modality is made of: vectors, texts, or pictures."""
+        if name in self.vectors:
+            return True
         return self.has_texts if name == "text" else self.has_images
 
     def table(self, name: str) -> TableSpec:

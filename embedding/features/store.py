@@ -77,7 +77,7 @@ class FeatureManifest:
     """Description of a feature table."""
 
     name: str
-    """`semantic`, `style` or `text`."""
+    """`semantic`, `style`, `text`, or the name of own vectors (items.vectors)."""
     encoder: str
     """Encoder of the vectors, for people."""
     revision: str
@@ -363,6 +363,14 @@ def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], 
             f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
             f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
         )
+    if folder.name in manifest.vectors:
+        if made.made_of != manifest.vectors[folder.name]:
+            raise UserError(
+                f"{folder}: other vectors than the prepared data has now (checksum was "
+                f"{made.made_of[:12]}, is {manifest.vectors[folder.name][:12]}). Run "
+                f"launch/prepare.py again, which writes them"
+            )
+        return
     column = "text" if folder.name == "text" else "image"
     contents = "texts" if column == "text" else "pictures"
     now = manifest.column_checksums.get(column, "")

@@ -46,6 +46,8 @@ class Dataset:
         self.columns = ["row_id", "label"]
         self.columns += ["user_row"] * bool(manifest.num_user_rows)
         self.columns += ["item_row"] * bool(manifest.num_item_rows)
+        # Evaluation weighs all rows alike.
+        self.columns += ["sample_weight"] * (manifest.has_weights and split == "train")
         self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
         self.columns += [f.name for f in self.features if f.source == "interaction"]
         self._arrays: dict[str, np.ndarray] = {}

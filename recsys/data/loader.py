@@ -172,7 +172,7 @@ class Loader:
         return Batch(
             features=made,
             labels_B=self._padded(columns.get("label", zeros), np.float32),
-            weights_B=self._padded(np.ones(num_real), np.float32),
+            weights_B=self._padded(columns.get("sample_weight", np.ones(num_real)), np.float32),
             row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),
             user_row_B=self._padded(users, np.int64),
             item_row_B=self._padded(items, np.int64),

@@ -70,6 +70,7 @@ def planned_manifest(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
         history=history,
         has_images=bool(recipe.items and recipe.items.image),
         has_texts=bool(recipe.items and recipe.items.text),
+        vectors=dict.fromkeys(recipe.items.vectors, "") if recipe.items else {},
     )
     return with_rows(bare, rows)
 

@@ -18,9 +18,11 @@ SPLITS = ("train", "valid", "test")
 PERSPECTIVES = ("multilingual", "relation", "explanation")
 RESERVED_NAMES = frozenset(
     "user_id item_id history history_recent row_id label user_row item_row timestamp history_end "
-    "unknown_user ts split given".split()
+    "unknown_user ts split given sample_weight".split()
 )
 """Features and columns that every data set has: no feature of a recipe is called so."""
+OTHER_MODALITIES = ("ids", "semantic", "style", "text")
+"""Modalities that own vectors may not be called: of the encoders, and of the item's features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +80,10 @@ class InteractionsRecipe(TextFormat):
     """The log: one row per impression or rating."""
 
     file: str | None = None
-    """CSV or Parquet file below `source`."""
+    """CSV, JSON-lines or Parquet file below `source`, a folder of such files, or a pattern (`*`, `?`,
+    `[...]`, `**`); rows follow each other in the order of the files' paths."""
     files: dict[str, str] = field(default_factory=dict)
-    """With split.strategy=given: one file each for train, valid and test."""
+    """With split.strategy=given: one file, folder or pattern each for train, valid and test."""
     user_id: str | None = None
     """Column of the user's id; null: no users."""
     item_id: str | None = None
@@ -88,8 +91,13 @@ class InteractionsRecipe(TextFormat):
     timestamp: str | None = None
     """Column of the time; null: no time."""
     timestamp_format: str | None = None
-    """How times are written: `seconds` or `milliseconds` since 1970, or a pattern such as "%Y%m%d" or
-    "%d.%m.%Y %H:%M" (UTC without a zone); null: seconds, or dates such as 2024-06-01 12:00:00."""
+    """How times are written: `seconds`, `milliseconds`, `microseconds` or `nanoseconds` since 1970, or a
+    pattern such as "%Y%m%d" or "%d.%m.%Y %H:%M"; null: numbers since 1970, whose unit is recognised by
+    their size, or dates such as 2024-06-01 12:00:00."""
+    timestamp_zone: str | None = None
+    """Zone of dates written without one, such as Asia/Tokyo; null: UTC."""
+    weight: str | None = None
+    """Column of the sample weight, 0 or more: factor of the row's loss in training; null: 1 for all."""
     label: str | None = None
     """A 0/1 column, or a rule: "rating >= 4", "event == purchase", "event in [cart, purchase]"; null:
     every row is a positive."""
@@ -121,15 +129,33 @@ class InteractionsRecipe(TextFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecipe(TextFormat):
-    """A section of one file."""
+    """A section of one file or of part files."""
 
     file: str = ""
-    """CSV or Parquet file below `source`."""
+    """CSV, JSON-lines or Parquet file below `source`, a folder of such files, or a pattern (`*`, `?`,
+    `[...]`, `**`); rows follow each other in the order of the files' paths."""
 
     def problems(self) -> list[str]:
         """Return a text for a file that is missing, or that cannot be read as it says."""
         missing = [] if self.file else ["file: missing, a file below data.source is required"]
         return missing + super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsRecipe:
+    """Vectors of the items that somebody else made: a modality without an encoder."""
+
+    file: str = ""
+    """.npy file below `source`, a vector for each row of the items file in its order; or Parquet, a list
+    of numbers by item id. An item without a vector, or with zeros alone, lacks the modality."""
+    column: str | None = None
+    """Column of the vectors in a Parquet file; null: the modality's own name."""
+    item_id: str | None = None
+    """Column of the item's id in a Parquet file; null: as in the items file."""
+
+    def problems(self) -> list[str]:
+        """Return a text where no file is named."""
+        return [] if self.file else ["file: missing, a file below data.source is required"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +180,8 @@ class ItemsRecipe(FileRecipe):
     """Columns whose values are the tags of the image pretext."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Sparse item features."""
+    vectors: dict[str, VectorsRecipe] = field(default_factory=dict)
+    """Own vectors by modality, which `model.modalities` names: `vectors: {clip: {file: clip.npy}}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +320,12 @@ def _name_problems(recipe: Recipe) -> list[str]:
             )
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             problems.append(f"{key}: feature {name!r}: expected letters, digits and underscores")
+    for name in recipe.items.vectors if recipe.items else ():
+        if name in OTHER_MODALITIES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            problems.append(
+                f"items.vectors.{name}: expected a name of small letters, digits and underscores, and "
+                f"none of {', '.join(OTHER_MODALITIES)}"
+            )
     return problems
 
 
@@ -301,6 +335,8 @@ def _files_by_key(recipe: Recipe) -> dict[str, str]:
     named = {"interactions.file": log.file or ""}
     named |= {f"interactions.files.{split}": file for split, file in log.files.items()}
     named |= {"items.file": items.file} if items else {}
+    vectors = items.vectors if items else {}
+    named |= {f"items.vectors.{name}.file": own.file for name, own in vectors.items()}
     named |= {"users.file": users.file} if users else {}
     named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
     return {key: name for key, name in named.items() if name}

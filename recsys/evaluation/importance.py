@@ -57,8 +57,8 @@ class Shuffle:
 
     def draw(self, batch: Batch) -> None:
         """Draw the order of the forward pass that follows: of the real rows, padding stays."""
-        num_real = int(batch.weights_B.sum())
-        order_B = torch.arange(len(batch.weights_B))
+        num_real = batch.num_real
+        order_B = torch.arange(len(batch.labels_B))
         order_B[:num_real] = torch.randperm(num_real, generator=self.generator)
         self.order_B = order_B
 

@@ -75,7 +75,9 @@ class ScoredBatches:
         """Score a batch that is on the model's device; every rank scores one at the same time."""
         _, scores = sharded.model(batch)
         self.ids_3B.append(torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu())
-        columns = [batch.labels_B, batch.weights_B, torch.sigmoid(scores.logits_B.double())]
+        places_B = torch.arange(len(batch.labels_B), device=batch.labels_B.device)
+        is_real_B = places_B < batch.num_real
+        columns = [batch.labels_B, is_real_B, torch.sigmoid(scores.logits_B.double())]
         stacked_BC = torch.stack([c.double() for c in columns], dim=1)
         self.floats_BC.append(torch.cat([stacked_BC, scores.weights_BM.double()], dim=1).cpu())
 

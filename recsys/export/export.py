@@ -147,7 +147,8 @@ def open_source(workspace: Path, config: RunConfig, manifest: Manifest) -> Sourc
             f"training (launch/train.py), which skips it and saves another"
         )
     read = [name for name in config.model.modalities if manifest.has_modality(name)]
-    there = [n for n in _MODALITIES if (workspace / "features" / n / "manifest.json").is_file()]
+    folder, known = workspace / "features", (*_MODALITIES, *manifest.vectors)
+    there = [name for name in known if (folder / name / "manifest.json").is_file()]
     others = [name for name in there if name not in read and manifest.has_modality(name)]
     vectors = open_features(workspace, [*read, *others], manifest, say)
     ranker = build_ranker(

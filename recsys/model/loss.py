@@ -9,6 +9,7 @@ def bce_loss(
 ) -> torch.Tensor:
     """Return sum_i w_i BCE(logit_i, label_i) / mean_rows, a scalar.
 
+    The normaliser counts rows and not their weights: weights of mean 1 keep the scale of the loss.
     `mean_rows` is the number of real rows of the *global* batch divided by the number of ranks.
     DDP averages dense gradients over ranks and TorchRec divides those of sharded tables by the
     number of ranks, so both end up as the gradient of the mean over the global batch, whatever

@@ -249,8 +249,12 @@ def own_features(
         if (workspace / part).exists() and not (own / part).exists():
             (own / part).symlink_to(workspace / part)
     overrides = [*embed, *variant.embed]
-    # Of items.parquet and pairs.parquet: what encoders are trained on and what is encoded.
     manifest = read_manifest(workspace)
+    for name in manifest.vectors:  # which no encoder makes
+        (own / "features").mkdir(exist_ok=True)
+        if not (own / "features" / name).exists():
+            (own / "features" / name).symlink_to(workspace / "features" / name)
+    # Of items.parquet and pairs.parquet: what encoders are trained on and what is encoded.
     made = {
         "overrides": overrides,
         "items": manifest.items_checksum,

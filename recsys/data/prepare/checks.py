@@ -61,10 +61,10 @@ class Problems:
             count, first, value = row[1 + 3 * index : 4 + 3 * index]
             if count:
                 given = "" if value is None else f" ({str(value)[:60]!r})"
-                rows = "row" if count == 1 else "rows"
+                place, number = source.located(first)
                 self.found.append(
-                    f"{source.path}: column {column!r}: {wrong}: {count:,} {rows}, first at data "
-                    f"row {first:,}{given}"
+                    f"{place}: column {column!r}: {wrong}: {rows_of(count, source)}, first at data "
+                    f"row {number:,}{given}"
                 )
         return row[0]
 
@@ -77,9 +77,10 @@ class Problems:
         )
         count, first, value = self.scan(engine, source, query) or (0, 0, "")
         if count:
+            place, row = source.located(first)
             self.found.append(
-                f"{source.path}: column {column!r}: duplicate id: {count:,} "
-                f"id{'s' if count > 1 else ''}, first at data row {first:,} ({value!r})"
+                f"{place}: column {column!r}: duplicate id: {count:,} "
+                f"id{'s' if count > 1 else ''}, first at data row {row:,} ({value!r})"
             )
 
     def scan(self, engine: Engine, source: Source, query: str) -> tuple | None:
@@ -90,6 +91,12 @@ class Problems:
         except UserError as error:
             self.found.append(str(error))
             return None
+
+
+def rows_of(count: int, source: Source) -> str:
+    """Return a number of rows in words; of several files, with what they are called together."""
+    rows = f"{count:,} row{'s' if count > 1 else ''}"
+    return rows if len(source.files.paths) == 1 else f"{rows} of {source.path}"
 
 
 @contextmanager
@@ -143,9 +150,10 @@ def note_ids_written_two_ways(
         )
         count, first, value, meant = problems.scan(engine, source, query) or (0, 0, "", "")
         if count:
+            place, row = source.located(first)
             problems.found.append(
-                f"{source.path}: column {column!r}: an id that elsewhere is written {meant!r}: "
-                f"{count:,} row{'s' if count > 1 else ''}, first at data row {first:,} ({value!r}); "
+                f"{place}: column {column!r}: an id that elsewhere is written {meant!r}: "
+                f"{rows_of(count, source)}, first at data row {row:,} ({value!r}); "
                 f"write ids the same way everywhere"
             )
 

@@ -4,8 +4,11 @@ In: a recipe. Out: `Inputs`, whose sources later steps read. All missing files a
 at once.
 """
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine
@@ -13,7 +16,8 @@ from recsys.data.prepare.label import RULES, parse_label
 from recsys.data.prepare.pairs import pair_columns
 from recsys.data.prepare.pictures import pattern_columns
 from recsys.data.prepare.sources import Source
-from recsys.data.prepare.timestamps import format_problem
+from recsys.data.prepare.timestamps import TimeFormat, format_problems, recognised_format
+from recsys.data.prepare.vectors import OwnVectors
 from recsys.data.recipe import (
     SPLITS,
     FeatureRecipe,
@@ -26,6 +30,7 @@ from recsys.data.recipe import (
 )
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
+from recsys.job import say
 
 Columns = dict[str, str | None]
 """Column by config key; None where the recipe names none."""
@@ -51,6 +56,10 @@ class Inputs:
     items: Catalogue | None
     users: Catalogue | None
     pairs: tuple[tuple[PairsRecipe, Source], ...]
+    times: TimeFormat | None = None
+    """How the log's times are written; None: it has none."""
+    vectors: tuple[OwnVectors, ...] = ()
+    """Vectors of the items that the recipe brings along."""
 
     @property
     def sources(self) -> list[Source]:
@@ -101,20 +110,57 @@ def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
         items=_catalogue("item", items_source, items),
         users=_catalogue("user", users_source, users),
         pairs=tuple(pairs),
+        vectors=tuple(_vectors(engine, recipe, items_source, problems)),
     )
     _note_columns(engine, recipe, inputs, problems)
     problems.raise_if_any()
-    return inputs
+    return dataclasses.replace(inputs, times=_time_format(engine, log, inputs))
+
+
+def _time_format(engine: Engine, log: InteractionsRecipe, inputs: Inputs) -> TimeFormat | None:
+    """Return how the log's times are written, and say where that was recognised."""
+    if log.timestamp is None:
+        return None
+    named = TimeFormat(column=log.timestamp, written=log.timestamp_format, zone=log.timestamp_zone)
+    times = recognised_format(engine, named, [source for source, _ in inputs.logs])
+    if times.is_recognised:
+        say(
+            f"column {log.timestamp!r}: its numbers are taken for {times.unit} since 1970; "
+            f"interactions.timestamp_format says otherwise"
+        )
+    return times
+
+
+def _vectors(
+    engine: Engine, recipe: Recipe, source: Source | None, problems: Problems
+) -> Iterator[OwnVectors]:
+    """Yield the own vectors of the items; note those that cannot be opened."""
+    items = recipe.items
+    if items is None or source is None or items.item_id not in source.columns:
+        return
+    for name, section in items.vectors.items():
+        try:
+            yield OwnVectors(
+                engine,
+                name,
+                section,
+                source_file(recipe, section.file),
+                items=source,
+                id_column=items.item_id,
+            )
+        except UserError as error:
+            problems.found.append(str(error))
 
 
 def _open(
     engine: Engine, recipe: Recipe, view: str, name: str, key: str, written: TextFormat
 ) -> Source:
-    """Open one file of a section of the recipe."""
+    """Open the files of a section of the recipe."""
     return Source(
         engine.connection,
         engine.unused(view),
-        source_file(recipe, name),
+        Path(recipe.source),
+        name,
         key=key,
         written=written,
         copies=engine.scratch / "copies",
@@ -135,8 +181,8 @@ def _note_columns(engine: Engine, recipe: Recipe, inputs: Inputs, problems: Prob
     for source, _ in inputs.logs:
         single, wanted = _log_columns(recipe.interactions)
         _look_at(engine, problems, source, wanted, single)
-    if problem := format_problem(engine, recipe.interactions.timestamp_format):
-        problems.found.append(problem)
+    log = recipe.interactions
+    problems.found += format_problems(engine, log.timestamp_format, log.timestamp_zone)
     if inputs.items and recipe.items:
         single, wanted = _item_columns(recipe.items)
         _look_at(engine, problems, inputs.items.source, wanted, single)
@@ -177,6 +223,7 @@ def _log_columns(log: InteractionsRecipe) -> tuple[Columns, Columns]:
         "interactions.user_id": log.user_id,
         "interactions.item_id": log.item_id,
         "interactions.timestamp": log.timestamp,
+        "interactions.weight": log.weight,
         label_key: rule.column if rule else None,
         **plain,
     }

@@ -75,6 +75,7 @@ def _own_columns(log: InteractionsRecipe) -> list[str]:
     columns = ["p.row_id", "p.label"]
     columns += ["p.user_row"] * bool(log.user_id) + ["p.item_row"] * bool(log.item_id)
     columns += [UNKNOWN_USER_SQL] * bool(log.user_id)
+    columns += ["p.sample_weight"] * bool(log.weight)
     return columns + ["p.ts AS timestamp"] * bool(log.timestamp)
 
 

@@ -1,7 +1,7 @@
 """The log: every interaction as one typed row.
 
-In: the opened inputs. Out: a table (row_id, user_id, item_id, ts, label, given, and a text or list of
-texts for each interaction feature).
+In: the opened inputs. Out: a table (row_id, user_id, item_id, ts, label, given, sample_weight where rows
+have weights, and a text or list of texts for each interaction feature).
 """
 
 import time
@@ -13,7 +13,7 @@ from recsys.data.prepare.ids import compare_ids
 from recsys.data.prepare.inputs import Inputs
 from recsys.data.prepare.label import label_sql, parse_label
 from recsys.data.prepare.sources import Source
-from recsys.data.prepare.timestamps import LAST_ODD_SECOND, seconds_sql
+from recsys.data.prepare.timestamps import LAST_ODD_SECOND, TimeFormat
 from recsys.data.prepare.vocab import value_sql
 from recsys.data.recipe import InteractionsRecipe, Recipe
 from recsys.data.sql import quoted
@@ -42,7 +42,7 @@ def read_log(engine: Engine, recipe: Recipe, inputs: Inputs) -> Log:
     parts = []
     num_rows_in = 0
     for source, given in inputs.logs:
-        parts.append(_rows_sql(log, source, first_row_id=num_rows_in, split=given))
+        parts.append(_rows_sql(log, source, inputs.times, first_row_id=num_rows_in, split=given))
         num_rows_in += engine.one(f"SELECT count(*) FROM {source.view}")[0]
     rows = engine.create("log", " UNION ALL ".join(parts))
     for side in ("user", "item"):
@@ -55,16 +55,22 @@ def read_log(engine: Engine, recipe: Recipe, inputs: Inputs) -> Log:
         if count := engine.count(rows, is_unknown):
             engine.delete(rows, is_unknown)
             num_dropped["unknown item"] = count
-    if log.timestamp:
-        _say_odd_times(engine, rows, log)
+    if inputs.times:
+        _say_odd_times(engine, rows, inputs.times)
     return Log(rows=rows, num_rows_in=num_rows_in, num_dropped=num_dropped)
 
 
-def _rows_sql(log: InteractionsRecipe, source: Source, *, first_row_id: int, split: int) -> str:
-    """SQL of the typed rows of one file."""
-    seconds = "CAST(0 AS BIGINT)"
-    if log.timestamp:
-        seconds = seconds_sql(log.timestamp, log.timestamp_format)
+def _rows_sql(
+    log: InteractionsRecipe,
+    source: Source,
+    times: TimeFormat | None,
+    *,
+    first_row_id: int,
+    split: int,
+) -> str:
+    """SQL of the typed rows of one file, or of the files of one folder."""
+    seconds = times.seconds if times else "CAST(0 AS BIGINT)"
+    weight = f", CAST({quoted(log.weight)} AS FLOAT) AS sample_weight" if log.weight else ""
     features = "".join(
         f", {value_sql(feature, name, source.lists)} AS {quoted(name)}"
         for name, feature in log.features.items()
@@ -73,7 +79,7 @@ def _rows_sql(log: InteractionsRecipe, source: Source, *, first_row_id: int, spl
     return (
         f"SELECT source_row + {first_row_id} AS row_id, {_text(log.user_id)} AS user_id, "
         f"{_text(log.item_id)} AS item_id, {seconds} AS ts, CAST({label} AS UTINYINT) AS label, "
-        f"{split} AS given{features} FROM {source.view}"
+        f"{split} AS given{weight}{features} FROM {source.view}"
     )
 
 
@@ -81,13 +87,13 @@ def _text(column: str | None) -> str:
     return quoted(column) if column else "CAST(NULL AS VARCHAR)"
 
 
-def _say_odd_times(engine: Engine, rows: Table, log: InteractionsRecipe) -> None:
+def _say_odd_times(engine: Engine, rows: Table, times: TimeFormat) -> None:
     """Say where times look like another unit than seconds, or lie in the future."""
     (latest,) = engine.one(f"SELECT max(ts) FROM {rows}")
-    if latest <= LAST_ODD_SECOND and not log.timestamp_format:
+    if latest <= LAST_ODD_SECOND and not times.written:
         say(
-            f"column {log.timestamp!r}: no row is later than 1979 when its numbers are taken "
+            f"column {times.column!r}: no row is later than 1979 when its numbers are taken "
             f"for seconds since 1970; interactions.timestamp_format says otherwise"
         )
     if in_future := engine.count(rows, f"ts > {int(time.time())}"):
-        say(f"column {log.timestamp!r}: {in_future:,} rows lie in the future; they are kept")
+        say(f"column {times.column!r}: {in_future:,} rows lie in the future; they are kept")

@@ -72,6 +72,7 @@ def place(
     """
     log.needs("row_id", "user_id", "item_id", "ts", "label", *recipe.interactions.features)
     features = "".join(f", log.{quoted(name)}" for name in recipe.interactions.features)
+    features = ", sample_weight" * bool(recipe.interactions.weight) + features
     ids = "log.user_id, log.item_id" if recipe.interactions.negatives else "log.user_id"
     ts = "ts" if recipe.interactions.timestamp else stand_in_time_sql(recipe.split.seed)
     placed = engine.create(

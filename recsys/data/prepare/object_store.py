@@ -7,6 +7,7 @@ cannot do. Called by launch/prepare.py and launch/sync.py.
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,16 +78,34 @@ def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
     store, root = open_store(recipe.source, "data.source")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        for name in named_files(recipe):
-            target = folder / name
+        # All at once: prepare reads every file several times.
+        for path in (path for name in named_files(recipe) for path in _found(store, root, name)):
+            below = path.removeprefix(root).lstrip("/")
+            check_inside(below)
+            target = folder / below
             target.parent.mkdir(parents=True, exist_ok=True)
-            if store.isfile(f"{root}/{name}"):  # else prepare says that it is missing
-                store.get_file(f"{root}/{name}", str(target))
+            store.get_file(path, str(target))
         yield dataclasses.replace(recipe, source=str(folder))
     except UserError as error:
         raise UserError(str(error).replace(str(folder), recipe.source.rstrip("/"))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _found(store: Any, root: str, name: str) -> list[str]:
+    """Return the files of a store that a recipe names: a file, a folder's, or a pattern's.
+
+    Empty where nothing is there: prepare says that it is missing.
+    """
+    place = f"{root}/{name}"
+    if store.isfile(place):
+        return [place]
+    if store.isdir(place):
+        return list(store.find(place))
+    if not re.search(r"[*?\[]", name):
+        return []
+    matched = sorted(store.glob(place))
+    return [path for match in matched for path in store.find(match)]
 
 
 def sync(source: str, target: str) -> tuple[int, int]:

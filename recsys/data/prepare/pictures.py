@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys.data.prepare.checks import Problems
+from recsys.data.prepare.checks import Problems, rows_of
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import Source
 from recsys.data.recipe import ItemsRecipe
@@ -65,10 +65,11 @@ def check_pictures(
     if pictures.first_outside:
         row, image = pictures.first_outside
         count = pictures.num_outside
+        place, row = source.located(row)
         problems.found.append(
-            f"{source.path}: column {pattern_columns(items.image)[0]!r}: picture path leaves "
-            f"items.image_root={items.image_root!r} through a symbolic link: {count:,} "
-            f"row{'s' if count > 1 else ''}, first at data row {row:,} ({image!r})"
+            f"{place}: column {pattern_columns(items.image)[0]!r}: picture path leaves "
+            f"items.image_root={items.image_root!r} through a symbolic link: "
+            f"{rows_of(count, source)}, first at data row {row:,} ({image!r})"
         )
     return pictures.num_missing
 

@@ -8,6 +8,7 @@ folder is built beside and renamed.
 import dataclasses
 import hashlib
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
@@ -65,7 +66,12 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     """
     check(recipe, "data")
     try:
-        with new_folder(workspace / "prepared") as beside:
+        # The tables of own vectors take their places after prepared/: until then they do not fit it.
+        with ExitStack() as tables, new_folder(workspace / "prepared") as beside:
+            vector_folders = {
+                name: tables.enter_context(new_folder(workspace / "features" / name))
+                for name in (recipe.items.vectors if recipe.items else ())
+            }
             with (
                 fetched(recipe, beside / "source") as local,
                 opened_engine(beside / "work", memory_limit, threads) as engine,
@@ -74,7 +80,7 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
                     inputs = open_inputs(engine, local)
                     opened.done(f"{len(inputs.sources)} files")
                 with naming_damaged_files(inputs.sources):
-                    manifest = run_steps(engine, local, inputs, beside)
+                    manifest = run_steps(engine, local, inputs, beside, vector_folders)
             shutil.rmtree(beside / "work")
             manifest = dataclasses.replace(
                 manifest,
@@ -95,11 +101,14 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     return manifest
 
 
-def run_steps(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -> Manifest:
+def run_steps(
+    engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path, vector_folders: dict[str, Path]
+) -> Manifest:
     """Take the data set through every step; return its manifest, without checksums of files.
 
     Args:
         folder: empty but for the database; the files are written there.
+        vector_folders: empty; receive the feature tables of own vectors, by modality.
     """
     with stage("read and check") as read:
         missing_images = check_rows(engine, recipe, inputs)
@@ -129,6 +138,8 @@ def run_steps(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -> M
         splits, longest = write_interactions(engine, recipe, placed, ends, features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
     _warn_of_lacking_classes(splits)
+    checksum = items_checksum(engine, vocabularies["item"])
+    vectors = _write_vectors(inputs, vocabularies["item"], checksum, vector_folders)
     pairs = _write_pairs(engine, recipe, inputs, folder)
     return dataclasses.replace(
         _described(recipe, pairs),
@@ -139,7 +150,8 @@ def run_steps(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -> M
         num_item_rows=num_items + 1 if recipe.interactions.item_id else 0,
         history=history,
         missing_images=missing_images,
-        items_checksum=items_checksum(engine, vocabularies["item"]),
+        items_checksum=checksum,
+        vectors=vectors,
         rows_in=log.num_rows_in,
         rows_dropped=log.num_dropped,
         rows_drawn=rows_drawn,
@@ -244,6 +256,13 @@ def _write_pairs(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -
     return counts
 
 
+def _write_vectors(
+    inputs: Inputs, items: Table, items_checksum: str, folders: dict[str, Path]
+) -> dict[str, str]:
+    """Write the feature tables of own vectors; return the checksum of each, by modality."""
+    return {own.name: own.write(items, items_checksum, folders[own.name]) for own in inputs.vectors}
+
+
 def _described(recipe: Recipe, pairs: PairCounts) -> Manifest:
     """Return a manifest with the entries that follow from the recipe and the text pairs alone."""
     items = recipe.items
@@ -260,6 +279,7 @@ def _described(recipe: Recipe, pairs: PairCounts) -> Manifest:
         has_tags=bool(items and items.tags),
         has_artists=bool(items and items.artist),
         has_pairs=pairs.num_kept > 0,
+        has_weights=recipe.interactions.weight is not None,
         pairs_in=pairs.num_in,
         pairs_kept=pairs.num_kept,
         pairs_dropped=pairs.dropped,

@@ -10,7 +10,7 @@ from recsys.data.prepare.inputs import Catalogue, Inputs
 from recsys.data.prepare.label import parse_label, unusable_label
 from recsys.data.prepare.pictures import check_pictures, image_sql, leaves_root, pattern_columns
 from recsys.data.prepare.sources import Source
-from recsys.data.prepare.timestamps import note_dates_among_numbers, unusable_times
+from recsys.data.prepare.timestamps import TimeFormat, note_dates_among_numbers
 from recsys.data.prepare.vocab import value_sql
 from recsys.data.recipe import (
     PERSPECTIVES,
@@ -32,11 +32,13 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
     problems = Problems()
     log, items = recipe.interactions, recipe.items
     for source, _ in inputs.logs:
-        _check_log(engine, log, source, problems)
+        _check_log(engine, log, source, inputs.times, problems)
     if inputs.items and items:
         _check_catalogue(
             engine, inputs.items, _tag_and_picture_conditions(items, inputs.items.source), problems
         )
+    for own in inputs.vectors:
+        own.check(problems)
     if inputs.users:
         _check_catalogue(engine, inputs.users, [], problems)
     for pairs, source in inputs.pairs:
@@ -62,30 +64,47 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
     return missing
 
 
-def _check_log(engine: Engine, log: InteractionsRecipe, source: Source, problems: Problems) -> None:
+def _check_log(
+    engine: Engine,
+    log: InteractionsRecipe,
+    source: Source,
+    times: TimeFormat | None,
+    problems: Problems,
+) -> None:
     """Note the unusable rows of one file of the log."""
-    if log.timestamp and not log.timestamp_format:
-        note_dates_among_numbers(engine, source, log.timestamp, problems)
-    num_rows = problems.note(engine, source, _log_conditions(log, source))
+    if times and (not times.written or times.is_recognised):
+        note_dates_among_numbers(engine, source, times.column, problems)
+    num_rows = problems.note(engine, source, _log_conditions(log, source, times))
     if num_rows == 0 and not problems.found:
         problems.found.append(f"{source.path}: no rows; expected interactions")
 
 
-def _log_conditions(log: InteractionsRecipe, source: Source) -> list[Condition]:
+def _log_conditions(
+    log: InteractionsRecipe, source: Source, times: TimeFormat | None
+) -> list[Condition]:
     """Return what makes a row of the log unusable."""
     ids = [column for column in (log.user_id, log.item_id) if column]
     conditions = [Condition(column, is_null(column), "null id") for column in ids]
     conditions += [merged_ids(source, column) for column in ids]
-    if log.timestamp:
-        conditions += [
-            Condition(log.timestamp, is_bad, wrong)
-            for is_bad, wrong in unusable_times(log.timestamp, log.timestamp_format)
-        ]
+    if times:
+        conditions += [Condition(times.column, is_bad, wrong) for is_bad, wrong in times.unusable()]
+    if log.weight:
+        conditions.append(_unusable_weight(log.weight))
     if log.label:
         rule = parse_label(log.label)
         conditions.append(Condition(rule.column, *unusable_label(rule)))
     conditions += _id_conditions(source, log.features)
     return conditions + _number_conditions(log.features)
+
+
+def _unusable_weight(column: str) -> Condition:
+    """Return the condition that a sample weight is no finite number of 0 or more."""
+    weight = f"try_cast({quoted(column)} AS FLOAT)"
+    return Condition(
+        column,
+        f"NOT coalesce(isfinite({weight}) AND {weight} >= 0, false)",
+        "not a sample weight: expected a number of 0 or more (interactions.weight)",
+    )
 
 
 def _check_catalogue(

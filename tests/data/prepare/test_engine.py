@@ -82,7 +82,13 @@ def test_sql_of_our_own_that_is_wrong_is_not_the_users_mistake(tmp_path, monkeyp
 def opened(engine, path):
     view = engine.unused("log")
     return Source(
-        engine.connection, view, path, key="log", written=TextFormat(), copies=path.parent
+        engine.connection,
+        view,
+        path.parent,
+        path.name,
+        key="log",
+        written=TextFormat(),
+        copies=path.parent,
     )
 
 

@@ -85,19 +85,24 @@ def test_workspace_that_the_database_cannot_open_is_named(tmp_path):
     assert not list((tmp_path / "a?" / "w").iterdir())
 
 
-def test_folder_or_pattern_in_the_place_of_a_file_is_named_as_what_it_is(tmp_path):
+def test_a_place_without_files_of_one_kind_is_named_as_what_it_is(tmp_path):
     source = write_source(tmp_path / "raw")
     (source / "log").mkdir()
-    for part in ("part-0.parquet", "part-1.parquet", "_SUCCESS", "x.crc"):
+    with pytest.raises(ValueError, match=r"raw/log: a folder without files; interactions expects"):
+        prepared(tmp_path, recipe(source, interactions__file="log"))
+    for part in ("part-0.parquet", "part-1.parquet", "_SUCCESS", ".part-0.parquet.crc", "x.crc"):
         (source / "log" / part).write_bytes(b"")
     with pytest.raises(
         ValueError,
-        match=r"raw/log: a folder \(1 .crc, 2 .parquet files\); interactions expects one file: name "
-        r"it, or join the files",
+        match=r"raw/log: files of several kinds \(1 .crc, 2 .parquet\); interactions expects files of "
+        r"one.*by a pattern, such as folder/\*.parquet",
     ):
         prepared(tmp_path, recipe(source, interactions__file="log"))
-    with pytest.raises(ValueError, match=r"l\*.csv: no such file \(names are taken literally"):
-        prepared(tmp_path, recipe(source, interactions__file="l*.csv"))
+    with pytest.raises(ValueError, match=r"x\*.csv: no file matches this pattern; check"):
+        prepared(tmp_path, recipe(source, interactions__file="x*.csv"))
+    with pytest.raises(ValueError, match=r"log.xls: expected a .parquet, .csv"):
+        (source / "log.xls").write_bytes(b"any")
+        prepared(tmp_path, recipe(source, interactions__file="log.xls"))
     with pytest.raises(ValueError, match=r"items.file: missing, a file below data.source"):
         prepared(tmp_path, recipe(source, items={"item_id": "item_id"}))
 

@@ -86,6 +86,60 @@ def test_dates_of_parquet_are_dates_and_few_odd_numbers_are_none(tmp_path, capsy
     assert "column 'time': no row is later than 1979" in capsys.readouterr().out
 
 
+UNITS = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_unit_of_numbers_is_recognised_and_said_or_declared(tmp_path, unit, capsys):
+    # A whole second less one of the unit: rounding up would be seen.
+    times = [int(day.timestamp() + 1) * UNITS[unit] - 1 for day in DAYS]
+    source = write_source(tmp_path / "raw", interactions=log_of(times))
+    found = span(prepared(tmp_path / "a", recipe(source))[0])
+    assert found == (DAYS[0].timestamp(), DAYS[-1].timestamp())
+    assert f"column 'time': its numbers are taken for {unit} since 1970" in capsys.readouterr().out
+    declared = recipe(source, interactions__timestamp_format=unit)
+    assert span(prepared(tmp_path / "b", declared)[0]) == found
+    assert "are taken for" not in capsys.readouterr().out
+
+
+def test_numbers_of_two_units_are_refused(tmp_path):
+    times = [int(day.timestamp()) * 1000 for day in DAYS]
+    source = write_source(tmp_path / "raw", interactions=log_of([*times[:-1], times[-1] // 1000]))
+    with pytest.raises(ValueError, match=r"number of a larger unit than the milliseconds .*row 11"):
+        prepared(tmp_path, recipe(source))
+    source = write_source(tmp_path / "raw", interactions=log_of([*times[:-1], times[-1] * 10**6]))
+    with pytest.raises(ValueError, match=r"a time after the year 9999; expected milliseconds"):
+        prepared(tmp_path, recipe(source))
+
+
+@pytest.mark.parametrize("written", [None, "%Y-%m-%d %H:%M:%S"])
+def test_dates_without_a_zone_are_of_the_named_one(tmp_path, written):
+    times = [day.strftime("%Y-%m-%d %H:%M:%S") for day in DAYS]
+    if written is None:
+        times[-1] += "+00:00"  # says its own
+    source = write_source(tmp_path / "raw", interactions=log_of(times))
+    made = recipe(
+        source, interactions__timestamp_format=written, interactions__timestamp_zone="Asia/Tokyo"
+    )
+    nine_hours = 9 * 3600
+    last = DAYS[-1].timestamp() - (nine_hours if written else 0)
+    assert span(prepared(tmp_path, made)[0]) == (DAYS[0].timestamp() - nine_hours, last)
+
+
+@pytest.mark.parametrize(
+    ("zone", "written", "said"),
+    [
+        ("Mars/Base", None, "timestamp_zone='Mars/Base': expected the name of a time zone"),
+        ("Asia/Tokyo", "seconds", "seconds since 1970 have no zone"),
+    ],
+)
+def test_a_zone_that_cannot_be_is_refused(tmp_path, zone, written, said):
+    source = write_source(tmp_path / "raw")
+    made = recipe(source, interactions__timestamp_format=written, interactions__timestamp_zone=zone)
+    with pytest.raises(ValueError, match=said):
+        prepared(tmp_path, made)
+
+
 @settings(max_examples=10)
 @given(st.lists(st.integers(473_385_600, 1_893_455_999), min_size=12, max_size=12))
 def test_seconds_from_1985_to_2030_never_look_like_dates(tmp_path_factory, seconds):

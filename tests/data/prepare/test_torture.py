@@ -99,10 +99,13 @@ def test_broken_bytes_are_refused_or_every_row_is_accounted_for(tmp_path, name, 
         ("log.parquet", os.urandom, r"log.parquet: cannot be read"),
         ("log.csv.gz", lambda n: b"\x1f\x8b" + os.urandom(n), r"log.csv.gz: cannot be read"),
         ("log.csv", lambda n: INTERACTIONS.encode("utf-16"), r"log.csv: cannot be read .*utf-8"),
-        ("log.jsonl", lambda n: b'{"user_id": 1}\n', r"log.jsonl: expected a .parquet, .csv"),
+        ("log.xlsx", lambda n: b'{"user_id": 1}\n', r"log.xlsx: expected a .parquet, .csv"),
+        ("log.jsonl", os.urandom, r"log.jsonl: cannot be read"),
+        ("log.jsonl", lambda n: b"[1]\n2\n", r"log.jsonl: cannot be read .*records"),
+        ("log.jsonl", lambda n: b"\n", r"log.jsonl: empty; expected lines"),
         ("log.csv", lambda n: b"user_id,item_id,time,rating\n", r"log.csv: no rows"),
     ],
-    ids=["csv", "parquet", "gz", "utf16", "jsonl", "header alone"],
+    ids=["csv", "parquet", "gz", "utf16", "kind", "json", "no objects", "no lines", "header alone"],
 )
 def test_file_that_is_none_is_named(tmp_path, name, content, pattern):
     source = write_source(tmp_path / "raw")
