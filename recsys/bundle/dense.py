@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.export.pt2_archive  # by torch.export.load; here, so that forked workers share it
 
-from recsys.bundle.graph import simplified
+from recsys.bundle.graph import as_function, rewrite
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.files import reading
 
@@ -91,7 +91,7 @@ class DenseHalf:
         path = self._folder / f"{name}.pt2"
         with reading(path, EXPORT_AGAIN):
             program = torch.export.load(path)
-        return simplified(program, many_rows=name in _MANY_ROWS)
+        return as_function(rewrite(program, many_rows=name in _MANY_ROWS))
 
 
 def _run(graph: Callable, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ Shapes: K ids, N rows.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ _FEW = 8
 
 def hashes_of(encoded: Iterable[bytes]) -> NDArray[np.uint64]:
     """Return the 64-bit BLAKE2b hashes [K] of ids in UTF-8."""
-    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in encoded]
+    blake2b = hashlib.blake2b
+    digests = [blake2b(content, digest_size=8).digest() for content in encoded]
     return np.frombuffer(b"".join(digests), "<u8")
 
 
@@ -101,6 +102,8 @@ class Vocabulary(Mapping[str, int]):
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of ids [K], sought as they are, then as prepare wrote them; 0: not listed."""
+        if not ids:
+            return np.zeros(0, np.int64)
         rows_K = self._rows_of_texts(ids)
         missing = np.flatnonzero(rows_K == UNKNOWN_ROW)
         if len(missing) and self._written not in (None, "text"):
@@ -126,7 +129,7 @@ class Vocabulary(Mapping[str, int]):
             return np.zeros(len(encoded), np.int64)
         rows_K = self._rows_K[np.minimum(places_K, len(self._hashes_K) - 1)]
         starts_K = self._offsets[rows_K]
-        lengths_K = np.array([len(content) for content in encoded])
+        lengths_K = np.array(list(map(len, encoded)))
         is_as_long_K = (self._offsets[rows_K + 1] - starts_K == lengths_K) & (lengths_K > 0)
         lengths_S = lengths_K[is_as_long_K]
         if not len(lengths_S):
@@ -135,7 +138,7 @@ class Vocabulary(Mapping[str, int]):
         firsts_S = np.cumsum(lengths_S) - lengths_S
         bytes_V = np.repeat(starts_K[is_as_long_K] - firsts_S, lengths_S)
         bytes_V += np.arange(len(bytes_V))
-        given = b"".join(c for c, same in zip(encoded, is_as_long_K.tolist(), strict=True) if same)
+        given = b"".join(compress(encoded, is_as_long_K.tolist()))
         is_equal_V = self._texts[bytes_V] == np.frombuffer(given, np.uint8)
         is_found_K = is_as_long_K
         is_found_K[is_as_long_K] = np.logical_and.reduceat(is_equal_V, firsts_S)

@@ -101,14 +101,18 @@ class Answers:
 
     def scored(self, items: Sequence[str], scored: ScoredRows) -> list[ScoredItem]:
         """Return the scores of items, in the order given."""
+        names = self._modality_names
         found = zip(
             items,
             probabilities(scored.logits_C).tolist(),
-            map(self.weights, scored.weights_CM.tolist()),
+            scored.weights_CM.tolist(),
             (scored.rows_C != UNKNOWN_ROW).tolist(),
             strict=True,
         )
-        return [ScoredItem(*one) for one in found]
+        return [
+            ScoredItem(item, score, dict(zip(names, weights_M, strict=False)), is_known)
+            for item, score, weights_M, is_known in found
+        ]
 
     def weights(self, weights_M: Sequence[float]) -> dict[str, float]:
         """Return modality weights by name; none for a model that measures none."""

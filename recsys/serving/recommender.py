@@ -185,7 +185,10 @@ class Recommender:
             UserError: one of the requests names something that the bundle lacks.
         """
         visitors = [self._visitor_of(request) for request in requests]
-        rows = [self.bundle.item_rows(request.items) for request in requests]
+        # One lookup for all: it has a fixed cost.
+        ends = np.cumsum([len(request.items) for request in requests])
+        asked = self.bundle.item_rows([item for request in requests for item in request.items])
+        rows = np.split(asked, ends[:-1])
         users, dials_UM = self._users(visitors)
         logits_C, weights_CM = self._score(users, rows, dials_UM)
         answers, start = [], 0
@@ -339,8 +342,8 @@ class Recommender:
         self, users: Users, rows: Sequence[NDArray[np.int64]], dials_UM: torch.Tensor | None
     ) -> tuple[NDArray, NDArray]:
         """Return (logits [C], weights [C, M]) of every user's rows, one user after the other."""
-        counts = torch.tensor([len(of_user) for of_user in rows])
-        of_row_C = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        counts = [len(of_user) for of_user in rows]
+        of_row_C = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
         rows_C = torch.from_numpy(np.concatenate(rows))
         logits_C, weights_CM = self.scorer.score(users, of_row_C, rows_C, dials_UM)
         if dials_UM is not None:  # the dials scale weights that summed to 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from recsys.bundle.dense import padded_rows
-from recsys.bundle.graph import simplified
+from recsys.bundle.graph import as_function, rewrite
 from recsys.model.cross import build_cross
 from recsys.model.fusion import UMCM_FORMS
 
@@ -19,14 +19,16 @@ def rewritten(module, *inputs, many_rows=True):
     module = module.eval()
     shapes = tuple({0: torch.export.Dim("rows", min=2)} for _ in inputs)
     program = torch.export.export(module, inputs, dynamic_shapes=shapes)
-    graph = simplified(program, many_rows=many_rows)
+    rewritten_module = rewrite(program, many_rows=many_rows)
+    count = Counter(_name(node.target) for node in rewritten_module.graph.nodes)
+    graph = as_function(rewritten_module)
     for num_rows in (1, 2 * ROWS):  # other numbers of rows than the example's
         rows = [torch.cat([x, x.flip(0)])[:num_rows] for x in inputs]
         with torch.inference_mode():
             expected, found = module(*rows), graph(*rows)
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
-    return Counter(_name(node.target) for node in graph.__self__.graph.nodes)
+    return count
 
 
 def _name(target):
