@@ -1,9 +1,10 @@
 """Export of the gallery as a folder that opens from a disk: its pages, and lists computed beforehand.
 
-In: a bundle. Out: index.html, gallery.js, style.css, pictures/, and data/ as folder.js of
+In: a bundle. Out: index.html and map.html with a script each, pictures/, and data/ as folder.js of
 recsys/serving/gallery reads it. Called by launch/export.py.
 """
 
+import base64
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
@@ -19,11 +22,13 @@ from recsys.export.script import classic_script
 from recsys.files import new_folder, write_text
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.recommender import Recommender
+from recsys.serving.requests import VisitorRequest
 from recsys.serving.shown import Shown
 
 _PAGES = Path(__file__).parents[1] / "serving" / "gallery"
 _ENTRIES = ("folder", "app")
-_COPIED = ("style.css", "icon.svg", "masked.svg")
+_MAP_ENTRIES = ("folder", "map")
+_COPIED = ("style.css", "map.css", "icon.svg", "masked.svg")
 _BLOCK = 200
 """Items of a file."""
 _LISTED, _DIALLED = 200, 48
@@ -76,7 +81,28 @@ class _Writer:
                 lists[f"{name}:0"] = self._list(user, _DIALLED, dials={name: 0.0})
                 lists[f"{name}:1"] = self._list(user, _DIALLED, dials={name: full})
         history = dict.fromkeys(reversed(self.shown.history(user)))
-        return {"likes": [asdict(self.shown.item(item)) for item in history], "lists": lists}
+        likes = [asdict(self.shown.item(item)) for item in history]
+        return {"likes": likes, "lists": lists, "taste": self._taste(user)}
+
+    def _taste(self, user: str) -> dict[str, Any] | None:
+        """Return a person's score of every item, where there is a map to show it on."""
+        if not self.shown.map.layouts:
+            return None
+        taste = self.recommender.taste(VisitorRequest(user=user))
+        return {"by": taste.by, "bytes": _base64(taste.scores_N.astype("<f4"))}
+
+    def map(self, num_items: int) -> dict[str, Any]:
+        """Write the arrays of the map, and return its card; without all items there is none."""
+        found = self.shown.map
+        card = {"version": self.shown.version, "items": num_items, "layouts": [], "groups": {}}
+        if num_items != self.shown.num_items:
+            return card
+        for name in found.layouts:
+            self.take(f"map-layouts-{name}", {"bytes": _base64(found.places(name))})
+        for name in found.groups:
+            self.take(f"map-groups-{name}", {"bytes": _base64(found.members(name))})
+        groups = {name: [asdict(group) for group in found.groups[name]] for name in found.groups}
+        return {**card, "layouts": found.layouts, "groups": groups}
 
     def _list(self, user: str | None, k: int, **more: Any) -> list[dict[str, Any]]:
         found = self.recommender.recommend(user=user, k=k, explain=True, **more).items
@@ -139,11 +165,18 @@ def write_gallery(bundle: Path, folder: Path, size: GalleryConfig) -> tuple[int,
         listed.update(dict.fromkeys(item["id"] for item in popular))
         items = _included(writer.recommender, listed, size.gallery_items)
         pictures = _write_items(writer, items, frozenset(people))
+        card = writer.map(len(items))
+        offer = {
+            "version": writer.shown.version,
+            "items": len(items),
+            "map": bool(card["layouts"]),
+        }
         numbers = [{"id": user, "likes": len(writer.shown.history(user))} for user in people]
         writer.take(
             "index",
             {
-                "offer": {"version": writer.shown.version, "items": len(items)},
+                "offer": offer,
+                "map": card,
                 "block": _BLOCK,
                 "people": numbers,
                 "items": items,
@@ -184,15 +217,24 @@ def _write_items(writer: _Writer, items: Sequence[str], people: frozenset[str]) 
 
 
 def _write_pages(folder: Path) -> None:
-    page = (_PAGES / "index.html").read_text(encoding="utf-8")
-    page = page.replace(
-        '<script type="module" src="/gallery/app.js">', '<script defer src="gallery.js">'
-    )
-    page = page.replace('href="/"', 'href="#"').replace('"/gallery/', '"')
-    write_text(folder / "index.html", page)
-    write_text(folder / "gallery.js", classic_script(_PAGES, _ENTRIES))
+    for name, script, entries in (
+        ("index.html", "gallery.js", _ENTRIES),
+        ("map.html", "map.js", _MAP_ENTRIES),
+    ):
+        page = (_PAGES / name).read_text(encoding="utf-8")
+        module = f'<script type="module" src="/gallery/{entries[-1]}.js">'
+        assert module in page, f"{name} has no {module}"
+        page = page.replace(module, f'<script defer src="{script}">')
+        page = page.replace('href="/"', 'href="index.html"').replace('"/gallery/', '"')
+        write_text(folder / name, page)
+        write_text(folder / script, classic_script(_PAGES, entries))
     for name in _COPIED:
         shutil.copyfile(_PAGES / name, folder / name)
+
+
+def _base64(array: NDArray) -> str:
+    """Return the bytes of an array [...] as text."""
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
 def _progress(things: Sequence[str], what: str) -> Iterable[str]:

@@ -19,6 +19,30 @@ async function ask(path, options) {
   return body;
 }
 
+// Load an array of the server. `onprogress(share)`: of its bytes, where their number is known.
+async function loadArray(path, Kind, onprogress) {
+  let answer;
+  try {
+    answer = await fetch(path);
+  } catch {
+    throw new Error("The server does not answer. Try again in a moment.");
+  }
+  if (!answer.ok) throw new Error((await answer.json()).detail ?? `Error ${answer.status}`);
+  const total = Number(answer.headers.get("Content-Length"));
+  const bytes = new Uint8Array(total);
+  const reader = answer.body.getReader();
+  let place = 0;
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    bytes.set(piece.value, place);
+    place += piece.value.length;
+    onprogress(place / total);
+  }
+  if (place !== total) throw new Error("The answer ended early. Try again in a moment.");
+  const array = new Kind(bytes.buffer);
+  array.by = answer.headers.get("X-Taste-By");
+  return array;
+}
+
 const server = {
   get: (path) => ask(path),
   post: (path, body, options = {}) => ask(path, {
@@ -27,12 +51,14 @@ const server = {
     body: JSON.stringify(body),
     ...options,
   }),
+  array: loadArray,
   picture: (id) => `/v1/items/${encodeURIComponent(id)}/picture`,
 };
 let source = server;
 
-// Answer from elsewhere: an object with `get`, `post` and `picture` as the server's above.
+// Answer from elsewhere: an object with `get`, `post`, `array` and `picture` as the server's above.
 export const useSource = (other) => { source = other; };
 export const get = (path) => source.get(path);
 export const post = (path, body, options) => source.post(path, body, options);
+export const arrayOf = (path, Kind, onprogress = () => {}) => source.array(path, Kind, onprogress);
 export const pictureOf = (id) => source.picture(id);

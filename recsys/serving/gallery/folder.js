@@ -124,11 +124,30 @@ function store({ events }) {
   return { stored: events.length, known: 0 };
 }
 
+// Rows of the map are the places of the items, which are all here if there is a map.
+async function map(rows) {
+  if (rows === null) return index.map;
+  return { items: await cards(rows.split(",").map((row) => index.items[row - 1])) };
+}
+
+// Array of the map, out of base64: a layout, groups, or a person's taste.
+async function array(address, Kind) {
+  await opened();
+  const { pathname, searchParams } = new URL(address, "file:///");
+  const [kind, name] = pathname.split("/").slice(4).map(decodeURIComponent);
+  const { by = null, bytes } = kind === "taste" ? (await person(searchParams.get("user"))).taste : await load(`map-${kind}-${name}`);
+  const text = atob(bytes);
+  const found = new Kind(Uint8Array.from(text, (letter) => letter.charCodeAt(0)).buffer);
+  found.by = by;
+  return found;
+}
+
 async function get(address) {
   await opened();
   const { pathname, searchParams } = new URL(address, "file:///");
   const parts = pathname.split("/").slice(2).map(decodeURIComponent);
   if (parts[0] === "gallery") return index.offer;
+  if (parts[0] === "map") return map(searchParams.get("rows"));
   if (parts[0] === "users") return parts[1] === undefined ? users(searchParams) : user(parts[1]);
   if (parts[0] === "items" && parts[1] === undefined) {
     const start = Number(searchParams.get("start"));
@@ -152,4 +171,4 @@ async function post(address, body) {
   throw new Error("Ranks and terms need the server: this is a folder of its lists.");
 }
 
-useSource({ get, post, picture: (id) => (index.pictures[places.get(id)] ? `pictures/${places.get(id)}.jpg` : "masked.svg") });
+useSource({ get, post, array, picture: (id) => (index.pictures[places.get(id)] ? `pictures/${places.get(id)}.jpg` : "masked.svg") });

@@ -1,31 +1,7 @@
-// Data of the map: arrays loaded with progress, and points found by their place.
+// Data of the map: points found by their place, and cards of items.
 
 const FREE = 65535; // both coordinates of an item without a point
 export const SIDE = 65534; // the greatest coordinate
-
-// Load an array of the server. `onprogress(share)`: of its bytes, where their number is known.
-export async function loadArray(path, Kind, onprogress = () => {}) {
-  let answer;
-  try {
-    answer = await fetch(path);
-  } catch {
-    throw new Error("The server does not answer. Try again in a moment.");
-  }
-  if (!answer.ok) throw new Error((await answer.json()).detail ?? `Error ${answer.status}`);
-  const total = Number(answer.headers.get("Content-Length"));
-  const bytes = new Uint8Array(total);
-  const reader = answer.body.getReader();
-  let place = 0;
-  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
-    bytes.set(piece.value, place);
-    place += piece.value.length;
-    onprogress(place / total);
-  }
-  if (place !== total) throw new Error("The answer ended early. Try again in a moment.");
-  const array = new Kind(bytes.buffer);
-  array.by = answer.headers.get("X-Taste-By");
-  return array;
-}
 
 // Points of one layout, sorted into square cells. `points`: Uint16Array of x, y by item.
 export class Places {

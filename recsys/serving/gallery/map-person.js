@@ -38,7 +38,7 @@ export class Person {
       like: (liked, button) => this.like(liked, button),
       hide: (hidden) => this.send(hidden, "hidden"),
       open: (other) => this.open(other),
-      filterAddress: (filter) => `/${addressOf({ ...(this.id ? { person: this.id } : {}), ...filter })}`,
+      filterAddress: (filter) => `${document.querySelector(".brand").getAttribute("href")}${addressOf({ ...(this.id ? { person: this.id } : {}), ...filter })}`,
     });
   }
 

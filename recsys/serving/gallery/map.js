@@ -1,9 +1,9 @@
 // Map: the whole catalogue as points, laid out by content, style and words, coloured by groups or by taste.
 import { addressOf, asked } from "./address.js";
-import { get, pictureOf } from "./api.js";
+import { arrayOf, get, pictureOf } from "./api.js";
 import { Camera, wantsStill } from "./map-camera.js";
 import { byGroups, byTaste, cssOf, groupLegend, plain, tasteLegend, theme } from "./map-colours.js";
-import { Cards, loadArray, Places, SIDE } from "./map-data.js";
+import { Cards, Places, SIDE } from "./map-data.js";
 import { Person } from "./map-person.js";
 import { Pictures } from "./map-pictures.js";
 import { makePoints } from "./map-points.js";
@@ -50,7 +50,7 @@ const failed = (error, again) => say(error.message, { isError: true, again });
 async function array(kind, name) {
   const path = `/v1/map/${encodeURIComponent(state.card.version)}/${kind}/${name}`;
   if (!state.arrays.has(path)) {
-    state.arrays.set(path, await loadArray(path, Uint16Array, (share) => {
+    state.arrays.set(path, await arrayOf(path, Uint16Array, (share) => {
       if (!state.places || share < 1) say("Loading the map\u2026", { share });
     }));
     say("");
@@ -113,7 +113,7 @@ async function showTaste() {
     $("person").value = id;
     say(`Scoring all pictures for ${id}\u2026`, { share: 0 });
     const path = `/v1/map/${encodeURIComponent(state.card.version)}/taste?user=${encodeURIComponent(id)}`;
-    const [taste] = await Promise.all([loadArray(path, Float32Array), person.read()]);
+    const [taste] = await Promise.all([arrayOf(path, Float32Array), person.read()]);
     if (id !== person.id || state.colour !== "taste") return;
     state.taste = taste;
     say("");

@@ -1,5 +1,6 @@
 """The gallery as a folder: written by an export, opened from a disk in Chromium without a server."""
 
+import base64
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from recsys.export.gallery import GalleryConfig, write_gallery
 from recsys.export.script import classic_script
 from recsys.serving.recommender import Recommender
 from recsys.serving.server.gallery import PAGES
+from recsys.serving.shown import Shown
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,20 @@ def test_lists_and_neighbours_of_a_folder_are_the_recommenders(folder, tiny_bund
     assert (folder / "pictures" / "3.jpg").read_bytes().startswith(b"\xff\xd8")
 
 
+def test_the_map_of_a_folder_is_the_bundles(folder, tiny_bundle):
+    shown = Shown(tiny_bundle)
+    assert shown.map.layouts and data(folder, "index")["map"]["layouts"] == shown.map.layouts
+    points = base64.b64decode(data(folder, f"map-layouts-{shown.map.layouts[0]}")["bytes"])
+    assert points == shown.map.places(shown.map.layouts[0]).tobytes()
+    scores = base64.b64decode(data(folder, "person-0")["taste"]["bytes"])
+    assert len(scores) == 4 * 120
+
+
 def test_a_small_folder_has_the_pictures_of_its_lists_and_names_no_other(tiny_bundle, tmp_path):
     size = GalleryConfig(gallery_people=1, gallery_items=1)
     people, items = write_gallery(tiny_bundle, tmp_path / "small", size)
     index = data(tmp_path / "small", "index")
+    assert index["map"]["layouts"] == [] or items == 120
     assert (people, items) == (1, len(index["items"]))
     for entry in data(tmp_path / "small", "items-0"):
         assert set(sum(entry["near"].values(), [])) <= set(index["items"])
@@ -125,6 +137,14 @@ def test_the_folder_opens_from_a_disk(folder, chromium, tmp_path):
     assert all(title in text for text in page.locator("#grid .caption b").all_inner_texts())
     page.goto((moved / "index.html").as_uri() + "#view=all")
     page.locator("#grid li[aria-setsize='120'] .open").first.wait_for()
+    # The map, with the person's taste.
+    page.get_by_role("link", name="Map").click()
+    page.locator("#map-panel").wait_for()
+    page.goto((moved / "map.html").as_uri() + f"#colour=taste&person={user}")
+    page.locator("#map-legend", has_text=user).wait_for()
+    page.locator("#map").focus()
+    page.keyboard.press("Enter")
+    page.locator("#dialog h2").wait_for()
     context.close()
     assert not errors
     assert all(url.startswith("file:") for url in asked)
