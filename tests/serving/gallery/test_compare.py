@@ -3,6 +3,7 @@
 import pytest
 
 from recsys.serving.choices import is_swapped
+from recsys.serving.recommender import Recommender
 from tests.serving.server.running import Server
 from tests.serving.tiny import export, train
 
@@ -35,18 +36,19 @@ def test_a_server_of_one_bundle_compares_nothing(server):
 
 
 def test_lists_of_both_models_are_on_the_sides_that_the_coin_says(
-    comparing, server, tiny_bundle, second_bundle, bundle
+    comparing, tiny_bundle, second_bundle, bundle
 ):
+    recommender = Recommender.open(tiny_bundle)
     ids = [bundle.vocabularies["user_id"].id_of(row) for row in range(1, 9)]
     models = (tiny_bundle.name, second_bundle.name)
     assert {is_swapped(user, models) for user in ids} == {True, False}
     for user in ids:
-        own = server.post("/v1/recommend", {"user": user, "k": 12}).json["items"]
+        own = recommender.recommend(user=user, k=12).items
         answer = comparing.post("/v1/comparison/lists", {"user": user})
         assert answer.status == 200, answer.body
         assert not any(name.encode() in answer.body for name in models)
         side = "right" if is_swapped(user, models) else "left"
-        assert [i["id"] for i in answer.json[side]] == [item["id"] for item in own]
+        assert [i["id"] for i in answer.json[side]] == [item.id for item in own]
         assert answer.json["left"] != answer.json["right"]
 
 
