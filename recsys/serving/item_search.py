@@ -188,6 +188,6 @@ def _one_of(by: str | None, names: Sequence[str]) -> str:
     """Return what is compared by: a name, or the first of them for None."""
     if by is None and names:
         return names[0]
-    if by not in names:
+    if by is None or by not in names:
         raise UserError(f"by={by!r}: this bundle compares by {', '.join(names) or 'nothing'}")
     return by
