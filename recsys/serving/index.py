@@ -34,7 +34,7 @@ _LESS = 8
 _TUNING_QUERIES = 64
 _TUNING_DEPTHS = (50, 200)
 """nprobe is the least that finds 99 % of the exact best 50 among 200 hits."""
-_RESCORED = 1000
+_RESCORED = 2000
 """Rows beyond the k wanted whose exact scores are computed, by the order of their codes' scores."""
 
 
