@@ -1,12 +1,17 @@
 """A server of the tiny bundle, and Chromium, for the tests of this folder."""
 
 import shutil
+from importlib.resources import files
 
 import pytest
 
 from recsys.bundle.bundle import Bundle
 from tests.serving.server.running import Server
 
+WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
+FINDINGS = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+  .filter((found) => ['serious', 'critical'].includes(found.impact))
+  .map((found) => `${found.id}: ${found.nodes.slice(0, 3).map((n) => n.html).join(' | ')}`)"""
 OPENER = "recsys.serving.recommender:Recommender"
 
 
@@ -65,3 +70,24 @@ def page(server, chromium):
     context.close()
     assert not errors
     assert not elsewhere
+
+
+@pytest.fixture(scope="session")
+def serious_findings():
+    """Return a function of a page: axe-core's serious findings by width and theme; {} for none."""
+    package = pytest.importorskip("axe_playwright_python")
+    axe = files(package).joinpath("axe.min.js").read_text(encoding="utf-8")
+
+    def find(page) -> dict[str, list[str]]:
+        page.evaluate(axe)
+        problems = {}
+        for scheme in ("light", "dark"):
+            for name, (width, height) in WIDTHS.items():
+                page.set_viewport_size({"width": width, "height": height})
+                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                page.wait_for_timeout(100)
+                if findings := page.evaluate(FINDINGS):
+                    problems[f"{name}, {scheme}"] = findings
+        return problems
+
+    return find

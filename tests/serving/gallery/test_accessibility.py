@@ -1,21 +1,8 @@
 """Accessibility of every view of the gallery by axe-core: both themes, desktop and phone."""
 
-from importlib.resources import files
-
 import pytest
 
 pytestmark = pytest.mark.browser
-
-WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
-FINDINGS = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
-  .filter((found) => ['serious', 'critical'].includes(found.impact))
-  .map((found) => `${found.id}: ${found.nodes.slice(0, 3).map((n) => n.html).join(' | ')}`)"""
-
-
-@pytest.fixture(scope="module")
-def axe():
-    package = pytest.importorskip("axe_playwright_python")
-    return files(package).joinpath("axe.min.js").read_text(encoding="utf-8")
 
 
 def person(page, user):
@@ -76,15 +63,6 @@ VIEWS = (person, picture, visitor, found, artist, everything, truth, unknown, lo
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
-def test_axe_finds_nothing_serious(page, axe, user, view):
+def test_axe_finds_nothing_serious(page, serious_findings, user, view):
     view(page, user)
-    page.evaluate(axe)
-    problems = {}
-    for scheme in ("light", "dark"):
-        for name, (width, height) in WIDTHS.items():
-            page.set_viewport_size({"width": width, "height": height})
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            page.wait_for_timeout(100)
-            if findings := page.evaluate(FINDINGS):
-                problems[f"{name}, {scheme}"] = findings
-    assert not problems
+    assert not serious_findings(page)

@@ -76,7 +76,9 @@ def test_a_choice_counts_for_the_model_of_its_side_once_a_person(
 
 
 @pytest.mark.browser
-def test_people_choose_by_click_and_by_key_and_see_the_tally(page, comparing, tiny_bundle):
+def test_people_choose_by_click_and_by_key_and_see_the_tally(
+    page, comparing, tiny_bundle, serious_findings
+):
     page.address = f"http://127.0.0.1:{comparing.port}/"
     before = comparing.ask("GET", "/v1/comparison").json
     page.goto(page.address)
@@ -94,3 +96,4 @@ def test_people_choose_by_click_and_by_key_and_see_the_tally(page, comparing, ti
     assert stored.value.request.post_data_json["choice"] == "neither"
     page.get_by_text("Stored: no difference").wait_for()
     assert page.locator(".tally").inner_text().count(tiny_bundle.name) >= 1
+    assert not serious_findings(page)

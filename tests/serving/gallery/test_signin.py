@@ -56,10 +56,12 @@ def test_a_wrong_token_gets_no_cookie(guarded, server):
 
 
 @pytest.mark.browser
-def test_the_token_is_typed_once(page, guarded):
+def test_the_token_is_typed_once(page, guarded, serious_findings):
     page.address = f"http://127.0.0.1:{guarded.port}/"
     page.goto(page.address)
     page.wait_for_url("**/gallery/signin.html")
+    assert not serious_findings(page)
+    page.locator("#token").focus()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
     page.get_by_text("not the token of this server").wait_for()
