@@ -314,7 +314,9 @@ function tellCount() {
 function address() {
   if (!state.layout) return;
   const { layout, colour: by } = state;
-  history.replaceState(null, "", addressOf({ layout, ...(by ? { colour: by } : {}), ...(person.id ? { person: person.id } : {}) }));
+  const whose = person.id ? { person: person.id } : {};
+  history.replaceState(null, "", addressOf({ layout, ...(by ? { colour: by } : {}), ...whose }));
+  $("map-back").href = `/${addressOf(whose)}`;
 }
 
 function controls({ layouts, groups }) {
