@@ -27,7 +27,10 @@ async function loadArray(path, Kind, onprogress) {
   } catch {
     throw new Error("The server does not answer. Try again in a moment.");
   }
-  if (!answer.ok) throw new Error((await answer.json()).detail ?? `Error ${answer.status}`);
+  if (!answer.ok) {
+    const { detail } = await answer.json();
+    throw Object.assign(new Error(detail ?? `Error ${answer.status}`), { isGone: answer.status === 404 });
+  }
   const total = Number(answer.headers.get("Content-Length"));
   const bytes = new Uint8Array(total);
   const reader = answer.body.getReader();

@@ -16,7 +16,7 @@ const $ = (id) => document.getElementById(id);
 const canvas = $("map");
 const person = new Person({
   changed: () => { if (state.colour === "taste") showTaste(); },
-  failed: (error) => failed(error, () => say("")),
+  failed: (error) => failed(error),
 });
 const state = {
   card: null, layout: null, colour: null, only: null, painted: null, taste: null,
@@ -31,8 +31,6 @@ const camera = new Camera(canvas, {
   enter: () => open(middle()),
 });
 
-// Saying
-
 function say(text, { isError = false, share = null, again = null } = {}) {
   $("map-message").hidden = !text;
   $("map-message").classList.toggle("error", isError);
@@ -41,11 +39,13 @@ function say(text, { isError = false, share = null, again = null } = {}) {
   if (share) $("map-progress").value = share;
   $("map-message").querySelector("button")?.remove();
   if (again) $("map-message").append(make("button", { type: "button", class: "strong", onclick: again }, "Try again"));
+  else if (isError) $("map-message").append(make("button", { type: "button", onclick: () => say("") }, "Close"));
 }
 
-const failed = (error, again) => say(error.message, { isError: true, again });
-
-// Data
+// An array that is gone belongs to a bundle that is not served any more: the page begins anew.
+function failed(error, again) {
+  say(error.message, { isError: true, again: error.isGone ? () => location.reload() : again });
+}
 
 async function array(kind, name) {
   const path = `/v1/map/${encodeURIComponent(state.card.version)}/${kind}/${name}`;
@@ -99,7 +99,7 @@ async function colour(by) {
   } else {
     try {
       await array("groups", by);
-      paint();
+      if (state.colour === by) paint();
     } catch (error) {
       failed(error, () => colour(by));
     }
@@ -145,8 +145,6 @@ function paint() {
   address();
   draw();
 }
-
-// Drawing
 
 function draw() {
   if (!state.frame) state.frame = requestAnimationFrame(frame);
@@ -273,7 +271,7 @@ async function hover(item) {
     if (canvas.matches(":focus-visible")) $("map-said").textContent = describe(found);
     draw();
   } catch (error) {
-    failed(error, () => say(""));
+    failed(error);
   }
 }
 
@@ -294,7 +292,7 @@ async function open(item) {
     hover(-1);
     await person.open(found);
   } catch (error) {
-    failed(error, () => say(""));
+    failed(error);
   }
 }
 
@@ -356,7 +354,7 @@ $("person").addEventListener("input", async ({ target }) => {
     const { users } = await get(`/v1/users?limit=12&prefix=${encodeURIComponent(target.value)}`);
     $("people").replaceChildren(...users.map((user) => make("option", { value: user.id }, `${user.likes} likes`)));
   } catch (error) {
-    failed(error, () => say(""));
+    failed(error);
   }
 });
 canvas.addEventListener("blur", () => hover(-1));

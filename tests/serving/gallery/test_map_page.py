@@ -208,6 +208,30 @@ def test_an_error_is_told_in_the_servers_words_and_tried_again(page):
     page.errors.clear()
 
 
+def test_an_unknown_person_is_told_and_another_is_shown(page):
+    page.goto(f"{page.address}gallery/map.html#colour=taste&person=nobody")
+    page.get_by_text("'nobody' given").wait_for()
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".ramp").wait_for()
+    assert page.locator("#person").input_value() not in ("", "nobody")
+    assert all("404" in error for error in page.errors)
+    page.errors.clear()
+
+
+def test_a_newer_bundle_is_told_and_loaded(page):
+    gone = json.dumps({"detail": "version: 'old' given; 'new' is served now, load the map again"})
+    page.route("**/layouts/style", lambda route: route.fulfill(status=404, body=gone))
+    see_map(page)
+    page.get_by_role("button", name="style").click()
+    page.get_by_text("load the map again").wait_for()
+    page.unroute("**/layouts/style")
+    with page.expect_navigation():
+        page.get_by_role("button", name="Try again").click()
+    page.locator("#map-message").wait_for(state="hidden")
+    assert all("404" in error for error in page.errors)
+    page.errors.clear()
+
+
 @pytest.mark.parametrize("drawn", ["webgl", "processor"])
 def test_points_are_drawn_by_webgl_and_without_it(page, drawn):
     see_map(page, f"#drawn={drawn}")
