@@ -59,7 +59,33 @@ def loading(page, user):
     page.locator("#grid .skeleton").first.wait_for()
 
 
-VIEWS = (person, picture, visitor, found, artist, everything, truth, unknown, loading)
+def catalogue_map(page, user):
+    page.goto(f"{page.address}gallery/map.html#layout=style")
+    page.locator("#map-message").wait_for(state="hidden")
+    page.locator("#map-legend button").first.click()
+
+
+def map_of_taste(page, user):
+    page.goto(f"{page.address}gallery/map.html#colour=taste&person={user}")
+    page.locator(".ramp").wait_for()
+    page.locator("#map").focus()
+    page.keyboard.press("+")
+    page.locator("#map-card b").wait_for()
+
+
+VIEWS = (
+    person,
+    picture,
+    visitor,
+    found,
+    artist,
+    everything,
+    truth,
+    unknown,
+    loading,
+    catalogue_map,
+    map_of_taste,
+)
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
