@@ -1,7 +1,8 @@
 """Export a trained run as a bundle: one folder from which recommendations are served, without torchrec.
 
 In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/bundles/<run>-<step>-<sha8>/, and the
-file W/bundles/current that names it. A bundle that scores otherwise than the run is refused.
+file W/bundles/current that names it; W/maps/ keeps the layouts of its map. A bundle that scores otherwise
+than the run is refused.
 
     python launch/export.py data=demo workspace=W run.name=umair_fps
     python launch/export.py data=demo workspace=W run.name=umair_fps precision=fp32
