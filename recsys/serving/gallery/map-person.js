@@ -1,5 +1,5 @@
 // Person of the map: whose taste it shows, and what she does with a picture that she opens.
-import { addressOf } from "./address.js";
+import { galleryAddress } from "./address.js";
 import { get } from "./api.js";
 import { openPicture } from "./dialog.js";
 import { newId, note, sendEvent } from "./events.js";
@@ -38,7 +38,7 @@ export class Person {
       like: (liked, button) => this.like(liked, button),
       hide: (hidden) => this.send(hidden, "hidden"),
       open: (other) => this.open(other),
-      filterAddress: (filter) => `${document.querySelector(".brand").getAttribute("href")}${addressOf({ ...(this.id ? { person: this.id } : {}), ...filter })}`,
+      filterAddress: (filter) => galleryAddress({ ...(this.id ? { person: this.id } : {}), ...filter }),
     });
   }
 

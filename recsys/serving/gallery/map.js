@@ -1,5 +1,5 @@
 // Map: the whole catalogue as points, laid out by content, style and words, coloured by groups or by taste.
-import { addressOf, asked } from "./address.js";
+import { addressOf, asked, galleryAddress } from "./address.js";
 import { arrayOf, get, pictureOf } from "./api.js";
 import { Camera, wantsStill } from "./map-camera.js";
 import { byGroups, byTaste, cssOf, groupLegend, plain, tasteLegend, theme } from "./map-colours.js";
@@ -314,7 +314,7 @@ function address() {
   const { layout, colour: by } = state;
   const whose = person.id ? { person: person.id } : {};
   history.replaceState(null, "", addressOf({ layout, ...(by ? { colour: by } : {}), ...whose }));
-  $("map-back").href = `/${addressOf(whose)}`;
+  $("map-back").href = galleryAddress(whose);
 }
 
 function controls({ layouts, groups }) {

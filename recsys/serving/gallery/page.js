@@ -4,7 +4,7 @@ import { listed, Masonry } from "./masonry.js";
 import { unwatch } from "./events.js";
 import { make } from "./tiles.js";
 
-export { addressOf, asked };
+export { addressOf, asked } from "./address.js";
 
 export const $ = (id) => document.getElementById(id);
 const SECTIONS = ["liked", "dials", "choice", "panel"];
