@@ -126,6 +126,7 @@ def test_any_log_under_any_rule_has_the_histories_of_the_slow_reference(log, rul
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @settings(max_examples=300)
 @given(LINES, st.sampled_from(RULES))
 def test_many_logs_under_any_rule_have_the_histories_of_the_slow_reference(log, rule):

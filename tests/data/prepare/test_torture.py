@@ -56,6 +56,18 @@ def parquet_bytes():
 LOGS = {"log.csv": INTERACTIONS.encode(), "log.parquet": parquet_bytes()}
 
 
+def test_parquet_file_whose_footer_is_broken_is_refused_by_its_name(tmp_path):
+    content = bytearray(LOGS["log.parquet"])
+    # Before the length of the footer and the magic word: its end, which says what is where.
+    content[-28:-8] = b"\xff" * 20
+    source = write_source(tmp_path / "raw")
+    file = source / "log.parquet"
+    file.write_bytes(content)
+    with pytest.raises(OSError, match="thrift"):
+        pq.ParquetFile(file)
+    refused(tmp_path, recipe(source, interactions__file=file.name), rf"{file}: cannot be read \(")
+
+
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("max_examples", [8, pytest.param(150, marks=pytest.mark.slow)])
 def test_broken_bytes_are_refused_or_every_row_is_accounted_for(tmp_path, name, max_examples):
