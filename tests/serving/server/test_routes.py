@@ -195,6 +195,9 @@ def test_the_document_of_the_interface_names_every_route_and_type(server):
         "/v1/explain": "ExplainRequest",
         "/v1/events": "EventsRequest",
         "/v1/items": "NewItem",
+        "/v1/comparison/lists": "ListsRequest",
+        "/v1/comparison/choices": "ChoiceRequest",
+        "/v1/session": "SignIn",
     }
     answered = document["paths"]["/v1/recommend"]["post"]["responses"]["200"]
     assert answered["content"]["application/json"]["schema"]["$ref"].endswith("/Recommendations")
