@@ -6,6 +6,7 @@ in the folder named by the environment variable TESSERA_DATA and skip where it i
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,16 @@ def tiny_workspace(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
 def tiny_bundle(tiny_workspace: Path, job: Job) -> Path:
     """The bundle of the run `tiny`, of fp32 tables; a test that writes to it takes a copy."""
     return tiny.export(tiny_workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, driven by Playwright; the test is skipped where it is not installed."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

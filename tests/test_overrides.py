@@ -116,9 +116,9 @@ def test_names_and_ids_arrive_as_they_were_typed():
     assert read[1].run.name == "1e3"
     (_, asked) = read_job(composed("neighbours", "items=[007, 1e3,'a, b',null]"), neighbours.KEYS)
     assert asked.items == ["007", "1e3", "a, b", "null"]
-    (_, run) = read_job(composed("train", "run={name: 0010, seed: 3}"), train.KEYS)
+    (_, run, *_) = read_job(composed("train", "run={name: 0010, seed: 3}"), train.KEYS)
     assert (run.run.name, run.run.seed) == ("0010", 3)
-    (_, config) = read_job(
+    (_, config, *_) = read_job(
         composed("compare", "runs=[1_0,true,20240601]", "variants=null"), compare.KEYS
     )
     assert config.runs == ["1_0", "true", "20240601"] and config.variants is None
@@ -131,7 +131,7 @@ def test_names_and_ids_arrive_as_they_were_typed():
 
 def test_settings_of_trainings_are_cut_at_their_own_commas_only():
     given = 'overrides=[model.tower_dims=[8,4],"model=fm",run.name=1e3]'
-    (_, config) = read_job(composed("sweep", given), sweep.KEYS)
+    (_, config, *_) = read_job(composed("sweep", given), sweep.KEYS)
     assert config.overrides == ["model.tower_dims=[8,4]", "model=fm", "run.name=1e3"]
 
 
@@ -158,13 +158,15 @@ def test_any_key_of_a_jobs_schema_can_be_given_without_a_plus(job):
 
 
 def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
-    (_, run) = read_job(composed("train", "tables.user_id.sharding=row_wise"), train.KEYS)
+    (_, run, *_) = read_job(composed("train", "tables.user_id.sharding=row_wise"), train.KEYS)
     assert run.tables == {"user_id": TableConfig(sharding=["row_wise"])}
     (place, _) = read_job(
         composed("prepare", "data.source=x", "data.interactions.unknown_items=keep"), prepare.KEYS
     )
     assert place.data.interactions.unknown_items == "keep"
-    with pytest.raises(ValueError, match=r"profil: unknown key; expected one of data, model, .*"):
+    with pytest.raises(
+        ValueError, match=r"profil: unknown key; expected one of data, mlflow, model, .*"
+    ):
         composed("train", "profil=true")
     with pytest.raises(ValueError, match=r"train.epoch: unknown key; expected one of epochs, .*"):
         read_job(composed("train", "train.epoch=3"), train.KEYS)

@@ -69,15 +69,14 @@ def as_function(module: fx.GraphModule) -> Callable[..., tuple[torch.Tensor, ...
 
     A module looks its attributes up in Python, some eighty of them a call.
     """
-    weights = SimpleNamespace()
+    weights, root = SimpleNamespace(), torch.nn.Module()
     for place, node in enumerate(module.graph.nodes):
         if node.op == "get_attr":
-            setattr(weights, f"weight_{place}", _attribute(module, node.target))
-            node.target = f"weight_{place}"
-    code = module.graph.python_code("self")
-    found = dict(code.globals)
-    exec(code.src, found)  # as fx does to make a module's forward
-    return MethodType(found["forward"], weights)
+            weight, node.target = _attribute(module, node.target), f"weight_{place}"
+            setattr(weights, node.target, weight)
+            setattr(root, node.target, weight)
+    # Every GraphModule is of a class of its own, whose forward is the code of its graph.
+    return MethodType(type(fx.GraphModule(root, module.graph)).forward, weights)
 
 
 def _is_pure(node: _Node) -> bool:

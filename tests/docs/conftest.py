@@ -2,10 +2,6 @@
 
 import pytest
 
-from tests.serving.gallery.conftest import chromium
-
-__all__ = ["chromium"]
-
 
 @pytest.fixture
 def browser_page(chromium):

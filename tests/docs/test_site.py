@@ -117,7 +117,8 @@ def test_site_opens_from_disk_and_its_search_finds_a_page(site, browser_page):
     browser_page.on("request", lambda request: asked.append(request.url))
     browser_page.on("pageerror", lambda error: failed.append(str(error)))
     browser_page.goto((site / "index.html").as_uri())
-    browser_page.locator(".md-search__input").first.fill("calibration")
+    # By keys: the search listens to them.
+    browser_page.locator(".md-search__input").first.press_sequentially("calibration")
     hit = browser_page.locator(".md-search-result__link").first
     hit.wait_for()
     assert "html" in hit.get_attribute("href")
