@@ -156,9 +156,12 @@ def tiny_bundle(tiny_workspace: Path, job: Job) -> Path:
     return tiny.export(tiny_workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium, driven by Playwright; the test is skipped where it is not installed."""
+    """Debian's Chromium, driven by Playwright; the test is skipped where it is not installed.
+
+    It ends with its module: Playwright keeps an event loop running, beside which no other can be.
+    """
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")

@@ -38,9 +38,20 @@ function say(text, { isError = false, share = null, again = null } = {}) {
   $("map-progress").hidden = share === null;
   if (share) $("map-progress").value = share;
   $("map-message").querySelector("button")?.remove();
-  if (again) $("map-message").append(make("button", { type: "button", class: "strong", onclick: again }, "Try again"));
+  if (again) $("map-message").append(make("button", { type: "button", class: "strong", onclick: anew(again) }, "Try again"));
   else if (isError) $("map-message").append(make("button", { type: "button", onclick: () => say("") }, "Close"));
 }
+
+// A layout and a taste are loaded side by side: how far one has come does not hide how the other failed.
+function tell(text, share = null) {
+  if (!$("map-message").classList.contains("error")) say(text, { share });
+}
+
+// What a person asks for takes an earlier error away.
+const anew = (act) => () => {
+  say("");
+  act();
+};
 
 // An array that is gone belongs to a bundle that is not served any more: the page begins anew.
 function failed(error, again) {
@@ -51,9 +62,9 @@ async function array(kind, name) {
   const path = `/v1/map/${encodeURIComponent(state.card.version)}/${kind}/${name}`;
   if (!state.arrays.has(path)) {
     state.arrays.set(path, await arrayOf(path, Uint16Array, (share) => {
-      if (!state.places || share < 1) say("Loading the map\u2026", { share });
+      if (!state.places || share < 1) tell("Loading the map\u2026", share);
     }));
-    say("");
+    tell("");
   }
   return state.arrays.get(path);
 }
@@ -111,12 +122,12 @@ async function showTaste() {
     if (!person.id) await person.becomeAnybody();
     const { id } = person;
     $("person").value = id;
-    say(`Scoring all pictures for ${id}\u2026`, { share: 0 });
+    tell(`Scoring all pictures for ${id}\u2026`, 0);
     const path = `/v1/map/${encodeURIComponent(state.card.version)}/taste?user=${encodeURIComponent(id)}`;
     const [taste] = await Promise.all([arrayOf(path, Float32Array), person.read()]);
     if (id !== person.id || state.colour !== "taste") return;
     state.taste = taste;
-    say("");
+    tell("");
     paint();
   } catch (error) {
     failed(error, () => { person.become(null); showTaste(); });
@@ -319,8 +330,8 @@ function address() {
 
 function controls({ layouts, groups }) {
   const button = (value, text, onclick) => make("button", { type: "button", value, "aria-pressed": "false", onclick }, text);
-  $("map-layouts").replaceChildren(...layouts.map((name) => button(name, MODALITIES[name], () => layOut(name))));
-  $("map-colours").replaceChildren(...[...Object.keys(groups), "taste"].map((name) => button(name, COLOURS[name], () => colour(name))));
+  $("map-layouts").replaceChildren(...layouts.map((name) => button(name, MODALITIES[name], anew(() => layOut(name)))));
+  $("map-colours").replaceChildren(...[...Object.keys(groups), "taste"].map((name) => button(name, COLOURS[name], anew(() => colour(name)))));
   $("map-panel").hidden = $("map-zoom").hidden = false;
 }
 
@@ -335,11 +346,11 @@ $("map-thumbs").addEventListener("click", ({ currentTarget }) => {
 $("map-pick").addEventListener("submit", (event) => {
   event.preventDefault();
   person.become($("person").value.trim() || null);
-  showTaste();
+  anew(showTaste)();
 });
 $("map-surprise").addEventListener("click", () => {
   person.become(null);
-  showTaste();
+  anew(showTaste)();
 });
 // The dialog names people by their addresses.
 addEventListener("hashchange", () => {
@@ -347,7 +358,7 @@ addEventListener("hashchange", () => {
   if (!id || id === person.id) return;
   document.getElementById("dialog").close();
   person.become(id);
-  colour("taste");
+  anew(() => colour("taste"))();
 });
 $("person").addEventListener("input", async ({ target }) => {
   try {

@@ -218,6 +218,19 @@ def test_an_unknown_person_is_told_and_another_is_shown(page):
     page.errors.clear()
 
 
+def test_an_error_of_the_taste_is_not_hidden_by_a_layout_that_comes_later(page):
+    def late(route):
+        page.wait_for_timeout(700)
+        route.continue_()
+
+    page.route("**/layouts/*", late)
+    page.goto(f"{page.address}gallery/map.html#colour=taste&person=nobody")
+    page.get_by_text("'nobody' given").wait_for()
+    page.wait_for_selector("#map[aria-label*=content]")
+    assert page.get_by_text("'nobody' given").is_visible()
+    page.errors.clear()  # of the 404
+
+
 def test_a_newer_bundle_is_told_and_loaded(page):
     gone = json.dumps({"detail": "version: 'old' given; 'new' is served now, load the map again"})
     page.route("**/layouts/style", lambda route: route.fulfill(status=404, body=gone))
