@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests.processes import job_command
 from tests.serving import tiny
 from tests.warm_jobs import REPOSITORY, WARM, Job
 
@@ -111,11 +112,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Job:
     def run(
         name: str, *arguments: str, ranks: int = 0, timeout_seconds: float = 240
     ) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable]
-        if ranks:
-            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         return subprocess.run(
-            [*start, str(REPOSITORY / "launch" / f"{name}.py"), *arguments],
+            job_command(name, *arguments, ranks=ranks),
             cwd=elsewhere,
             capture_output=True,
             text=True,

@@ -88,21 +88,37 @@ def worker_result(script: Path, *arguments: object, ranks: int, seconds: float =
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
+def job_command(
+    name: str, *arguments: str, ranks: int = 0, torchrun: tuple[str, ...] = ("--standalone",)
+) -> list[str]:
+    """Return the words by which a user starts launch/NAME.py.
+
+    Args:
+        ranks: processes of torchrun; 0: one of plain Python.
+        torchrun: options beside their number.
+    """
+    start = [sys.executable]
+    if ranks:
+        start += ["-m", "torch.distributed.run", *torchrun, f"--nproc-per-node={ranks}"]
+    return [*start, str(REPOSITORY / "launch" / f"{name}.py"), *arguments]
+
+
 class Running:
     """A job as a user starts it, on `ranks` processes of torchrun or as one of plain Python (0)."""
 
     def __init__(
-        self, name: str, *arguments: str, ranks: int = 0, log: Path, torchrun: tuple[str, ...] = ()
+        self,
+        name: str,
+        *arguments: str,
+        ranks: int = 0,
+        log: Path,
+        torchrun: tuple[str, ...] = ("--standalone",),
     ):
-        start = [sys.executable]
-        if ranks or torchrun:
-            start += ["-m", "torch.distributed.run", *(torchrun or ("--standalone",))]
-            start += [f"--nproc-per-node={ranks}"]
         self.ranks = ranks
         self.log = log
         with open(log, "ab") as stream:
             self.process = subprocess.Popen(
-                [*start, str(REPOSITORY / "launch" / f"{name}.py"), *arguments],
+                job_command(name, *arguments, ranks=ranks, torchrun=torchrun),
                 cwd=log.parent,
                 stdout=stream,
                 stderr=stream,

@@ -9,6 +9,7 @@ from recsys.config import from_config
 from recsys.tracking import config as tracking_config
 from recsys.tracking.config import TrackingConfig
 from recsys.tracking.tracker import TrackedRun, Trackers
+from tests.processes import REPOSITORY
 
 
 class Recorded:
@@ -128,3 +129,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, repository):
     asked = (repository / "requirements-trackers.txt").read_text().splitlines()
     wanted = {tracking_config.PACKAGES[name] for name in ("mlflow", "wandb")}
     assert wanted <= set(asked)
+
+
+def test_the_packages_to_install_are_those_of_the_requirements_files():
+    files = (REPOSITORY / f"requirements-{name}.txt" for name in ("base", "trackers"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert set(tracking_config.PACKAGES.values()) <= set(lines)
