@@ -25,6 +25,8 @@ READABLE_VERSIONS = (1, MANIFEST_VERSION)
 """Version 1 lacks the rules that encode raw values; every other job reads it as before."""
 UNKNOWN_ROW = 0
 """Row 0 of every table stands for an id that is not in the vocabulary."""
+FIRST_SPLITS = ("train", "valid", "test")
+"""Splits that a first preparation makes; every appended window becomes one more."""
 NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
 """Files of prepared/ that only encoders and reports read."""
 
@@ -137,6 +139,18 @@ class HistorySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """Prepared data that rows were appended to: its ids have the same rows in today's tables."""
+
+    identity: str
+    """Manifest.identity of that data."""
+    table_rows: dict[str, int]
+    """Rows of every table then, unknown row included; today's may have more."""
+    splits: tuple[str, ...]
+    """Splits that it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything a reader of `prepared/` needs to know."""
 
@@ -185,6 +199,8 @@ class Manifest:
     checksums: dict[str, str] = field(default_factory=dict)
     """sha256 of every file below `prepared/`, by relative path."""
     recipe: dict[str, Any] = field(default_factory=dict)
+    chain: tuple[Ancestor, ...] = ()
+    """Data that this was grown from by appending, oldest first; empty: prepared at once."""
     version: int = MANIFEST_VERSION
 
     def is_interaction(self, row_id_N: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -203,6 +219,16 @@ class Manifest:
         Texts and pictures are not among them; feature tables say what they were made of.
         """
         return identity_of(self.checksums)
+
+    def ancestor(self, identity: str) -> Ancestor | None:
+        """Return the data of this identity that today's was grown from; None: it is no ancestor."""
+        return next((known for known in self.chain if known.identity == identity), None)
+
+    @property
+    def splits_in_time(self) -> list[str]:
+        """Names of the splits: train, valid, test, then the appended windows, oldest first."""
+        first = [name for name in FIRST_SPLITS if name in self.splits]
+        return first + sorted(set(self.splits) - set(first))
 
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: vectors, texts, or pictures."""
@@ -276,6 +302,10 @@ def manifest_of(raw: Mapping[str, Any]) -> Manifest:
         "features": tuple(FeatureSpec(**f) for f in raw["features"]),
         "splits": splits,
         "history": HistorySpec(**raw["history"]) if raw.get("history") else None,
+        "chain": tuple(
+            Ancestor(**{**known, "splits": tuple(known["splits"])})
+            for known in raw.get("chain", ())
+        ),
     })
 
 
