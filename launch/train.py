@@ -79,6 +79,8 @@ def job(cfg: DictConfig) -> None:
     exit_code = train_run(
         folder, config, env, sharded=sharded, loaders=loaders, state=state, log=log
     )
+    for sentence in sharded.id_maps.summary():
+        say(sentence)
     if exit_code:
         stop(exit_code)
 

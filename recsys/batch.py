@@ -24,19 +24,32 @@ class Features(Pipelineable):
     """
 
     sparse: KeyedJaggedTensor
-    """int64 rows of the embedding tables, int32 lengths [F * B]."""
+    """int64 rows of the vocabularies, int32 lengths [F * B]. Frozen modality tables are looked up by
+    them, and trainable tables where `mapped` is None."""
+    mapped: KeyedJaggedTensor | None = None
+    """The same keys and lengths, with rows of the trainable tables; None: those of the vocabularies."""
+
+    @property
+    def table_rows(self) -> KeyedJaggedTensor:
+        """Rows of the trainable tables."""
+        return self.sparse if self.mapped is None else self.mapped
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Features":
         """Return a copy on `device`."""
-        return Features(self.sparse.to(device=device, non_blocking=non_blocking))
+        moved = [p.to(device=device, non_blocking=non_blocking) for p in self._parts()]
+        return Features(*moved)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the CUDA allocator that `stream` still uses these tensors."""
-        self.sparse.record_stream(stream)
+        for part in self._parts():
+            part.record_stream(stream)
 
     def pin_memory(self) -> "Features":
         """Return a copy in page-locked host memory."""
-        return Features(self.sparse.pin_memory())
+        return Features(*(part.pin_memory() for part in self._parts()))
+
+    def _parts(self) -> list[KeyedJaggedTensor]:
+        return [self.sparse] if self.mapped is None else [self.sparse, self.mapped]
 
 
 @dataclass
@@ -66,6 +79,8 @@ class Batch(Pipelineable):
     num_real: int = -1
     """Real rows of this rank, which come first; counted where it is not given, and then a real row's
     weight may not be 0."""
+    time_B: torch.Tensor | None = None
+    """int64 seconds since 1970, 0 for padding; read on the host alone, None where nobody asks for it."""
 
     def __post_init__(self) -> None:
         """Count the real rows while the weights are on the host."""
@@ -93,8 +108,8 @@ class Batch(Pipelineable):
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked host memory."""
         pinned = [tensor.pin_memory() for tensor in self._tensors()]
-        features = self.features.pin_memory()
-        return Batch(features, *pinned, self.global_rows, self.num_ranks, self.num_real)
+        features, counts = self.features.pin_memory(), (self.global_rows, self.num_ranks)
+        return Batch(features, *pinned, *counts, self.num_real, self.time_B)
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return (

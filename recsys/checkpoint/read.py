@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from recsys.checkpoint.state import CHECKPOINT_VERSION, TrainState, stored_state
+from recsys.checkpoint.state import CHECKPOINT_VERSION, ID_MAPS, TrainState, stored_state
 from recsys.errors import UserError
 from recsys.files import reading
 from recsys.runtime.collectives import sharing_errors
@@ -49,6 +49,9 @@ def load_checkpoint(
             for slot, values in shard.slots.items():
                 reader.read_slot(shard, slot, values)
         sharded.load_step_counts(index["step_counts"])
+    if sharded.id_maps:
+        with reading(path / ID_MAPS, _COPY_BACK):
+            sharded.id_maps.load_state(load_file(path / ID_MAPS), is_first_rank=env.is_first)
     with reading(path / "dense.safetensors", _COPY_BACK):
         dense = load_file(path / "dense.safetensors")
     try:
@@ -72,7 +75,11 @@ def load_checkpoint(
 
 
 class StoredTables:
-    """Weights of a checkpoint, read without a model: tables by ranges of rows, the dense half whole."""
+    """Weights of a checkpoint, read without a model: tables by ranges of ids, the dense half whole.
+
+    A table with a fixed capacity is read through its id map, as if every id of the vocabulary had a row
+    of its own: an id without one has the values of row 0.
+    """
 
     def __init__(self, path: Path):
         """Read the index of a checkpoint, of any number of ranks and any plan.
@@ -84,17 +91,29 @@ class StoredTables:
         self.path = path
         self.state: TrainState = stored_state(index["state"])
         self._reader = _ChunkReader(path, index["chunks"])
+        self._table_rows: dict[str, torch.Tensor] = {}
+        if (path / ID_MAPS).is_file():
+            with reading(path / ID_MAPS, _COPY_BACK):
+                maps = load_file(path / ID_MAPS)
+            self._table_rows = {
+                name.removesuffix("/table_row"): rows.long()
+                for name, rows in maps.items()
+                if name.endswith("/table_row")
+            }
 
     def shape(self, table: str) -> tuple[int, int]:
-        """Return (rows, columns) of a table; (0, 0) where the checkpoint has none of this name."""
-        return self._reader.extent(table)
+        """Return (ids, columns) of a table; (0, 0) where the checkpoint has none of this name."""
+        num_rows, num_columns = self._reader.extent(table)
+        return len(self._table_rows[table]) if table in self._table_rows else num_rows, num_columns
 
     def read(self, table: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows [start, stop) as float32 [stop - start, columns].
+        """Return the rows of ids [start, stop) as float32 [stop - start, columns].
 
         Raises:
             UserError: the chunks do not cover the rows, or a file is damaged.
         """
+        if table in self._table_rows:
+            return self._reader.read_rows(table, self._table_rows[table][start:stop])
         num_rows, num_columns = self.shape(table)
         rows = TableShard(
             table=table,
@@ -142,6 +161,26 @@ class _ChunkReader:
                 f"model.embedding_dim the run was trained with, or another run.name"
             )
 
+    def read_rows(self, table: str, rows_K: torch.Tensor) -> torch.Tensor:
+        """Return any rows of a table as float32 [K, columns]; pages that hold none are not read.
+
+        Raises:
+            UserError: the chunks do not cover the rows.
+        """
+        values_KD = torch.empty(len(rows_K), self.extent(table)[1])
+        covered = 0
+        for chunk in (c for c in self.chunks if c["table"] == table):
+            row, column = chunk["row"], chunk["column"]
+            is_here_K = (rows_K >= row) & (rows_K < row + chunk["num_rows"])
+            found = self._file(chunk).get_tensor(f"{chunk['name']}/weight")[rows_K[is_here_K] - row]
+            values_KD[is_here_K, column : column + chunk["num_columns"]] = found.float()
+            covered += found.numel()
+        if covered != values_KD.numel():
+            raise UserError(
+                f"{self.path}: table {table!r} lacks rows that its id map names; {_COPY_BACK}"
+            )
+        return values_KD
+
     def read_slot(self, shard: TableShard, slot: str, values: torch.Tensor) -> None:
         """Fill one optimizer state of a shard [rows, columns].
 
@@ -180,11 +219,15 @@ class _ChunkReader:
                 )
 
     def _slice(self, chunk: dict[str, Any], part: str) -> Any:
+        with reading(self.path / chunk["file"], _COPY_BACK):
+            return self._file(chunk).get_slice(f"{chunk['name']}/{part}")
+
+    def _file(self, chunk: dict[str, Any]) -> Any:
         file = chunk["file"]
         with reading(self.path / file, _COPY_BACK):
             if file not in self.files:
                 self.files[file] = safe_open(self.path / file, framework="pt")
-            return self.files[file].get_slice(f"{chunk['name']}/{part}")
+            return self.files[file]
 
     def extent(self, table: str) -> tuple[int, int]:
         """Return (rows, columns) that the chunks of a table reach to; (0, 0) without any."""

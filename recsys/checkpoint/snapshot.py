@@ -31,6 +31,8 @@ class Snapshot:
     """Dense weights; rank 0 only."""
     dense_optimizer: dict[str, Any]
     """State of the dense optimizer; rank 0 only."""
+    id_maps: dict[str, torch.Tensor]
+    """Id maps of tables with a fixed capacity; rank 0 only, empty without such a table."""
     index: dict[str, Any]
     """Everything of index.json but the chunks."""
 
@@ -43,7 +45,7 @@ class Snapshot:
 def take_snapshot(
     sharded: ShardedRanker, state: TrainState, env: Env, buffers: dict[str, torch.Tensor] | None
 ) -> Snapshot:
-    """Return this rank's state between two steps.
+    """Return this rank's state between two steps; all ranks call this.
 
     Args:
         buffers: host memory by chunk name that the tables are copied into, as `host_buffers` makes
@@ -67,6 +69,7 @@ def take_snapshot(
             "num_columns": shard.weight.shape[1],
             "slots": sorted(shard.slots),
         })
+    id_maps = sharded.id_maps.state()
     if env.device.type == "cuda":
         torch.cuda.synchronize(env.device)
     return Snapshot(
@@ -75,6 +78,7 @@ def take_snapshot(
         random=_random_state(env),
         dense=_on_host(dict(sharded.dense_state())) if env.is_first else {},
         dense_optimizer=_on_host(sharded.dense_optimizer.state_dict()) if env.is_first else {},
+        id_maps=id_maps if env.is_first else {},
         index={
             "version": CHECKPOINT_VERSION,
             "world_size": env.world_size,

@@ -10,6 +10,9 @@ from recsys.errors import UserError
 CHECKPOINT_VERSION = 2
 """Of index.json; another one is refused."""
 
+ID_MAPS = "ids.safetensors"
+"""File of a checkpoint with the id maps of tables that have a fixed capacity."""
+
 
 @dataclass
 class TrainState:

@@ -9,6 +9,7 @@ Called by saver.py; read.py reads what this writes.
       tables-rank00000.safetensors   this rank's chunks
       dense.safetensors      dense weights (rank 0)
       dense-optimizer.pt     dense optimizer state (rank 0, tensors only)
+      ids.safetensors        id maps of tables with a fixed capacity, if there are any (rank 0)
       random-rank00000.pt    random state of each rank
       manifest.json          size and sha256 of every file above; written last (integrity.py)
 
@@ -34,7 +35,7 @@ from recsys.checkpoint.integrity import (
     write_manifest,
 )
 from recsys.checkpoint.snapshot import Snapshot, tables_file, take_snapshot
-from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.state import ID_MAPS, TrainState
 from recsys.errors import StorageError
 from recsys.files import folder_beside, replace_folder, write_json
 from recsys.runtime.collectives import gather, share, sharing_errors
@@ -111,6 +112,8 @@ def _write_part(folder: Path, snapshot: Snapshot, env: Env) -> dict[str, dict[st
     if env.is_first:
         contents["dense.safetensors"] = save(snapshot.dense)
         contents["dense-optimizer.pt"] = _pickled(snapshot.dense_optimizer)
+        if snapshot.id_maps:
+            contents[ID_MAPS] = save(snapshot.id_maps)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     try:

@@ -22,11 +22,20 @@ from recsys.schema import FeatureSpec, Manifest
 class Dataset:
     """One split of prepared data, with the side arrays that its features read."""
 
-    def __init__(self, prepared: Path, manifest: Manifest, *, split: str, features: Sequence[str]):
+    def __init__(
+        self,
+        prepared: Path,
+        manifest: Manifest,
+        *,
+        split: str,
+        features: Sequence[str],
+        with_times: bool = False,
+    ):
         """Open the files, memory-mapped.
 
         Args:
             features: names of the features to deliver, in the order of the batch's keys.
+            with_times: read the time of every row too, if the log has times.
 
         Raises:
             UserError: unknown feature; a file is missing or does not have the manifest's rows.
@@ -48,6 +57,8 @@ class Dataset:
         self.columns += ["item_row"] * bool(manifest.num_item_rows)
         # Evaluation weighs all rows alike.
         self.columns += ["sample_weight"] * (manifest.has_weights and split == "train")
+        has_times = self.spec.timestamp_min is not None
+        self.columns += ["timestamp"] * (with_times and has_times)
         self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
         self.columns += [f.name for f in self.features if f.source == "interaction"]
         self._arrays: dict[str, np.ndarray] = {}

@@ -179,6 +179,7 @@ class Loader:
             global_rows=global_rows,
             num_ranks=self.world_size,
             num_real=num_real,
+            time_B=self._padded(columns["timestamp"], np.int64) if "timestamp" in columns else None,
         )
 
     def _padded(self, values_N: np.ndarray, dtype: type[np.generic], fill: int = 0) -> torch.Tensor:

@@ -136,7 +136,7 @@ def score_shuffled(
     as_it_is, scored = ScoredBatches(), [ScoredBatches() for _ in inputs]
     sharded.model.eval()
     for batch in itertools.islice(loader.batches(epoch=0), num_steps):
-        on_device = batch.to(env.device, non_blocking=True)
+        on_device = sharded.id_maps.mapped(batch).to(env.device, non_blocking=True)
         as_it_is.score(sharded, on_device)
         for shuffle, with_shuffle in zip(shuffles, scored, strict=True):
             shuffle.draw(batch)

@@ -116,6 +116,7 @@ def predict(
     # disable=None: no bar where the output is not a terminal.
     hidden = None if env.is_first and progress is not None else True
     for batch in tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden):
-        scored.score(sharded, batch.to(env.device, non_blocking=True))
+        mapped = sharded.id_maps.mapped(batch)
+        scored.score(sharded, mapped.to(env.device, non_blocking=True))
     sharded.model.train()
     return scored.gather(env)

@@ -159,7 +159,7 @@ class RankerInputs(nn.Module):
 
     def forward(self, features: Features) -> DenseInputs:
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
-        embeddings = self.embeddings(features.sparse)
+        embeddings = self.embeddings(features.table_rows)
         user_BD, user_first_order_B = self.user_columns(embeddings, features.sparse)
         item_BD, item_first_order_B = self.item_columns(embeddings, features.sparse)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -32,6 +32,10 @@ class TableForm(Protocol):
     def precision(self) -> str:
         """Precision of its values: `fp32` or `fp16`."""
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of a table of fixed capacity; None: as many as its vocabulary has."""
+
 
 def check_width(dim: int, table: str, key: str = "model.embedding_dim") -> None:
     """Raise UserError unless FBGEMM can hold rows of `dim` values.
@@ -59,7 +63,7 @@ def build_tables(
     """Return an EmbeddingBagCollection on the meta device; sharding gives it storage.
 
     Args:
-        tables: row counts by table; tables that no feature reads are left out.
+        tables: rows of the vocabularies by table; tables that no feature reads are left out.
         features: the features the model reads, each naming its table.
         embedding_dim: stored width D of a table whose form says none.
         forms: of single tables, by name; any other is fp32. Names of no table have no effect.
@@ -80,6 +84,7 @@ def build_tables(
             )
         form = forms.get(table.name)
         own_width = None if form is None else form.width
+        own_rows = None if form is None else form.num_rows
         dim = embedding_dim if own_width is None else own_width
         key = "model.embedding_dim" if own_width is None else f"tables.{table.name}.width"
         check_width(dim, table.name, key)
@@ -87,7 +92,7 @@ def build_tables(
         configs.append(
             EmbeddingBagConfig(
                 name=table.name,
-                num_embeddings=table.num_rows,
+                num_embeddings=table.num_rows if own_rows is None else own_rows,
                 embedding_dim=dim,
                 feature_names=[f.name for f in features if f.table == table.name],
                 # Summed here, divided in FeatureColumns: TorchRec's own mean pooling goes wrong for

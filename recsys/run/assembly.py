@@ -18,6 +18,7 @@ from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
 from recsys.sharding.apply import ShardedRanker, shard_ranker, share_plan
 from recsys.sharding.cluster import ClusterConfig, local_cluster
+from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import check_dense_penalties
 from recsys.sharding.plan import REPLICATED, Plan, PlanConfig, read_plan
 from recsys.sharding.search import plan_tables
@@ -51,7 +52,22 @@ def build_plannable(
         device_type=device_type,
         unread=[table.name for table in manifest.tables],
     )
+    _check_times(manifest, tables)
     return ranker, tables
+
+
+def _check_times(manifest: Manifest, tables: Mapping[str, TableSettings]) -> None:
+    """Raise UserError where ids are to be forgotten by their age and the log has no times."""
+    train = manifest.splits.get("train")  # no splits where nothing is prepared
+    if train is None or train.timestamp_min is not None:
+        return
+    asked = [n for n, t in tables.items() if t.ids is not None and t.ids.forget.after_days]
+    if asked:
+        raise UserError(
+            f"tables.{asked[0]}.ids.forget.after_days: the log of {manifest.name!r} has no times; name "
+            f"interactions.timestamp in the recipe and run launch/prepare.py again, or use "
+            f"tables.{asked[0]}.ids.forget.least_recent=true"
+        )
 
 
 def plan_model(
@@ -148,14 +164,7 @@ def plan_and_shard(
     allow_tf32(config.model.dense_precision == "tf32")
     plan = share_plan(env=env, make=make, tables=tables, source=config.plan.file)
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
-    replicated = any(table.sharding == REPLICATED for table in plan.tables)
-    if ranker.inputs.similarity is not None and not replicated:
-        modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in used.values())
-        raise UserError(
-            f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
-            f"whole on every rank: they take {modality_bytes:,} bytes, "
-            f"plan.replicate_modality_bytes={config.plan.replicate_modality_bytes:,} allows less"
-        )
+    _check_similarity(ranker, manifest, plan, config.plan.replicate_modality_bytes)
     sharded = shard_ranker(
         ranker=ranker,
         plan=plan,
@@ -163,10 +172,31 @@ def plan_and_shard(
         optim=config.optim,
         tables=tables,
         modality_vectors={name: vectors[name] for name in used},
+        id_maps=IdMaps(
+            tables,
+            manifest,
+            exchange_every_steps=config.train.exchange_ids_every_steps,
+            bound=config.model.embedding_init,
+            seed=config.run.seed,
+        ),
         embedding_init=config.model.embedding_init,
         seed=config.run.seed,
     )
     return ranker, plan, sharded
+
+
+def _check_similarity(ranker: Ranker, manifest: Manifest, plan: Plan, most_bytes: int) -> None:
+    """Raise UserError where the model reads single items of histories from tables that are sharded."""
+    replicated = any(table.sharding == REPLICATED for table in plan.tables)
+    if ranker.inputs.similarity is None or ranker.inputs.modality is None or replicated:
+        return
+    dims = ranker.inputs.modality.dims
+    modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in dims.values())
+    raise UserError(
+        f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
+        f"whole on every rank: they take {modality_bytes:,} bytes, "
+        f"plan.replicate_modality_bytes={most_bytes:,} allows less"
+    )
 
 
 def build_loader(
@@ -180,7 +210,13 @@ def build_loader(
     shuffle: bool,
 ) -> Loader:
     """Return a split's loader for this rank, with the run's batches, lanes and seed."""
-    dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
+    dataset = Dataset(
+        workspace / "prepared",
+        manifest,
+        split=split,
+        features=features,
+        with_times=split == "train" and any(table.ids for table in config.tables.values()),
+    )
     return loader_of(dataset, config=config, env=env, shuffle=shuffle)
 
 

@@ -51,6 +51,8 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
     found["tables"] = {
         name: own for name, t in stored["tables"].items() if (own := _deciding_keys(t))
     }
+    if any("ids" in own for own in found["tables"].values()):
+        found["train.exchange_ids_every_steps"] = stored["train"]["exchange_ids_every_steps"]
     extendable = [key.removeprefix("train.") for key in EXTENDABLE]
     found |= {f"train.{key}": stored["train"][key] for key in (*_TRAIN_KEYS, *extendable)}
     found["run.seed"] = stored["run"]["seed"]
@@ -63,7 +65,8 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deciding_keys(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a table that decide a run's result and are given; its placement does not."""
-    keys = {name: table[name] for name in ("width", "optimizer") if table[name] is not None}
+    own = ("width", "optimizer", "ids")
+    keys = {name: table[name] for name in own if table.get(name) is not None}
     return keys | ({"precision": "fp16"} if table["precision"] == "fp16" else {})
 
 

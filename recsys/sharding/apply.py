@@ -24,6 +24,7 @@ from recsys.model.ranker import Ranker
 from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
+from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import OptimConfig, TableOptimizer, dense_penalty
 from recsys.sharding.plan import (
     DATA_PARALLEL,
@@ -42,6 +43,7 @@ from recsys.sharding.shards import (
     Vectors,
     as_rows,
     count_updates_only,
+    drop_caches,
     fill,
     frozen_shards,
     initialise,
@@ -66,6 +68,8 @@ class ShardedRanker:
     dense_optimizer: torch.optim.Optimizer
     """The part of `optimizer` that trains the dense weights."""
     table_optimizers: dict[str, TableOptimizer]
+    id_maps: IdMaps
+    """Table rows of the ids of tables with a fixed capacity."""
     _replicated: dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]
     _base_rates: list[float]
 
@@ -88,6 +92,14 @@ class ShardedRanker:
             if shard.replicated:
                 shard.slots = _dense_slots(*self._replicated[shard.table])
         return shards
+
+    def exchange_ids(self) -> dict[str, float]:
+        """End a window of the id maps (IdMaps.exchange); all ranks call this."""
+        freed, metrics = self.id_maps.exchange()
+        if freed:
+            self.id_maps.reset(self.table_shards(), freed)
+            drop_caches(_submodule(self.model, TABLES_PATH))
+        return metrics
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Return the dense part's parameters and buffers by name: matrices [out, in], vectors [out]."""
@@ -213,6 +225,7 @@ def shard_ranker(
     optim: OptimConfig,
     tables: Mapping[str, TableSettings],
     modality_vectors: Mapping[str, Vectors],
+    id_maps: IdMaps,
     embedding_init: float,
     seed: int,
 ) -> ShardedRanker:
@@ -227,6 +240,7 @@ def shard_ranker(
         plan: checked by `share_plan`.
         tables: from recsys.sharding.tables.resolve_tables.
         modality_vectors: feature store tables by modality name.
+        id_maps: of the tables, without ids.
         embedding_init: half-width of the trainable tables' uniform initial values.
         seed: of the trainable tables.
     """
@@ -254,7 +268,7 @@ def shard_ranker(
     if modality_vectors:
         for shard in frozen_shards(_submodule(model, MODALITY_PATH)):
             fill(shard, modality_vectors[shard.table.removeprefix(TABLE_PREFIX)])
-    return _with_optimizers(model, sharding, optim, optimizers)
+    return _with_optimizers(model, sharding, optim, optimizers, id_maps)
 
 
 def _sharding_types(plan: ShardingPlan) -> dict[str, str]:
@@ -313,6 +327,7 @@ def _with_optimizers(
     sharding: Mapping[str, str],
     optim: OptimConfig,
     optimizers: Mapping[str, TableOptimizer],
+    id_maps: IdMaps,
 ) -> ShardedRanker:
     """Build the optimizers of the dense part and of replicated tables beside the fused ones."""
     replicated: dict[str, tuple[nn.Parameter, torch.optim.Optimizer]] = {}
@@ -340,6 +355,7 @@ def _with_optimizers(
         optimizer=CombinedOptimizer(parts),
         dense_optimizer=dense_optimizer,
         table_optimizers=dict(optimizers),
+        id_maps=id_maps,
         _replicated=replicated,
         _base_rates=[],
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -187,6 +188,42 @@ def initialise(shard: TableShard, bound: float, seed: int) -> None:
         low, high = max(first, start), min(last, start + _INIT_BLOCK_ROWS)
         columns = slice(shard.column, shard.column + shard.weight.shape[1])
         shard.weight[low - first : high - first].copy_(values[low - start : high - start, columns])
+
+
+def reset_rows(shard: TableShard, rows_K: NDArray[np.int64], bound: float, key: int) -> None:
+    """Let rows of a trainable table begin anew, as far as the shard holds them: values and state.
+
+    Values are uniform in +-bound and depend on (key, row, column) only; optimizer state is zero.
+
+    Args:
+        rows_K: rows of the table [K].
+        key: of the values, 64 bits.
+    """
+    own_K = rows_K[(rows_K >= shard.row) & (rows_K < shard.row + shard.weight.shape[0])]
+    columns = shard.column + np.arange(shard.weight.shape[1])
+    numbers = own_K[:, None] * shard.num_columns_of_table + columns
+    values = torch.from_numpy((2 * _uniform(numbers, key) - 1) * np.float32(bound))
+    places = torch.from_numpy(own_K - shard.row).to(shard.weight.device)
+    shard.weight[places] = values.to(shard.weight)
+    for state in shard.slots.values():
+        state[places] = 0
+
+
+def _uniform(numbers: NDArray[np.int64], key: int) -> NDArray[np.float32]:
+    """Return for each number a value in [0, 1) that it and the key decide (splitmix64), same shape."""
+    mixed = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(key)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def drop_caches(collection: Any) -> None:
+    """Let kernels forget the rows that they cache on an accelerator, after tables were written to."""
+    for _, kernel, replicated in kernels_of(collection):
+        if not replicated:
+            kernel.reset_cache_states()
 
 
 def fill(shard: TableShard, vectors: Vectors) -> None:

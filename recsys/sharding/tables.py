@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
+from recsys.data.id_map import IdsConfig
 from recsys.errors import UserError
 from recsys.model.ranker import Ranker
 from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, TableOptimizer
@@ -68,6 +69,13 @@ class TableConfig(TablePlacementConfig):
     """Of stored values: `fp16` takes half the memory of `fp32`; the optimizer's state stays fp32."""
     optimizer: TableOptimConfig | None = None
     """In place of all of optim.table; null: optim.table."""
+    ids: IdsConfig | None = None
+    """Ids that come and go in a table of fixed capacity; null: every id of the vocabulary has a row."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of a table of fixed capacity, the unknown row included; None: as the vocabulary."""
+        return None if self.ids is None else self.ids.capacity + 1
 
     def problems(self) -> list[str]:
         """Return a text for everything that does not go together."""
@@ -107,6 +115,8 @@ class TableSettings:
     """Features that look it up."""
     optimizer: TableOptimizer | None = None
     """None: the table is frozen."""
+    ids: IdsConfig | None = None
+    """Which ids of the vocabulary have the rows; None: all of them, each its own."""
     sharding: tuple[str, ...] | None = None
     """Sharding types the configuration asks for; None: the planner chooses."""
     kernel: str = "fused"
@@ -165,8 +175,8 @@ def resolve_tables(
         model: built by recsys.model.build with the same `tables`, on the meta device.
         tables: settings of single tables, by name.
         device_type: `cpu` or `cuda`.
-        unread: tables of the data that the model does not read; they may have a width and a precision,
-            which have no effect.
+        unread: tables of the data that the model does not read; they may have a width, a precision and
+            a capacity, which have no effect.
 
     Raises:
         UserError: a name of no table of the model; training settings of a frozen table; adam on CPU
@@ -207,7 +217,7 @@ def _unknown_tables(
 ) -> Iterator[str]:
     """Yield a text for every name of no table of the model."""
     for name, config in tables.items():
-        form_only = TableConfig(width=config.width, precision=config.precision)
+        form_only = TableConfig(width=config.width, precision=config.precision, ids=config.ids)
         if name not in known and not (name in unread and config == form_only):
             yield f"tables.{name}: no such table; the model has {', '.join(sorted(known))}"
 
@@ -218,7 +228,7 @@ def _trained_frozen_tables(
     """Yield a text for every setting of a frozen table that only trained ones have."""
     for name in frozen:
         config = tables.get(name, TableConfig())
-        for key in ("width", "precision", "optimizer"):
+        for key in ("width", "precision", "optimizer", "ids"):
             if getattr(config, key) != getattr(TableConfig(), key):
                 yield f"tables.{name}.{key}: its vectors are frozen, as launch/embed.py made them"
 
@@ -239,6 +249,7 @@ def _asked(table: EmbeddingBagConfig, tables: Mapping[str, TableConfig]) -> Tabl
         width=table.embedding_dim,
         precision=_PRECISIONS[table.data_type],
         features=tuple(table.feature_names),
+        ids=config.ids,
         sharding=None if config.sharding is None else tuple(config.sharding),
         kernel=config.kernel,
         cache_load_factor=config.cache_load_factor,

@@ -54,6 +54,7 @@ class RunLog:
         self.losses: list[torch.Tensor] = []
         self.rows_since = 0
         self.last_loss = math.nan
+        self.noted: dict[str, float] = {}
         self.started = time.perf_counter()
         self.file = folder / "metrics.jsonl"
         self.trackers: Trackers | None = None
@@ -79,6 +80,10 @@ class RunLog:
         self.bar.update(1)
         if state.step % self.log_every_steps == 0:
             self.flush(state, learning_rate_factor)
+
+    def note(self, metrics: dict[str, float]) -> None:
+        """Add metrics to the next line of losses."""
+        self.noted |= metrics
 
     def flush(self, state: TrainState, learning_rate_factor: float) -> None:
         """Average the pending losses over ranks, check and write them; all ranks call this.
@@ -121,7 +126,8 @@ class RunLog:
         self.bar.set_postfix_str(
             f"loss {self.last_loss:.4f}, {metrics['train/examples_per_second']:,.0f} rows/s"
         )
-        self.write(state.step, metrics)
+        self.write(state.step, metrics | self.noted)
+        self.noted = {}
 
     def restart_clock(self) -> None:
         """Leave what came since the last line (a validation, a save) out of the rows a second."""

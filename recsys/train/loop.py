@@ -35,6 +35,9 @@ class TrainConfig:
     """Steps between validations; 0: once at the end of each epoch."""
     save_every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0: with every validation only."""
+    exchange_ids_every_steps: Annotated[int, Field(ge=1)] = 50
+    """Steps between two exchanges of the ids that ranks saw, for tables with a fixed capacity
+    (tables.<table>.ids); until the first one, all their ids are unknown."""
     log_every_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between lines of metrics.jsonl."""
     patience: Annotated[int, Field(ge=0)] = 3
@@ -123,9 +126,16 @@ class Loop:
     def _pass(self) -> bool:
         """Train to the end of the pass over the data, or of training; return False at a stop."""
         state = self.state
-        batches = self.loader.batches(state.epoch, state.step_in_epoch)
+        ids = self.sharded.id_maps
+        batches = ids.watched(
+            self.loader.batches(state.epoch, state.step_in_epoch), is_first_pass=state.epoch == 0
+        )
         while state.step_in_epoch < self.loader.steps_per_epoch:
+            if ids.is_due(state.step):
+                self.log.note(self.sharded.exchange_ids())
             num_steps = self.loader.steps_per_epoch - state.step_in_epoch
+            if (to_exchange := ids.steps_to_exchange(state.step)) is not None:
+                num_steps = min(num_steps, to_exchange)
             if self.evaluate_every_steps:
                 to_evaluation = self.evaluate_every_steps - state.step % self.evaluate_every_steps
                 num_steps = min(num_steps, to_evaluation)
@@ -167,6 +177,7 @@ class Loop:
         factor = self.learning_rate_factor(state.step) * state.plateau_scale
         self.sharded.set_learning_rate_factor(factor)
         scores = self.pipeline.progress(part)
+        self.sharded.id_maps.stepped()
         state.step += 1
         state.step_in_epoch += 1
         state.examples += scores.global_rows
