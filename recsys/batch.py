@@ -24,8 +24,8 @@ class Features(Pipelineable):
     """
 
     sparse: KeyedJaggedTensor
-    """int64 rows of the vocabularies, int32 lengths [F * B]. Frozen modality tables are looked up by
-    them, and trainable tables where `mapped` is None."""
+    """int64 rows of the vocabularies (int32 in page-locked memory), int32 lengths [F * B]. Frozen modality
+    tables are looked up by them, and trainable tables where `mapped` is None."""
     mapped: KeyedJaggedTensor | None = None
     """The same keys and lengths, with rows of the trainable tables; None: those of the vocabularies."""
 
@@ -35,9 +35,9 @@ class Features(Pipelineable):
         return self.sparse if self.mapped is None else self.mapped
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Features":
-        """Return a copy on `device`."""
+        """Return a copy on `device`, its rows in int64."""
         moved = [p.to(device=device, non_blocking=non_blocking) for p in self._parts()]
-        return Features(*moved)
+        return Features(*(_with_wide_rows(part) for part in moved))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the CUDA allocator that `stream` still uses these tensors."""
@@ -50,6 +50,20 @@ class Features(Pipelineable):
 
     def _parts(self) -> list[KeyedJaggedTensor]:
         return [self.sparse] if self.mapped is None else [self.sparse, self.mapped]
+
+
+def _with_wide_rows(sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """Return the same with int64 rows, which TorchRec's lookups take."""
+    if sparse.values().dtype == torch.int64:
+        return sparse
+    return KeyedJaggedTensor(
+        keys=sparse.keys(),
+        values=sparse.values().long(),
+        lengths=sparse.lengths(),
+        stride=sparse.stride(),
+        length_per_key=sparse.length_per_key(),
+        offset_per_key=sparse.offset_per_key(),
+    )
 
 
 @dataclass

@@ -228,6 +228,13 @@ def jagged(
     Example: values 10 11 12 13, starts (0, 2), ends (1, 4) -> (10, 12, 13), (1, 2).
     """
     lengths_B = np.asarray(ends_B - starts_B)
-    firsts_B = np.cumsum(lengths_B) - lengths_B
-    index = np.repeat(starts_B - firsts_B, lengths_B) + np.arange(int(lengths_B.sum()))
-    return np.asarray(values[index]), lengths_B
+    kept = np.flatnonzero(lengths_B)
+    starts_K, lasts_K = starts_B[kept], ends_B[kept] - 1
+    # Steps of 1 within a list, and of the distance to the next one at its first place; summed up they are
+    # the indices. np.repeat would be as fast, but keeps all other threads of Python waiting meanwhile.
+    index = np.ones(int(lengths_B.sum()), dtype=np.int64)
+    if len(kept):
+        index[0] = starts_K[0]
+        index[np.cumsum(lengths_B[kept])[:-1]] = starts_K[1:] - lasts_K[:-1]
+    np.cumsum(index, out=index)
+    return np.asarray(values).take(index), lengths_B

@@ -4,11 +4,12 @@ In: a Dataset. Out: Batch objects of ids and labels. Called by train and evaluat
 Shapes: B rows of this rank's batch, N of them real, F features.
 """
 
+import collections
 import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,9 @@ class ReadAhead:
     num_readers: int = 0
     """Threads that read the lanes' next blocks while the current ones are used, at twice the memory;
     0: a block is read when its first row is due."""
+    num_makers: int = 0
+    """Threads that put batches together, each one whole; 0: the thread that asks. Order and content of
+    the batches do not depend on it."""
     pin_memory: bool = False
     """Leave batches in page-locked memory, from which they are copied to a GPU while it computes."""
 
@@ -78,6 +82,10 @@ class Loader:
             f.name for f in dataset.features if f.source == "interaction" and not f.is_list
         ]
         """Features whose id, exactly one, stands in the row itself."""
+        most_rows = max((table.num_rows for table in dataset.manifest.tables), default=0)
+        # Half the bytes to write, to lock and to copy; a GPU makes int64 of them (Features.to).
+        fits = ahead.pin_memory and most_rows <= np.iinfo(np.int32).max
+        self.id_type: type[np.signedinteger] = np.int32 if fits else np.int64
         self.batch_size = -(-global_batch_size // world_size)
         """Rows of every batch of every rank, padding included."""
         positions = [lane * global_batch_size // num_lanes for lane in range(num_lanes + 1)]
@@ -110,15 +118,35 @@ class Loader:
         return prefetched(made, self.ahead.num_prefetch) if self.ahead.num_prefetch else made
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        parts = self._parts(epoch, start_step)
+        if not self.ahead.num_makers:
+            for step_parts, global_rows in parts:
+                yield self._finished(step_parts, global_rows)
+            return
+        with ThreadPoolExecutor(self.ahead.num_makers, thread_name_prefix="maker") as makers:
+            begun: collections.deque[Future[Batch]] = collections.deque()
+            try:
+                for step_parts, global_rows in parts:
+                    begun.append(makers.submit(self._finished, step_parts, global_rows))
+                    if len(begun) > self.ahead.num_makers:
+                        yield begun.popleft().result()
+                while begun:
+                    yield begun.popleft().result()
+            finally:
+                for future in begun:
+                    future.cancel()
+
+    def _parts(self, epoch: int, start_step: int) -> Iterator[tuple[list[Part], int]]:
+        """Yield the rows of every batch, and how many its global batch has."""
         if not self.ahead.num_readers:
-            yield from self._batches_of(epoch, start_step, None)
+            yield from self._parts_read_by(epoch, start_step, None)
             return
         with ThreadPoolExecutor(self.ahead.num_readers, thread_name_prefix="reader") as readers:
-            yield from self._batches_of(epoch, start_step, readers)
+            yield from self._parts_read_by(epoch, start_step, readers)
 
-    def _batches_of(
+    def _parts_read_by(
         self, epoch: int, start_step: int, readers: ThreadPoolExecutor | None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[tuple[list[Part], int]]:
         lanes = [
             Lane(
                 self.dataset,
@@ -139,8 +167,11 @@ class Loader:
             global_rows = sum(
                 max(0, min(r.width, r.stop - r.start - step * r.width)) for r in self.lanes
             )
-            batch = self._batch(parts, global_rows)
-            yield batch.pin_memory() if self.ahead.pin_memory else batch
+            yield parts, global_rows
+
+    def _finished(self, parts: list[Part], global_rows: int) -> Batch:
+        batch = self._batch(parts, global_rows)
+        return batch.pin_memory() if self.ahead.pin_memory else batch
 
     def _rng(self, epoch: int, lane: int) -> np.random.Generator | None:
         return np.random.default_rng([self.seed, epoch, lane]) if self.shuffle else None
@@ -164,11 +195,12 @@ class Loader:
         if len(ids_FN) == len(features):
             lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
             lengths_FB[:, :num_real] = 1
-            made = _key_major(self.scalar_features, ids_FN.reshape(-1), lengths_FB)
+            ids_V = ids_FN.reshape(-1).astype(self.id_type, copy=False)
+            made = _key_major(self.scalar_features, ids_V, lengths_FB, [num_real] * len(features))
         else:
             columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
             gathered = {f.name: self._gather(f, parts, columns, users, items) for f in features}
-            made = features_of(gathered, self.batch_size)
+            made = features_of(gathered, self.batch_size, self.id_type)
         return Batch(
             features=made,
             labels_B=self._padded(columns.get("label", zeros), np.float32),
@@ -214,27 +246,44 @@ class Loader:
         return np.concatenate(found), lengths_N
 
 
-def features_of(lists: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int) -> Features:
+def features_of(
+    lists: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    batch_size: int,
+    id_type: type[np.signedinteger] = np.int64,
+) -> Features:
     """Return the Features of N rows, padded to `batch_size` B rows.
 
     Args:
         lists: by feature, in the order of the keys, its ids end to end [V] and how many each row has
             [N]: what `Encoder.encode` returns for raw values.
+        id_type: in which the ids are kept.
     """
     # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
     lengths_FB = np.zeros((len(lists), batch_size), dtype=np.int32)
     for number, (_, lengths_N) in enumerate(lists.values()):
         lengths_FB[number, : len(lengths_N)] = lengths_N
-    flat = [values.astype(np.int64, copy=False) for values, _ in lists.values()]
-    return _key_major(list(lists), np.concatenate(flat), lengths_FB)
+    counts = [len(values) for values, _ in lists.values()]
+    ids_V = np.empty(sum(counts), dtype=id_type)
+    np.concatenate([values for values, _ in lists.values()], out=ids_V, casting="same_kind")
+    return _key_major(list(lists), ids_V, lengths_FB, counts)
 
 
-def _key_major(keys: list[str], ids_V: np.ndarray, lengths_FB: np.ndarray) -> Features:
-    """Return Features of all rows of the first feature, then all rows of the second."""
+def _key_major(
+    keys: list[str], ids_V: np.ndarray, lengths_FB: np.ndarray, counts: list[int]
+) -> Features:
+    """Return Features of all rows of the first feature, then all rows of the second.
+
+    Args:
+        counts: ids of each feature. Noted here, they need not be fetched from a GPU, which would first
+            have to finish everything before.
+    """
     sparse = KeyedJaggedTensor(
         keys=keys,
         values=torch.from_numpy(ids_V),
         lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        stride=lengths_FB.shape[1],
+        length_per_key=counts,
+        offset_per_key=[0, *itertools.accumulate(counts)],
     )
     return Features(sparse)
 

@@ -133,7 +133,8 @@ class RankerInputs(nn.Module):
                 dims=modality_dims,
                 num_rows=manifest.num_item_rows,
                 item_feature="item_id",
-                history_features=histories if self.interests else [],
+                history_features=histories,
+                pooled=[modality for modality, _ in self.interests],
                 sequence_feature=histories[0] if self.similarity is not None else None,
             )
             if modality_dims

@@ -39,6 +39,7 @@ class ModalityTables(nn.Module):
         num_rows: int,
         item_feature: str,
         history_features: Sequence[str],
+        pooled: Sequence[str],
         sequence_feature: str | None = None,
     ):
         """Build the tables on the meta device.
@@ -48,12 +49,15 @@ class ModalityTables(nn.Module):
             num_rows: item rows, unknown row included.
             item_feature: key of the row's item in the batch.
             history_features: keys of item lists to pool, possibly none.
+            pooled: modalities whose vectors are pooled over these lists; a list costs as many rows of a
+                table as it has items, so that no other modality reads it.
             sequence_feature: key of an item list that `sequence` reads item by item.
         """
         super().__init__()
         self.dims = dict(dims)
         self.item_feature = item_feature
-        self.history_features = list(history_features)
+        self.history_features = list(history_features) if pooled else []
+        self.pooled = [name for name in self.dims if name in pooled]
         self.sequence_feature = sequence_feature
         self.tables = EmbeddingBagCollection(
             tables=[
@@ -61,7 +65,8 @@ class ModalityTables(nn.Module):
                     name=TABLE_PREFIX + name,
                     num_embeddings=num_rows,
                     embedding_dim=stored_dim(dim),
-                    feature_names=[item_feature, *self.history_features],
+                    feature_names=[item_feature]
+                    + (self.history_features if name in self.pooled else []),
                     pooling=PoolingType.SUM,
                     data_type=DataType.FP16,
                 )
@@ -75,8 +80,8 @@ class ModalityTables(nn.Module):
     ) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """Return {modality: {feature: (vector [B, E], present [B])}} without gradient.
 
-        `present` is 1.0 where the item has the modality (for a history: where any of its items
-        has).
+        Every modality has the item's vector, a pooled one the histories' too. `present` is 1.0 where
+        the item has the modality (for a history: where any of its items has).
         """
         with torch.no_grad():
             looked_up: KeyedTensor = self.tables(sparse)
@@ -85,7 +90,7 @@ class ModalityTables(nn.Module):
                 # One item, no mean: its row is read where it lies.
                 item_BD = looked_up[self._key(self.item_feature, name)].float()
                 vectors[name] = {self.item_feature: (item_BD[:, :dim], item_BD[:, dim])}
-                for feature in self.history_features:
+                for feature in self.history_features if name in self.pooled else ():
                     vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
             return vectors
 
@@ -109,7 +114,8 @@ class ModalityTables(nn.Module):
 
     def _key(self, feature: str, modality: str) -> str:
         # TorchRec names an output feature@table as soon as several tables read the feature.
-        return feature if len(self.dims) == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
+        num_tables = len(self.dims if feature == self.item_feature else self.pooled)
+        return feature if num_tables == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
 
 
 def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,9 @@ class Scorer(nn.Module):
             record_function("## dense ##"),
             torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
         ):
-            logits_B, weights_BM = self.dense(seen)
+            # Compiled, it is so for training alone: `forward` is what nn.Module.compile leaves as it is.
+            dense = self.dense if self.training else self.dense.forward
+            logits_B, weights_BM = dense(seen)
         if without_padding:
             num_padding = inputs.first_order_B.shape[0] - num_real
             logits_B = F.pad(logits_B, (0, num_padding))

@@ -222,6 +222,9 @@ def build_loader(
 
 def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -> Loader:
     """Return the loader of any rows for this rank, with the run's batches, lanes and seed."""
+    on_gpu = env.device.type == "cuda"
+    spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
+    num_makers = config.train.loader_threads
     return Loader(
         dataset,
         global_batch_size=config.train.global_batch_size,
@@ -232,8 +235,8 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         seed=config.run.seed,
         ahead=ReadAhead(
             num_prefetch=config.train.num_prefetch,
-            pin_memory=env.device.type == "cuda",
-            # Beside the thread that steps.
-            num_readers=max(1, env.threads - 1) if env.device.type == "cuda" else 0,
+            pin_memory=on_gpu,
+            num_readers=spare_threads,
+            num_makers=min(8, spare_threads) if num_makers is None else num_makers,
         ),
     )

@@ -25,6 +25,7 @@ from recsys.runtime.env import Env, agents_of_start
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.compilation import compile_dense
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
 from recsys.tracking.config import TrackingConfig
@@ -140,6 +141,8 @@ def train_run(
         metric=settings.metric,
     )
     saver = _saver(folder, config, env, sharded=sharded, signals=signals, log=log)
+    if settings.compile != "none":
+        compile_dense(sharded.dense, settings.compile)
     plain = build_pipeline(settings.pipeline, sharded, env)
     pipeline = profiled(plain, config=config.profile, folder=folder / "profile", env=env)
     loop = _loop(

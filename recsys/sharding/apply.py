@@ -24,6 +24,7 @@ from recsys.model.ranker import Ranker
 from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
+from recsys.sharding.data_parallel import data_parallel
 from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import OptimConfig, TableOptimizer, dense_penalty
 from recsys.sharding.plan import (
@@ -85,6 +86,11 @@ class ShardedRanker:
         groups = [group for owner in owners for group in owner.param_groups]
         return groups + list(self.model.fused_optimizer.param_groups)
 
+    @property
+    def dense(self) -> nn.Module:
+        """The dense part."""
+        return _without_ddp(self.model).dense
+
     def table_shards(self) -> list[TableShard]:
         """Return this rank's pieces of the trainable tables with their optimizer state."""
         shards = list(shards_of(_submodule(self.model, TABLES_PATH)))
@@ -103,11 +109,11 @@ class ShardedRanker:
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Return the dense part's parameters and buffers by name: matrices [out, in], vectors [out]."""
-        return _without_ddp(self.model).dense.state_dict()
+        return self.dense.state_dict()
 
     def load_dense_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load the tensors that `dense_state` returned: matrices [out, in], vectors [out]."""
-        _without_ddp(self.model).dense.load_state_dict(dict(state))
+        self.dense.load_state_dict(dict(state))
 
     def step_counts(self) -> dict[str, int]:
         """Return Adam's step count per table (bias correction needs it)."""
@@ -259,6 +265,7 @@ def shard_ranker(
         device=env.device,
         plan=torchrec_plan,
         sharders=[table_sharder(plan.communication, env.device)],
+        data_parallel_wrapper=data_parallel(env.world_size),
     )
     for _, kernel, is_copy in kernels_of(_submodule(model, TABLES_PATH)):
         if not is_copy:

@@ -4,19 +4,27 @@ In: sharded collections. Out: TableShard records whose tensors are views into th
 Called by recsys/sharding/apply.py; recsys/checkpoint/ writes and reads shards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import xxhash
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, data_type_to_sparse_type
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    get_embedding_names_by_table,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 STATE_NAMES = ("sum", "exp_avg", "exp_avg_sq")
@@ -55,34 +63,62 @@ class TableShard:
     """Optimizer state: [rows, columns], or [rows, 1] for one value a row."""
 
 
-class ReplicatedTables(FusedEmbeddingBagCollection):
-    """TorchRec's unsharded fused collection, fit to sit inside DistributedModelParallel.
+class ReplicatedTables(nn.Module):
+    """Frozen tables held whole by a rank, in their own precision, looked up by one FBGEMM kernel.
 
-    DistributedModelParallel reads `fused_optimizer` as a property; TorchRec defines a method here.
+    TorchRec's unsharded fused collection would do, but keeps fp16 tables in fp32 (torchrec 1.6 to
+    1.8), so that they take, and a lookup reads, twice the bytes.
     """
 
-    @property
-    def fused_optimizer(self) -> KeyedOptimizer:  # type: ignore[override]
-        """The (idle) optimizer of the tables."""
-        return self._optim
+    def __init__(self, configs: Sequence[EmbeddingBagConfig], device: torch.device):
+        """Args: configs: of SUM pooling and one precision; device: of the tables."""
+        super().__init__()
+        self._configs = list(configs)
+        (precision,) = {config.data_type for config in self._configs}
+        on_gpu = device.type == "cuda"
+        location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
+        compute = ComputeDevice.CUDA if on_gpu else ComputeDevice.CPU
+        self._features = [name for config in self._configs for name in config.feature_names]
+        kernel = SplitTableBatchedEmbeddingBagsCodegen(
+            [(c.num_embeddings, c.embedding_dim, location, compute) for c in self._configs],
+            feature_table_map=[
+                number for number, c in enumerate(self._configs) for _ in c.feature_names
+            ],
+            weights_precision=data_type_to_sparse_type(precision),
+            output_dtype=SparseType.FP32,
+            pooling_mode=PoolingMode.SUM,
+            # Never stepped: SGD keeps no state.
+            optimizer=EmbOptimType.EXACT_SGD,
+            learning_rate=0.0,
+            device=device,
+        )
+        self._names = [
+            name for names in get_embedding_names_by_table(self._configs) for name in names
+        ]
+        self._widths = [c.embedding_dim for c in self._configs for _ in c.feature_names]
+        # In a list, which registers nothing: its memory is registered once, as one weight a table.
+        self._kernels = [kernel]
+        self.embedding_bags = nn.ModuleDict()
+        for config, weight in zip(self._configs, kernel.split_embedding_weights(), strict=True):
+            bag = nn.Module()
+            # Without a gradient DistributedDataParallel leaves the tables alone.
+            bag.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+            self.embedding_bags[config.name] = bag
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Return the tables' configurations, in their order."""
+        return self._configs
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Return the pooled vectors [B, sum of widths], as TorchRec's own forward does.
-
-        That one ends with a concatenation of what its kernels return, which for a single kernel is a
-        copy of all vectors of the batch.
-        """
-        (kernel,) = self._emb_modules
-        # Looked up by name, never run through: the pipeline traces this method with symbols.
+        """Return the pooled vectors [B, sum of widths] in fp32."""
         by_feature = features.to_dict()
-        names = [name for table in self._embedding_bag_configs for name in table.feature_names]
-        values = torch.cat([by_feature[name].values() for name in names])
-        lengths = torch.cat([by_feature[name].lengths() for name in names])
+        values = torch.cat([by_feature[name].values() for name in self._features])
+        lengths = torch.cat([by_feature[name].lengths() for name in self._features])
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         return KeyedTensor(
-            keys=self._embedding_names,
-            length_per_key=self._length_per_key,
-            values=kernel(values.int(), offsets.int(), None),
+            keys=self._names,
+            length_per_key=self._widths,
+            values=self._kernels[0](values.int(), offsets.int()),
         )
 
 
@@ -92,14 +128,7 @@ def replicate(tables: EmbeddingBagCollection, device: torch.device) -> Replicate
     Kernel and output are those of the sharded form; only the exchange falls away, which on two CPU
     ranks costs half the speed.
     """
-    whole = ReplicatedTables(
-        tables=tables.embedding_bag_configs(),
-        optimizer_type=torch.optim.SGD,
-        optimizer_kwargs={"lr": 0.0},
-        device=device,
-    )
-    # Without a gradient DistributedDataParallel leaves the tables alone.
-    return whole.requires_grad_(False)
+    return ReplicatedTables(tables.embedding_bag_configs(), device)
 
 
 def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
@@ -154,10 +183,9 @@ def frozen_shards(collection: Any) -> Iterator[TableShard]:
         yield from shards_of(collection)
         return
     for config in collection.embedding_bag_configs():
-        weight = collection.embedding_bags[config.name].weight
         yield TableShard(
             table=config.name,
-            weight=weight.detach(),
+            weight=collection.embedding_bags[config.name].weight.detach(),
             row=0,
             column=0,
             num_rows_of_table=config.num_embeddings,

@@ -57,6 +57,13 @@ class TrainConfig:
     number read a range together."""
     num_prefetch: Annotated[int, Field(ge=0)] = 2
     """Batches prepared ahead by a background thread; 0: none."""
+    loader_threads: Annotated[int, Field(ge=0)] | None = None
+    """Threads that put batches together at the same time; 0: none beside the background thread; null: up
+    to 8 where there is a GPU, else 0. Batches do not depend on it."""
+    compile: Literal["none", "fused", "graphs"] = "none"
+    """Compilation of the dense part by torch.compile, for training alone: `fused` joins its operators
+    into fewer kernels; `graphs` replays them as CUDA graphs besides (NVIDIA GPU). It takes up to a
+    minute at the start, and rounds differently. A CPU needs a C++ compiler."""
 
 
 class Batches(Protocol):

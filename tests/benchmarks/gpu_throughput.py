@@ -1,16 +1,17 @@
-"""The training command on one GPU against the card's own matrix rate and memory bandwidth.
+"""Training on one GPU against the card's own matrix rate and memory bandwidth.
 
-    python -m tests.benchmarks.gpu_throughput OUT              from the repository's root; 150 s
+    python -m tests.benchmarks.gpu_throughput OUT              from the repository's root; 280 s
     python -m tests.benchmarks.gpu_throughput OUT --smoke      the same logic, tiny, on a CPU
 
-OUT receives gpu.json, gpu.txt and, for every case, the log, metrics.jsonl and the profile. Cases that
-no longer fit in `--seconds` are left out and named; one that fails is reported with its last lines.
+Measured are the steps taken apart (gpu_steps.py: one batch that stays on the card, the loader alone, both
+together) and the training command itself. OUT receives gpu.json, gpu.txt, a table of operators for every
+case, and log and metrics.jsonl of every command. Cases that no longer fit in `--seconds` are left out and
+named; one that fails is reported with its last lines.
 """
 
 import argparse
-import gzip
+import gc
 import json
-import math
 import os
 import shutil
 import statistics
@@ -18,14 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
 
+from launch import train
+from recsys.config import read_job
+from recsys.job import typed_arguments
+from recsys.runtime.env import start
 from tests.benchmarks.click_log import Shape, write_click_log
+from tests.benchmarks.gpu_steps import loader_rate, measure_case
 from tests.benchmarks.synthetic import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,51 +54,60 @@ PAPER = [
     "optim.table.name=rowwise_adagrad",
 ]
 PAPER_DIMS = {"semantic": 1024, "style": 256, "text": 512}
-CASES = [
-    ("b", "bf16"),
-    ("paper", "bf16"),
-    ("c", "bf16"),
-    ("b", "tf32"),
-    ("paper", "tf32"),
-    ("c", "tf32"),
-    ("b", "fp32"),
-    ("paper", "fp32"),
-]
-"""Shape and dense precision, the most telling first."""
+STEPS = "paper bf16 none,paper bf16 graphs,b bf16 none,b bf16 graphs,c bf16 none,paper bf16 fused"
+"""Steps to take apart: shape, precision of the dense part, train.compile; the most telling first."""
+COMMANDS = "paper bf16 graphs,b bf16 graphs,c bf16 graphs,paper bf16 none"
+"""Training commands to run, likewise."""
 EMBEDDING_DIMS = {"b": 16, "c": 16, "paper": 64}
 
 
 def main() -> None:
-    """Write the data while the card is measured, then run the cases one after the other."""
+    """Write the data while the card is measured, then take one case after the other."""
     options = read_options()
     begun = time.perf_counter()
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     base = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     work = Path(tempfile.mkdtemp(prefix="gpu_throughput_", dir=base))
+    steps = [case.split() for case in options.steps.split(",") if case]
+    commands = [case.split() for case in options.commands.split(",") if case]
+    shapes = sorted({shape for shape, _, _ in steps + commands})
     try:
         with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-            written = [
-                pool.submit(write_data, work / name, name, options.smoke)
-                for name in ("b", "c", "paper")
-            ]
+            written = [pool.submit(write_data, work / name, name, options.smoke) for name in shapes]
             floor = measure_floor(options.smoke)
             for data in written:
                 data.result()
         report = {"floor": floor, "data_seconds": time.perf_counter() - begun, "cases": []}
-        longest = 0.0
-        for shape, precision in CASES:
-            left = options.seconds - (time.perf_counter() - begun)
-            # A case is begun only if the longest so far would still fit.
-            if left < max(longest, 15.0):
-                report["cases"].append({"case": f"{shape} {precision}", "left_out": True})
-                continue
-            case = run_case(work, out, shape, precision, left, options.smoke)
-            longest = max(longest, case["wall_seconds"])
-            report["cases"].append(case | compare(case, floor, precision, shape))
+
+        def left() -> float:
+            return options.seconds - (time.perf_counter() - begun)
+
+        def note(case: dict) -> None:
+            report["cases"].append(case)
             report["wall_seconds"] = time.perf_counter() - begun
             (out / "gpu.json").write_text(json.dumps(report, indent=1))
             (out / "gpu.txt").write_text(as_text(report))
+
+        if "paper" in shapes:
+            report["loader"] = loader_rates(work / "paper", options.smoke)
+        longest = 15.0
+        for work_of, cases in ((take_apart, steps), (run_command, commands)):
+            for shape, precision, form in cases:
+                name = f"{shape} {precision} {form}"
+                # A case is begun only if the longest so far would still fit.
+                if left() < longest:
+                    note({"case": name, "left_out": True})
+                    continue
+                case_begun = time.perf_counter()
+                try:
+                    case = work_of(work, out, shape, precision, form, left(), options.smoke)
+                except Exception:
+                    case = {"problem": "failed", "last_lines": traceback.format_exc().split("\n")}
+                seconds = time.perf_counter() - case_begun
+                longest = max(longest, seconds)
+                note({"case": name, "kind": work_of.__name__, "wall_seconds": seconds} | case)
+        (out / "gpu.txt").write_text(as_text(report))
         print(as_text(report), flush=True)
     finally:
         shutil.rmtree(work)
@@ -101,7 +117,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
-    parser.add_argument("--seconds", type=float, default=150.0, help="for everything together")
+    parser.add_argument("--seconds", type=float, default=280.0, help="for everything together")
+    parser.add_argument("--steps", default=STEPS)
+    parser.add_argument("--commands", default=COMMANDS)
     return parser.parse_args()
 
 
@@ -162,22 +180,63 @@ def best_seconds(work, on_gpu: bool, rounds: int = 10) -> float:
     return min(times)
 
 
-def run_case(
-    work: Path, out: Path, shape: str, precision: str, seconds: float, smoke: bool
+def keys_of(shape: str, precision: str, form: str, smoke: bool) -> list[str]:
+    """Return the overrides of the training command."""
+    form = "none" if smoke and form == "graphs" else form
+    return [
+        *(PAPER if shape == "paper" else [*DCN_V2, "model.modalities=[]"]),
+        f"model.dense_precision={precision}",
+        f"train.compile={form}",
+        f"train.global_batch_size={512 if smoke else 65_536}",
+    ]
+
+
+def take_apart(
+    work: Path, out: Path, shape: str, precision: str, form: str, seconds: float, smoke: bool
 ) -> dict[str, object]:
-    """Train once with the real command; return what its metrics and its profile say."""
-    name = f"{shape}_{precision}"
-    batch, steps, skip = (512, 2, 4) if smoke else (65_536, 10, 70)
+    """Measure the steps of a case in this process."""
+    given = ["data=ctr", "data.source=none", f"workspace={work / shape}", "run.name=steps"]
+    given += keys_of(shape, precision, form, smoke)
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        composed = compose("train", overrides=typed_arguments(given, train.KEYS))
+    _, config, _ = read_job(composed, train.KEYS)
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return measure_case(
+        work / shape,
+        config,
+        start("auto"),
+        rounds=2 if smoke else 7,
+        steps=2 if smoke else 10,
+        table=out / f"{shape}_{precision}_{form}.operators.txt",
+    )
+
+
+def loader_rates(workspace: Path, smoke: bool) -> dict[str, float]:
+    """Return the loader's rows a second by the number of threads that make batches."""
+    rows = 512 if smoke else 65_536
+    on_gpu = torch.cuda.is_available()
+    return {
+        str(n): loader_rate(workspace, rows, n, on_gpu) for n in ((0,) if smoke else (0, 2, 4, 8))
+    }
+
+
+def run_command(
+    work: Path, out: Path, shape: str, precision: str, form: str, seconds: float, smoke: bool
+) -> dict[str, object]:
+    """Train once with the real command; return what its metrics say."""
+    name = f"{shape}_{precision}_{form}"
+    steps = 2 if smoke else 10
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"),
         str(ROOT / "launch" / "train.py"),
         *("data=ctr", "data.source=none", f"workspace={work / shape}", f"run.name={name}"),
-        *(PAPER if shape == "paper" else [*DCN_V2, "model.modalities=[]"]),
-        f"model.dense_precision={precision}",
-        f"train.global_batch_size={batch}",
+        *keys_of(shape, precision, form, smoke),
         f"train.log_every_steps={steps}",
         *("train.epochs=3", "train.patience=0", "train.evaluate_every_steps=1000000"),
-        *("profile.enabled=true", f"profile.skip_steps={skip}", f"profile.num_steps={steps}"),
     ]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
@@ -186,7 +245,6 @@ def run_case(
     }
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
         try:
             done = subprocess.run(
@@ -195,141 +253,99 @@ def run_case(
             problem = f"exit code {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired:
             problem = f"cut off after {seconds:.0f} s"
-    wall_seconds = time.perf_counter() - begun
     run = work / shape / "runs" / name
-    found = [run / "metrics.jsonl", run / "plan.json", *(run / "profile").glob("rank0.*")]
-    for file in found:
-        if file.is_file():
-            shutil.copy(file, folder)
-    shutil.rmtree(run, ignore_errors=True)
-    case: dict[str, object] = {
-        "case": f"{shape} {precision}",
-        "batch": batch,
-        "wall_seconds": wall_seconds,
-    }
     if problem:
         lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
-        return case | {"problem": problem, "last_lines": lines[-25:]}
+        return {"problem": problem, "last_lines": lines[-25:]}
+    shutil.copy(run / "metrics.jsonl", folder)
+    shutil.rmtree(run)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
-    # The first lines hold the warm-up; the profile's own is slower than the rest.
+    # The first lines hold the warm-up.
     rates = [
         line["train/examples_per_second"]
         for line in metrics
         if "train/examples_per_second" in line and line["step"] > 2 * steps
     ]
     peaks = [line["memory/peak_gib"] for line in metrics if "memory/peak_gib" in line]
-    case |= {
-        "best_samples_per_second": max(rates),
-        "median_samples_per_second": statistics.median(rates),
-        "rates": [round(rate) for rate in rates],
-        "peak_gib": max(peaks, default=None),
-    }
-    trace = folder / "rank0.trace.json.gz"
-    return case | ({"profile": read_trace(trace, steps)} if trace.is_file() else {})
-
-
-PRODUCTS = {
-    "aten::mm": (0, 1),
-    "aten::bmm": (0, 1),
-    "aten::addmm": (1, 2),
-    "aten::_addmm_activation": (1, 2),
-    "aten::baddbmm": (1, 2),
-    "mkldnn::_linear_pointwise": (0, 1),
-}
-"""Operators that multiply matrices, and which of their inputs are the factors."""
-
-
-def read_trace(file: Path, num_steps: int) -> dict[str, object]:
-    """Return what a profile holds, per step: FLOPs of matrix products, and kernels by time.
-
-    `kernels` are the 15 costliest as (name, calls, milliseconds); `device_ms` counts all.
-    """
-    with gzip.open(file, "rt", encoding="utf-8") as stream:
-        events = json.load(stream)["traceEvents"]
-    flops = 0
-    calls: Counter[str] = Counter()
-    milliseconds: Counter[str] = Counter()
-    for event in events:
-        name = event.get("name", "")
-        if name in PRODUCTS and event.get("cat") == "cpu_op":
-            left, right = (event["args"]["Input Dims"][place] for place in PRODUCTS[name])
-            # oneDNN's operator takes its weight as [out, in], the others theirs as [in, out].
-            flops += 2 * math.prod(left) * right[0 if name.startswith("mkldnn") else -1]
-        elif event.get("cat") == "kernel":
-            calls[name] += 1
-            milliseconds[name] += event["dur"] / 1e3 / num_steps
     return {
-        "matrix_flops": flops / num_steps,
-        "device_ms": sum(milliseconds.values()),
-        "kernels": [(n, calls[n] / num_steps, ms) for n, ms in milliseconds.most_common(15)],
+        "loaded_best_rows_per_second": max(rates),
+        "loaded_median_rows_per_second": statistics.median(rates),
+        "rates": [round(rate) for rate in rates],
+        "peak_gib": max(peaks, default=0.0),
     }
 
 
-def compare(
-    case: dict[str, object], floor: dict[str, float | str], precision: str, shape: str
-) -> dict[str, float]:
-    """Return how near a step comes to what the card could do with its FLOPs and its table bytes.
+def floors(report: dict, shape: str, precision: str) -> dict[str, float]:
+    """Return the milliseconds that a step's FLOPs, and its table bytes, take at the card's rates.
 
     Table bytes: every looked-up row is read once forward and read and written once by the update (no
     row is taken to be shared); a modality's row is read once, for the item and for each of 20 past.
     """
-    profile = case.get("profile")
-    if not isinstance(profile, dict):
+    floor = report["floor"]
+    counted = [
+        case["matrix_flops"]
+        for case in report["cases"]
+        if "matrix_flops" in case and case["case"].split()[0] == shape
+    ]
+    if not counted:
         return {}
-    batch = float(str(case["batch"]))
-    dim = EMBEDDING_DIMS[shape]
+    batch, dim = 65_536, EMBEDDING_DIMS[shape]
     if shape == "paper":
         table_bytes = batch * (1 + 1 + 1 + 3) * 3 * 4 * dim
         table_bytes += batch * 2 * (sum(PAPER_DIMS.values()) + 20 * PAPER_DIMS["text"])
     else:
         table_bytes = batch * 26 * 3 * 4 * dim
-    flop_seconds = profile["matrix_flops"] / (float(floor[f"{precision}_tflops"]) * 1e12)
-    byte_seconds = table_bytes / (float(floor["copy_gb_per_second"]) * 1e9)
-    step_seconds = batch / float(str(case["best_samples_per_second"]))
     return {
-        "matrix_gflops_per_step": profile["matrix_flops"] / 1e9,
-        "table_gb_per_step": table_bytes / 1e9,
-        "floor_flops_ms": 1e3 * flop_seconds,
-        "floor_bytes_ms": 1e3 * byte_seconds,
-        "step_ms": 1e3 * step_seconds,
-        "device_ms": profile["device_ms"],
-        "floor_share": (flop_seconds + byte_seconds) / step_seconds,
+        # Under CUDA graphs no operator is recorded.
+        "flops_ms": max(counted) / float(floor[f"{precision}_tflops"]) / 1e9,
+        "bytes_ms": table_bytes / float(floor["copy_gb_per_second"]) / 1e6,
     }
 
 
 def as_text(report: dict) -> str:
-    """Return the table for people."""
+    """Return the tables for people."""
     floor = report["floor"]
+    loader = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in report.get("loader", {}).items())
     lines = [
         f"{floor['device']}, torch {floor['torch']}: fp32 {floor['fp32_tflops']:.1f}, tf32 "
         f"{floor['tf32_tflops']:.1f}, bf16 {floor['bf16_tflops']:.1f} TFLOP/s, copy "
         f"{floor['copy_gb_per_second']:,.0f} GB/s; data written in {report['data_seconds']:.0f} s",
+        f"loader alone, paper, rows/s: {loader}",
         "",
-        "| case | samples/s best | median | step ms | kernels ms | floor ms (FLOPs + bytes) | floor / "
-        "step | peak GiB | wall s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| case | kind | rows/s best | median | resident step ms best | median | kernels ms | kernels | "
+        "launches | graphs | waits | floor ms (FLOPs + bytes) | floor / resident | peak GiB | wall s |",
+        "|---|---|" + "---:|" * 13,
     ]
     tails = []
     for case in report["cases"]:
         if case.get("left_out"):
-            lines.append(f"| {case['case']} | not run: no time left |" + " |" * 7)
+            lines.append(f"| {case['case']} | not run: no time left |" + " |" * 13)
             continue
         if "problem" in case:
-            lines.append(f"| {case['case']} | {case['problem']} |" + " |" * 7)
+            lines.append(f"| {case['case']} | {case['problem']} |" + " |" * 13)
             tails += ["", f"{case['case']}:", *case["last_lines"]]
             continue
-        peak = "" if case["peak_gib"] is None else f"{case['peak_gib']:.1f}"
-        row = f"| {case['case']} | {case['best_samples_per_second']:,.0f} "
-        row += f"| {case['median_samples_per_second']:,.0f} "
-        if "step_ms" in case:
-            row += f"| {case['step_ms']:.2f} | {case['device_ms']:.2f} "
-            row += f"| {case['floor_flops_ms']:.2f} + {case['floor_bytes_ms']:.2f} "
-            row += f"| {case['floor_share']:.2f} "
+        shape, precision, _ = case["case"].split()
+        found = floors(report, shape, precision)
+        cells = [case["case"], case["kind"]]
+        cells += [f"{case[f'loaded_{which}_rows_per_second']:,.0f}" for which in ("best", "median")]
+        if "kernels_ms" in case:
+            cells += [f"{case[f'resident_{which}_ms']:.2f}" for which in ("best", "median")]
+            cells += [f"{case['kernels_ms']:.2f}"]
+            counts = ("num_kernels", "launches", "graph_launches", "synchronisations")
+            cells += [f"{case[key]:.1f}" for key in counts]
         else:
-            row += "| | | | "
-        lines.append(f"{row}| {peak} | {case['wall_seconds']:.0f} |")
-        kernels = case.get("profile", {}).get("kernels", [])
+            cells += [""] * 7
+        if found:
+            cells.append(f"{found['flops_ms']:.2f} + {found['bytes_ms']:.2f}")
+            step = case.get("resident_best_ms")
+            cells.append(f"{sum(found.values()) / step:.2f}" if step else "")
+        else:
+            cells += [""] * 2
+        cells += [f"{case.get('peak_gib', 0.0):.1f}", f"{case['wall_seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+        kernels = case.get("kernels", [])
         tails += ["", f"{case['case']}, kernels by time (calls and ms a step):"] * bool(kernels)
         tails += [f"  {calls:8.1f} {ms:9.3f}  {name[:110]}" for name, calls, ms in kernels]
     return "\n".join([*lines, *tails, ""])
