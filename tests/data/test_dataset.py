@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from recsys.config import from_config
 from recsys.data import lanes as lanes_file
+from recsys.batch import Batch
 from recsys.data.dataset import Dataset, jagged
 from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import writing as writing_file
@@ -394,11 +395,51 @@ def test_batches_are_the_same_when_blocks_are_read_ahead_by_threads(world, start
     )
 
 
-def test_abandoned_pass_ends_the_reading_threads(world):
-    batches = loader(world, ahead=ReadAhead(num_readers=3)).batches(0)
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_batches_are_the_same_whatever_the_number_of_threads_that_make_them(world, start_step):
+    plain = list(loader(world).batches(1, start_step))
+    for ahead in (
+        ReadAhead(num_makers=3, num_prefetch=0),
+        ReadAhead(num_makers=2, num_readers=2, num_prefetch=1),
+    ):
+        assert_same(plain, list(loader(world, ahead=ahead).batches(1, start_step)))
+
+
+def test_error_in_a_making_thread_reaches_the_consumer(world, monkeypatch):
+    made = loader(world, ahead=ReadAhead(num_makers=3, num_prefetch=0))
+
+    def broken(*_):
+        raise RuntimeError("no such array")
+
+    monkeypatch.setattr(made.dataset, "side_ids", broken)
+    with pytest.raises(RuntimeError, match="no such array"):
+        next(made.batches(0))
+
+
+def test_ids_in_locked_memory_are_narrow_and_wide_on_the_device(world, monkeypatch):
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: batch)
+    plain = list(loader(world).batches(0))
+    locked = list(loader(world, ahead=ReadAhead(num_prefetch=0, pin_memory=True)).batches(0))
+    assert {b.features.sparse.values().dtype for b in locked} == {torch.int32}
+    moved = [batch.to(torch.device("cpu")) for batch in locked]
+    assert {b.features.sparse.values().dtype for b in moved} == {torch.int64}
+    assert_same(plain, moved)
+
+
+def test_batches_know_how_many_ids_every_feature_has(world):
+    for batch in loader(world).batches(0):
+        sparse = batch.features.sparse
+        counts = sparse.lengths().reshape(len(sparse.keys()), -1).sum(dim=1).tolist()
+        assert sparse.length_per_key() == counts
+        assert sparse.offset_per_key() == [0, *itertools.accumulate(counts)]
+
+
+def test_abandoned_pass_ends_its_reading_and_making_threads(world):
+    batches = loader(world, ahead=ReadAhead(num_readers=3, num_makers=3)).batches(0)
     next(batches)
     batches.close()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("reader")]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("reader", "maker"))]
 
 
 def test_an_error_in_the_prefetch_thread_reaches_the_consumer():
@@ -546,6 +587,7 @@ def test_any_layout_gives_every_row_once_in_the_steps_of_one_rank(
 FIRST_BATCH = """
 import sys
 from pathlib import Path
+from recsys.batch import Batch
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader
 from recsys.schema import read_manifest
