@@ -24,8 +24,8 @@ class Features(Pipelineable):
     """
 
     sparse: KeyedJaggedTensor
-    """int64 rows of the vocabularies (int32 in page-locked memory), int32 lengths [F * B]. Frozen modality
-    tables are looked up by them, and trainable tables where `mapped` is None."""
+    """int64 rows of the vocabularies (int32 in page-locked memory), int32 lengths [F * B]. Frozen
+    modality tables are looked up by them, and trainable tables where `mapped` is None."""
     mapped: KeyedJaggedTensor | None = None
     """The same keys and lengths, with rows of the trainable tables; None: those of the vocabularies."""
 

@@ -26,7 +26,7 @@ from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
 from recsys.sharding.data_parallel import data_parallel
 from recsys.sharding.id_maps import IdMaps
-from recsys.sharding.optimizers import OptimConfig, TableOptimizer, dense_penalty
+from recsys.sharding.optimizers import OptimConfig, TableOptimizer
 from recsys.sharding.plan import (
     DATA_PARALLEL,
     HOST_TYPES,
@@ -53,11 +53,14 @@ from recsys.sharding.shards import (
     shards_of,
 )
 from recsys.sharding.tables import TableSettings
+from recsys.sharding.torch_optimizers import (
+    ADAGRAD_EPS,
+    materialise_state,
+    optimizer_of_dense_part,
+    replicated_optimizer,
+)
 
-ADAGRAD_EPS = 1e-8
-"""FBGEMM's default, given to the dense form as well so that plans do not change the training."""
 _FUSED = {"adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
-_DENSE = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass
@@ -316,19 +319,6 @@ def _without_ddp(model: DistributedModelParallel) -> Any:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def _replicated_optimizer(chosen: TableOptimizer, parameter: nn.Parameter) -> torch.optim.Optimizer:
-    """Return the optimizer of a replicated table: same rule as the fused one."""
-    if chosen.name == "adam":
-        return torch.optim.Adam(
-            [parameter], lr=chosen.learning_rate, weight_decay=chosen.l2, fused=True
-        )
-    if chosen.name == "rowwise_adagrad":
-        return RowWiseAdagrad(
-            [parameter], lr=chosen.learning_rate, weight_decay=chosen.l2, eps=ADAGRAD_EPS
-        )
-    return torch.optim.SGD([parameter], lr=chosen.learning_rate, weight_decay=chosen.l2)
-
-
 def _with_optimizers(
     model: DistributedModelParallel,
     sharding: Mapping[str, str],
@@ -344,12 +334,12 @@ def _with_optimizers(
         if name.startswith(tables_prefix):
             table = name.removeprefix(tables_prefix).removesuffix(".weight")
             if sharding[table] == DATA_PARALLEL:
-                dense = _replicated_optimizer(optimizers[table], parameter)
-                _materialise_state(dense, parameter)
+                dense = replicated_optimizer(optimizers[table], parameter)
+                materialise_state(dense, parameter)
                 replicated[table] = (parameter, dense)
         elif not name.startswith(MODALITY_PATH + "."):
             dense_parameters[name] = parameter
-    dense_optimizer = _dense_optimizer(optim, dense_parameters)
+    dense_optimizer = optimizer_of_dense_part(optim, dense_parameters)
     parts: list[Any] = [
         ("dense", KeyedOptimizerWrapper(dense_parameters, lambda _: dense_optimizer))
     ]
@@ -368,35 +358,6 @@ def _with_optimizers(
     )
     sharded._base_rates = [group["lr"] for group in sharded._param_groups()]
     return sharded
-
-
-def _dense_optimizer(
-    optim: OptimConfig, parameters: Mapping[str, nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Return the optimizer of the dense part; parameters with the same penalty are one group."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        l2 = dense_penalty(optim, name.removeprefix("scorer.dense."), parameter.dim())
-        groups.setdefault(l2, []).append(parameter)
-    return _DENSE[optim.dense_name](
-        [
-            {"params": members, "weight_decay": optim.dense_weight_decay + l2}
-            for l2, members in groups.items()
-        ],
-        lr=optim.dense_learning_rate,
-        weight_decay=optim.dense_weight_decay,
-        fused=True,
-    )
-
-
-def _materialise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Give Adam its state now, not at the first step, so that a checkpoint can fill it."""
-    if isinstance(optimizer, torch.optim.Adam):
-        optimizer.state[parameter] = {
-            "step": torch.tensor(0.0, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
 
 
 def _dense_slots(

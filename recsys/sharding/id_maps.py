@@ -104,7 +104,12 @@ class IdMaps:
                 ids_V[:] = maps[key][ids_V]
         # The same keys and lengths; key 0: row 0, row 1, ...; key 1: row 0, row 1, ...
         mapped = KeyedJaggedTensor(
-            keys=sparse.keys(), values=torch.from_numpy(rows_V), lengths=sparse.lengths()
+            keys=sparse.keys(),
+            values=torch.from_numpy(rows_V),
+            lengths=sparse.lengths(),
+            stride=sparse.stride(),
+            length_per_key=sparse.length_per_key(),
+            offset_per_key=sparse.offset_per_key(),
         )
         if sparse.values().is_pinned():
             mapped = mapped.pin_memory()

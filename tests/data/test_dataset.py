@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.batch import Batch
 from recsys.config import from_config
 from recsys.data import lanes as lanes_file
-from recsys.batch import Batch
 from recsys.data.dataset import Dataset, jagged
 from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import writing as writing_file
