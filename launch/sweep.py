@@ -17,7 +17,7 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.job import hydra_job, next_command, run_job, same_data, say
 from recsys.overrides import override
 from recsys.runtime.threads import ProcessConfig
-from recsys.study.runs import Commands
+from recsys.study.runs import Commands, study_run
 from recsys.study.suite import SweepConfig
 from recsys.study.tuning import choose_settings
 from recsys.tracking.config import TrackingConfig
@@ -68,7 +68,8 @@ def job(cfg: DictConfig) -> None:
     )
     say(f"best on validation: {' '.join(chosen) or 'the settings as they are'}")
     say(f"results: {folder / 'best.json'}")
-    settings = [override("run.name", sweep.name), *overrides, *chosen]
+    best = study_run(commands.data, place.folder, sweep.name, [*overrides, *chosen])
+    settings = [override("run.name", best.name), *best.overrides]
     say(f"next: {next_command('train', place.workspace, *settings)}")
 
 

@@ -34,6 +34,8 @@ PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
 DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
 
+_FREED: set[Path] = set()
+"""Folders that this process has freed of half-written files."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -62,6 +64,8 @@ class DamagedFileError(UserError):
 def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a path to write; the file is synced and takes the name `path` when the block ends.
 
+    The first of a process in a folder removes what killed processes left there half-written.
+
     Args:
         num_bytes: of the file, where known, for the message on a full disk.
 
@@ -70,6 +74,9 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{new_owner()}.part")
+    if path.parent not in _FREED:  # once: a folder of shards is long
+        remove_leftovers(path.parent)
+        _FREED.add(path.parent)
     with writing(path, num_bytes):
         lock = hold(beside)
         try:

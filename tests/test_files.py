@@ -198,6 +198,14 @@ def test_half_built_folders_of_living_processes_stay_and_of_dead_ones_go(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["prepared"]
 
 
+def test_the_first_file_of_a_process_in_a_folder_ends_what_killed_ones_left_there(tmp_path):
+    with another_process_builds(tmp_path):
+        pass
+    (left,) = tmp_path.glob(".x.json.*.part")
+    write_json(tmp_path / "y.json", {})
+    assert not left.exists()
+
+
 def test_half_built_folders_of_other_machines_stay_with_a_note(tmp_path, capfd):
     replace_prepared(tmp_path, "1")
     (tmp_path / ".prepared.other-host-12345678-9abcdef0.part").mkdir()
