@@ -42,6 +42,7 @@ from recsys.export.catalogue import (
 )
 from recsys.export.check import compare_scores, refuse_differences
 from recsys.export.dense import export_dense, is_two_sided, match_weights
+from recsys.export.exploration import write_posterior
 from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
 from recsys.export.map import MAX_ITEMS, write_map
 from recsys.export.pictures import write_thumbnails
@@ -66,7 +67,7 @@ _MODALITIES = ("semantic", "style", "text")
 class ExportConfig:
     """Content of a bundle."""
 
-    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("thumbnail_pixels", "check_rows")
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("thumbnail_pixels", "check_rows", "posterior_rows")
     """Integers that may be 0."""
     precision: Literal["int8", "fp16", "fp32"] = "int8"
     """Of the trainable tables: `int8` (a scale and an offset a row), `fp16` or `fp32`; item vectors are
@@ -76,6 +77,9 @@ class ExportConfig:
     max_auc_loss: float | None = 0.0005
     """AUC that int8 or fp16 tables may lose on these rows; an export that loses more is refused. null: no
     check."""
+    posterior_rows: int = 20_000
+    """Training rows from which the posterior of Thompson sampling is estimated (a server's
+    `explore.thompson`); 0: none."""
     thumbnail_pixels: int = 256
     """Side of the catalogue's pictures in the bundle; 0: none."""
     map: bool | None = None
@@ -189,6 +193,9 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
         # The bundle is opened to make its routes, and then again, with them, to be compared.
         write_spec(folder, dataclasses.replace(spec, sizes=_sizes(folder)))
         measured = export_routes(folder)
+        write_posterior(
+            folder, source.prepared, source.manifest, source.ranker, config.posterior_rows
+        )
         spec = dataclasses.replace(spec, sizes=_sizes(folder), measured=measured)
         write_spec(folder, spec)
         if config.check_rows:

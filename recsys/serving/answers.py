@@ -6,15 +6,17 @@ Shapes: C scored rows, M modalities.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from recsys.bundle.bundle import Bundle
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.explain import Explainer, Listed
+from recsys.serving.exploration import Explorer, epsilon_greedy
 from recsys.serving.item_search import Captions
 from recsys.serving.requests import RecommendedItem, RecommendRequest, ScoredItem
 from recsys.serving.routes import FRESH, Router
@@ -39,6 +41,7 @@ class Answers:
         """Args: router: that found the candidates."""
         self._items, self._modality_names = bundle.items, bundle.spec.modality_names
         self._router, self._explainer, self._captions = router, explainer, captions
+        self._explorer = Explorer(bundle)
 
     def listed(
         self,
@@ -46,14 +49,19 @@ class Answers:
         visitor: Visitor,
         scored: ScoredRows,
         routes_C: NDArray[np.uint16],
+        user_R: torch.Tensor,
     ) -> list[RecommendedItem]:
         """Return the list of a request, best first.
 
         Args:
             scored: its candidates.
             routes_C: bits of the routes that found each.
+            user_R: the visitor's retrieval vector.
+
+        Raises:
+            UserError: it asks for Thompson sampling, and the bundle has no posterior.
         """
-        places = self._places(request, visitor, scored, routes_C)
+        places, propensities = self._explored(request, visitor, scored, routes_C, user_R)
         rows = scored.rows_C[places].tolist()
         routes = [self._router.names_of(bits) for bits in routes_C[places].tolist()]
         weights = [self.weights(weights_M) for weights_M in scored.weights_CM[places].tolist()]
@@ -78,9 +86,33 @@ class Answers:
                     artist=artist,
                     routes=routes[place],
                     reason=reasons[place],
+                    propensity=propensities[place],
                 )
             )
         return items
+
+    def _explored(
+        self,
+        request: RecommendRequest,
+        visitor: Visitor,
+        scored: ScoredRows,
+        routes_C: NDArray[np.uint16],
+        user_R: torch.Tensor,
+    ) -> tuple[NDArray[np.int64], Sequence[float | None]]:
+        """Return the places of the listed rows [K], in order, and their propensities."""
+        explore = request.explore
+        if explore is None or not (explore.epsilon or explore.thompson):
+            places = self._places(request, visitor, scored, routes_C)
+            return places, [None] * len(places)
+        rng = np.random.default_rng(request.seed)
+        drawn_C = self._explorer.drawn(
+            scored.logits_C, scored.rows_C, user_R, explore.thompson, rng
+        )
+        scored = replace(scored, logits_C=drawn_C)
+        places = self._places(request, visitor, scored, routes_C)
+        num_candidates = len(scored.rows_C)
+        places, chances = epsilon_greedy(places, num_candidates, explore.epsilon, rng)
+        return places, [None] * len(places) if explore.thompson else chances.tolist()
 
     def _places(
         self,

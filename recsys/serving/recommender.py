@@ -130,14 +130,17 @@ class Recommender:
         wanted = [self._wanted(request) for request in requests]
         visitors = [asked.visitor for asked in wanted]
         users, dials_UM = self._users(visitors)
-        found = self.router.candidates(wanted, self.router.user_vectors(users, dials_UM))
+        users_UR = self.router.user_vectors(users, dials_UM)
+        found = self.router.candidates(wanted, users_UR)
         logits_C, weights_CM = self._score(users, [c.rows_C for c in found], dials_UM)
         answers, start = [], 0
-        for request, visitor, candidates in zip(requests, visitors, found, strict=True):
+        for request, visitor, candidates, user_R in zip(
+            requests, visitors, found, users_UR, strict=True
+        ):
             part = slice(start, start + len(candidates.rows_C))
             start = part.stop
             scored = ScoredRows(candidates.rows_C, logits_C[part], weights_CM[part])
-            items = self._answers.listed(request, visitor, scored, candidates.routes_C)
+            items = self._answers.listed(request, visitor, scored, candidates.routes_C, user_R)
             answers.append(
                 Recommendations(
                     version=self.version,

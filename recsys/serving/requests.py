@@ -107,6 +107,16 @@ class VisitorRequest(_Request):
     """Factor by modality (`ids`, `semantic`, `style`, `text`): 1 changes nothing, 0 leaves it out."""
 
 
+class Explore(_Request):
+    """How a list explores items of which little is known."""
+
+    epsilon: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
+    """Probability that a place of the list gets a candidate drawn evenly from those left."""
+    thompson: float = Field(default=0, ge=0, le=10, allow_inf_nan=False)
+    """Factor of the standard deviation of the model's uncertain weights, which are drawn for each request
+    (Thompson sampling); 0: the model as it is, 1: its posterior."""
+
+
 class RecommendRequest(VisitorRequest):
     """Ask for a list of items for a user, for liked items, for pictures, or for nobody in particular."""
 
@@ -124,6 +134,10 @@ class RecommendRequest(VisitorRequest):
     0.3 for others."""
     explain: bool = False
     """Give every item a reason."""
+    explore: Explore | None = None
+    """Exploration; null: as the server's key `explore` says, and none without a server."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of exploration: by the same seed the same list; null: drawn anew."""
     exclude_seen: bool = True
     """Leave out every item that the user liked in the log or since, and those of `likes`."""
 
@@ -234,6 +248,9 @@ class RecommendedItem:
     routes: list[str]
     """Routes that found it: `model`, `semantic`, `style`, `text`, `artists`, `fresh`, `popular`."""
     reason: Reason | None = None
+    propensity: float | None = None
+    """Probability that exploration puts the item at its place, given the places before; null: without
+    epsilon, or with Thompson sampling, whose probabilities have no closed form."""
 
 
 @dataclass(frozen=True, slots=True)

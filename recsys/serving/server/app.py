@@ -23,6 +23,7 @@ from recsys.serving.events import EventsRequest, EventsStored
 from recsys.serving.requests import (
     ExplainRequest,
     Explanation,
+    Explore,
     ItemCard,
     NewItem,
     Recommendations,
@@ -94,13 +95,16 @@ class Front:
         metrics: Metrics,
         hidden: HiddenItems,
         sessions: Sessions | None,
+        explore: Explore | None = None,
     ):
         """Keep the resources.
 
         Args:
             pools: workers of the served bundle, then of the one that people compare with it.
             sessions: of browsers; None: no token is expected.
+            explore: exploration of lists whose requests do not say how; None: none.
         """
+        self.explore = explore
         self.pool = pools[0]
         self.rival = pools[1] if len(pools) > 1 else None
         self.sessions = sessions
@@ -196,6 +200,8 @@ others = APIRouter()
 async def recommend(http: Request, body: RecommendRequest) -> Response:
     """Recommend items to a user, to a visitor who names liked items, or to nobody in particular."""
     front: Front = http.app.state.front
+    if body.explore is None and front.explore is not None:
+        body = body.model_copy(update={"explore": front.explore})
     return await front.answer(http, "recommend", front.hidden.exclude(body))
 
 

@@ -1,13 +1,32 @@
 """Settings of the server."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from recsys.errors import UserError
 from recsys.runtime.limits import usable_cores
+from recsys.serving.requests import Explore
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreConfig:
+    """Exploration of lists whose requests do not say how they explore."""
+
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a place of a list gets a candidate drawn evenly from those left; 0: none."""
+    thompson: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Factor of the standard deviation of the model's weights in Thompson sampling; 0: none, 1: the
+    posterior that the export estimated (recsys/serving/exploration.py)."""
+
+    @property
+    def default(self) -> Explore | None:
+        """Exploration of such a request; None: none."""
+        if not (self.epsilon or self.thompson):
+            return None
+        return Explore(epsilon=self.epsilon, thompson=self.thompson)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,8 @@ class ServeConfig:
     events: str | None = None
     """Event store: path of an SQLite file, or URL of a PostgreSQL database (its password by PGPASSWORD
     or a passfile); null: events.db in the workspace of the bundle."""
+    explore: ExploreConfig = field(default_factory=ExploreConfig)
+    """Exploration, without which the model never learns about items that it does not show."""
     max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests that a worker answers together, where so many wait."""
     max_queue: Annotated[int, Field(ge=1)] = 1000

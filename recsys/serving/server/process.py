@@ -105,7 +105,9 @@ async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> Non
         pools.append(Pool(share, opener, thread, history, metrics if place == 0 else Metrics()))
     token = os.environ.get(TOKEN_VARIABLE)
     sessions = None if token is None else Sessions(token)
-    front = Front(pools, thread, BodyReader(config), metrics, hidden, sessions)
+    front = Front(
+        pools, thread, BodyReader(config), metrics, hidden, sessions, config.explore.default
+    )
     server = _Server(config, front, listener)
     keepers = [asyncio.create_task(pool.run()) for pool in pools]
     opening = [asyncio.create_task(_say_ready(pool)) for pool in pools]
