@@ -1,11 +1,12 @@
 # Tessera. `make help` lists the targets; the first one that needs packages creates .venv.
-# Variables: W (workspace of `make train`), RANKS (processes), WORKERS (test files side by side),
-# DEVICE (cpu or gpu), PYTHON, VENV, TORCH_INDEX (package index with CPU builds of torch, asked where
-# yours has none).
+# Variables: W (workspace of `make train`), L (of `make loop`), RANKS (processes), WORKERS (test files
+# side by side), DEVICE (cpu or gpu), PYTHON, VENV, TORCH_INDEX (package index with CPU builds of torch,
+# asked where yours has none).
 
 VENV ?= .venv
 WORKERS ?= 2
 W ?= workspaces/demo
+L ?= workspaces/loop
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 DEVICE ?= $(if $(filter-out 0,$(GPUS)),gpu,cpu)
 RANKS ?= $(if $(filter gpu,$(DEVICE)),$(GPUS),2)
@@ -27,7 +28,7 @@ REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt re
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train serve docs test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
+.PHONY: help setup doctor train serve loop docs test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -74,6 +75,9 @@ train: $(STAMP) ## the whole story on the drawn world: data, encoders, two model
 serve: $(STAMP) ## recommendations of the trained world over HTTP, on 127.0.0.1:8000
 	@test -e $(W)/bundles/current || $(RUN) launch/export.py data=demo workspace=$(W) run.name=umair_fps
 	$(RUN) launch/serve.py bundle=$(W)/bundles/current
+
+loop: $(STAMP) ## ten days of simulated visitors: ask, bookmark, learn at night, swap; a page of what they got
+	$(RUN) launch/loop.py workspace=$(L)
 
 docs: $(STAMP) ## the documentation as a site that opens from disk: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet

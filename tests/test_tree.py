@@ -55,6 +55,7 @@ LAYERS = {
     "recsys.train": 10,
     "recsys.run": 11,
     "recsys.export": 12,
+    "recsys.loop": 12,
     "recsys.study": 12,
     "recsys.report": 13,
     "launch": 14,

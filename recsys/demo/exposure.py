@@ -116,12 +116,16 @@ def draw_exposures(
     num_exposures: int,
     bias: float,
     rng: np.random.Generator,
+    period: tuple[int, int] = (_START, _START + _YEAR_SECONDS),
 ) -> Exposures:
-    """Draw the log [N] from the positions of the items [items, 2] by modality.
+    """Draw the log [N] of a period from the positions of the items [items, 2] by modality.
 
-    Half of the items exist from the start, the others appear over the year. For each exposure, four
+    Half of the items exist from the start, the others appear over the period. For each exposure, four
     candidates are drawn by popularity among the items there are; a recommender of sorts picks one by
     a noisy half of the logit. No user sees an item twice.
+
+    Args:
+        period: seconds since 1970, from and until.
     """
     num_items = len(positions["semantic"])
     num_users = len(audience.bias)
@@ -158,7 +162,7 @@ def draw_exposures(
     return Exposures(
         user=user,
         item=item,
-        timestamp=_START + (time * _YEAR_SECONDS).astype(np.int64),
+        timestamp=period[0] + (time * (period[1] - period[0])).astype(np.int64),
         probability=probability,
         label=(rng.random(num_exposures) < probability).astype(np.uint8),
     )

@@ -94,7 +94,9 @@ def draw_world(
             audience, positions, num_exposures=config.num_exposures, bias=config.bias, rng=rng
         )
         pairs = text_pairs(rng, config.num_captions)
-        _paint(config, items, raw / "images", processes)
+        paint(
+            items, raw / "images", size=config.picture_size, seed=config.seed, processes=processes
+        )
         _contact_sheet(config, truth / "contact_sheet.png")
         say(f"pictures: {config.num_items:,} by {len(HANDS)} hands")
         _write_raw(raw, items=items, audience=audience, exposures=exposures, pairs=pairs)
@@ -127,7 +129,7 @@ def oracle_of(workspace: Path) -> Oracle | None:
         config = WorldConfig(**json.loads(file.read_text())["settings"])
     _, positions, audience = _draw(config, np.random.default_rng(config.seed))
     users, items = factors(audience, positions, config.bias)
-    return Oracle(_user_ids(config.num_users), _item_ids(config.num_items), users, items)
+    return Oracle(user_ids(config.num_users), item_ids(config.num_items), users, items)
 
 
 def _draw(
@@ -135,7 +137,7 @@ def _draw(
 ) -> tuple[Items, dict[str, np.ndarray], Audience]:
     """Return the items, their positions [items, 2] by modality, and the users."""
     items = _draw_items(config, rng)
-    positions = _positions(items, rng)
+    positions = positions_of(items, rng)
     audience = draw_audience(config.num_users, config.strength, config.concentration, rng)
     return items, positions, audience
 
@@ -149,35 +151,60 @@ def _write_raw(
     pairs: Sequence[TextPair],
 ) -> None:
     """Write the files that a site would have: log, items, users, text pairs."""
-    users, names = _user_ids(len(audience.age_group)), _item_ids(len(items.subject))
-    _write(
+    users, names = user_ids(len(audience.age_group)), item_ids(len(items.subject))
+    write_table(
         folder / "interactions.parquet",
         user_id=[users[u] for u in exposures.user],
         item_id=[names[i] for i in exposures.item],
         timestamp=exposures.timestamp,
         label=exposures.label,
     )
-    content = list(zip(items.subject, items.scene, strict=True))
-    _write(
-        folder / "items.parquet",
+    write_items(folder / "items.parquet", items, range(len(names)))
+    write_users(folder / "users.parquet", audience, range(len(users)))
+    write_pairs(folder / "pairs.parquet", pairs)
+
+
+def write_items(path: Path, items: Items, indices: Sequence[int]) -> None:
+    """Write some of the items as an items file has them; their pictures are below images/."""
+    ids = item_ids(len(items.subject))
+    names = [ids[i] for i in indices]
+    content = [(items.subject[i], items.scene[i]) for i in indices]
+    write_table(
+        path,
         item_id=names,
         image=[f"images/{name}.png" for name in names],
         title=[f"{name_of(s, 'en')} / {name_of(c, 'en')}" for s, c in content],
         tags=[f"{s}|{c}" for s, c in content],
-        words=items.words,
-        artist=[HANDS[h].name for h in items.hand],
+        words=[items.words[i] for i in indices],
+        artist=[HANDS[items.hand[i]].name for i in indices],
     )
-    _write(
-        folder / "users.parquet",
-        user_id=users,
-        age_group=[f"age {a}" for a in audience.age_group],
-        country=[f"country {c}" for c in audience.country],
+
+
+def write_users(path: Path, audience: Audience, indices: Sequence[int]) -> None:
+    """Write some of the users as a users file has them."""
+    ids = user_ids(len(audience.age_group))
+    write_table(
+        path,
+        user_id=[ids[u] for u in indices],
+        age_group=[age_group_name(audience, u) for u in indices],
+        country=[country_name(audience, u) for u in indices],
     )
+
+
+def age_group_name(audience: Audience, user: int) -> str:
+    """Return a user's age group as the users file names it."""
+    return f"age {audience.age_group[user]}"
+
+
+def country_name(audience: Audience, user: int) -> str:
+    """Return a user's country as the users file names it."""
+    return f"country {audience.country[user]}"
+
+
+def write_pairs(path: Path, pairs: Sequence[TextPair]) -> None:
+    """Write the text pairs."""
     columns = [field.name for field in dataclasses.fields(TextPair)]
-    _write(
-        folder / "pairs.parquet",
-        **{name: [getattr(pair, name) for pair in pairs] for name in columns},
-    )
+    write_table(path, **{name: [getattr(pair, name) for pair in pairs] for name in columns})
 
 
 def _write_truth(
@@ -185,7 +212,7 @@ def _write_truth(
 ) -> float:
     """Write the probabilities behind the log and world.json; return the oracle's AUC over all rows."""
     oracle = float(roc_auc_score(exposures.label, exposures.probability))
-    _write(
+    write_table(
         folder / "probabilities.parquet",
         row_id=np.arange(config.num_exposures),
         probability=exposures.probability,
@@ -193,8 +220,8 @@ def _write_truth(
     sensitivities = {
         f"sensitivity_{m}": audience.sensitivities[:, k] for k, m in enumerate(MODALITIES)
     }
-    _write(folder / "users.parquet", user_id=_user_ids(config.num_users), **sensitivities)
-    _write(folder / "items.parquet", item_id=_item_ids(config.num_items), theme=items.theme)
+    write_table(folder / "users.parquet", user_id=user_ids(config.num_users), **sensitivities)
+    write_table(folder / "items.parquet", item_id=item_ids(config.num_items), theme=items.theme)
     world = {
         "formula": FORMULA,
         "settings": dataclasses.asdict(config),
@@ -205,11 +232,13 @@ def _write_truth(
     return oracle
 
 
-def _user_ids(count: int) -> list[str]:
+def user_ids(count: int) -> list[str]:
+    """Return the ids of users by index."""
     return [f"u{index:05d}" for index in range(count)]
 
 
-def _item_ids(count: int) -> list[str]:
+def item_ids(count: int) -> list[str]:
+    """Return the ids of items by index."""
     return [f"i{index:05d}" for index in range(count)]
 
 
@@ -255,7 +284,7 @@ def _draw_items(config: WorldConfig, rng: np.random.Generator) -> Items:
     return Items(subject, scene, hand, theme, words)
 
 
-def _positions(items: Items, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def positions_of(items: Items, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Position of every item in the space of each modality, [items, 2]."""
     subject_at = dict(zip(SUBJECTS, circle(len(SUBJECTS), rng), strict=True))
     scene_at = dict(zip(SCENES, circle(len(SCENES), rng), strict=True))
@@ -272,10 +301,15 @@ def _positions(items: Items, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _paint(config: WorldConfig, items: Items, folder: Path, processes: int) -> None:
-    """Paint all pictures; each has a generator of its own, so the order does not matter."""
-    jobs = list(zip(range(config.num_items), items.subject, items.scene, items.hand, strict=True))
-    paint = partial(_paint_one, folder, config.picture_size, config.seed)
+def paint(items: Items, folder: Path, *, size: int, seed: int, processes: int) -> None:
+    """Paint all pictures; each has a generator of its own, so the order does not matter.
+
+    Args:
+        size: side of a picture in pixels.
+    """
+    indices = range(len(items.subject))
+    jobs = list(zip(indices, items.subject, items.scene, items.hand, strict=True))
+    paint = partial(_paint_one, folder, size, seed)
     bar = partial(tqdm, total=len(jobs), desc="paint", unit="picture", disable=None)
     if processes == 1:
         for job in bar(jobs):
@@ -308,5 +342,6 @@ def _contact_sheet(config: WorldConfig, path: Path) -> None:
     sheet.save(path)
 
 
-def _write(path: Path, **columns: object) -> None:
+def write_table(path: Path, **columns: object) -> None:
+    """Write columns of equal length as a Parquet file."""
     pq.write_table(pa.table(columns), path, compression="zstd")

@@ -155,6 +155,31 @@ def weight_distributions(weights_NM: NDArray, names: Sequence[str]) -> str:
     return _finish(figure, "distribution of the modality weights")
 
 
+def curves(
+    steps: Sequence[int],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]],
+    *,
+    label: str,
+    below: str,
+) -> str:
+    """Draw one curve a name, (values, lows, highs) [T] each, with a band where the bounds are numbers."""
+    figure, axes = _begin(width=6.4, height=3.9)
+    for index, (name, (values, lows, highs)) in enumerate(lines.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        style = ("-", "--", ":")[index // len(COLOURS) % 3]
+        axes.plot(steps, values, style, color=colour, linewidth=1.8, marker="o", markersize=3)
+        axes.plot([], [], style, color=colour, linewidth=1.8, label=name)
+        axes.fill_between(steps, lows, highs, color=colour, alpha=0.10, linewidth=0)
+    axes.set(xlabel=below, ylabel=label)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.legend(
+        ncols=4, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=_INK, frameon=False,
+        fontsize=10, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
+    return _finish(figure, label)
+
+
 def dots(
     names: Sequence[str],
     values: Sequence[float],

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,26 +72,47 @@ def server_under_load(config: LoadTestConfig, program: Path = _PROGRAM) -> Itera
         yield _ready(parts.hostname or "", parts.port or 80, None)
         return
     with tempfile.TemporaryDirectory() as folder, _own_cores_restored():
-        port = _free_port()
         arguments = [
             override("bundle", config.bundle or ""),
-            f"port={port}",
             f"workers={config.workers}",
             # Not the workspace's own events: nothing of a load test is kept.
             override("events", str(Path(folder) / "events.db")),
         ]
         log = Path(folder) / "log"
-        with log.open("wb") as written, _bound_to(config.server_cores):
-            process = subprocess.Popen(
-                [sys.executable, str(program), *arguments],
-                stdout=written,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield _ready("127.0.0.1", port, process, log)
-        finally:
-            _stop(process)
+        with started_server(arguments, log, program=program, cores=config.server_cores) as server:
+            yield server
+
+
+@contextmanager
+def started_server(
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    program: Path = _PROGRAM,
+    cores: list[int] | None = None,
+) -> Iterator[Server]:
+    """Start a server on a free port, and end it with SIGTERM afterwards.
+
+    Args:
+        arguments: of launch/serve.py, but the port.
+        log: file that gets its output.
+        cores: that it runs on, the other cores being left to this process; None: all.
+
+    Raises:
+        UserError: it does not become ready; with the last lines it wrote.
+    """
+    port = _free_port()
+    with log.open("wb") as written, _bound_to(cores):
+        process = subprocess.Popen(
+            [sys.executable, str(program), *arguments, f"port={port}"],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield _ready("127.0.0.1", port, process, log)
+    finally:
+        _stop(process)
 
 
 def session_processes(leader: int, proc: Path = Path("/proc")) -> list[int]:
