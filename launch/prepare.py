@@ -5,6 +5,7 @@ W/features/<modality>/ of vectors that the recipe brings along (items.vectors).
 
     python launch/prepare.py data=movielens data.source=/path/to/ml-latest-small workspace=W
     python launch/prepare.py data=demo workspace=W          # the drawn world, after launch/demo.py
+    python launch/prepare.py data=R workspace=W append=true # the files of new days become a window
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 
 from recsys.config import read_job
+from recsys.data.prepare.append import append
+from recsys.data.prepare.new_files import time_problems
 from recsys.data.prepare.object_store import is_url
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.workspace import WorkspaceConfig
@@ -30,6 +33,19 @@ class PrepareConfig:
     """DuckDB's memory; what does not fit spills to the workspace."""
     run: ProcessConfig = field(default_factory=ProcessConfig)
     """Threads."""
+    append: bool = False
+    """Whether the files that prepared data has not read are added to it, as the next window of time."""
+    since: str | None = None
+    """With append, for a log file that has grown: its new rows begin at this time, in seconds since 1970
+    or such as 2026-11-01 or "2026-11-01 12:00" (UTC); null: files that were read have not changed."""
+
+    def problems(self) -> list[str]:
+        """Return a text for a time that is none, or without an append."""
+        if self.since is None:
+            return []
+        if not self.append:
+            return [f"since={self.since}: only with append=true"]
+        return time_problems(self.since)
 
 
 KEYS = (WorkspaceConfig, PrepareConfig)
@@ -46,12 +62,17 @@ def job(cfg: DictConfig) -> None:
     if not is_url(recipe.source):
         source = local_path(recipe.source, "data.source")
         recipe = dataclasses.replace(recipe, source=str(source))
-    manifest = prepare(
-        recipe,
-        workspace,
-        memory_limit=config.memory_limit,
-        threads=threads,
-    )
+    if config.append:
+        manifest = append(
+            recipe,
+            workspace,
+            since=config.since,
+            memory_limit=config.memory_limit,
+            threads=threads,
+        )
+        say(f"window: split={manifest.split_named('next')}, or split=next")
+    else:
+        manifest = prepare(recipe, workspace, memory_limit=config.memory_limit, threads=threads)
     for table in manifest.tables:
         say(f"table {table.name}: {table.num_rows:,} rows ({table.kind})")
     for reason, count in manifest.rows_dropped.items():

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.chain import RawFile, are_read, in_time_order, is_window, resolve_split
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, put_back, reading, write_json
+from recsys.record_types import misfits
 
 MANIFEST_VERSION = 2
 READABLE_VERSIONS = (1, MANIFEST_VERSION)
 """Version 1 lacks the rules that encode raw values; every other job reads it as before."""
 UNKNOWN_ROW = 0
 """Row 0 of every table stands for an id that is not in the vocabulary."""
-FIRST_SPLITS = ("train", "valid", "test")
-"""Splits that a first preparation makes; every appended window becomes one more."""
 NOT_READ_BY_RANKERS = ("items.parquet", "pairs.parquet")
 """Files of prepared/ that only encoders and reports read."""
+WAITING = "waiting"
+"""Folder of prepared/ with the ids that are too rare for a row: only the next append reads it."""
 
 
 def identity_of(checksums: Mapping[str, str]) -> str:
@@ -36,7 +37,7 @@ def identity_of(checksums: Mapping[str, str]) -> str:
     read = sorted(
         f"{name} {checksum}\n"
         for name, checksum in checksums.items()
-        if name not in NOT_READ_BY_RANKERS
+        if name not in NOT_READ_BY_RANKERS and not name.startswith(f"{WAITING}/")
     )
     return hashlib.sha256("".join(read).encode()).hexdigest()[:16]
 
@@ -134,8 +135,11 @@ class HistorySpec:
     """Whether each split reads sequences of its own: `past` where splits do not follow in time."""
 
     def folder(self, split: str) -> str:
-        """Return the folder below `prepared/` of the sequences that rows of a split read."""
-        return f"history/{split}" if self.is_by_split else "history"
+        """Return the folder below `prepared/` of the sequences that rows of a split read.
+
+        A window has its own: of its users alone, their last `max_length` earlier positives and its own.
+        """
+        return f"history/{split}" if self.is_by_split or is_window(split) else "history"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,11 @@ class Ancestor:
     """Rows of every table then, unknown row included; today's may have more."""
     splits: tuple[str, ...]
     """Splits that it had."""
+    files: tuple[RawFile, ...] = ()
+    """Raw files that it read and no ancestor of its own did."""
+    rows_in: int = 0
+    rows_drawn: int = 0
+    """Rows of the log read, and negatives drawn, up to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,16 +210,32 @@ class Manifest:
     recipe: dict[str, Any] = field(default_factory=dict)
     chain: tuple[Ancestor, ...] = ()
     """Data that this was grown from by appending, oldest first; empty: prepared at once."""
+    files: tuple[RawFile, ...] = ()
+    """Raw files read that no ancestor has read; empty: prepared by a version that kept no list."""
+    raw_columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Types of the raw columns, by section of the recipe and name."""
     version: int = MANIFEST_VERSION
 
     def is_interaction(self, row_id_N: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which rows are interactions of the log [N]; the others are drawn negatives.
 
-        The one place that says so: rows of the files are numbered below `rows_in`, drawn rows from
-        there on. If nothing was drawn, every row is an interaction.
+        The one place that says so: prepare, and then each append, numbers the rows of its files
+        first and the negatives drawn for them after. If nothing was drawn, every row is an interaction.
         """
         rows = np.asarray(row_id_N)
-        return rows < self.rows_in if self.rows_drawn else np.ones(rows.shape, dtype=bool)
+        if not self.rows_drawn:
+            return np.ones(rows.shape, dtype=bool)
+        states = [*((a.rows_in, a.rows_drawn) for a in self.chain), (self.rows_in, self.rows_drawn)]
+        return are_read(rows, states)
+
+    def last_histories(self) -> str:
+        """Return the folder below `prepared/` of what is known last of every user, as for serving.
+
+        With windows it holds the last `max_length` positives of every user, and some more of the
+        last second; before, the sequences of the split that saw most.
+        """
+        assert self.history is not None, "asked for only where there is a history"
+        return "history/latest" if self.chain else self.history.folder("test")
 
     @property
     def identity(self) -> str:
@@ -227,8 +252,15 @@ class Manifest:
     @property
     def splits_in_time(self) -> list[str]:
         """Names of the splits: train, valid, test, then the appended windows, oldest first."""
-        first = [name for name in FIRST_SPLITS if name in self.splits]
-        return first + sorted(set(self.splits) - set(first))
+        return in_time_order(self.splits)
+
+    def split_named(self, asked: str) -> str:
+        """Return the name of the split that a job is asked for (`split=`); `next` is the newest window.
+
+        Raises:
+            UserError: there is none of that name, or `next` where nothing was appended.
+        """
+        return resolve_split(asked, self.splits_in_time)
 
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: vectors, texts, or pictures."""
@@ -303,38 +335,15 @@ def manifest_of(raw: Mapping[str, Any]) -> Manifest:
         "splits": splits,
         "history": HistorySpec(**raw["history"]) if raw.get("history") else None,
         "chain": tuple(
-            Ancestor(**{**known, "splits": tuple(known["splits"])})
+            Ancestor(**{
+                **known,
+                "splits": tuple(known["splits"]),
+                "files": tuple(RawFile(**file) for file in known.get("files", ())),
+            })
             for known in raw.get("chain", ())
         ),
+        "files": tuple(RawFile(**file) for file in raw.get("files", ())),
     })
-
-
-def fits(hint: Any, value: Any) -> bool:
-    """Return whether a plain value or record is of the type `hint` says, what it holds included."""
-    of, origin = typing.get_args(hint), typing.get_origin(hint)
-    if hint is Any:
-        return True
-    if type(None) in of:
-        return value is None or any(fits(h, value) for h in of if h is not type(None))
-    if origin in (list, tuple):
-        return isinstance(value, origin) and all(fits(of[0], element) for element in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            isinstance(name, of[0]) and fits(of[1], element) for name, element in value.items()
-        )
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, hint) and not misfits(value)  # type: ignore[arg-type]
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def misfits(record: Any) -> list[str]:
-    """Return a sentence for every field of a record that holds something of another type."""
-    hints = typing.get_type_hints(type(record))
-    return [
-        f"{name}: {getattr(record, name)!r} does not fit"
-        for name, hint in hints.items()
-        if not fits(hint, getattr(record, name))
-    ]
 
 
 def local_path(given: object, key: str) -> Path:

@@ -34,7 +34,8 @@ from recsys.files import (
 )
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import is_first_of_host
-from recsys.schema import Manifest, check_inside, misfits
+from recsys.record_types import misfits
+from recsys.schema import Manifest, check_inside
 
 STORE_VERSION = 2
 

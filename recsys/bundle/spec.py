@@ -20,7 +20,8 @@ from typing import Any
 from recsys.errors import UserError
 from recsys.files import read_json, reading, write_json, write_text
 from recsys.listing import check_listing
-from recsys.schema import FeatureSpec, Manifest, leaves_folder, manifest_of, misfits
+from recsys.record_types import misfits
+from recsys.schema import FeatureSpec, Manifest, leaves_folder, manifest_of
 
 BUNDLE_VERSION = 1
 EXPORT_AGAIN = "run launch/export.py again"

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.chain import is_window
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
 from recsys.schema import FeatureSpec, Manifest
@@ -130,11 +131,15 @@ class Dataset:
     def histories(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the users' sequences that the split's rows read: item rows end to end, and offsets.
 
-        A user's are values[offsets[row] : offsets[row + 1]]; offsets have [num_user_rows + 1] entries.
+        A user's are values[offsets[row] : offsets[row + 1]]; offsets have [U + 1] entries, U being the
+        rows of users when the split was made: later users have no row in it.
         """
         history = self.manifest.history
         assert history is not None, "asked for only where there is a history"
-        folder, num_offsets = history.folder(self.split), self.manifest.num_user_rows + 1
+        states = (state for state in self.manifest.chain if self.split in state.splits)
+        made = next(states, None)
+        num_users = made.table_rows["user_id"] if made else self.manifest.num_user_rows
+        folder, num_offsets = history.folder(self.split), num_users + 1
         return self.array(f"{folder}/values"), self.array(f"{folder}/offsets", num_offsets)
 
     def history_ids(
@@ -172,29 +177,43 @@ class Dataset:
         return jagged(values, np.asarray(offsets[rows_B]), np.asarray(offsets[rows_B + 1]))
 
     def train_count(self) -> np.ndarray | None:
-        """Return training interactions by item row [num_item_rows]; None where there are no items.
+        """Return earlier interactions by item row [num_item_rows]; None where there are no items.
 
-        Drawn negatives are none (`Manifest.is_interaction`).
+        Those of the training split and of the windows before this split. Drawn negatives are none
+        (`Manifest.is_interaction`).
         """
         num_rows = self.manifest.num_item_rows
-        return self.array("items/train_count", num_rows) if num_rows else None
+        if not num_rows:
+            return None
+        return self._before(self.array("items/train_count", num_rows), is_drawn=False)
 
     def drawn_count(self) -> np.ndarray | None:
-        """Return drawn training negatives by item row [num_item_rows]; None without items."""
+        """Return earlier drawn negatives by item row [num_item_rows]; None without items."""
         num_rows = self.manifest.num_item_rows
         if not num_rows:
             return None
         if (self.prepared / "items" / "drawn_count.npy").is_file():
-            return self.array("items/drawn_count", num_rows)
+            return self._before(self.array("items/drawn_count", num_rows), is_drawn=True)
         # Data prepared before the array existed.
         counts = np.zeros(num_rows, dtype=np.int64)
         if self.manifest.rows_drawn:
-            for group in read_columns(
-                self.prepared, self.manifest, "train", ["row_id", "item_row"]
-            ):
-                is_drawn = ~self.manifest.is_interaction(group.column("row_id").to_numpy())
-                items = group.column("item_row").to_numpy()
-                counts += np.bincount(items[is_drawn], minlength=num_rows)
+            counts += self._count(["train"], is_drawn=True)
+        return counts
+
+    def _before(self, counts: np.ndarray, *, is_drawn: bool) -> np.ndarray:
+        """Return counts of all training rows and windows without the windows from this split on."""
+        names = self.manifest.splits_in_time
+        later = [name for name in names[names.index(self.split) :] if is_window(name)]
+        return counts - self._count(later, is_drawn=is_drawn) if later else counts
+
+    def _count(self, splits: Sequence[str], *, is_drawn: bool) -> np.ndarray:
+        """Return the rows of splits by item row [num_item_rows]: drawn negatives, or all others."""
+        counts = np.zeros(self.manifest.num_item_rows, dtype=np.int64)
+        for name in splits:
+            for group in read_columns(self.prepared, self.manifest, name, ["row_id", "item_row"]):
+                is_read = self.manifest.is_interaction(group.column("row_id").to_numpy())
+                items = group.column("item_row").to_numpy()[is_read != is_drawn]
+                counts += np.bincount(items, minlength=len(counts))
         return counts
 
 

@@ -41,8 +41,6 @@ class RankingConfig:
 _FEWEST_USERS = 20
 _BLOCK_ROWS = 65_536
 """Rows of the split that are read at a time: a row group of prepared data."""
-EARLIER = {"train": (), "valid": ("train",), "test": ("train", "valid")}
-"""Splits whose items a user has seen already: they are neither candidates nor relevant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +143,12 @@ def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int,
 
 
 def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]:
-    """Yield (users [N], items [N]) of the interactions of earlier splits, one row group at a time."""
-    for name in EARLIER[dataset.split]:
+    """Yield (users [N], items [N]) of the interactions of earlier splits, one row group at a time.
+
+    A user has seen their items already: they are neither candidates nor relevant.
+    """
+    names = dataset.manifest.splits_in_time
+    for name in names[: names.index(dataset.split)]:
         columns = ["row_id", "user_row", "item_row"]
         for group in read_columns(dataset.prepared, dataset.manifest, name, columns):
             users, items = (group.column(c).to_numpy() for c in columns[1:])

@@ -49,8 +49,7 @@ def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: N
     folder.mkdir(parents=True)
     copy_features(folder, prepared / "users", user_features(manifest))
     if manifest.history is not None:
-        # The sequences of the split that saw most, where each split has its own.
-        history = prepared / manifest.history.folder("test")
+        history = prepared / manifest.last_histories()
         for part in ("values", "offsets"):
             shutil.copyfile(history / f"{part}.npy", folder / f"history.{part}.npy")
     write_array(folder / "last_time.npy", last_time_U)

@@ -250,9 +250,8 @@ def _write_model(
         tables = {t.name: QuantisedTable(folder / "tables", t.name) for t in source.tables}
         write_item_side(folder, spec, tables, config.precision)
         dataset = Dataset(source.prepared, source.manifest, split="train", features=[])
-        train_count = dataset.train_count()
-        assert train_count is not None, "there are items"
-        write_train_count(folder / "items", train_count)
+        # Of all windows too, since their rows are known by the time of serving.
+        write_train_count(folder / "items", dataset.array("items/train_count", num_items))
         writing.done(f"{num_items - 1:,}, vectors: {', '.join(source.vectors) or 'none'}")
     return spec
 
@@ -361,7 +360,13 @@ def _served_manifest(source: Source) -> Manifest:
             table = dataclasses.replace(table, vocabulary=file)
         tables.append(table)
     return dataclasses.replace(
-        source.manifest, tables=tuple(tables), checksums={}, recipe={}, image_root=None
+        source.manifest,
+        tables=tuple(tables),
+        checksums={},
+        recipe={},
+        image_root=None,
+        files=(),
+        raw_columns={},
     )
 
 

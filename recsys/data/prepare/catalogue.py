@@ -9,16 +9,20 @@ from pathlib import Path
 
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.features import values_sql
+from recsys.data.prepare.growth import KnownIds, KnownTable
 from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.pictures import image_sql
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.writing import list_table, write_parquet
 from recsys.data.recipe import ItemsRecipe
+from recsys.data.specs import feature_table
 from recsys.data.sql import quoted
 
 TEXTS = ("image", "text", "title", "artist", "content")
 """Columns of items.parquet between the id and the tags."""
+COLUMNS = ("item_row", "item_id", *TEXTS, "tags")
+"""Columns of items.parquet."""
 
 
 def write_users(engine: Engine, vocabulary: Table, prepared: Path) -> None:
@@ -43,6 +47,30 @@ def write_items(
     Args:
         items, catalogue: the items file, if there is one.
     """
+    nothing = ", ".join("NULL" for _ in range(len(COLUMNS) - 1))
+    write_parquet(
+        engine,
+        f"SELECT 0 AS item_row, {nothing} UNION ALL "
+        f"({items_sql(engine, vocabulary, items, catalogue)} ORDER BY item_row)",
+        prepared / "items.parquet",
+        names=list(COLUMNS),
+        count=engine.count(vocabulary) + 1,
+    )
+
+
+def items_sql(
+    engine: Engine,
+    vocabulary: Table,
+    items: ItemsRecipe | None,
+    catalogue: Catalogue | None,
+    known_tags: Table | None = None,
+) -> str:
+    """SQL of the columns of items.parquet of the items of a vocabulary.
+
+    Args:
+        items, catalogue: the items file, if there is one.
+        known_tags: of an append, the tags of earlier items (id, row, count), which stay tags.
+    """
     join = ""
     columns = {name: "NULL" for name in TEXTS}
     tags = None
@@ -55,18 +83,13 @@ def write_items(
         )
         columns = {name: f"s.{name}" for name in TEXTS}
         if items.tags:
-            tags = list_table(engine, _tags_sql(engine, items, catalogue, vocabulary))
+            tags = list_table(engine, _tags_sql(engine, items, catalogue, vocabulary, known_tags))
             join += f" LEFT JOIN {tags} t ON t.key = v.row"
     shown_tags = "t.value" if tags else "CAST(NULL AS VARCHAR[])"
     texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
-    nothing = ", ".join("NULL" for _ in range(len(columns) + 2))
-    write_parquet(
-        engine,
-        f"SELECT 0 AS item_row, {nothing} UNION ALL (SELECT v.row AS item_row, v.id AS item_id, "
-        f"{texts}, {shown_tags} AS tags FROM {vocabulary} v {join} ORDER BY v.row)",
-        prepared / "items.parquet",
-        names=["item_row", "item_id", *columns, "tags"],
-        count=engine.count(vocabulary) + 1,
+    return (
+        f"SELECT v.row AS item_row, v.id AS item_id, {texts}, {shown_tags} AS tags "
+        f"FROM {vocabulary} v {join}"
     )
 
 
@@ -93,12 +116,22 @@ def _text_sql(column: str, source: Source) -> str:
     return f"nullif({text}, '')"
 
 
-def _tags_sql(engine: Engine, items: ItemsRecipe, catalogue: Catalogue, vocabulary: Table) -> str:
+def _tags_sql(
+    engine: Engine,
+    items: ItemsRecipe,
+    catalogue: Catalogue,
+    vocabulary: Table,
+    known_tags: Table | None,
+) -> str:
     """SQL of (key, value) by key: the distinct tags of every item, over all tag columns."""
     parts = []
     for name, feature in items.tags.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
-        table = FeatureTable(engine, name, feature, relation, relation)
+        known = None
+        if known_tags:
+            spec, ids = feature_table(name, feature), KnownIds(vocabulary=known_tags)
+            known = KnownTable(spec=spec, ids=ids)
+        table = FeatureTable(engine, name, feature, relation, relation, known=known)
         listed = table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
         parts.append(
             f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"

@@ -63,6 +63,14 @@ class Engine:
         self.connection.execute(f"CREATE {'TEMP ' * is_temporary}TABLE {made} AS {query}")
         return self.handle(made)
 
+    def create_from(self, name: str, rows: pa.Table) -> Table:
+        """Create a table from rows in memory; `name`: for people who look into the database."""
+        given = self.unused("given")
+        self.connection.register(given, rows)
+        table = self.create(name, f"SELECT * FROM {given}")
+        self.connection.unregister(given)
+        return table
+
     def handle(self, relation: str) -> Table:
         """Return the handle of a relation that the database has."""
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()

@@ -8,10 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.growth import KnownTable, write_waiting
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Catalogue, Inputs
 from recsys.data.prepare.vocab import FeatureTable, value_sql
@@ -76,23 +78,28 @@ def write_ids(engine: Engine, side: str, column: str, vocabulary: Table, prepare
 
 
 def write_training_counts(
-    engine: Engine, side: str, placed: Table, *, num_rows_in: int, num_side_rows: int, folder: Path
+    engine: Engine, side: str, placed: Table, *, next_row_id: int, num_side_rows: int, folder: Path
 ) -> None:
     """Write how many training rows each user or item has [num_side_rows], of an item also drawn ones.
 
     Args:
         placed: with row_id, split and `<side>_row`.
-        num_rows_in: row ids from here on are drawn negatives.
+        next_row_id: row ids from here on are drawn negatives.
         folder: `users/` or `items/`.
     """
+    for name, query in count_queries(side, placed, next_row_id).items():
+        write_array(engine, query, folder / f"{name}.npy", num_side_rows, np.int64)
+
+
+def count_queries(side: str, placed: Table, next_row_id: int) -> dict[str, str]:
+    """SQL of (key, value), the rows of split 0 by user or item row, of each array of counts."""
     placed.needs("row_id", "split", f"{side}_row")
     counted = {"train_count": "<"} | ({"drawn_count": ">="} if side == "item" else {})
-    for name, which in counted.items():
-        query = (
-            f"SELECT {side}_row AS key, count(*) AS value FROM {placed} WHERE split = 0 "
-            f"AND row_id {which} {num_rows_in} GROUP BY key ORDER BY key"
-        )
-        write_array(engine, query, folder / f"{name}.npy", num_side_rows, np.int64)
+    return {
+        name: f"SELECT {side}_row AS key, count(*) AS value FROM {placed} WHERE split = 0 "
+        f"AND row_id {which} {next_row_id} GROUP BY key ORDER BY key"
+        for name, which in counted.items()
+    }
 
 
 def write_catalogue_features(
@@ -116,7 +123,7 @@ def write_catalogue_features(
             _, longest[name] = write_lists(engine, table.rows_sql(), values, offsets, num_rows)
         else:
             write_array(engine, table.rows_sql(), values, num_rows, np.int32)
-        added = _write_table(engine, table, source=catalogue.side, to=prepared)
+        added = write_table(engine, table, source=catalogue.side, to=prepared)
         specs += added.with_max_ids(longest)
     return specs
 
@@ -136,14 +143,16 @@ def build_log_features(
     engine: Engine,
     features: dict[str, FeatureRecipe],
     placed: Table,
-    num_rows_in: int,
+    next_row_id: int,
     prepared: Path,
+    known: Mapping[str, KnownTable] = MappingProxyType({}),
 ) -> tuple[dict[str, FeatureTable], Specs]:
     """Build the tables of interaction features from the training rows.
 
     Args:
         placed: with row_id, split and a column for each feature.
-        num_rows_in: row ids from here on are drawn negatives, which no vocabulary sees.
+        next_row_id: row ids from here on are drawn negatives, which no vocabulary sees.
+        known: of an append, the tables by feature that it finds; its own rows are all of split 0.
 
     Returns:
         The tables by feature, which number the values of `placed`; and the manifest's entries,
@@ -154,15 +163,17 @@ def build_log_features(
     specs = Specs()
     for name, feature in features.items():
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
-        train = f"{rows} WHERE split = 0 AND row_id < {num_rows_in}"
-        tables[name] = FeatureTable(engine, name, feature, rows, train)
-        specs += _write_table(engine, tables[name], source="interaction", to=prepared)
+        train = f"{rows} WHERE split = 0 AND row_id < {next_row_id}"
+        tables[name] = FeatureTable(engine, name, feature, rows, train, known=known.get(name))
+        specs += write_table(engine, tables[name], source="interaction", to=prepared)
     return tables, specs
 
 
-def _write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:
+def write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:
     """Write a feature's vocabulary, if it has one; return the manifest's entries."""
     spec = table.spec()
     if spec.kind == "vocab":
         write_vocabulary(engine, table.vocabulary, table.name, to)
+    if table.rare:
+        write_waiting(engine, table.name, table.rare, to)
     return Specs((spec,), (feature_spec(table.name, table.feature, source=source),))

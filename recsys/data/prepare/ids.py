@@ -33,7 +33,8 @@ def note_id_variants(
 
 def note_spellings(engine: Engine, column: str, inputs: Inputs, problems: Problems) -> None:
     """Note items' ids that the log and the catalogue spell in two ways, read from the files."""
-    assert inputs.items, "asked for only where there is an items file"
+    if inputs.items is None:  # an append without new items
+        return
     source, key = inputs.items.source, inputs.items.id_column
     given = " UNION ALL ".join(
         f"SELECT {quoted(column)} AS id FROM {s.view}" for s, _ in inputs.logs
@@ -49,7 +50,7 @@ def compare_ids(
 ) -> None:
     """Say how many ids the log and the catalogue lack of each other, and which differ in spelling.
 
-    No id in common is a problem.
+    No id in common is a problem, but for a log that is appended: its users and items may all be new.
 
     Args:
         log: with the column `<side>_id`.
@@ -57,11 +58,10 @@ def compare_ids(
     column, catalogue = id_column(recipe, side), inputs.catalogue(side)
     if column is None:
         return
-    listed = file = None
-    if catalogue:
-        listed = f"SELECT {quoted(catalogue.id_column)} AS id FROM {catalogue.source.view}"
-        file = catalogue.source.path.name
-    ids = gather_ids(engine, f"SELECT {side}_id AS id FROM {log}", listed)
+    file = catalogue.source.path.name if catalogue else None
+    if side in inputs.known:
+        file = "the prepared data"
+    ids = gather_ids(engine, f"SELECT {side}_id AS id FROM {log}", inputs.listed(side))
     # Looked for among the different ids; the files are read again only to say where.
     if engine.count(ids, is_written_oddly("id")):
         note_id_variants(engine, recipe, inputs, side, problems)
@@ -70,6 +70,8 @@ def compare_ids(
     engine.drop(ids)
     if respelled and not problems.found:
         say(f"warning: {respelled}")
+    if side in inputs.known:
+        return
     if catalogue and not overlap.num_shared:
         problems.found.append(_nothing_shared(column, catalogue, overlap, respelled))
     elif catalogue:

@@ -6,12 +6,12 @@ at once.
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from recsys.data.prepare.checks import Problems
-from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.label import RULES, parse_label
 from recsys.data.prepare.pairs import pair_columns
 from recsys.data.prepare.pictures import pattern_columns
@@ -28,6 +28,7 @@ from recsys.data.recipe import (
     UsersRecipe,
     source_file,
 )
+from recsys.data.sql import quoted
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
 from recsys.job import say
@@ -60,6 +61,8 @@ class Inputs:
     """How the log's times are written; None: it has none."""
     vectors: tuple[OwnVectors, ...] = ()
     """Vectors of the items that the recipe brings along."""
+    known: dict[str, Table] = field(default_factory=dict)
+    """Ids that an append finds numbered (id, row, count), by side; empty: nothing is appended to."""
 
     @property
     def sources(self) -> list[Source]:
@@ -71,9 +74,26 @@ class Inputs:
         """Return the catalogue of a side, `user` or `item`."""
         return self.users if side == "user" else self.items
 
+    def listed(self, side: str) -> str | None:
+        """SQL of (id) of what the catalogue of a side lists, and of all ids numbered earlier.
 
-def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
+        None: there is neither. An append does not read earlier files again: their ids are numbered.
+        """
+        ids = []
+        if catalogue := self.catalogue(side):
+            ids.append(f"SELECT {quoted(catalogue.id_column)} AS id FROM {catalogue.source.view}")
+        if side in self.known:
+            ids.append(f"SELECT id FROM {self.known[side]}")
+        return " UNION ALL ".join(ids) or None
+
+
+def open_inputs(
+    engine: Engine, recipe: Recipe, only: Mapping[str, tuple[Path, ...]] | None = None
+) -> Inputs:
     """Open every file of the recipe.
+
+    Args:
+        only: files to read, by section; those of other sections are not opened. None: all of them.
 
     Raises:
         UserError: files or columns are missing, or cannot be read (all listed at once).
@@ -82,13 +102,16 @@ def open_inputs(engine: Engine, recipe: Recipe) -> Inputs:
     log, items, users = recipe.interactions, recipe.items, recipe.users
     names = (
         [(log.files[name], index) for index, name in enumerate(SPLITS)]
-        if recipe.split.strategy == "given"
+        if recipe.split.strategy == "given" and only is None
         else [(str(log.file), -1)]
     )
 
     def opened(view: str, name: str, key: str, section: TextFormat) -> Source | None:
+        if only is not None and key not in only:
+            return None
         try:
-            return _open(engine, recipe, view, name, key, section)
+            paths = None if only is None else only[key]
+            return _open(engine, recipe, view, name, key, section, paths)
         except UserError as error:
             problems.found.append(str(error))
             return None
@@ -153,7 +176,13 @@ def _vectors(
 
 
 def _open(
-    engine: Engine, recipe: Recipe, view: str, name: str, key: str, written: TextFormat
+    engine: Engine,
+    recipe: Recipe,
+    view: str,
+    name: str,
+    key: str,
+    written: TextFormat,
+    only: tuple[Path, ...] | None,
 ) -> Source:
     """Open the files of a section of the recipe."""
     return Source(
@@ -164,6 +193,7 @@ def _open(
         key=key,
         written=written,
         copies=engine.scratch / "copies",
+        only=only,
     )
 
 

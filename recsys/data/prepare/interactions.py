@@ -4,6 +4,7 @@ In: `placed`, the ends of the rows' histories and the tables of interaction feat
 interactions/ and the splits' entries of the manifest.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recsys.data.prepare.engine import Engine, Table
@@ -27,10 +28,12 @@ def write_interactions(
     ends: Table | None,
     features: dict[str, FeatureTable],
     prepared: Path,
+    names: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
     """Write the splits as Parquet parts; return their entries, and the longest list of each feature.
 
     Args:
+        names: of the splits by their number in `placed`.
         placed: dropped as soon as it is no longer needed: it is as long as the log.
         ends: (row_id, history_end), if there are histories.
         features: tables of the interaction features, whose values `placed` holds.
@@ -60,7 +63,7 @@ def write_interactions(
         joins += f" {join}"
     order = f"{order_hash(recipe.split.seed, 'p.row_id')}, p.row_id"
     splits = {}
-    for index, name in enumerate(SPLITS):
+    for index, name in enumerate(names):
         query = (
             f"SELECT {', '.join(columns)} FROM {placed} p{joins} WHERE p.split = {index} "
             f"ORDER BY {order}"

@@ -26,13 +26,18 @@ class Log:
 
     rows: Table
     num_rows_in: int
-    """Rows of the files; row ids are below it."""
+    """Rows of the files."""
+    next_row_id: int
+    """Row ids are below it; those from here on are of drawn negatives."""
     num_dropped: dict[str, int]
     """Rows left out, by reason."""
 
 
-def read_log(engine: Engine, recipe: Recipe, inputs: Inputs) -> Log:
+def read_log(engine: Engine, recipe: Recipe, inputs: Inputs, first_row_id: int = 0) -> Log:
     """Read the log files in their order, and compare their ids with the catalogues'.
+
+    Args:
+        first_row_id: of the first row.
 
     Raises:
         UserError: log and catalogue have no id in common, or write ids in two ways.
@@ -40,24 +45,29 @@ def read_log(engine: Engine, recipe: Recipe, inputs: Inputs) -> Log:
     problems = Problems()
     log = recipe.interactions
     parts = []
-    num_rows_in = 0
+    next_row_id = first_row_id
     for source, given in inputs.logs:
-        parts.append(_rows_sql(log, source, inputs.times, first_row_id=num_rows_in, split=given))
-        num_rows_in += engine.one(f"SELECT count(*) FROM {source.view}")[0]
+        parts.append(_rows_sql(log, source, inputs.times, first_row_id=next_row_id, split=given))
+        next_row_id += engine.one(f"SELECT count(*) FROM {source.view}")[0]
     rows = engine.create("log", " UNION ALL ".join(parts))
     for side in ("user", "item"):
         compare_ids(engine, recipe, inputs, rows, side, problems)
     problems.raise_if_any()
     num_dropped = {}
-    if inputs.items and log.unknown_items == "drop":
-        items = inputs.items
-        is_unknown = f"item_id NOT IN (SELECT {quoted(items.id_column)} FROM {items.source.view})"
+    listed = inputs.listed("item")
+    if recipe.items and listed and log.unknown_items == "drop":
+        is_unknown = f"item_id NOT IN (SELECT id FROM ({listed}))"
         if count := engine.count(rows, is_unknown):
             engine.delete(rows, is_unknown)
             num_dropped["unknown item"] = count
     if inputs.times:
         _say_odd_times(engine, rows, inputs.times)
-    return Log(rows=rows, num_rows_in=num_rows_in, num_dropped=num_dropped)
+    return Log(
+        rows=rows,
+        num_rows_in=next_row_id - first_row_id,
+        next_row_id=next_row_id,
+        num_dropped=num_dropped,
+    )
 
 
 def _rows_sql(

@@ -37,7 +37,7 @@ def number_ids(
     """
     log.needs("row_id", f"{side}_id")
     splits.needs("row_id", "split")
-    train = f"FROM {log} log JOIN {splits} USING (row_id) WHERE split = 0"
+    train = f"FROM ({training_rows(log, splits)})"
     if catalogue is None:
         return build_vocabulary(
             engine, f"{side}_vocab", f"SELECT {side}_id AS id {train}", min_count
@@ -53,6 +53,11 @@ def number_ids(
     )
 
 
+def training_rows(log: Table, splits: Table) -> str:
+    """SQL of the training rows of a log."""
+    return f"SELECT log.* FROM {log} log JOIN {splits} USING (row_id) WHERE split = 0"
+
+
 def without_ids(engine: Engine, side: str) -> Table:
     """Return the empty vocabulary of a log that has no users or no items."""
     query = "SELECT '' AS id, 0::INTEGER AS row, 0::BIGINT AS count WHERE false"
@@ -66,21 +71,26 @@ def place(
 
     Args:
         users, items: vocabularies (id, row, count).
-
-    Raises:
-        UserError: a split has no rows.
     """
     log.needs("row_id", "user_id", "item_id", "ts", "label", *recipe.interactions.features)
     features = "".join(f", log.{quoted(name)}" for name in recipe.interactions.features)
     features = ", sample_weight" * bool(recipe.interactions.weight) + features
     ids = "log.user_id, log.item_id" if recipe.interactions.negatives else "log.user_id"
     ts = "ts" if recipe.interactions.timestamp else stand_in_time_sql(recipe.split.seed)
-    placed = engine.create(
+    return engine.create(
         "placed",
         f"SELECT log.row_id, label, {ids}, coalesce(u.row, 0) AS user_row, coalesce(i.row, 0) AS "
         f"item_row, {ts} AS ts, split{features} FROM {log} log JOIN {splits} USING (row_id) "
         f"LEFT JOIN {users} u ON log.user_id = u.id LEFT JOIN {items} i ON log.item_id = i.id",
     )
+
+
+def check_splits(engine: Engine, placed: Table, recipe: Recipe) -> None:
+    """Refuse splits without rows.
+
+    Raises:
+        UserError: names each of them.
+    """
     problems = Problems()
     for index, name in enumerate(SPLITS):
         if not engine.count(placed, f"split = {index}"):
@@ -89,7 +99,6 @@ def place(
                 f"fractions {recipe.split.fractions}; change split, or give more rows"
             )
     problems.raise_if_any()
-    return placed
 
 
 def check_training_classes(

@@ -26,17 +26,21 @@ from recsys.data.prepare.features import (
     write_ids,
     write_training_counts,
 )
+from recsys.data.prepare.growth import rare_ids, write_waiting
 from recsys.data.prepare.history import history_spec, write_histories
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.interactions import write_interactions
 from recsys.data.prepare.log import Log, read_log
 from recsys.data.prepare.negatives import add_negatives, draw_negatives
+from recsys.data.prepare.new_files import raw_columns, read_files
 from recsys.data.prepare.numbering import (
+    check_splits,
     check_training_classes,
     count_unknown,
     number_ids,
     place,
+    training_rows,
     without_ids,
 )
 from recsys.data.prepare.object_store import fetched
@@ -81,6 +85,9 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
                     opened.done(f"{len(inputs.sources)} files")
                 with naming_damaged_files(inputs.sources):
                     manifest = run_steps(engine, local, inputs, beside, vector_folders)
+                manifest = dataclasses.replace(
+                    manifest, files=read_files(local, inputs), raw_columns=raw_columns(inputs)
+                )
             shutil.rmtree(beside / "work")
             manifest = dataclasses.replace(
                 manifest,
@@ -116,7 +123,7 @@ def run_steps(
         missing = f", {missing_images:,} items without a picture" if missing_images else ""
         read.done(f"{log.num_rows_in:,} interactions{missing}")
     with stage("split and number") as numbered:
-        vocabularies, placed = _split_and_number(engine, recipe, inputs, log)
+        vocabularies, placed = _split_and_number(engine, recipe, inputs, log, folder)
         rows_drawn = _draw(engine, recipe, placed, vocabularies["item"], log.num_rows_in)
         check_training_classes(engine, placed, recipe.interactions, recipe.split, rows_drawn)
         rows_unknown = count_unknown(engine, placed, recipe.interactions)
@@ -125,7 +132,7 @@ def run_steps(
     with stage("features"):
         specs = _write_catalogues(engine, recipe, inputs, vocabularies, placed, log, folder)
         features, of_log = build_log_features(
-            engine, recipe.interactions.features, placed, log.num_rows_in, folder
+            engine, recipe.interactions.features, placed, log.next_row_id, folder
         )
         specs += of_log
     with stage("histories") as histories:
@@ -137,7 +144,7 @@ def run_steps(
     with stage("write interactions") as written:
         splits, longest = write_interactions(engine, recipe, placed, ends, features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
-    _warn_of_lacking_classes(splits)
+    warn_of_lacking_classes(splits)
     checksum = items_checksum(engine, vocabularies["item"])
     vectors = _write_vectors(inputs, vocabularies["item"], checksum, vector_folders)
     pairs = _write_pairs(engine, recipe, inputs, folder)
@@ -160,9 +167,12 @@ def run_steps(
 
 
 def _split_and_number(
-    engine: Engine, recipe: Recipe, inputs: Inputs, log: Log
+    engine: Engine, recipe: Recipe, inputs: Inputs, log: Log, prepared: Path
 ) -> tuple[dict[str, Table], Table]:
-    """Return the vocabularies of users and items by side, and the log placed by them."""
+    """Return the vocabularies of users and items by side, and the log placed by them.
+
+    The ids that are too rare are written for a later append.
+    """
     splits = split_log(engine, log.rows, recipe.split)
     min_counts = {
         "user": recipe.interactions.user_min_count,
@@ -177,7 +187,12 @@ def _split_and_number(
             vocabularies[side] = number_ids(
                 engine, log.rows, splits, side, min_count=min_count, catalogue=catalogue
             )
+            if min_count > 1:
+                ids = f"SELECT {side}_id AS id FROM ({training_rows(log.rows, splits)})"
+                rare = rare_ids(ids, vocabularies[side])
+                write_waiting(engine, f"{side}_id", rare, prepared)
     placed = place(engine, recipe, log.rows, splits, vocabularies["user"], vocabularies["item"])
+    check_splits(engine, placed, recipe)
     engine.drop(splits, log.rows)
     return vocabularies, placed
 
@@ -224,7 +239,7 @@ def _write_catalogues(
             engine,
             side,
             placed,
-            num_rows_in=log.num_rows_in,
+            next_row_id=log.next_row_id,
             num_side_rows=engine.count(vocabulary) + 1,
             folder=folder,
         )
@@ -237,7 +252,8 @@ def _write_catalogues(
     return specs
 
 
-def _warn_of_lacking_classes(splits: dict[str, SplitSpec]) -> None:
+def warn_of_lacking_classes(splits: dict[str, SplitSpec]) -> None:
+    """Say which splits have rows of one class only."""
     for name, split in splits.items():
         if split.lacking_class:
             say(

@@ -47,11 +47,11 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
             is_bad = f"coalesce({quoted(pairs.perspective)}, '') NOT IN ({known})"
             wrong = f"expected one of {', '.join(PERSPECTIVES)}"
             problems.note(engine, source, [Condition(pairs.perspective, is_bad, wrong)])
-    if inputs.items and items and log.item_id and log.unknown_items == "error":
+    listed = inputs.listed("item")
+    if listed and items and log.item_id and log.unknown_items == "error":
         was_readable = not problems.found
         for source, _ in inputs.logs:
-            unknown = _unknown_item(log.item_id, inputs.items, items.file)
-            problems.note(engine, source, [unknown])
+            problems.note(engine, source, [_unknown_item(log.item_id, listed, items.file)])
         if was_readable and problems.found:
             note_id_variants(engine, recipe, inputs, "item", problems)
             note_spellings(engine, log.item_id, inputs, problems)
@@ -120,12 +120,15 @@ def _check_catalogue(
     problems.note_duplicates(engine, source, column)
 
 
-def _unknown_item(column: str, items: Catalogue, file: str) -> Condition:
-    """Return the condition that the catalogue lacks the item of a row of the log."""
-    key = quoted(items.id_column)
+def _unknown_item(column: str, listed: str, file: str) -> Condition:
+    """Return the condition that the catalogue lacks the item of a row of the log.
+
+    Args:
+        listed: SQL of (id) of the catalogue's items.
+    """
     is_bad = (
         f"NOT {is_null(column)} AND {quoted(column)} NOT IN "
-        f"(SELECT {key} FROM {items.source.view} WHERE {key} IS NOT NULL)"
+        f"(SELECT id FROM ({listed}) WHERE id IS NOT NULL)"
     )
     wrong = (
         f"item is not in {file} (add it there, or set interactions.unknown_items to drop or keep)"

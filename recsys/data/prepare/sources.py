@@ -35,6 +35,7 @@ class Source:
         key: str,
         written: TextFormat,
         copies: Path,
+        only: tuple[Path, ...] | None = None,
     ):
         """Open the files and create the view.
 
@@ -43,6 +44,7 @@ class Source:
             name: file, folder or pattern below it (raw_files.find_files).
             key: config key of the section, for messages.
             copies: folder of rewritten copies, made if the database cannot read a text file as it is.
+            only: the files to read, of those that there are; None: all.
 
         Raises:
             UserError: a file is missing, of another format or schema, truncated or unreadable.
@@ -50,6 +52,9 @@ class Source:
         self.path = root / name
         self.view = view
         self.files = find_files(root, name, key)
+        if only is not None:
+            self.files = dataclasses.replace(self.files, paths=only)
+        self.raw_paths = self.files.paths
         is_partitioned = self.files.are_partitioned
         hive = f"hive_partitioning={str(is_partitioned).lower()}"
         hive += ", hive_types_autocast=false" * is_partitioned
@@ -190,7 +195,7 @@ def _parquet_reader(files: RawFiles, hive: str) -> tuple[Reader, list[str]]:
             problems.append(f"{path}: cannot be read ({short(error)})")
     for path, own in schemas.items():
         first = next(iter(schemas))
-        if differences := _differences(own, schemas[first]):
+        if differences := differences_of(own, schemas[first]):
             problems.append(f"{path}: another schema than {first}: {differences}")
     if problems:
         raise UserError("\n  ".join(problems))
@@ -214,7 +219,7 @@ def _types(schema: pq.ParquetSchema) -> dict[str, str]:
     return types
 
 
-def _differences(own: dict[str, str], expected: dict[str, str]) -> str:
+def differences_of(own: dict[str, str], expected: dict[str, str]) -> str:
     """Return in which columns a file differs from another; empty: in none."""
     texts = [f"column {name!r} is missing" for name in expected if name not in own]
     texts += [f"column {name!r} is new" for name in own if name not in expected]

@@ -11,6 +11,7 @@ from collections.abc import Container
 from recsys.data import encode
 from recsys.data.encode import exploded_sql, list_rows_sql, number_sql, row_sql
 from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.growth import KnownIds, KnownTable, grow_vocabulary, rare_ids
 from recsys.data.prepare.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
 from recsys.data.specs import feature_table
@@ -41,6 +42,9 @@ class FeatureTable:
         feature: FeatureRecipe,
         relation: str,
         train_relation: str,
+        *,
+        known: KnownTable | None = None,
+        fresh_relation: str | None = None,
     ):
         """Build the vocabulary or the buckets.
 
@@ -48,18 +52,26 @@ class FeatureTable:
             relation: SQL of all (key, value).
             train_relation: SQL of those the vocabulary may see: the training rows of an interaction
                 feature, every row of a catalogue (which holds no labels).
+            known: the table that is appended to: cuts stay, and new ids follow the known ones.
+            fresh_relation: of an append, SQL of those whose ids were never counted; None: all.
         """
         self.engine = engine
         self.name = name
         self.feature = feature
         self.relation = relation
         self._vocabulary: Table | None = None
-        self._spec = feature_table(name, feature)
-        if self._spec.kind == "bucket":
+        self.rare: str | None = None
+        """SQL of (id, count) of the ids that have no row; None: none can be too rare."""
+        self._spec = known.spec if known else feature_table(name, feature)
+        if self._spec.kind == "bucket" and not known:
             cuts = self._spec.cuts or self._quantiles(train_relation)
             self._spec = dataclasses.replace(self._spec, num_rows=len(cuts) + 2, cuts=cuts)
         elif self._spec.kind == "vocab":
-            self._vocabulary = self._numbered(train_relation)
+            self._vocabulary = self._numbered(
+                self._ids(train_relation),
+                known.ids if known else None,
+                self._ids(fresh_relation) if fresh_relation else None,
+            )
             num_ids = engine.count(self._vocabulary)
             self._spec = dataclasses.replace(self._spec, num_rows=num_ids + 1)
 
@@ -98,15 +110,26 @@ class FeatureTable:
         """SQL of (key, position, id): one row per id of a list, blanks left out."""
         return exploded_sql(self.relation)
 
-    def _numbered(self, relation: str) -> Table:
-        """Return the vocabulary of SQL of (key, value)."""
-        ids = (
-            f"SELECT id FROM ({exploded_sql(relation)})"
-            if self.is_list
-            else f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
-        )
-        # A feature may have any name, also one that SQL cannot read.
-        return build_vocabulary(self.engine, "vocab", ids, self.feature.min_count)
+    def _ids(self, relation: str) -> str:
+        """SQL of one id per occurrence of SQL of (key, value)."""
+        if self.is_list:
+            return f"SELECT id FROM ({exploded_sql(relation)})"
+        return f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
+
+    def _numbered(self, ids: str, known: KnownIds | None, fresh: str | None) -> Table:
+        """Return the vocabulary of SQL of one id per occurrence, and set `rare`."""
+        min_count = self.feature.min_count
+        if known is None:
+            # A feature may have any name, also one that SQL cannot read.
+            vocabulary = build_vocabulary(self.engine, "vocab", ids, min_count)
+            rare = rare_ids(ids, vocabulary)
+        else:
+            vocabulary, waiting = grow_vocabulary(
+                self.engine, known, ids, min_count=min_count, fresh=fresh
+            )
+            rare = f"SELECT * FROM {waiting}"
+        self.rare = rare if min_count > 1 else None
+        return vocabulary
 
     def _quantiles(self, relation: str) -> tuple[float, ...]:
         """Upper bounds of buckets of about equal count, by the training values."""

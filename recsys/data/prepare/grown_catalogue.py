@@ -1,0 +1,205 @@
+"""Users and items of an append: features, texts and counts, the new rows after the known ones.
+
+In: prepared data, the grown vocabularies and the new rows of users and items files. Out: the arrays and
+files by row of the grown data. Rule for a known id that a new row describes again: its features and
+texts become those of the new row, its row number stays. Shapes: N rows of users or items.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.data.prepare.catalogue import COLUMNS, items_sql
+from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.features import count_queries, values_sql, write_table
+from recsys.data.prepare.growth import KnownTable
+from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.vocab import FeatureTable
+from recsys.data.prepare.window_history import Sequences, write_sequences
+from recsys.data.prepare.writing import write_lists, write_parquet
+from recsys.data.recipe import FeatureRecipe, ItemsRecipe
+from recsys.data.sql import literal, quoted
+from recsys.files import PREPARE_AGAIN, new_array, read_array
+from recsys.schema import TableSpec
+
+
+@dataclass(kw_only=True)
+class GrownSide:
+    """Users or items that grow, and what has become of their tables."""
+
+    side: str
+    """`user` or `item`."""
+    before: Path
+    """Folder of the prepared data that is appended to."""
+    folder: Path
+    """Folder of the grown data."""
+    num_before: int
+    """Rows before, unknown row included."""
+    num_rows: int
+    """Rows now."""
+    vocabulary: Table
+    """(id, row, count) of all ids."""
+    catalogue: Catalogue | None = None
+    """New rows of the users or items file; None: there are none."""
+    tables: dict[str, TableSpec] = field(default_factory=dict)
+    """Tables of features that were written, by name."""
+    longest: dict[str, int] = field(default_factory=dict)
+    """Most ids of a new row, by feature of lists."""
+    is_changed: NDArray[np.bool_] = field(init=False)
+    """Known rows whose features or texts are other ones now [num_before]."""
+
+    def __post_init__(self) -> None:
+        self.is_changed = np.zeros(self.num_before, dtype=bool)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether there are new ids."""
+        return self.num_rows > self.num_before
+
+    def array(self, name: str) -> NDArray:
+        """Return an array by row of the earlier data, memory-mapped [num_before]."""
+        return read_array(self.before / f"{self.side}s" / f"{name}.npy", PREPARE_AGAIN, mmap=True)
+
+    def new(self, name: str) -> Path:
+        """Return the path of an array by row of the grown data."""
+        folder = self.folder / f"{self.side}s"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.npy"
+
+
+def grow_counts(engine: Engine, grown: GrownSide, placed: Table, next_row_id: int) -> None:
+    """Write the counts of rows by user or item: those before and those of the window."""
+    for name, query in count_queries(grown.side, placed, next_row_id).items():
+        if not (grown.before / f"{grown.side}s" / f"{name}.npy").is_file():
+            continue  # prepared before the array existed: readers count rows
+        counts = new_array(grown.new(name), np.int64, (grown.num_rows,))
+        counts[: grown.num_before] = grown.array(name)
+        for batch in engine.batches(query):
+            counts[batch.column("key").to_numpy()] += batch.column("value").to_numpy()
+
+
+def grow_features(
+    engine: Engine,
+    grown: GrownSide,
+    features: dict[str, FeatureRecipe],
+    known: dict[str, KnownTable],
+) -> None:
+    """Write the features of a users or items file as arrays by row, and their vocabularies.
+
+    Args:
+        known: the tables of the earlier data, by feature.
+    """
+    if not (grown.catalogue or grown.has_grown):
+        return
+    for name, feature in features.items():
+        table = _feature_table(engine, grown, name, feature, known[name])
+        is_list = known[name].spec.is_list
+        if table:
+            grown.tables[name] = table.spec()
+            write_table(engine, table, source=grown.side, to=grown.folder)
+        if is_list:
+            _grow_lists(engine, grown, name, table)
+        else:
+            _grow_values(engine, grown, name, table)
+
+
+def _feature_table(
+    engine: Engine, grown: GrownSide, name: str, feature: FeatureRecipe, known: KnownTable
+) -> FeatureTable | None:
+    """Return the grown table of a feature; None where no row describes any id."""
+    if grown.catalogue is None:
+        return None
+    relation = values_sql(grown.catalogue, name, feature, grown.vocabulary)
+    fresh = f"SELECT key, value FROM ({relation}) WHERE key >= {grown.num_before}"
+    return FeatureTable(
+        engine, name, feature, relation, relation, known=known, fresh_relation=fresh
+    )
+
+
+def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTable | None) -> None:
+    values = new_array(grown.new(f"{name}.values"), np.int32, (grown.num_rows,))
+    before = grown.array(f"{name}.values")
+    values[: grown.num_before] = before
+    if table is None:
+        return
+    for batch in engine.batches(table.rows_sql()):
+        values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
+    grown.is_changed |= values[: grown.num_before] != before
+
+
+def _grow_lists(engine: Engine, grown: GrownSide, name: str, table: FeatureTable | None) -> None:
+    """Write the lists of a feature: those of described rows anew, all others as they were."""
+    before = Sequences(grown.array(f"{name}.values"), grown.array(f"{name}.offsets"))
+    folder = engine.scratch / engine.unused("lists")
+    folder.mkdir()
+    paths = folder / "values.npy", folder / "offsets.npy"
+    query = table.rows_sql() if table else "SELECT 0 AS key, 0::INTEGER AS value WHERE false"
+    _, grown.longest[name] = write_lists(engine, query, *paths, grown.num_rows)
+    described = Sequences(*(read_array(path, PREPARE_AGAIN, mmap=True) for path in paths))
+    is_described_N = np.zeros(grown.num_rows, dtype=bool)
+    if table:
+        for batch in engine.batches(f"SELECT DISTINCT key FROM ({table.relation})"):
+            is_described_N[batch.column("key").to_numpy()] = True
+    kept_N = np.where(
+        is_described_N, described.lengths(grown.num_rows), before.lengths(grown.num_rows)
+    )
+    write_sequences(grown.new(name).parent, before, described, kept_N, prefix=f"{name}.")
+    known_K = np.flatnonzero(is_described_N[: grown.num_before])
+    grown.is_changed[known_K] |= _differ(before, described, known_K)
+
+
+def _differ(one: Sequences, other: Sequences, keys_K: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether two lists of each key differ [K]."""
+    (one_values, one_K), (other_values, other_K) = (lists.of(keys_K) for lists in (one, other))
+    differ_K = one_K != other_K
+    is_alike_K = ~differ_K
+    key_V = np.repeat(np.arange(len(keys_K)), one_K)
+    other_key_V = np.repeat(np.arange(len(keys_K)), other_K)
+    values = one_values[is_alike_K[key_V]], other_values[is_alike_K[other_key_V]]
+    key_V = key_V[is_alike_K[key_V]]
+    differ_K[key_V[values[0] != values[1]]] = True
+    return differ_K
+
+
+def grow_items(engine: Engine, grown: GrownSide, items: ItemsRecipe | None) -> None:
+    """Write items.parquet: known items, as they are described last, and the new ones.
+
+    Args:
+        items: section of the recipe, if there is one.
+    """
+    if not (grown.catalogue or grown.has_grown):
+        return
+    old = f"read_parquet({literal(str(grown.before / 'items.parquet'))})"
+    is_touched = f"row >= {grown.num_before}"
+    known_tags = None
+    if grown.catalogue:
+        column = quoted(grown.catalogue.id_column)
+        is_touched += f" OR id IN (SELECT {column} FROM {grown.catalogue.source.view})"
+        known_tags = engine.create(
+            "tags",
+            f"SELECT id, CAST(row_number() OVER (ORDER BY id) AS INTEGER) AS row, 0::BIGINT AS count "
+            f"FROM (SELECT DISTINCT unnest(tags) AS id FROM {old})",
+        )
+    touched = engine.create(
+        "touched", f"SELECT * FROM {grown.vocabulary} WHERE {is_touched}", is_temporary=True
+    )
+    described = engine.create(
+        "described", items_sql(engine, touched, items, grown.catalogue, known_tags)
+    )
+    values = ", ".join(COLUMNS[2:])
+    changed = engine.rows(
+        f"SELECT item_row FROM (SELECT item_row, {values} FROM {described} WHERE item_row < "
+        f"{grown.num_before} EXCEPT SELECT item_row, {values} FROM {old})"
+    )
+    grown.is_changed[[row for (row,) in changed]] = True
+    columns = ", ".join(COLUMNS)
+    write_parquet(
+        engine,
+        f"SELECT {columns} FROM (SELECT {columns} FROM {old} WHERE item_row NOT IN (SELECT item_row "
+        f"FROM {described}) UNION ALL SELECT {columns} FROM {described}) ORDER BY item_row",
+        grown.folder / "items.parquet",
+        count=grown.num_rows,
+    )
+    engine.drop(touched)

@@ -1,0 +1,115 @@
+"""Appended days are windows: the rows, histories and counts of one preparation, and frozen numbers."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.schema import read_manifest
+from tests.data.small_days import (
+    appended,
+    ids_of,
+    prepared_base,
+    recipe,
+    rows_of,
+    write_day,
+)
+from tests.reference.appended import window_rows
+
+USERS, ITEMS = ["u1", "u2", "u3", "u4"], ["i1", "i2", "i3", "i4", "i5"]
+ROW = st.tuples(
+    st.sampled_from(USERS), st.sampled_from(ITEMS), st.integers(0, 3), st.integers(0, 1)
+)
+DAYS = st.lists(st.lists(ROW, min_size=1, max_size=8), min_size=2, max_size=3)
+FIRST = [(f"u{1 + n % 2}", f"i{1 + n % 3}", n // 2, int(n % 5 < 3)) for n in range(20)]
+"""Rows that every base has, so that it can be split in any way."""
+RULES = [
+    ("given", "past", (1, 1)),
+    ("given", "train", (1, 1)),
+    ("given", "past", (2, 3)),
+    ("given", "train", (1, 2)),
+    ("time", "past", None),
+    ("per_user_time", "train", None),
+    ("random", "past", None),
+]
+"""(split.strategy of the base, history.scope, least counts of users and items; None: they are listed)."""
+
+
+def in_time(rows, last):
+    """Rows with their seconds after `last`, which the first of them may share."""
+    return [(user, item, last + second, label) for user, item, second, label in rows]
+
+
+def check_days(later, rule):
+    """Append days one by one; hold each window to the slow reference, the whole to one preparation."""
+    strategy, scope, min_counts = rule
+    days = [FIRST]
+    for rows in later:
+        days.append(in_time(rows, max(row[2] for row in days[-1])))
+    changes = {"history": {"max_length": 3, "recent_length": 1, "scope": scope}}
+    if min_counts:
+        counts = zip(("user_min_count", "item_min_count"), min_counts, strict=True)
+        changes["interactions"] = dict(counts)
+    catalogues = () if min_counts else (USERS, ITEMS)
+    with tempfile.TemporaryDirectory() as folder:
+        source, workspace = Path(folder) / "raw", Path(folder) / "w"
+        write_day(source, 0, FIRST)
+        made = recipe(source, strategy=strategy, catalogues=catalogues, **changes)
+        prepared_base(made, workspace)
+        for number, rows in enumerate(days[1:], start=1):
+            write_day(source, number, rows)
+            before = {name: ids_of(workspace, name) for name in ("user_id", "item_id")}
+            manifest = appended(made, workspace)
+            for name, ids in before.items():
+                assert ids_of(workspace, name)[: len(ids)] == ids
+            found = rows_of(workspace, manifest.split_named("next"))
+            expected = window_rows(
+                days, number, scope=scope, max_length=3, min_counts=min_counts or (0, 0)
+            )
+            assert [row[:5] for row in found] == expected
+        if scope == "past" and min_counts == (1, 1):
+            whole = Path(folder) / "whole"
+            prepared_base(made, whole)
+            rows = [
+                row for split in ("train", *windows(workspace)) for row in rows_of(workspace, split)
+            ]
+            assert rows == rows_of(whole, "train")
+            for side in ("user", "item"):
+                assert counts_of(workspace, side) == counts_of(whole, side)
+
+
+def windows(workspace):
+    return [name for name in read_manifest(workspace).splits_in_time if "window" in name]
+
+
+def counts_of(workspace, side):
+    """Training rows and rows of windows by id, as the array and as the vocabulary count them."""
+    counts = np.load(workspace / "prepared" / f"{side}s" / "train_count.npy").tolist()
+    return dict(zip(ids_of(workspace, f"{side}_id"), counts, strict=True))
+
+
+def drawn_days(rng, num_days):
+    """Days of a few rows, in any order of time."""
+    return [
+        [
+            (str(rng.choice(USERS)), str(rng.choice(ITEMS)), int(second), int(rng.integers(2)))
+            for second in rng.integers(0, 4, size=rng.integers(1, 9))
+        ]
+        for _ in range(num_days)
+    ]
+
+
+@pytest.mark.parametrize("rule", [RULES[0], RULES[3], RULES[5]], ids=["past", "rare", "listed"])
+def test_appended_days_have_the_rows_and_histories_of_the_slow_reference(rng, rule):
+    check_days(drawn_days(rng, 3), rule)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@settings(max_examples=100)
+@given(DAYS, st.sampled_from(RULES))
+def test_many_appended_days_have_the_rows_and_histories_of_the_slow_reference(later, rule):
+    check_days(later, rule)
