@@ -32,9 +32,9 @@ from recsys.files import (
     write_array,
     write_json,
 )
+from recsys.record_types import misfits
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import is_first_of_host
-from recsys.record_types import misfits
 from recsys.schema import Manifest, check_inside
 
 STORE_VERSION = 2
