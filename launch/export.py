@@ -2,10 +2,12 @@
 
 In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/bundles/<run>-<step>-<sha8>/, and the
 file W/bundles/current that names it; W/maps/ keeps the layouts of its map. A bundle that scores otherwise
-than the run is refused.
+than the run is refused. With base=, also W/bundles/deltas/<sequence>-<bundle>/, what changed since the
+base.
 
     python launch/export.py data=demo workspace=W run.name=umair_fps
     python launch/export.py data=demo workspace=W run.name=umair_fps precision=fp32
+    python launch/export.py data=demo workspace=W run.name=umair_fps base=W/bundles/current
     python launch/export.py data=demo workspace=W run.name=umair_fps gallery=W/gallery
 """
 
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
+from recsys.export.delta import DeltaConfig, find_base, remove_old
 from recsys.export.export import ExportConfig, export, open_source
 from recsys.export.gallery import GalleryConfig, write_gallery
 from recsys.job import hydra_job, run_job, say, stage
@@ -41,13 +44,13 @@ class ExportJobConfig:
     """The run."""
 
 
-KEYS = (WorkspaceConfig, ExportJobConfig, ExportConfig, GalleryConfig)
+KEYS = (WorkspaceConfig, ExportJobConfig, ExportConfig, DeltaConfig, GalleryConfig)
 
 
 def job(cfg: DictConfig) -> None:
     """Read the run, write its bundle, say how it is served."""
     # 1. The run as it was trained.
-    place, asked, config, gallery = read_job(cfg, KEYS)
+    place, asked, config, chain, gallery = read_job(cfg, KEYS)
     workspace = place.folder
     manifest = read_manifest(workspace)
     run_config = read_run(workspace, asked.run.name, manifest)
@@ -55,8 +58,11 @@ def job(cfg: DictConfig) -> None:
     use_threads(threads)
     source = open_source(workspace, run_config, manifest)
 
-    # 2. Its bundle, compared with the run before it has a name.
-    folder = export(source, config, threads=threads)
+    # 2. Its bundle, compared with the run before it has a name, and its delta.
+    bundles = workspace / "bundles"
+    base = find_base(chain, bundles)
+    folder = export(source, config, threads=threads, base=base)
+    remove_old(bundles, chain)
 
     # 3. The gallery as a folder.
     if gallery.gallery is not None:
@@ -65,8 +71,8 @@ def job(cfg: DictConfig) -> None:
             num_people, num_items = write_gallery(folder, out, gallery)
             writing.done(f"{num_people:,} people, {num_items:,} pictures")
         say(f"gallery: open {out / 'index.html'} in a browser")
-    say(f"results: {folder} (README.md); {workspace / 'bundles' / 'current'} names it")
-    say(f"next: python launch/serve.py bundle={workspace / 'bundles' / 'current'}")
+    say(f"results: {folder} (README.md); {bundles / 'current'} names it")
+    say(f"next: python launch/serve.py bundle={bundles / 'current'}")
 
 
 @hydra_job("export", KEYS)

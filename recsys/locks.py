@@ -13,6 +13,8 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -69,6 +71,33 @@ def hold(path: Path) -> int:
         os.close(descriptor)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder while the block runs; other processes wait for it here."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def share(path: Path) -> int:
+    """Open a file under a lock that many may hold, and return its descriptor; `is_shared` says so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    _lock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_shared(path: Path) -> bool:
+    """Return whether a process has a file open by `share`; True where that cannot be known."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+
+
 def _machine() -> str:
     """Return host name and the start of a digest of the machine id, which is not for showing."""
     host = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
@@ -95,8 +124,13 @@ def _is_free(path: Path) -> bool:
 
 def _try_lock(descriptor: int) -> bool:
     """Lock an open file; False where another process holds it or the file system has no locks."""
+    return _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Return whether an open file is locked now, in the way of fcntl.flock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
         return False
     except OSError as error:

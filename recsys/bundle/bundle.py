@@ -4,6 +4,8 @@ Called by recsys/serving, launch/recommend.py and the check of recsys/export. Ne
 fbgemm nor duckdb.
 """
 
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +18,13 @@ from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.items import ItemRow, Items
 from recsys.bundle.spec import EXPORT_AGAIN, BundleSpec, check_bytes, read_spec, resolve
 from recsys.bundle.tables import QuantisedTable
+from recsys.bundle.tombstones import read_tombstones
 from recsys.bundle.users import UserStore
 from recsys.bundle.vocabulary import Vocabulary
 from recsys.data.encode import Encoder
 from recsys.errors import UserError
 from recsys.files import reading
+from recsys.locks import share
 from recsys.schema import UNKNOWN_ROW
 
 VERIFICATIONS = ("sizes", "sha256")
@@ -37,6 +41,10 @@ class Bundle:
         """
         self.folder = folder
         self.spec = spec
+        # Open as long as the bundle is, so that `compact` of chain.py spares it.
+        weakref.finalize(self, os.close, share(folder / "bundle.json"))
+        self.gone_items = read_tombstones(folder)["item_id"]
+        """Ids of items that an earlier bundle knew, and when each went, in seconds since 1970."""
         read = {spec.feature(name).table for name in (*spec.user_features, *spec.item_features)}
         self.tables = {name: QuantisedTable(folder / "tables", name) for name in sorted(read)}
         self.vocabularies = {

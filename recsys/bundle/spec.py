@@ -4,7 +4,9 @@
       bundle.json                  BundleSpec
       files.json                   sha256 of every file (recsys/listing.py)
       README.md                    model card
+      tombstones.json              ids that are gone (recsys/bundle/tombstones.py)
       dense/ tables/ items/ users/ vocab/ catalogue/ routes/ map/ encoders/
+    deltas/                        what changed from bundle to bundle (recsys/bundle/delta.py)
 
 Written by recsys/export, read by Bundle.open. Needs neither torchrec nor fbgemm nor duckdb.
 """
@@ -91,7 +93,11 @@ class BundleSpec:
     items_at_request: bool = False
     """Whether the item side reads context, so that it cannot be computed beforehand."""
     parent: str | None = None
-    """Name of the bundle that this one is a delta of; null: whole by itself."""
+    """Name of the bundle before it in its chain, of which a delta makes it; null: exported whole."""
+    chain: str | None = None
+    """Name of the whole bundle that its chain begins with; null: its own."""
+    sequence: int = 0
+    """Its place in the chain: deltas since the whole bundle."""
     git_revision: str | None = None
     """Commit of the code that exported; null: not known."""
     created: str = ""

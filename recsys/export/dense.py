@@ -114,11 +114,10 @@ def export_dense(folder: Path, dense: nn.Module, sizes: InputSizes) -> tuple[int
     """
     folder.mkdir(parents=True)
     names = list(sizes.modality_dims)
-    user_BX = torch.randn(_EXAMPLE_ROWS, sizes.user_dim)
-    item_BY = torch.randn(_EXAMPLE_ROWS, sizes.item_dim)
+    user_BX, item_BY = _example(sizes.user_dim), _example(sizes.item_dim)
     items = _examples(sizes.modality_dims.values())
     interests = _examples(sizes.modality_dims[name] for name in sizes.interests)
-    similarity_BS = torch.rand(_EXAMPLE_ROWS, sizes.similarity_dim)
+    similarity_BS = _example(sizes.similarity_dim)
     if not isinstance(dense, UmairFps):
         inputs = (user_BX, item_BY, *items, *interests, similarity_BS)
         _write(folder / "whole.pt2", _Whole(dense, names), inputs)
@@ -130,8 +129,13 @@ def export_dense(folder: Path, dense: nn.Module, sizes: InputSizes) -> tuple[int
 
 
 def _examples(dims: Any) -> tuple[Tensors, Tensors]:
-    vectors = [torch.randn(_EXAMPLE_ROWS, dim) for dim in dims]
+    vectors = [_example(dim) for dim in dims]
     return vectors, [torch.ones(_EXAMPLE_ROWS) for _ in vectors]
+
+
+def _example(dim: int) -> torch.Tensor:
+    """Return rows [B, dim], the same every time: a graph's file keeps its example."""
+    return torch.linspace(0.1, 1.0, _EXAMPLE_ROWS * dim).reshape(_EXAMPLE_ROWS, dim)
 
 
 @torch.no_grad()

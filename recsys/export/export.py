@@ -24,7 +24,6 @@ from recsys.bundle.spec import (
     WHOLE,
     BundleSpec,
     Widths,
-    point_to,
     write_spec,
 )
 from recsys.bundle.tables import QuantisedTable
@@ -41,6 +40,7 @@ from recsys.export.catalogue import (
     write_vocabularies,
 )
 from recsys.export.check import compare_scores, refuse_differences
+from recsys.export.delta import bundle_in_making, following
 from recsys.export.dense import export_dense, is_two_sided, match_weights
 from recsys.export.exploration import write_posterior
 from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
@@ -50,9 +50,8 @@ from recsys.export.reference import Reference, sample_batches
 from recsys.export.routes import export_routes
 from recsys.export.tables import write_tables
 from recsys.export.truth import write_truth
-from recsys.files import json_text, new_folder, write_text
+from recsys.files import json_text, write_text
 from recsys.job import say, stage
-from recsys.listing import write_listing
 from recsys.model.build import build_ranker
 from recsys.model.ranker import Ranker
 from recsys.run.config import RunConfig
@@ -174,8 +173,12 @@ def open_source(workspace: Path, config: RunConfig, manifest: Manifest) -> Sourc
     )
 
 
-def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
+def export(source: Source, config: ExportConfig, *, threads: int, base: Path | None = None) -> Path:
     """Write the bundle of a run, make it the current one, and return its folder.
+
+    Args:
+        base: earlier bundle of the workspace, against which a delta is written too; where nothing has
+            changed since, it is returned, and nothing is written.
 
     Raises:
         UserError: its scores differ from the run's, or smaller tables lose more AUC than allowed. Nothing
@@ -183,8 +186,12 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
     """
     spec = _spec(source, config)
     bundles = source.workspace / "bundles"
+    if base is not None and base.name == spec.name:
+        say(f"nothing has changed since {base}: no delta")
+        return base
     bundles.mkdir(exist_ok=True)
-    with new_folder(bundles / spec.name) as folder:
+    spec = following(spec, base)
+    with bundle_in_making(bundles, spec, base) as folder:
         spec = _write_model(folder, spec, source, config)
         _write_data(folder, spec, source, config, threads)
         has_map = spec.manifest.num_item_rows - 1 <= MAX_ITEMS if config.map is None else config.map
@@ -205,8 +212,6 @@ def export(source: Source, config: ExportConfig, *, threads: int) -> Path:
         run = source.workspace / "runs" / source.config.run.name
         card = model_card(spec, source.config, source.manifest, run)
         write_text(folder / "README.md", card)
-        write_listing(folder)
-    point_to(bundles, spec.name)
     return bundles / spec.name
 
 

@@ -158,10 +158,13 @@ class Additions:
     def apply_stored(self, item: AddedItem) -> None:
         """Make an item of the store one of the bundle's; one of a known id is left as it is.
 
+        One that an earlier bundle knew, and that is gone since, stays gone unless it was added later.
+
         Raises:
             UserError: another bundle encoded it, and this one cannot; names the item.
         """
-        if self._bundle.item_rows([item.id])[0]:
+        is_gone = item.time <= self._bundle.gone_items.get(item.id, -math.inf)
+        if is_gone or self._bundle.item_rows([item.id])[0]:
             return
         if item.version == self._bundle.version:
             self._apply(EncodedItem.from_bytes(item.encoded))

@@ -112,6 +112,8 @@ class AddedItem:
     """NewItem as JSON, by which another bundle encodes it anew."""
     encoded: bytes
     """EncodedItem as bytes."""
+    time: float
+    """Seconds since 1970 when it was added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class Store:
     def items_after(self, sequence: int = 0) -> list[AddedItem]:
         """Return the added items with a greater sequence number, in its order."""
         i = _items.c
-        query = sa.select(i.sequence, i.id, i.version, i.request, i.encoded)
+        query = sa.select(i.sequence, i.id, i.version, i.request, i.encoded, i.time)
         with self._reading() as connection:
             rows = connection.execute(query.where(i.sequence > sequence).order_by(i.sequence))
             return [AddedItem(*row) for row in rows]
@@ -219,7 +221,9 @@ class Store:
     def item(self, id: str) -> AddedItem | None:
         """Return an added item; None where none of its id is stored."""
         i = _items.c
-        query = sa.select(i.sequence, i.id, i.version, i.request, i.encoded).where(i.id == id)
+        query = sa.select(i.sequence, i.id, i.version, i.request, i.encoded, i.time).where(
+            i.id == id
+        )
         with self._reading() as connection:
             row = connection.execute(query).first()
         return None if row is None else AddedItem(*row)

@@ -1,5 +1,6 @@
 """Runs of random weights on a small data set of every kind of feature, as train would leave them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,11 @@ def write_source(folder: Path) -> None:
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
-def make_workspace(folder: Path, **options) -> Path:
-    """A prepared workspace; `options` go to the recipe."""
+def make_workspace(folder: Path, edit: Callable[[str], str] = lambda text: text, **options) -> Path:
+    """A prepared workspace; `edit` changes the raw files' text, `options` go to the recipe."""
     write_source(folder / "raw")
+    for path in (folder / "raw").iterdir():
+        path.write_text(edit(path.read_text()))
     prepare(recipe(folder / "raw", **options), folder, memory_limit="500MB", threads=1)
     manifest = read_manifest(folder)
     for seed, (name, dim) in enumerate(DIMS.items()):

@@ -24,7 +24,7 @@ from recsys.files import new_file
 from recsys.locks import is_unfinished
 from recsys.schema import check_inside, local_path
 
-_LAST = ("manifest.json", "index.json", "best.json")
+_LAST = ("manifest.json", "index.json", "best.json", "bundle.json", "delta.json")
 """Files that declare the other files of their folder complete; they are copied last."""
 
 

@@ -312,7 +312,9 @@ async def version(http: Request) -> Version:
     if pool.target is None:
         raise busy("the bundle is being opened")
     *also, served = pool.versions or [""]
-    refused = {} if pool.refused is None else {pool.refused[0].folder: pool.refused[1]}
+    refused = dict(pool.deltas.refused)
+    if pool.refused is not None:
+        refused[pool.refused[0].folder] = pool.refused[1]
     return Version(served, pool.target.folder, also, refused, pool.num_ready)
 
 

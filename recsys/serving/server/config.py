@@ -34,13 +34,17 @@ class ServeConfig:
     """Bundle, address and limits of a server."""
 
     bundle: str
-    """Folder of a bundle, or `W/bundles/current`, which is looked at twice a second for a newer one."""
+    """Folder of a bundle, or `W/bundles/current`, which is looked at twice a second for a newer one, as
+    `W/bundles/deltas` is for the delta that follows it."""
     compare: str | None = None
     """A second bundle, given alike: the gallery shows lists of both side by side without their names, and
     counts which one people prefer; half of the workers are its own. null: none."""
     verify: Literal["sha256", "sizes"] = "sha256"
     """Check of a bundle before it is served: `sha256`: every byte is compared with files.json, once for
     all workers; `sizes`: every file is there in full length."""
+    keep: Annotated[int, Field(ge=0)] = 2
+    """Versions made of deltas that stay beside the current bundle; older ones that nothing has open are
+    removed when the next one has been made."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: every network, in which case set TESSERA_TOKEN."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000

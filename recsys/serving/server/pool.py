@@ -15,6 +15,7 @@ from typing import Any
 from recsys.bundle.spec import check_bytes
 from recsys.errors import UserError
 from recsys.serving.server.config import ServeConfig, num_workers
+from recsys.serving.server.deltas import DeltaFollower
 from recsys.serving.server.likes import NewerLikes
 from recsys.serving.server.link import Job, Link, Sent
 from recsys.serving.server.log import log
@@ -68,6 +69,7 @@ class Pool:
         self.target: Target | None = None
         self.refused: tuple[Target, str] | None = None
         """The last bundle that could not be opened, with the reason."""
+        self.deltas = DeltaFollower(config, metrics)
         self.first_ready: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         """Done when the first worker is ready; raises UserError where the first bundle is refused."""
 

@@ -109,7 +109,9 @@ async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> Non
         pools, thread, BodyReader(config), metrics, hidden, sessions, config.explore.default
     )
     server = _Server(config, front, listener)
-    keepers = [asyncio.create_task(pool.run()) for pool in pools]
+    keepers = [
+        asyncio.create_task(run) for pool in pools for run in (pool.run(), pool.deltas.run())
+    ]
     opening = [asyncio.create_task(_say_ready(pool)) for pool in pools]
     try:
         await _first_of(server.serve([listener]), opening, keepers)
