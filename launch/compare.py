@@ -9,12 +9,15 @@ the validation split (trials=); the test split is scored once everything is trai
     python launch/compare.py data=demo workspace=W runs=[ids_only,umair_fps]
 """
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
 from recsys.report.comparison import print_comparison, write_comparison
+from recsys.schema import read_manifest
 from recsys.study.comparison import (
     NUM_REPLICATES,
     CompareConfig,
@@ -32,6 +35,7 @@ def job(cfg: DictConfig) -> None:
     # 1. The variants and their runs: of a suite, trained and scored where missing, or by name.
     place, config, tracking = read_job(cfg, KEYS)
     workspace, suite = place.folder, config.suite
+    config = replace(config, split=read_manifest(workspace).split_named(config.split))
     if suite is not None:
         variants = run_suite(config, suite, workspace, same_data(), tracking)
         name, reference = suite.name, suite.reference

@@ -6,10 +6,10 @@ with metrics.json, predictions.parquet and report.html; the metrics also go to t
 sensitivities that users were drawn with.
 
     torchrun --standalone --nproc-per-node 8 launch/evaluate.py data=demo workspace=W run.name=mine
-    python launch/evaluate.py data=demo workspace=W run.name=smoke split=valid
+    python launch/evaluate.py data=demo workspace=W run.name=smoke split=next
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from omegaconf import DictConfig
@@ -68,6 +68,7 @@ def job(cfg: DictConfig) -> None:
     place, asked, config, tracking = read_job(cfg, KEYS)
     workspace, name = place.folder, asked.run.name
     manifest = read_manifest(workspace)
+    config = replace(config, split=manifest.split_named(config.split))
     run_config = read_run(workspace, name, manifest)
 
     # 2. The model with the weights of the best validation, on any number of ranks.

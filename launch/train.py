@@ -4,6 +4,7 @@ In: W/prepared/, W/features/. Out: W/runs/<run.name>/ with config.yaml, plan.jso
 and checkpoints/; metrics also go to the trackers (tracker=), in tensorboard/ unless others are named.
 
     torchrun --standalone --nproc-per-node 8 launch/train.py data=demo workspace=W run.name=mine
+    python launch/train.py data=demo workspace=W run.name=today init=mine
     torchrun --max-restarts=3 --nnodes=1:4 --nproc-per-node 8 --rdzv-backend=c10d --rdzv-id=mine \
         --rdzv-endpoint=HOST:29400 launch/train.py data=demo workspace=W run.name=mine
     python launch/train.py data=demo workspace=W run.name=smoke experiment=smoke
@@ -20,9 +21,9 @@ from recsys.job import hydra_job, next_command, run_job, say, stage
 from recsys.model.build import batch_features
 from recsys.overrides import override
 from recsys.report.plan import print_plan
-from recsys.run.assembly import build_loader, plan_and_shard
+from recsys.run.assembly import plan_and_shard
 from recsys.run.config import RunConfig
-from recsys.run.training import open_log, open_run, restore_run, train_run
+from recsys.run.training import build_loaders, open_log, open_run, restore_run, train_run
 from recsys.runtime.env import start, stop
 from recsys.sharding.plan import write_plan
 from recsys.tracking.config import TrackingConfig
@@ -38,7 +39,8 @@ def job(cfg: DictConfig) -> None:
     # 2. This process among its ranks, the data, and the folder of the run.
     run = config.run
     env = start(run.device, threads=run.threads, deterministic=run.deterministic)
-    folder, manifest, vectors = open_run(place.folder, config, env)
+    opened = open_run(place.folder, config, env)
+    folder, manifest, vectors = opened.folder, opened.manifest, opened.vectors
 
     # 3. The model: built for one process, planned for this world, sharded.
     with stage("model") as built:
@@ -52,33 +54,21 @@ def job(cfg: DictConfig) -> None:
         print_plan(plan)
 
     # 4. The data: ids and labels only, every rank its own lanes.
-    train_loader, valid_loader = (
-        build_loader(
-            workspace=place.folder,
-            manifest=manifest,
-            config=config,
-            env=env,
-            split=split,
-            features=batch_features(ranker),
-            shuffle=split == "train",
-        )
-        for split in ("train", "valid")
-    )
+    loaders = build_loaders(opened, batch_features(ranker))
+    splits = opened.course.splits
+    num_rows = sum(manifest.splits[split].num_rows for split in splits)
     say(
-        f"data: {manifest.splits['train'].num_rows:,} training rows, "
-        f"{train_loader.steps_per_epoch:,} steps an epoch of {config.train.global_batch_size:,} "
-        f"rows on {env.world_size} rank(s), {env.device.type}"
+        f"data: {num_rows:,} training rows of {', '.join(splits)}"
+        f"{' by time' * opened.course.in_time_order}, {loaders[0].steps_per_epoch:,} steps an epoch of "
+        f"{config.train.global_batch_size:,} rows on {env.world_size} rank(s), {env.device.type}"
     )
 
-    # 5. The state. Order of initialisation: (1) own checkpoint, (2) scratch.
-    state = restore_run(folder, sharded, config, env)
+    # 5. The state. Order of initialisation: (1) own checkpoint, (2) run of init=, (3) scratch.
+    state = restore_run(opened, sharded, plan)
 
     # 6. Train, logging, validating and saving on the way.
-    log = open_log(folder, config, env, tracking, sharded=sharded, loader=train_loader, state=state)
-    loaders = train_loader, valid_loader
-    exit_code = train_run(
-        folder, config, env, sharded=sharded, loaders=loaders, state=state, log=log
-    )
+    log = open_log(opened, tracking, sharded=sharded, loader=loaders[0], state=state)
+    exit_code = train_run(opened, sharded=sharded, loaders=loaders, state=state, log=log)
     for sentence in sharded.id_maps.summary():
         say(sentence)
     if exit_code:

@@ -184,7 +184,7 @@ def restore_best(folder: Path, state: TrainState) -> None:
     A process killed between a checkpoint and best.json leaves the pointer one behind. If the best
     checkpoint is damaged or gone, the next validation is the best so far.
     """
-    if state.best_metric is None:
+    if not state.best_step:
         return
     name = f"step-{state.best_step:08d}"
 

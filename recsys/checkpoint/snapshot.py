@@ -84,6 +84,7 @@ def take_snapshot(
             "world_size": env.world_size,
             "optimizers": {t: o.name for t, o in sharded.table_optimizers.items()},
             "step_counts": sharded.step_counts(),
+            "dense_parameters": sharded.dense_names(),
             "state": dataclasses.asdict(state),
         },
     )

@@ -34,6 +34,8 @@ class TrainState:
     """Validations since the best one."""
     plateau_scale: float = 1.0
     """Product of the learning-rate cuts made on plateaus."""
+    scored_parts: int = 0
+    """Parts of the pass that were scored before they were trained on."""
     validation_due: bool = False
     """True where a stop cut off the validation of `step`: a resumed run begins with it."""
     finished: bool = False

@@ -31,12 +31,14 @@ class Dataset:
         split: str,
         features: Sequence[str],
         with_times: bool = False,
+        is_trained_on: bool = False,
     ):
         """Open the files, memory-mapped.
 
         Args:
             features: names of the features to deliver, in the order of the batch's keys.
             with_times: read the time of every row too, if the log has times.
+            is_trained_on: whether rows have their sample weights; those of split train always have.
 
         Raises:
             UserError: unknown feature; a file is missing or does not have the manifest's rows.
@@ -57,7 +59,8 @@ class Dataset:
         self.columns += ["user_row"] * bool(manifest.num_user_rows)
         self.columns += ["item_row"] * bool(manifest.num_item_rows)
         # Evaluation weighs all rows alike.
-        self.columns += ["sample_weight"] * (manifest.has_weights and split == "train")
+        is_weighted = manifest.has_weights and (is_trained_on or split == "train")
+        self.columns += ["sample_weight"] * is_weighted
         has_times = self.spec.timestamp_min is not None
         self.columns += ["timestamp"] * (with_times and has_times)
         self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
@@ -150,13 +153,17 @@ class Dataset:
         Args:
             history_end_B: leading entries of the user's sequence that each row may see [B].
         """
-        spec = self.manifest.history
-        assert spec is not None, "a history feature comes with a history"
-        longest = spec.max_length if feature.name == "history" else spec.recent_length
+        longest = self.longest_history(feature)
         sequences, offsets = self.histories()
         starts = np.asarray(offsets[user_row_B])
         ends = starts + history_end_B
         return jagged(sequences, np.maximum(starts, ends - longest), ends)
+
+    def longest_history(self, feature: FeatureSpec) -> int:
+        """Return the most items of a history feature that a row has."""
+        spec = self.manifest.history
+        assert spec is not None, "a history feature comes with a history"
+        return spec.max_length if feature.name == "history" else spec.recent_length
 
     def side_ids(self, feature: FeatureSpec, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a user or item feature end to end, and how many each row has [B].
@@ -246,6 +253,12 @@ def jagged(
 
     Example: values 10 11 12 13, starts (0, 2), ends (1, 4) -> (10, 12, 13), (1, 2).
     """
+    index, lengths_B = jagged_index(starts_B, ends_B)
+    return np.asarray(values).take(index), lengths_B
+
+
+def jagged_index(starts_B: np.ndarray, ends_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places starts[i], ..., ends[i] - 1 of every i end to end, and the lengths [B]."""
     lengths_B = np.asarray(ends_B - starts_B)
     kept = np.flatnonzero(lengths_B)
     starts_K, lasts_K = starts_B[kept], ends_B[kept] - 1
@@ -256,4 +269,4 @@ def jagged(
         index[0] = starts_K[0]
         index[np.cumsum(lengths_B[kept])[:-1]] = starts_K[1:] - lasts_K[:-1]
     np.cumsum(index, out=index)
-    return np.asarray(values).take(index), lengths_B
+    return index, lengths_B

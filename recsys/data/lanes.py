@@ -37,7 +37,7 @@ class Block:
         for name in rows.column_names:
             if pa.types.is_list(rows.schema.field(name).type):
                 lists = rows.column(name).combine_chunks()
-                self.lists[name] = lists if order is None else lists.take(_as_arrow(order))
+                self.lists[name] = lists if order is None else lists.take(as_arrow(order))
             elif name not in scalar_features:
                 self.columns[name] = ordered(name)
 
@@ -138,6 +138,6 @@ class Lane:
         return Block(rows, self.scalar_features, order)
 
 
-def _as_arrow(order_N: np.ndarray) -> pa.Array:
+def as_arrow(order_N: np.ndarray) -> pa.Array:
     """Return int64 numbers [N] as an Arrow array; `pa.array` would import pandas, see `as_array`."""
     return pa.Array.from_buffers(pa.int64(), len(order_N), [None, pa.py_buffer(order_N)])

@@ -5,14 +5,12 @@ Called by launch/evaluate.py; launch/compare.py asks whether an evaluation was m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from recsys.evaluation.candidates import RankingConfig
 from recsys.evaluation.segments import SegmentsConfig
-
-Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +32,8 @@ class EvaluateConfig:
     }
     """As recsys/config.py reads it."""
 
-    split: Split = "test"
-    """`train`, `valid` or `test`."""
+    split: str = "test"
+    """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
     seed: int = 0
     """Of resampled users, drawn candidates, shuffled inputs and sample users."""
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)

@@ -161,7 +161,9 @@ def open_source(workspace: Path, config: RunConfig, manifest: Manifest) -> Sourc
         seed=config.run.seed,
         forms=config.tables,
     )
-    stored = StoredTables(checkpoint)
+    # Of data that was appended to since, later ids are unknown to the run.
+    grown_rows = {t.name: t.num_rows for t in manifest.tables} if manifest.chain else {}
+    stored = StoredTables(checkpoint, grown_rows)
     say(f"model: {config.model.name}, {checkpoint.name} (epoch {stored.state.epoch})")
     return Source(
         workspace=workspace,

@@ -4,11 +4,13 @@ Called by launch/train.py (a new or resumed run), launch/evaluate.py (a finished
 launch/plan.py (one that may never be).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader, ReadAhead
+from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
 from recsys.errors import UserError
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
@@ -210,18 +212,54 @@ def build_loader(
     shuffle: bool,
 ) -> Loader:
     """Return a split's loader for this rank, with the run's batches, lanes and seed."""
-    dataset = Dataset(
-        workspace / "prepared",
-        manifest,
-        split=split,
-        features=features,
-        with_times=split == "train" and any(table.ids for table in config.tables.values()),
-    )
+    dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
     return loader_of(dataset, config=config, env=env, shuffle=shuffle)
 
 
-def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -> Loader:
-    """Return the loader of any rows for this rank, with the run's batches, lanes and seed."""
+def build_training_loader(
+    *,
+    workspace: Path,
+    manifest: Manifest,
+    config: RunConfig,
+    env: Env,
+    parts: Sequence[Sequence[str]],
+    in_time_order: bool,
+    features: list[str],
+) -> LoaderSequence:
+    """Return the loader of training for this rank.
+
+    Args:
+        parts: names of the splits that are read together, part after part of a pass.
+        in_time_order: read the rows of a part, one split, by their times; else shuffled.
+    """
+    loaders = []
+    for splits in parts:
+        shared: Any = {"prepared": workspace / "prepared", "manifest": manifest}
+        # Ids that come and go are forgotten by time.
+        with_times = any(table.ids for table in config.tables.values())
+        shared |= {"features": features, "with_times": with_times, "is_trained_on": True}
+        if in_time_order:
+            (split,) = splits
+            dataset: Dataset = TimeOrdered(split=split, **shared)
+        elif len(splits) > 1:
+            dataset = PooledSplits(splits=splits, **shared)
+        else:
+            dataset = Dataset(split=splits[0], **shared)
+        shuffle = not in_time_order
+        # One lane: the rows of a step follow each other in time.
+        lanes = 1 if in_time_order else None
+        loaders.append(loader_of(dataset, config=config, env=env, shuffle=shuffle, num_lanes=lanes))
+    return LoaderSequence(loaders)
+
+
+def loader_of(
+    dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool, num_lanes: int | None = None
+) -> Loader:
+    """Return the loader of any rows for this rank, with the run's batches, lanes and seed.
+
+    Args:
+        num_lanes: in place of train.num_lanes.
+    """
     on_gpu = env.device.type == "cuda"
     spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
     num_makers = config.train.loader_threads
@@ -230,7 +268,7 @@ def loader_of(dataset: Dataset, *, config: RunConfig, env: Env, shuffle: bool) -
         global_batch_size=config.train.global_batch_size,
         rank=env.rank,
         world_size=env.world_size,
-        num_lanes=config.train.num_lanes,
+        num_lanes=num_lanes or config.train.num_lanes,
         shuffle=shuffle,
         seed=config.run.seed,
         ahead=ReadAhead(

@@ -4,7 +4,7 @@ Called by launch/train.py, launch/plan.py and recsys/study/, and to read the con
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,6 +53,9 @@ DEFAULT_RANKER = RANKERS["umair_fps"][0]
 class RunConfig:
     """All sections of a training configuration."""
 
+    init: str | None = None
+    """Run that this one goes on from (warm start): the name of a run of this workspace, or the folder of
+    one elsewhere. Its tables are matched by id. null: from scratch."""
     run: RunSettings = field(default_factory=RunSettings)
     """Name and circumstances."""
     model: RankerConfig = field(default_factory=DEFAULT_RANKER)
@@ -91,21 +94,27 @@ def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> Run
     return from_config(RunConfig, given, "", stored=stored)
 
 
-def check_classes(manifest: Manifest, metric: str) -> None:
+def check_classes(
+    manifest: Manifest, metric: str, splits: Sequence[str] = ("train",), *, validates: bool = True
+) -> None:
     """Raise UserError where nothing can be learned, or no checkpoint can be called the best.
 
     Args:
         metric: the validation metric that names the best checkpoint.
+        splits: that are trained on.
+        validates: whether split valid chooses the checkpoint.
     """
     problems = []
-    if lacking := manifest.splits["train"].lacking_class:
+    lacked = {manifest.splits[name].lacking_class for name in splits}
+    if len(lacked) == 1 and (lacking := lacked.pop()):
+        num_rows = sum(manifest.splits[name].num_rows for name in splits)
         problems.append(
-            f"split train has {manifest.splits['train'].num_rows:,} rows and no {lacking}: nothing can "
+            f"split {', '.join(splits)} has {num_rows:,} rows and no {lacking}: nothing can "
             f"be learned; change interactions.label, interactions.negatives or split in the recipe and "
             f"run launch/prepare.py again"
         )
     lacking = manifest.splits["valid"].lacking_class
-    if lacking and metric == "auc":
+    if validates and lacking and metric == "auc":
         problems.append(
             f"split valid has {manifest.splits['valid'].num_rows:,} rows and no {lacking}: "
             f"train.metric=auc has no value, so no checkpoint would be the best; set "

@@ -17,6 +17,8 @@ from embedding.features.store import read_feature_manifest
 from recsys.files import sha256_of
 from recsys.schema import Manifest, identity_of, read_manifest
 
+_LATER_KEYS = ("train.splits", "train.order")
+"""Of the keys that decide, those that came later and are null in most runs."""
 _TRAIN_KEYS = ("global_batch_size", "num_lanes", "metric")
 EXTENDABLE = ("train.epochs", "train.patience", "train.evaluate_every_steps")
 """Of the keys that decide, those with other values of which a run may go on: it is extended."""
@@ -29,13 +31,18 @@ def data_identity(workspace: Path, manifest: Manifest, modalities: Iterable[str]
         modalities: that the model looks up; tables that are not there are left out.
     """
     folders = {name: workspace / "features" / name for name in modalities}
+    tables = {
+        name: read_feature_manifest(folder)
+        for name, folder in folders.items()
+        if manifest.has_modality(name) and (folder / "manifest.json").is_file()
+    }
     return {
         "name": manifest.name,
         "checksums": manifest.checksums,
-        "features": {
-            name: read_feature_manifest(folder).identity
-            for name, folder in folders.items()
-            if manifest.has_modality(name) and (folder / "manifest.json").is_file()
+        "features": {name: table.identity for name, table in tables.items()},
+        # Own vectors have no encoder, and more of them another revision.
+        "encoders": {
+            name: table.revision for name, table in tables.items() if name not in manifest.vectors
         },
     }
 
@@ -55,6 +62,8 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
         found["train.exchange_ids_every_steps"] = stored["train"]["exchange_ids_every_steps"]
     extendable = [key.removeprefix("train.") for key in EXTENDABLE]
     found |= {f"train.{key}": stored["train"][key] for key in (*_TRAIN_KEYS, *extendable)}
+    found |= {key: stored["train"][key.removeprefix("train.")] for key in _LATER_KEYS}
+    found["init"] = (stored.get("parent") or {}).get("checkpoint")
     found["run.seed"] = stored["run"]["seed"]
     found["data.name"] = stored["data"]["name"]
     found["data.identity"] = identity_of(stored["data"]["checksums"])
@@ -72,7 +81,10 @@ def _deciding_keys(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(stored: Mapping[str, Any]) -> str:
     """Return a hash of the keys that decide: equal, the same result is asked for."""
-    content = json.dumps(deciding(stored), sort_keys=True, ensure_ascii=False)
+    later = (*_LATER_KEYS, "init")
+    # A key that came later and is null changes no result, and no hash of an earlier version.
+    keys = {k: v for k, v in deciding(stored).items() if v is not None or k not in later}
+    content = json.dumps(keys, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

@@ -20,27 +20,33 @@ from recsys.files import new_folder, reading, write_text
 from recsys.job import say
 from recsys.run.config import SECTIONS, RunConfig, read_run_config
 from recsys.run.fingerprint import EXTENDABLE, changes, data_identity, deciding
-from recsys.schema import Manifest
+from recsys.run.lineage import Course, course_of
+from recsys.schema import Manifest, identity_of
 from recsys.tracking.tracker import TrackedRun
 
 _CONFIG_REMEDY = "put back a copy of it, or train anew with run.overwrite=true"
 
 
 def open_run_folder(
-    workspace: Path, config: RunConfig, manifest: Manifest, launch: Sequence[str] = ()
+    workspace: Path,
+    config: RunConfig,
+    manifest: Manifest,
+    launch: Sequence[str] = (),
+    course: Course | None = None,
 ) -> Path:
     """Create or re-open the run's folder and write its config.yaml; rank 0 only.
 
     Args:
         launch: the agents of this start of torchrun; a folder that one of them had a part in is
             resumed, whatever run.overwrite and run.resume say.
+        course: what the run is trained on; None: as the configuration says.
 
     Raises:
         UserError: the folder holds a run that may not be resumed, or one of another configuration
             (names the keys that differ).
     """
     folder = workspace / "runs" / config.run.name
-    now = as_stored(workspace, config, manifest)
+    now = as_stored(workspace, config, manifest, course)
     extended: list[str] = []
     stored_file = folder / "config.yaml"
     own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
@@ -57,9 +63,11 @@ def open_run_folder(
         changed = changes(before, now)
         refused = [text for key, text in changed.items() if key not in EXTENDABLE]
         if refused:
+            goes_on = ", or go on from it on the data that grew: init={0} and another run.name"
+            hint = goes_on.format(config.run.name) if is_grown(before, manifest) else ""
             raise UserError(
                 f"{folder}: its run was started with other settings ({'; '.join(refused)}); "
-                f"restore them, or use run.overwrite=true or another run.name"
+                f"restore them, or use run.overwrite=true or another run.name{hint}"
             )
         if latest_checkpoint(folder / "checkpoints") is not None:
             extended = [*before.get("extended", []), *changed.values()]
@@ -99,6 +107,10 @@ class StoredData:
     """SHA-256 of every file below prepared/, by path."""
     features: dict[str, str] | None = None
     """Identity of every feature table, by modality; null in runs of earlier versions."""
+    encoders: dict[str, str] | None = None
+    """Revision of the encoder of every feature table that has one; null in runs of earlier versions."""
+    splits: list[str] | None = None
+    """Splits that the run is trained on; null in runs of earlier versions: train."""
 
 
 def _read_stored(file: Path) -> dict[str, Any]:
@@ -119,10 +131,15 @@ def _launch_of(stored_file: Path) -> list[str]:
     return launch if isinstance(launch, list) else []
 
 
-def as_stored(workspace: Path, config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """Return a run's configuration and the identity of its data as config.yaml keeps them."""
+def as_stored(
+    workspace: Path, config: RunConfig, manifest: Manifest, course: Course | None = None
+) -> dict[str, Any]:
+    """Return a run's configuration, its data and its parent as config.yaml keeps them."""
+    course = course or course_of(workspace, config, manifest)
     data = data_identity(workspace, manifest, config.model.modalities)
-    return {**dataclasses.asdict(config), "data": data}
+    parent = None if course.parent is None else course.parent.as_stored
+    data["splits"] = course.splits
+    return {**dataclasses.asdict(config), "data": data, "parent": parent}
 
 
 def read_stored(folder: Path) -> dict[str, Any]:
@@ -164,8 +181,11 @@ def check_run_data(folder: Path, config: RunConfig, manifest: Manifest) -> None:
         )
     if not stored.get("data"):
         return
-    now = as_stored(workspace, config, manifest)
-    changed = [text for key, text in changes(stored, now).items() if key.startswith("data.")]
+    now = data_identity(workspace, manifest, config.model.modalities)
+    different = changes(stored, {**stored, "data": now})
+    changed = [text for key, text in different.items() if key.startswith("data.")]
+    if changed and is_grown(stored, manifest):
+        changed = _other_encoders(stored["data"], now)
     if changed:
         before = stored["data"]["checksums"]
         names = sorted({*before, *manifest.checksums})
@@ -178,6 +198,22 @@ def check_run_data(folder: Path, config: RunConfig, manifest: Manifest) -> None:
             f"features/ back that it was trained on, or train anew (launch/train.py "
             f"run.name={folder.name} run.overwrite=true)"
         )
+
+
+def is_grown(stored: Mapping[str, Any], manifest: Manifest) -> bool:
+    """Return whether rows were appended to the data of a stored run since: its rows mean the same ids."""
+    checksums = (stored.get("data") or {}).get("checksums", {})
+    return manifest.ancestor(identity_of(checksums)) is not None
+
+
+def _other_encoders(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a text for every modality of grown data whose vectors another encoder has made."""
+    known = before.get("encoders") or {}
+    return [
+        f"vectors {name} were made by encoder {known[name]}, are by {revision}"
+        for name, revision in now["encoders"].items()
+        if known.get(name, revision) != revision
+    ]
 
 
 def read_run_folder(folder: Path) -> RunConfig:

@@ -92,7 +92,13 @@ def open_run(
     )
     checkpoint = best_checkpoint(workspace / "runs" / config.run.name / "checkpoints")
     check_whole(checkpoint, env)
-    state = load_checkpoint(checkpoint, sharded=sharded, env=env, with_optimizer=False)
+    state = load_checkpoint(
+        checkpoint,
+        sharded=sharded,
+        env=env,
+        with_optimizer=False,
+        is_grown=bool(manifest.chain),
+    )
     say(
         f"model: {config.model.name}, {checkpoint.name} (epoch {state.epoch}), "
         f"{env.world_size} rank(s)"

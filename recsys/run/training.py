@@ -4,23 +4,31 @@ In: a workspace, a run's configuration, and the sharded ranker. Out: the files o
 Called by launch/train.py.
 """
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from embedding.features.store import FeatureTable, open_features
-from recsys.checkpoint.integrity import newest_whole, restore_best
+from recsys.checkpoint.integrity import check_whole, newest_whole, restore_best
 from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
+from recsys.checkpoint.warm_start import RowMatch, take_weights
+from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader
+from recsys.data.passes import LoaderSequence, PooledSplits
 from recsys.job import say
 from recsys.metrics.registry import METRICS
-from recsys.run.assembly import build_plannable
+from recsys.run.assembly import build_plannable, build_training_loader, loader_of
 from recsys.run.config import RunConfig, check_classes
 from recsys.run.folder import open_run_folder, tracked_run
-from recsys.runtime.collectives import sharing_errors
+from recsys.run.lineage import Course, Parent, course_of
+from recsys.run.matching import match_tables
+from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import Env, agents_of_start
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
@@ -28,6 +36,7 @@ from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.compilation import compile_dense
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
+from recsys.sharding.plan import Plan
 from recsys.tracking.config import TrackingConfig
 from recsys.tracking.opening import open_trackers
 from recsys.train.gradients import Gradients
@@ -37,17 +46,35 @@ from recsys.train.profile import profiled
 from recsys.train.validate import Validation
 
 
-def open_run(
-    workspace: Path, config: RunConfig, env: Env
-) -> tuple[Path, Manifest, dict[str, FeatureTable]]:
-    """Return the folder of a run, the manifest of its data, and the vectors of its modalities.
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A run with its data, before it has a model."""
+
+    workspace: Path
+    config: RunConfig
+    manifest: Manifest
+    vectors: dict[str, FeatureTable]
+    """Feature tables of its modalities, by name."""
+    course: Course
+    """Splits that it is trained on, and their order."""
+    env: Env
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.workspace / "runs" / self.config.run.name
+
+
+def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
+    """Return a run with its data; its folder is there from now on.
 
     Raises:
         UserError: the data lacks a class or a feature table, the configuration does not fit the data,
             or the folder holds another run.
     """
     manifest = read_manifest(workspace)
-    check_classes(manifest, config.train.metric)
+    course = share(lambda: course_of(workspace, config, manifest))
+    check_classes(manifest, config.train.metric, course.splits, validates=course.validates)
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
     vectors = open_features(workspace, modalities, manifest, say)
     agents = agents_of_start()
@@ -60,37 +87,100 @@ def open_run(
                 modality_dims={name: table.dim for name, table in vectors.items()},
                 device_type=env.device.type,
             )
-            open_run_folder(workspace, config, manifest, agents)
-    return workspace / "runs" / config.run.name, manifest, vectors
+            open_run_folder(workspace, config, manifest, agents, course)
+    return OpenedRun(
+        workspace=workspace,
+        config=config,
+        manifest=manifest,
+        vectors=vectors,
+        course=course,
+        env=env,
+    )
 
 
-def restore_run(folder: Path, sharded: ShardedRanker, config: RunConfig, env: Env) -> TrainState:
-    """Return the state of the newest whole checkpoint, loaded, or a new one with seeded dropout."""
+def build_loaders(opened: OpenedRun, features: list[str]) -> tuple[LoaderSequence, list[Loader]]:
+    """Return the loader of training, and those that score.
+
+    The second are of split valid where it chooses among checkpoints; with `init`, of every part of a
+    pass, which is scored before it is trained on; else none.
+
+    Args:
+        features: keys that a batch carries.
+    """
+    course, shared = opened.course, {"config": opened.config, "env": opened.env}
+    data: Any = {"manifest": opened.manifest, "features": features}
+    train_loader = build_training_loader(
+        workspace=opened.workspace,
+        parts=course.parts,
+        in_time_order=course.in_time_order,
+        **data,
+        **shared,
+    )
+    scored = [["valid"]] if course.validates else course.parts if course.parent else []
+    prepared = opened.workspace / "prepared"
+    datasets = [
+        Dataset(prepared, split=splits[0], **data)
+        if len(splits) == 1
+        else PooledSplits(prepared, splits=splits, **data)
+        for splits in scored
+    ]
+    return train_loader, [loader_of(dataset, shuffle=False, **shared) for dataset in datasets]
+
+
+def restore_run(opened: OpenedRun, sharded: ShardedRanker, plan: Plan) -> TrainState:
+    """Return the state of training with its weights loaded; dropout is seeded.
+
+    Order of initialisation: (1) the newest whole checkpoint of the run itself, (2) the run that `init`
+    names, where its tables and weights match, (3) scratch.
+    """
+    folder, config, course, env = opened.folder, opened.config, opened.course, opened.env
     torch.manual_seed(1_000_003 * config.run.seed + env.rank)
     newest = newest_whole(folder / "checkpoints", env)
     if newest is None:
+        if course.parent is not None:
+            _start_from(course.parent, opened, sharded, plan)
         return TrainState()
     state = load_checkpoint(newest, sharded=sharded, env=env)
     restore_best(folder / "checkpoints", state)
     say(f"resumed from {newest.name}: epoch {state.epoch}, step {state.step:,}")
     # Asked again: the number of epochs and the patience may have been raised since.
-    patience = config.train.patience
-    stalled = bool(patience) and state.evaluations_without_improvement >= patience
-    done = stalled or state.epoch >= config.train.epochs
+    stalled = bool(course.patience) and state.evaluations_without_improvement >= course.patience
+    done = stalled or state.epoch >= course.epochs
     state.finished = done and not state.validation_due
     if state.finished:
         say(f"run {config.run.name!r} is finished (step {state.step:,}); nothing to train")
     return state
 
 
+def _start_from(parent: Parent, opened: OpenedRun, sharded: ShardedRanker, plan: Plan) -> None:
+    """Take weights and optimizer state of the parent where they match; say what was not taken."""
+    check_whole(parent.checkpoint, opened.env)
+    matches = share(lambda: match_tables(opened.workspace, opened.manifest, parent))
+    tables = {table.table: table for table in plan.tables if not table.frozen}
+    left_out = take_weights(
+        parent.checkpoint,
+        sharded=sharded,
+        tables=tables,
+        matches=matches,
+        is_first_rank=opened.env.is_first,
+    )
+    for sentence in left_out:
+        say(f"init: {sentence}")
+    taken = {
+        n: m.num_matched for n, m in matches.items() if isinstance(m, RowMatch) and n in tables
+    }
+    rows = ", ".join(f"{name} {taken[name]:,} of {tables[name].rows:,}" for name in sorted(taken))
+    say(
+        f"init: goes on from run {parent.folder.name}, {parent.checkpoint.name}; rows matched: {rows}"
+    )
+
+
 def open_log(
-    folder: Path,
-    config: RunConfig,
-    env: Env,
+    opened: OpenedRun,
     tracking: TrackingConfig,
     *,
     sharded: ShardedRanker,
-    loader: Loader,
+    loader: LoaderSequence,
     state: TrainState,
 ) -> RunLog:
     """Return the log of a run, with its trackers open.
@@ -98,12 +188,13 @@ def open_log(
     Raises:
         UserError: a tracker in which the run is new cannot be opened.
     """
+    folder, config = opened.folder, opened.config
     return RunLog(
         folder,
-        env=env,
+        env=opened.env,
         state=state,
         gradients=Gradients(sharded, max_norm=config.optim.max_grad_norm),
-        total_steps=config.train.epochs * loader.steps_per_epoch,
+        total_steps=opened.course.epochs * loader.steps_per_epoch,
         log_every_steps=config.train.log_every_steps,
         open_trackers=lambda: open_trackers(
             tracked_run(folder, last_step=state.step), tracking, new_must_open=True
@@ -112,47 +203,49 @@ def open_log(
 
 
 def train_run(
-    folder: Path,
-    config: RunConfig,
-    env: Env,
+    opened: OpenedRun,
     *,
     sharded: ShardedRanker,
-    loaders: tuple[Loader, Loader],
+    loaders: tuple[LoaderSequence, list[Loader]],
     state: TrainState,
     log: RunLog,
 ) -> int:
     """Train a run to its end, or to a signal; return the exit code that a signal asks for, else 0.
 
     Args:
-        folder: of the run; receives metrics, checkpoints and profile.
-        loaders: of training and of validation.
+        loaders: of training and of scoring, as `build_loaders` returns them.
         state: where training goes on; says in the end where it stopped.
         log: of the run; closed.
     """
-    train_loader, valid_loader = loaders
-    settings = config.train
-    signals = StopSignals(env, within_seconds=settings.stop_within_seconds)
-    validation = Validation(
-        sharded=sharded,
-        loader=valid_loader,
-        log=log,
-        env=env,
-        signals=signals,
-        metric=settings.metric,
-    )
-    saver = _saver(folder, config, env, sharded=sharded, signals=signals, log=log)
-    if settings.compile != "none":
-        compile_dense(sharded.dense, settings.compile)
-    plain = build_pipeline(settings.pipeline, sharded, env)
-    pipeline = profiled(plain, config=config.profile, folder=folder / "profile", env=env)
+    config, env = opened.config, opened.env
+    train_loader, scored_loaders = loaders
+    signals = StopSignals(env, within_seconds=config.train.stop_within_seconds)
+    parts = [""] if opened.course.validates else [", ".join(p) for p in opened.course.parts]
+    validations = [
+        Validation(
+            sharded=sharded,
+            loader=loader,
+            log=log,
+            env=env,
+            signals=signals,
+            metric=config.train.metric,
+            of=f"{part} before training on it" if part else "",
+        )
+        for part, loader in zip(parts, scored_loaders, strict=False)
+    ]
+    saver = _saver(opened, sharded=sharded, signals=signals, log=log)
+    if config.train.compile != "none":
+        compile_dense(sharded.dense, config.train.compile)
+    plain = build_pipeline(config.train.pipeline, sharded, env)
+    pipeline = profiled(plain, config=config.profile, folder=opened.folder / "profile", env=env)
     loop = _loop(
-        config,
+        opened,
         sharded=sharded,
         pipeline=pipeline,
         loader=train_loader,
         state=state,
         log=log,
-        validate=validation.run,
+        validations=validations,
         save=saver.save,
         stop_due=signals.due,
     )
@@ -168,55 +261,56 @@ def train_run(
 
 
 def _loop(
-    config: RunConfig,
+    opened: OpenedRun,
     *,
     sharded: ShardedRanker,
     pipeline: Pipeline,
-    loader: Loader,
+    loader: LoaderSequence,
     state: TrainState,
     log: RunLog,
-    validate: Callable[[TrainState], float],
+    validations: list[Validation],
     save: Callable[[TrainState, bool], None],
     stop_due: Callable[[], bool],
 ) -> Loop:
     """Return the step loop of a run, with the length and rhythm that its configuration says."""
-    settings, optim = config.train, config.optim
-    total_steps = settings.epochs * loader.steps_per_epoch
+    settings, course = opened.config.train, opened.course
+    optim = opened.config.optim
+    if course.parent is not None and course.parent.table_rows is not None:
+        optim = dataclasses.replace(optim, warmup_steps=0)
+    total_steps = course.epochs * loader.steps_per_epoch
+    scores_parts = bool(validations) and not course.validates
     return Loop(
         sharded=sharded,
         pipeline=pipeline,
         loader=loader,
         learning_rate_factor=lambda step: learning_rate_factor(optim, step, total_steps),
-        validate=validate,
+        validate=validations[0].run if course.validates else None,
         save=save,
         stop_due=stop_due,
         state=state,
         log=log,
-        epochs=settings.epochs,
+        epochs=course.epochs,
         evaluate_every_steps=settings.evaluate_every_steps,
         save_every_steps=settings.save_every_steps,
-        patience=settings.patience,
+        patience=course.patience,
         higher_is_better=METRICS[settings.metric].direction > 0,
         plateau_factor=optim.plateau_factor,
+        part_starts=loader.starts,
+        score_part=(lambda state, part: validations[part].run(state)) if scores_parts else None,
     )
 
 
 def _saver(
-    folder: Path,
-    config: RunConfig,
-    env: Env,
-    *,
-    sharded: ShardedRanker,
-    signals: StopSignals,
-    log: RunLog,
+    opened: OpenedRun, *, sharded: ShardedRanker, signals: StopSignals, log: RunLog
 ) -> Saver:
     """Return what saves a run's checkpoints; a failed save stops the run on every rank."""
+    settings = opened.config.train
     return Saver(
-        folder / "checkpoints",
+        opened.folder / "checkpoints",
         sharded=sharded,
-        env=env,
-        keep_last=config.train.keep_last,
-        in_background=config.train.save_in_background,
+        env=opened.env,
+        keep_last=settings.keep_last,
+        in_background=settings.save_in_background,
         on_failure=lambda: signals.ask(FAILED),
         report=log.write,
     )

@@ -66,7 +66,8 @@ class OptimConfig:
     small_table_rows: int = 100_000
     """Largest table, in rows, that `auto` gives to dense adam."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; none where a run goes on from another
+    (`init`) on data that grew, since the state of its optimizers goes on too."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up: `constant`, `linear` to 0, or `cosine` to 0, over the planned steps."""
     plateau_factor: float = 1.0

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from recsys.errors import UserError
-from recsys.evaluation.config import EvaluateConfig, Split
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import EvaluationResult
 from recsys.evaluation.rows import ScoredRows
 from recsys.files import read_json, write_json
@@ -74,8 +74,8 @@ class CompareConfig:
     """Processes of every training; together with `parallel` no more than the machine's cores."""
     overwrite: bool = False
     """Train runs anew whose settings or data have changed; false: stop and say which."""
-    split: Split = "test"
-    """`train`, `valid` or `test`."""
+    split: str = "test"
+    """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +268,7 @@ def own_features(
     return own
 
 
-def named_runs(workspace: Path, names: list[str], split: Split) -> dict[str, VariantRuns]:
+def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, VariantRuns]:
     """Return evaluated runs by name.
 
     Raises:

@@ -162,13 +162,13 @@ class RunLog:
 
 
 def _forget_after(file: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: a resumed run writes them again."""
+    """Drop the lines of steps after `step`: a resumed run writes them again, from 0 on all of them."""
     if not file.is_file():
         return
     lines = []
     with reading(file, "delete it, and the run goes on without its earlier lines"):
         for line in file.read_text(encoding="utf-8").splitlines():
             # A killed process may leave half a line at the end.
-            if line.endswith("}") and json.loads(line)["step"] <= step:
+            if line.endswith("}") and 0 < step >= json.loads(line)["step"]:
                 lines.append(line + "\n")
     write_text(file, "".join(lines))

@@ -6,7 +6,7 @@ files.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -42,6 +42,13 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     patience: Annotated[int, Field(ge=0)] = 3
     """Validations without improvement after which training stops; 0: never."""
+    splits: list[str] | None = None
+    """Splits to train on, or [all]. null: train; with `init`, on data that grew, every split that the run
+    and those before it have not been trained on. Split valid chooses among the checkpoints of a run on
+    train alone; any other run keeps its last one, and scores with `init` each split before training."""
+    order: Literal["shuffled", "time"] | None = None
+    """`shuffled`, or `time`: one pass in the order of the rows' times, split after split, whatever
+    `epochs` says. null: time with `init` on later splits than train, where the data has times."""
     metric: Literal["auc", "log_loss"] = "auc"
     """Validation metric that names the best checkpoint: `auc` (higher) or `log_loss` (lower)."""
     keep_last: Annotated[int, Field(ge=1)] = 2
@@ -88,9 +95,9 @@ class Loop:
     """Training batches of this rank."""
     learning_rate_factor: Callable[[int], float]
     """Factor on the base learning rates by 0-based step."""
-    validate: Callable[[TrainState], float]
+    validate: Callable[[TrainState], float] | None
     """Returns the validation metric, the same value on every rank; raises Interrupted where a stop is
-    due."""
+    due. None: nothing chooses among checkpoints, and the last one counts."""
     save: Callable[[TrainState, bool], None]
     """Saves the state; the flag says that it is the best so far."""
     stop_due: Callable[[], bool]
@@ -111,6 +118,11 @@ class Loop:
     """Of the validation metric."""
     plateau_factor: float
     """Factor on the learning rate at every validation without improvement."""
+    part_starts: Sequence[int] = (0,)
+    """Steps of a pass at which its parts begin."""
+    score_part: Callable[[TrainState, int], float] | None = None
+    """Returns the validation metric of a part, by its number, that is about to be trained on for the
+    first time; as `validate` otherwise. None: no part is scored."""
 
     def run(self) -> None:
         """Train until `epochs` are done or the validation metric stalls.
@@ -138,14 +150,11 @@ class Loop:
             self.loader.batches(state.epoch, state.step_in_epoch), is_first_pass=state.epoch == 0
         )
         while state.step_in_epoch < self.loader.steps_per_epoch:
+            if not self._begin_part():
+                return False
             if ids.is_due(state.step):
                 self.log.note(self.sharded.exchange_ids())
-            num_steps = self.loader.steps_per_epoch - state.step_in_epoch
-            if (to_exchange := ids.steps_to_exchange(state.step)) is not None:
-                num_steps = min(num_steps, to_exchange)
-            if self.evaluate_every_steps:
-                to_evaluation = self.evaluate_every_steps - state.step % self.evaluate_every_steps
-                num_steps = min(num_steps, to_evaluation)
+            num_steps = self._steps_to_pause()
             stopping, factor = False, 0.0
             # The pipeline runs dry at the end of the slice: nothing is in flight when the model is
             # evaluated, and the loader goes on where the slice ended.
@@ -166,8 +175,12 @@ class Loop:
             if epoch_done:
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 state.finished = state.epoch >= self.epochs
-            if state.finished or _due(state.step, self.evaluate_every_steps, epoch_done):
+            if self._validation_due(epoch_done):
                 if not self._conclude():
+                    return False
+            elif self.validate is None and epoch_done:
+                self._keep()
+                if stopping and not state.finished:
                     return False
             elif self._save_due() or stopping:
                 self.save(state, False)
@@ -177,6 +190,46 @@ class Loop:
             if epoch_done or state.finished:
                 break
         return True
+
+    def _validation_due(self, epoch_done: bool) -> bool:
+        due = self.state.finished or _due(self.state.step, self.evaluate_every_steps, epoch_done)
+        return due and self.validate is not None
+
+    def _steps_to_pause(self) -> int:
+        """Return the steps to the next validation, exchange of ids, part or end of the pass."""
+        state = self.state
+        ends = [*self.part_starts, self.loader.steps_per_epoch]
+        num_steps = min(end for end in ends if end > state.step_in_epoch) - state.step_in_epoch
+        if (to_exchange := self.sharded.id_maps.steps_to_exchange(state.step)) is not None:
+            num_steps = min(num_steps, to_exchange)
+        if self.evaluate_every_steps and self.validate is not None:
+            to_evaluation = self.evaluate_every_steps - state.step % self.evaluate_every_steps
+            num_steps = min(num_steps, to_evaluation)
+        return num_steps
+
+    def _begin_part(self) -> bool:
+        """Score the part that begins here, where that is due; return False where a stop cut it off."""
+        state = self.state
+        if self.score_part is None or state.step_in_epoch not in self.part_starts or state.epoch:
+            return True
+        part = self.part_starts.index(state.step_in_epoch)
+        if part < state.scored_parts:
+            return True
+        try:
+            state.best_metric = self.score_part(state, part)
+        except Interrupted:
+            self.save(state, False)
+            return False
+        state.scored_parts = part + 1
+        if state.step:
+            self._keep()
+        self.log.restart_clock()
+        return True
+
+    def _keep(self) -> None:
+        """Save the state as the best one: there is no validation that would choose another."""
+        self.state.best_step = self.state.step
+        self.save(self.state, True)
 
     def _step(self, part: Iterator[Batch]) -> tuple[bool, float]:
         """Take one step; return whether a stop is due, and the factor on the learning rates."""
@@ -197,6 +250,7 @@ class Loop:
     def _conclude(self) -> bool:
         """Validate and save; return False where a stop cut it off (then it is saved as due)."""
         state = self.state
+        assert self.validate is not None, "called where a validation is due"
         finished, state.validation_due = state.finished, True
         try:
             metric = self.validate(state)

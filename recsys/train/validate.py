@@ -1,5 +1,6 @@
 """Validation during training: metrics over all rows of all ranks, the same value on every rank."""
 
+import math
 import time
 
 from recsys.checkpoint.state import TrainState
@@ -28,14 +29,18 @@ class Validation:
         env: Env,
         signals: StopSignals,
         metric: str,
+        of: str = "",
     ):
-        """Args: metric: key of evaluate_predictions that decides which checkpoint is best."""
+        """Args: metric: key of evaluate_predictions that decides which checkpoint is best; of: words for
+        the rows in its line, where they are not those of split valid.
+        """
         self.sharded = sharded
         self.loader = loader
         self.log = log
         self.env = env
         self.signals = signals
         self.metric = metric
+        self.of = of
 
     def run(self, state: TrainState) -> float:
         """Return the validation metric of the model as it is; every rank gets the same value.
@@ -60,9 +65,11 @@ class Validation:
         seconds = time.perf_counter() - started
         metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
         self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})
+        loss = "" if math.isnan(self.log.last_loss) else f"train loss {self.log.last_loss:.4f}, "
+        of = f"{self.of}, " if self.of else ""
         say(
-            f"epoch {state.epoch} step {state.step:,}: "
-            f"train loss {self.log.last_loss:.4f}, validation AUC {metrics['auc']:.4f}, "
+            f"epoch {state.epoch} step {state.step:,}: {of}"
+            f"{loss}validation AUC {metrics['auc']:.4f}, "
             f"log-loss {metrics['log_loss']:.4f} "
             f"({metrics['num_rows']:,} rows)"
         )

@@ -52,6 +52,9 @@ class Ranker:
     def dense_state(self):
         return {"w": self.dense.detach()}
 
+    def dense_names(self):
+        return []
+
     def step_counts(self):
         return {}
 

@@ -1,0 +1,136 @@
+"""Warm starts by the real commands: data grown by hand, scored, trained on, cut off, gone on with."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from recsys.schema import read_manifest
+from tests.grown_data import NEW_ITEMS, NEW_USERS, grow
+from tests.small_runs import losses, metrics, options, write_features
+
+SCORED = ["ranking.num_users=0", "importance_rows=0"]
+SPLITS = ["valid", "test", "window_0001", "window_0002"]
+WARM = ["init=base", "train.global_batch_size=64", "train.save_every_steps=1"]
+WARM += ["train.keep_last=99", "model.dropout=0.1"]
+
+
+def evaluate(workspace, job, name, split, *more):
+    """Score a split, and return metrics and scores by row."""
+    place = ["data=demo", f"workspace={workspace}", f"run.name={name}", f"split={split}"]
+    done = job("evaluate", *place, *SCORED, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = workspace / "runs" / name / "eval" / read_split(workspace, split)
+    rows = pq.read_table(folder / "predictions.parquet")
+    found = json.loads((folder / "metrics.json").read_text())
+    return found, rows.column("score").to_numpy()
+
+
+def read_split(workspace, split):
+    return read_manifest(workspace).splits_in_time[-1] if split == "next" else split
+
+
+def train(workspace, job, name, *more, ranks=0):
+    done = job("train", *options(workspace, name, *more), ranks=ranks)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def before(workspace, tmp_path_factory, job):
+    """(workspace, scores): of a run `base`, scored on test, and then two windows appended."""
+    folder = tmp_path_factory.mktemp("grown") / "w"
+    shutil.copytree(workspace, folder, ignore=shutil.ignore_patterns("runs", "truth"))
+    train(folder, job, "base", "train.epochs=1", "train.global_batch_size=64")
+    scores = {split: evaluate(folder, job, "base", split) for split in ("valid", "test")}
+    grow(folder, windows=2)
+    write_features(folder)
+    return folder, scores
+
+
+@pytest.fixture(scope="module")
+def warm(before, job):
+    """Output of the run `warm`."""
+    return train(before[0], job, "warm", *WARM)
+
+
+def test_a_run_made_before_the_window_came_scores_it_and_everything_as_before(before, job):
+    folder, scores = before
+    _, again = evaluate(folder, job, "base", "test")
+    np.testing.assert_array_equal(again, scores["test"][1])
+    found, rows = evaluate(folder, job, "base", "next")
+    assert len(rows) == found["all"]["num_rows"] == read_manifest(folder).splits["test"].num_rows
+    assert (folder / "runs" / "base" / "eval" / "window_0002" / "report.html").is_file()
+
+
+def test_every_split_is_scored_before_it_is_trained_on(before, warm):
+    folder, scores = before
+    manifest = read_manifest(folder)
+    tables = {table.name: table.num_rows for table in manifest.tables}
+    assert f"user_id {tables['user_id'] - NEW_USERS} of {tables['user_id']}" in warm
+    assert f"item_id {tables['item_id'] - NEW_ITEMS} of {tables['item_id']}" in warm
+    assert f"of {', '.join(SPLITS)} by time" in warm
+    said = [line for line in warm.splitlines() if "before training on it" in line]
+    assert [line.split(": ")[1].split()[0] for line in said] == SPLITS
+    scored = [line for line in metrics(folder, "warm") if "valid/auc" in line]
+    starts = np.cumsum([0, *(-(-manifest.splits[name].num_rows // 64) for name in SPLITS)])
+    assert [line["step"] for line in scored] == starts[:-1].tolist()
+    # Nothing was trained on yet: the parent's own metrics, to the last bit.
+    for key, value in scores["valid"][0]["all"].items():
+        assert scored[0][f"valid/{key}"] == value, key
+    steps = [line["step"] for line in metrics(folder, "warm") if "train/loss" in line]
+    assert steps == list(range(1, starts[-1] + 1))
+    stored = yaml.safe_load((folder / "runs" / "warm" / "config.yaml").read_text())
+    assert stored["data"]["splits"] == SPLITS and stored["parent"]["splits"] == ["train"]
+    best = json.loads((folder / "runs" / "warm" / "checkpoints" / "best.json").read_text())
+    assert best["checkpoint"] == f"step-{starts[-1]:08d}"
+
+
+def test_a_warm_start_that_was_cut_off_ends_bit_for_bit_as_the_whole_one(before, warm, job):
+    """Once in the middle of a split, once where a split ends and the next one is to be scored."""
+    folder = before[0]
+    run = folder / "runs" / "warm"
+    whole, lines = losses(folder, "warm"), metrics(folder, "warm")
+    newest = max((run / "checkpoints").glob("step-*"))
+    names = ("dense.safetensors", "tables-rank00000.safetensors", "dense-optimizer.pt")
+    content = [(newest / name).read_bytes() for name in names]
+    starts = [line["step"] for line in lines if "valid/auc" in line]
+    for step in (starts[2], starts[1] + 1):
+        for path in (run / "checkpoints").glob("step-*"):
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+        assert f"resumed from step-{step:08d}" in train(folder, job, "warm", *WARM)
+        assert losses(folder, "warm") == whole
+        scored = [line["step"] for line in metrics(folder, "warm") if "valid/auc" in line]
+        assert scored == starts
+        assert [(newest / name).read_bytes() for name in names] == content
+
+
+def test_two_ranks_and_cut_tables_start_and_train_as_one(before, warm, job):
+    folder = before[0]
+    more = [f"tables.{table}.sharding=row_wise" for table in ("user_id", "item_id")]
+    base = ["optim.table.name=rowwise_adagrad", "model.dropout=0"]
+    train(folder, job, "flat", *base, "train.epochs=1")
+    for name, ranks, sharding in (("one", 0, []), ("two", 2, more)):
+        train(folder, job, name, *WARM, *base, "init=flat", *sharding, ranks=ranks)
+    one, two = losses(folder, "one"), losses(folder, "two")
+    np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in one], rtol=2e-5)
+
+
+def test_a_run_is_trained_anew_on_everything_without_validation(before, job):
+    folder = before[0]
+    said = train(folder, job, "anew", "train.splits=[all]", "train.epochs=2")
+    assert "training rows of train, valid, test, window_0001, window_0002, " in said
+    assert "validation AUC" not in said and "best validation auc none" in said
+    assert not [line for line in metrics(folder, "anew") if "valid/auc" in line]
+    evaluate(folder, job, "anew", "next")
+
+
+@pytest.mark.slow
+def test_a_run_made_before_the_window_came_is_exported(before, job):
+    folder = before[0]
+    done = job("export", "data=demo", f"workspace={folder}", "run.name=base", "precision=fp32")
+    assert done.returncode == 0, done.stderr[-2000:]
