@@ -84,10 +84,18 @@ def take_snapshot(
             "world_size": env.world_size,
             "optimizers": {t: o.name for t, o in sharded.table_optimizers.items()},
             "step_counts": sharded.step_counts(),
-            "dense_parameters": sharded.dense_names(),
+            "dense_parameters": dense_names(sharded),
             "state": dataclasses.asdict(state),
         },
     )
+
+
+def dense_names(sharded: ShardedRanker) -> list[str]:
+    """Return the dense parameters' names of `dense_state`, in the order of the dense optimizer."""
+    names = {id(p): name for name, p in sharded.model.named_parameters()}
+    groups = sharded.dense_optimizer.param_groups
+    parameters = [names[id(p)] for group in groups for p in group["params"]]
+    return [name.partition("dense.")[2] for name in parameters]
 
 
 def stored_tensors(sharded: ShardedRanker, env: Env) -> dict[str, torch.Tensor]:

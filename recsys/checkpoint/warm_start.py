@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from recsys.checkpoint.chunks import COPY_BACK, ChunkReader, part_of, read_index
+from recsys.checkpoint.snapshot import dense_names
 from recsys.checkpoint.state import ID_MAPS
 from recsys.files import reading
 from recsys.runtime.collectives import sharing_errors
@@ -79,7 +80,7 @@ def take_weights(
         capacity = None if sharded.id_maps.rows_of(name) is None else table.rows - 1
         capacity_there = stored_rows - 1 if f"{name}/table_row" in maps else None
         if not isinstance(match, str) and capacity != capacity_there:
-            match = f"its capacity is {capacity}, and was {capacity_there}"
+            match = f"{_capacity_text(capacity_there)} there, {_capacity_text(capacity)} here"
         if isinstance(match, str):
             left_out.append(f"table {name} starts anew: {match}")
         else:
@@ -107,6 +108,12 @@ def take_weights(
     counts = index["step_counts"]
     sharded.load_step_counts({name: counts[name] for name in with_state if name in counts})
     return left_out + _take_dense(path, sharded, index.get("dense_parameters"))
+
+
+def _capacity_text(capacity: int | None) -> str:
+    return (
+        "a row for every id" if capacity is None else f"{capacity:,} rows for ids that come and go"
+    )
 
 
 def _read_maps(path: Path) -> dict[str, torch.Tensor]:
@@ -209,7 +216,7 @@ def _take_dense(path: Path, sharded: ShardedRanker, names: list[str] | None) -> 
         f"dense weight {name} of the run is not used: the model has none" for name in unread
     ]
     sharded.load_dense_state({**own, **taken})
-    own_names = sharded.dense_names()
+    own_names = dense_names(sharded)
     if names is None and left_out:
         return [
             *left_out,
@@ -230,7 +237,7 @@ def _take_dense_state(
     by_name = {names[place]: values for place, values in stored["state"].items()}
     state = {
         place: by_name[name]
-        for place, name in enumerate(sharded.dense_names())
+        for place, name in enumerate(dense_names(sharded))
         if name in taken and name in by_name
     }
     groups = sharded.dense_optimizer.state_dict()["param_groups"]

@@ -118,12 +118,6 @@ class ShardedRanker:
         """Load the tensors that `dense_state` returned: matrices [out, in], vectors [out]."""
         self.dense.load_state_dict(dict(state))
 
-    def dense_names(self) -> list[str]:
-        """Return the dense parameters' names of `dense_state`, in the order of the dense optimizer."""
-        names = {id(p): name for name, p in _without_ddp(self.model).dense.named_parameters()}
-        groups = self.dense_optimizer.param_groups
-        return [names[id(p)] for group in groups for p in group["params"]]
-
     def step_counts(self) -> dict[str, int]:
         """Return Adam's step count per table (bias correction needs it)."""
         counts = {}

@@ -15,8 +15,10 @@ from recsys.checkpoint.integrity import damage_of, newest_whole
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
 from recsys.runtime.env import Env
+from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import TableOptimizer
 from recsys.sharding.shards import TableShard
+from tests import tiny_world
 
 ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 
@@ -34,6 +36,9 @@ class Ranker:
         self.weight = torch.arange(self.num_rows * 4, dtype=torch.float32).reshape(-1, 4)
         self.dense = torch.nn.Parameter(torch.ones(3))
         self.dense_optimizer = torch.optim.Adam([self.dense])
+        self.model = torch.nn.Module()
+        self.model.dense = torch.nn.ParameterDict({"w": self.dense})
+        self.id_maps = IdMaps({}, tiny_world.manifest(), exchange_every_steps=1, bound=0.01, seed=0)
 
     def table_shards(self):
         return [
@@ -51,9 +56,6 @@ class Ranker:
 
     def dense_state(self):
         return {"w": self.dense.detach()}
-
-    def dense_names(self):
-        return []
 
     def step_counts(self):
         return {}

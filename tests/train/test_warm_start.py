@@ -134,3 +134,23 @@ def test_a_run_made_before_the_window_came_is_exported(before, job):
     folder = before[0]
     done = job("export", "data=demo", f"workspace={folder}", "run.name=base", "precision=fp32")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_ids_of_a_table_of_fixed_capacity_keep_their_rows(before, job):
+    """The parent's metrics on a split before anything is trained on, through the map that it left."""
+    folder = before[0]
+    ids = ["tables.user_id.ids.capacity=58", "train.exchange_ids_every_steps=2"]
+    more = [*ids, "train.global_batch_size=64"]
+    train(folder, job, "mapped", *more, "train.epochs=1")
+    found, _ = evaluate(folder, job, "mapped", "valid")
+    said = train(folder, job, "mapped_warm", *more, "init=mapped")
+    assert "starts anew" not in said
+    scored = next(line for line in metrics(folder, "mapped_warm") if "valid/auc" in line)
+    for key, value in found["all"].items():
+        assert scored[f"valid/{key}"] == value, key
+    said = train(folder, job, "unmapped", "train.global_batch_size=64", "init=mapped")
+    assert (
+        "user_id starts anew: 58 rows for ids that come and go there, a row for every id here"
+        in said
+    )
