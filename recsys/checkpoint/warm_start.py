@@ -6,7 +6,7 @@ those of the checkpoint, everything else is as it was; a sentence for each part 
 Called by recsys/run/training.py. Shapes: R rows of this run's table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.plan import TablePlan
 from recsys.sharding.shards import TableShard
 
+_NO_TABLE = "the run has no such table"
 _BLOCK_ROWS = 65_536
 """Rows of a stored table that are read at a time where rows are matched one by one."""
 
@@ -44,7 +45,6 @@ class RowMatch:
         return self.num_rows if self.source_R is None else int((self.source_R >= 0).sum())
 
 
-@sharing_errors()
 def take_weights(
     path: Path,
     *,
@@ -57,38 +57,34 @@ def take_weights(
 
     Args:
         tables: trainable tables of the model by name, with their rows and width.
-        matches: by table, its rows there, or why it has none; a table that is left out has none. Of a
-            table of fixed capacity they are rows of the vocabulary, and its map says the rest.
+        matches: by table, its rows there, or why it has none; a table that is left out has none.
+            Those of a table of fixed capacity are rows of the vocabulary, and its map says the rest.
 
     Returns a sentence for every table and dense weight that was not taken, the same on every rank.
 
     Raises:
         UserError: the checkpoint is incomplete; on every rank.
     """
+    fresh_maps = sharded.id_maps.state()
+    with sharing_errors():
+        return _take(path, sharded, tables, matches, fresh_maps, is_first_rank)
+
+
+def _take(
+    path: Path,
+    sharded: ShardedRanker,
+    tables: Mapping[str, TablePlan],
+    matches: Mapping[str, RowMatch | str],
+    fresh_maps: Mapping[str, torch.Tensor],
+    is_first_rank: bool,
+) -> list[str]:
     index = read_index(path)
     reader = ChunkReader(path, index["chunks"])
-    left_out: list[str] = []
-    taken: dict[str, RowMatch] = {}
     maps = _read_maps(path)
-    for name, table in tables.items():
-        match = matches.get(name, "the run has no such table")
-        stored_rows, stored_width = reader.extent(name)
-        if not isinstance(match, str) and not stored_rows:
-            match = "the run has no such table"
-        if not isinstance(match, str) and stored_width != table.width:
-            match = f"{stored_width} columns there, {table.width} here"
-        capacity = None if sharded.id_maps.rows_of(name) is None else table.rows - 1
-        capacity_there = stored_rows - 1 if f"{name}/table_row" in maps else None
-        if not isinstance(match, str) and capacity != capacity_there:
-            match = f"{_capacity_text(capacity_there)} there, {_capacity_text(capacity)} here"
-        if isinstance(match, str):
-            left_out.append(f"table {name} starts anew: {match}")
-        else:
-            taken[name] = match
-    unread = sorted({chunk["table"] for chunk in index["chunks"]} - set(tables))
-    left_out += [
-        f"table {name} of the run is not used: the model reads no such table" for name in unread
-    ]
+    capacities = {
+        name: tables[name].rows - 1 for name in tables if sharded.id_maps.rows_of(name) is not None
+    }
+    taken, left_out = _matching(reader, tables, matches, capacities, set(maps))
     with_state = set()
     for name in taken:
         before, now = index["optimizers"].get(name), sharded.table_optimizers[name].name
@@ -98,10 +94,10 @@ def take_weights(
             left_out.append(
                 f"optimizer state of table {name} starts anew: {before} there, {now} here"
             )
-    _take_maps(sharded, maps, taken, is_first_rank=is_first_rank)
-    for name in taken:
-        if sharded.id_maps.rows_of(name) is not None:
-            taken[name] = RowMatch(num_rows=tables[name].rows)
+    if fresh_maps:
+        loaded = _maps_of(fresh_maps, maps, taken)
+        sharded.id_maps.load_state(loaded, is_first_rank=is_first_rank)
+    taken |= {n: RowMatch(num_rows=tables[n].rows) for n in capacities if n in taken}
     for shard in sharded.table_shards():
         if shard.table in taken:
             _take_rows(reader, shard, taken[shard.table], with_state=shard.table in with_state)
@@ -110,46 +106,77 @@ def take_weights(
     return left_out + _take_dense(path, sharded, index.get("dense_parameters"))
 
 
-def _capacity_text(capacity: int | None) -> str:
+def _matching(
+    reader: ChunkReader,
+    tables: Mapping[str, TablePlan],
+    matches: Mapping[str, RowMatch | str],
+    capacities: Mapping[str, int],
+    maps: Collection[str],
+) -> tuple[dict[str, RowMatch], list[str]]:
+    """Return the tables that are taken, and a sentence for every other one.
+
+    Args:
+        capacities: of the model's tables that have a fixed one.
+        maps: names of the parts of the stored id maps.
+    """
+    left_out: list[str] = []
+    taken: dict[str, RowMatch] = {}
+    for name, table in tables.items():
+        match = matches.get(name, _NO_TABLE)
+        num_rows, width = reader.extent(name)
+        before = num_rows - 1 if f"{name}/table_row" in maps else None
+        if isinstance(match, str) or not num_rows:
+            reason = match if isinstance(match, str) else _NO_TABLE
+        elif width != table.width:
+            reason = f"{width} columns there, {table.width} here"
+        elif before != capacities.get(name):
+            reason = f"{_rows_text(before)} there, {_rows_text(capacities.get(name))} here"
+        else:
+            taken[name] = match
+            continue
+        left_out.append(f"table {name} starts anew: {reason}")
+    for name in sorted({chunk["table"] for chunk in reader.chunks} - set(tables)):
+        left_out.append(f"table {name} of the run is not used: the model reads no such table")
+    return taken, left_out
+
+
+def _rows_text(capacity: int | None) -> str:
     return (
         "a row for every id" if capacity is None else f"{capacity:,} rows for ids that come and go"
     )
 
 
 def _read_maps(path: Path) -> dict[str, torch.Tensor]:
-    """Return the id maps of a checkpoint by table and part; empty without a table of fixed capacity."""
+    """Return the id maps of a checkpoint, arrays [N] by table and part; empty without any."""
     if not (path / ID_MAPS).is_file():
         return {}
     with reading(path / ID_MAPS, COPY_BACK):
         return load_file(path / ID_MAPS)
 
 
-def _take_maps(
-    sharded: ShardedRanker,
-    maps: Mapping[str, torch.Tensor],
+def _maps_of(
+    fresh: Mapping[str, torch.Tensor],
+    stored: Mapping[str, torch.Tensor],
     taken: Mapping[str, RowMatch],
-    *,
-    is_first_rank: bool,
-) -> None:
-    """Let ids have the rows that they had; those of a vocabulary with other rows are looked up by id."""
-    if not sharded.id_maps:
-        return
-    fresh = sharded.id_maps.state()
-    loaded = dict(fresh)
-    for key, values in maps.items():
+) -> dict[str, torch.Tensor]:
+    """Return id maps [N] in which ids have the rows that they had, by table and part.
+
+    Args:
+        fresh: maps without ids, of this run's vocabularies.
+    """
+    maps = dict(fresh)
+    for key, values in stored.items():
         table, _, part = key.rpartition("/")
         if table not in taken or key not in fresh:
             continue
         source_R = taken[table].source_R
-        if source_R is None:
-            loaded[key] = values
+        if source_R is None or part == "totals":
+            maps[key] = values
         elif part in ("table_row", "count", "last"):
             is_known = torch.from_numpy(source_R >= 0)
-            loaded[key] = fresh[key].clone()
-            loaded[key][is_known] = values[torch.from_numpy(source_R[source_R >= 0])]
-        elif part == "totals":
-            loaded[key] = values
-    sharded.id_maps.load_state(loaded, is_first_rank=is_first_rank)
+            maps[key] = fresh[key].clone()
+            maps[key][is_known] = values[torch.from_numpy(source_R[source_R >= 0])]
+    return maps
 
 
 def _take_rows(

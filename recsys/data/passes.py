@@ -99,8 +99,8 @@ def _with_split(rows: pa.Table, number: int) -> pa.Table:
 class TimeOrdered(Dataset):
     """A split in the order of its rows' times; rows of one time keep the stored order.
 
-    The files are in random order. Of every row the place in time is held, 8 bytes; of the rows
-    themselves a piece, for which the row groups that hold some of it are read.
+    The files are in random order. Every row's place in time is held, 8 bytes, and a piece of the rows
+    themselves, for which the row groups that hold some of it are read.
     """
 
     _piece: tuple[int, pa.Table] | None = None
@@ -131,7 +131,7 @@ class TimeOrdered(Dataset):
         return held[1]
 
     def _read_rows(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Return stored rows by their numbers, in this order."""
+        """Return stored rows by their numbers [N], in this order."""
         in_file = np.sort(rows)
         tables = []
         for begin in range(0, self.num_rows, BLOCK_ROWS):

@@ -46,7 +46,7 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What a run is trained on and in which order, and what it is validated on."""
+    """Course of a run: the splits that it is trained on, their order, and its validation."""
 
     splits: list[str]
     """Splits that are trained on."""
@@ -75,23 +75,27 @@ def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
     """
     parent = None if config.init is None else open_parent(workspace, config.init, manifest)
     splits = _splits(config.train, manifest, parent)
-    is_continued = parent is not None and splits != TRAIN
-    has_times = all(manifest.splits[name].timestamp_min is not None for name in splits)
-    order = config.train.order or ("time" if is_continued and has_times else "shuffled")
-    if order == "time" and not has_times:
+    order = config.train.order or ("shuffled" if parent is None or splits == TRAIN else None)
+    timeless = [name for name in splits if order != "shuffled" and not _has_times(manifest, name)]
+    if order == "time" and timeless:
         raise UserError(
-            f"train.order=time: split {splits[0]} has no times; map interactions.timestamp in the "
+            f"train.order=time: split {timeless[0]} has no times; map interactions.timestamp in the "
             f"recipe and run launch/prepare.py again, or use train.order=shuffled"
         )
+    in_time_order = order != "shuffled" and not timeless
     validates = splits == TRAIN
     return Course(
         splits=splits,
-        in_time_order=order == "time",
-        epochs=1 if order == "time" else config.train.epochs,
+        in_time_order=in_time_order,
+        epochs=1 if in_time_order else config.train.epochs,
         patience=config.train.patience if validates else 0,
         validates=validates,
         parent=parent,
     )
+
+
+def _has_times(manifest: Manifest, split: str) -> bool:
+    return manifest.splits[split].timestamp_min is not None
 
 
 def _splits(train: TrainConfig, manifest: Manifest, parent: Parent | None) -> list[str]:

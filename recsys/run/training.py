@@ -107,7 +107,8 @@ def build_loaders(opened: OpenedRun, features: list[str]) -> tuple[LoaderSequenc
     Args:
         features: keys that a batch carries.
     """
-    course, shared = opened.course, {"config": opened.config, "env": opened.env}
+    course = opened.course
+    shared: Any = {"config": opened.config, "env": opened.env}
     data: Any = {"manifest": opened.manifest, "features": features}
     train_loader = build_training_loader(
         workspace=opened.workspace,
@@ -239,7 +240,8 @@ def train_run(
     plain = build_pipeline(config.train.pipeline, sharded, env)
     pipeline = profiled(plain, config=config.profile, folder=opened.folder / "profile", env=env)
     loop = _loop(
-        opened,
+        config,
+        opened.course,
         sharded=sharded,
         pipeline=pipeline,
         loader=train_loader,
@@ -261,7 +263,8 @@ def train_run(
 
 
 def _loop(
-    opened: OpenedRun,
+    config: RunConfig,
+    course: Course,
     *,
     sharded: ShardedRanker,
     pipeline: Pipeline,
@@ -273,8 +276,7 @@ def _loop(
     stop_due: Callable[[], bool],
 ) -> Loop:
     """Return the step loop of a run, with the length and rhythm that its configuration says."""
-    settings, course = opened.config.train, opened.course
-    optim = opened.config.optim
+    settings, optim = config.train, config.optim
     if course.parent is not None and course.parent.table_rows is not None:
         optim = dataclasses.replace(optim, warmup_steps=0)
     total_steps = course.epochs * loader.steps_per_epoch
