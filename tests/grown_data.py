@@ -1,6 +1,7 @@
 """Prepared data grown by hand: new users and items follow, and windows of later rows are new splits."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,13 @@ def grow(workspace: Path, *, windows: int = 1) -> Manifest:
     num_users, num_items = before.num_user_rows, before.num_item_rows
     for side, count in (("user", NEW_USERS), ("item", NEW_ITEMS)):
         _grow_side(prepared, side, count)
-    for offsets in sorted(prepared.glob("history/**/offsets.npy")):
-        values = np.load(offsets)
-        np.save(offsets, np.concatenate([values, np.repeat(values[-1:], NEW_USERS)]))
+    test_histories = prepared / before.history.folder("test")
+    offsets = np.load(test_histories / "offsets.npy")
+    offsets = np.concatenate([offsets, np.repeat(offsets[-1:], NEW_USERS)])
+    for name in ["latest", *(f"window_{number:04d}" for number in range(1, windows + 1))]:
+        (prepared / "history" / name).mkdir()
+        shutil.copyfile(test_histories / "values.npy", prepared / "history" / name / "values.npy")
+        np.save(prepared / "history" / name / "offsets.npy", offsets)
     rows = pa.concat_tables(pq.read_table(prepared / f) for f in before.splits["test"].files)
     splits = dict(before.splits)
     for number in range(1, windows + 1):

@@ -141,7 +141,7 @@ class StoredTables:
         return rows.weight
 
     def read_dense(self) -> dict[str, torch.Tensor]:
-        """Return the state of the dense half by name."""
+        """Return the state of the dense half by name: matrices [out, in], vectors [out]."""
         with reading(self.path / "dense.safetensors", COPY_BACK):
             return load_file(self.path / "dense.safetensors")
 

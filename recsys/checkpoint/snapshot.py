@@ -104,7 +104,7 @@ def stored_tensors(sharded: ShardedRanker, env: Env) -> dict[str, torch.Tensor]:
 
 
 def host_buffers(stored: dict[str, torch.Tensor], env: Env) -> dict[str, torch.Tensor]:
-    """Return host memory for `take_snapshot`, touched, and pinned where it is copied to from a GPU.
+    """Return host memory [rows, columns] for `take_snapshot`, touched; pinned for copies from a GPU.
 
     Memory that was never touched makes a copy 30 times slower (LOG.md, 2026-11-26).
     """

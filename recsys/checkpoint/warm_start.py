@@ -78,6 +78,7 @@ def _take(
     fresh_maps: Mapping[str, torch.Tensor],
     is_first_rank: bool,
 ) -> list[str]:
+    """Take what `take_weights` says; `fresh_maps`: id maps [N] without ids, by table and part."""
     index = read_index(path)
     reader = ChunkReader(path, index["chunks"])
     maps = _read_maps(path)

@@ -208,7 +208,7 @@ class Dataset:
         return counts
 
     def _before(self, counts: np.ndarray, *, is_drawn: bool) -> np.ndarray:
-        """Return counts of all training rows and windows without the windows from this split on."""
+        """Return counts [num_item_rows] of training rows and of the windows before this split."""
         names = self.manifest.splits_in_time
         later = [name for name in names[names.index(self.split) :] if is_window(name)]
         return counts - self._count(later, is_drawn=is_drawn) if later else counts
