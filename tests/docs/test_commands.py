@@ -13,15 +13,15 @@ from tests.small_runs import SMALL
 SMALL_TRAINING = [*SMALL, "train.epochs=1"]
 OF_SERVERS = {"serve", "loadtest"}
 """Jobs that run until they are stopped; the tests of serving start them."""
-OF_SITES = {"data.source=", "s3://", "HOST:", "cluster=", "http://host", "suite=style"}
+OF_SITES = {"data.source=", "s3://", "HOST:", "cluster=", "http://host", "suite=style", "=<"}
 """Parts of lines that name files, stores or machines which a test has not, or train encoders anew."""
 
 
 def commands(name: str) -> list[tuple[str, list[str], int]]:
     """(job, arguments, ranks) of the lines of a page that a tiny drawn world can run."""
     found = []
-    for line in lines_with_jobs(name):
-        words = shlex.split(line.replace("<name>", "demo"), comments=True)
+    for line in (text.replace("<name>", "demo") for text in lines_with_jobs(name)):
+        words = shlex.split(line, comments=True)
         place = next(index for index, word in enumerate(words) if word.startswith("launch/"))
         job = re.fullmatch(r"launch/(\w+)\.py", words[place])
         if job[1] in {*OF_SERVERS, "doctor"} or any(part in line for part in OF_SITES):
@@ -44,7 +44,6 @@ def smaller(job: str, arguments: list[str], workspace, ids: str) -> list[str]:
         changed.append(argument)
     if any(a.startswith("suite=") for a in changed) and not any("variants=" in a for a in changed):
         first = {"ablation": "full,without_style", "baselines": "umair_fps,fm"}
-        first |= {"umcm": "attention,concat"}
         (suite,) = [a.removeprefix("suite=") for a in changed if a.startswith("suite=")]
         changed.append(f"variants=[{first[suite]}]")
     if job == "sweep":
@@ -60,7 +59,6 @@ PAGES = {
     "comparing.md": 4,
     "encoders.md": 2,
     "gallery.md": 2,
-    "extending.md": 2,
     "many-machines.md": 1,
     "operations.md": 2,
     "paper.md": 1,
