@@ -4,9 +4,10 @@ In: a Recipe, and `prepared/` made by it. Out: a new `prepared/` with the same r
 tables, the new ids after them, and the new rows as the split `window_0001`, `window_0002`, ... Called by
 launch/prepare.py with append=true.
 
-The rows before are not read, but for the histories of the first append: a day costs its own rows, and one
-pass over the ids and over the users' last positives. Files that have not changed are hard links to those
-of the earlier folder.
+The rows before are not read: a day costs its own rows, and one pass over the ids and over the users' last
+positives. The exceptions are the first append, which gathers these positives, and negatives that are
+drawn, which must be none of a user's earlier positives. Files that have not changed are hard links to
+those of the earlier folder.
 """
 
 import dataclasses
@@ -85,11 +86,6 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
     if recipe.items and recipe.items.vectors:
         raise UserError(
             "append=true: items.vectors: own vectors cannot be appended yet; prepare all days anew"
-        )
-    if recipe.interactions.negatives:
-        raise UserError(
-            "append=true: interactions.negatives: drawn negatives cannot be appended yet; prepare all "
-            "days anew"
         )
     stored = from_config(Recipe, manifest.recipe, "data", stored=True)
     before, now = (_flat(dataclasses.asdict(r)) for r in (stored, recipe))

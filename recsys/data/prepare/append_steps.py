@@ -34,11 +34,12 @@ from recsys.data.prepare.new_files import (
 )
 from recsys.data.prepare.numbering import count_unknown, place, without_ids
 from recsys.data.prepare.pictures import look_for_pictures
-from recsys.data.prepare.pipeline import warn_of_lacking_classes
+from recsys.data.prepare.pipeline import draw, warn_of_lacking_classes
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.window_history import (
     last_second,
+    positives_sql,
     read_last_positives,
     write_window_histories,
 )
@@ -92,9 +93,10 @@ def run_steps(step: Step, since: str | None) -> Manifest:
         with stage("number") as numbered:
             vocabularies = {side: _number(step, inputs, log, side) for side in SIDES}
             placed = _place(step, log, vocabularies)
+            rows_drawn = _draw(step, placed, vocabularies, log)
             counts = {side: step.engine.count(v) + 1 for side, v in vocabularies.items()}
             more = [f"{counts[side] - step.num_before(side):,} new {side}s" for side in SIDES]
-            numbered.done(", ".join(more))
+            numbered.done(", ".join([*more, f"{rows_drawn:,} negatives drawn"]))
         rows_unknown = count_unknown(step.engine, placed, step.recipe.interactions)
         with stage("features") as grown:
             sides = [
@@ -115,6 +117,7 @@ def run_steps(step: Step, since: str | None) -> Manifest:
             missing_images=manifest.missing_images + _missing_pictures(step),
             items_checksum=items_checksum(step.engine, vocabularies["item"]),
             rows_in=manifest.rows_in + log.num_rows_in,
+            rows_drawn=manifest.rows_drawn + rows_drawn,
             rows_dropped=_sums(manifest.rows_dropped, log.num_dropped),
             rows_unknown=_sums(manifest.rows_unknown, rows_unknown),
             files=new.files,
@@ -227,6 +230,26 @@ def _place(step: Step, log: Log, vocabularies: dict[str, Table]) -> Table:
     )
     engine.drop(splits, log.rows)
     return placed
+
+
+def _draw(step: Step, placed: Table, vocabularies: dict[str, Table], log: Log) -> int:
+    """Add negatives to the window's positives, where the recipe draws them; return how many."""
+    engine = step.engine
+    if step.recipe.interactions.negatives is None:
+        return 0
+    # Their users alone, so that memory follows the window; the scan reads four columns of all rows.
+    rows = positives_sql(step.recipe, step.manifest, step.before)
+    earlier = engine.create(
+        "earlier",
+        f"SELECT u.id AS user_id, i.id AS item_id, p.item_row FROM ({rows}) p "
+        f"JOIN {vocabularies['user']} u ON u.row = p.user_row "
+        f"JOIN {vocabularies['item']} i ON i.row = p.item_row "
+        f"WHERE p.user_row IN (SELECT user_row FROM {placed})",
+        is_temporary=True,
+    )
+    num_drawn = draw(engine, step.recipe, placed, vocabularies["item"], log.next_row_id, earlier)
+    engine.drop(earlier)
+    return num_drawn
 
 
 def _grow_side(

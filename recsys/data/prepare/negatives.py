@@ -10,7 +10,13 @@ from recsys.data.recipe import SPLITS, NegativesRecipe
 _ROUNDS = 30
 
 
-def draw_negatives(engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table) -> Table:
+def draw_negatives(
+    engine: Engine,
+    recipe: NegativesRecipe,
+    placed: Table,
+    items: Table,
+    earlier: Table | None = None,
+) -> Table:
     """Return drawn items (row_id of the positive, user_id, k, item_id, item_row).
 
     For every positive, `per_positive` different items are drawn that the user has no positive of in
@@ -33,6 +39,8 @@ def draw_negatives(engine: Engine, recipe: NegativesRecipe, placed: Table, items
     Args:
         placed: positives alone, with row_id, user_id, item_id, item_row and split.
         items: vocabulary (id, row).
+        earlier: of an append, the positives of all earlier splits (user_id, item_id, item_row); those
+            of an unknown user or item are not among them. The rows of `placed` are all of split 0.
     """
     placed.needs("row_id", "user_id", "item_id", "item_row", "split")
     drawn = engine.create(
@@ -41,9 +49,9 @@ def draw_negatives(engine: Engine, recipe: NegativesRecipe, placed: Table, items
         "0::INTEGER AS item_row WHERE false",
         is_temporary=True,
     )
-    for split in range(len(SPLITS)):
+    for split in range(1 if earlier else len(SPLITS)):
         pool = _pool(engine, recipe, placed, items, split)
-        known = _known(engine, placed, split)
+        known = _known(engine, placed, split, earlier)
         _draw_for(engine, recipe, _wanted(engine, recipe, placed, known, split), pool, known, drawn)
         engine.drop(pool, known)
     return drawn
@@ -81,13 +89,15 @@ def _pool(
     return engine.create("pool", query, is_temporary=True)
 
 
-def _known(engine: Engine, placed: Table, split: int) -> Table:
+def _known(engine: Engine, placed: Table, split: int, earlier: Table | None) -> Table:
     """Return the users' positives up to a split: (user_id, item_id, item_row, is_earlier, is_now)."""
+    positives = f"SELECT user_id, item_id, item_row, split FROM {placed} WHERE split <= {split}"
+    if earlier:
+        positives += f" UNION ALL SELECT user_id, item_id, item_row, {split - 1} FROM {earlier}"
     return engine.create(
         "known",
         f"SELECT user_id, item_id, any_value(item_row) AS item_row, bool_or(split < {split}) AS "
-        f"is_earlier, bool_or(split = {split}) AS is_now FROM {placed} WHERE split <= {split} "
-        f"GROUP BY user_id, item_id",
+        f"is_earlier, bool_or(split = {split}) AS is_now FROM ({positives}) GROUP BY user_id, item_id",
         is_temporary=True,
     )
 

@@ -124,7 +124,7 @@ def run_steps(
         read.done(f"{log.num_rows_in:,} interactions{missing}")
     with stage("split and number") as numbered:
         vocabularies, placed = _split_and_number(engine, recipe, inputs, log, folder)
-        rows_drawn = _draw(engine, recipe, placed, vocabularies["item"], log.num_rows_in)
+        rows_drawn = draw(engine, recipe, placed, vocabularies["item"], log.next_row_id)
         check_training_classes(engine, placed, recipe.interactions, recipe.split, rows_drawn)
         rows_unknown = count_unknown(engine, placed, recipe.interactions)
         num_users, num_items = (engine.count(vocabularies[side]) for side in ("user", "item"))
@@ -197,14 +197,25 @@ def _split_and_number(
     return vocabularies, placed
 
 
-def _draw(engine: Engine, recipe: Recipe, placed: Table, items: Table, num_rows_in: int) -> int:
-    """Add negatives where the log holds positives only; return how many."""
+def draw(
+    engine: Engine,
+    recipe: Recipe,
+    placed: Table,
+    items: Table,
+    next_row_id: int,
+    earlier: Table | None = None,
+) -> int:
+    """Add negatives where the log holds positives only; return how many.
+
+    Args:
+        earlier: of an append, the positives of earlier splits (negatives.draw_negatives).
+    """
     negatives = recipe.interactions.negatives
     if negatives is None:
         return 0
     num_wanted = negatives.per_positive * engine.count(placed)
-    drawn = draw_negatives(engine, negatives, placed, items)
-    add_negatives(engine, placed, drawn, num_rows_in)
+    drawn = draw_negatives(engine, negatives, placed, items, earlier)
+    add_negatives(engine, placed, drawn, next_row_id)
     num_drawn = engine.count(drawn)
     engine.drop(drawn)
     if num_drawn < num_wanted:

@@ -54,6 +54,7 @@ class Source:
         self.files = find_files(root, name, key)
         if only is not None:
             self.files = dataclasses.replace(self.files, paths=only)
+            self.path = only[0] if len(only) == 1 else self.path
         self.raw_paths = self.files.paths
         is_partitioned = self.files.are_partitioned
         hive = f"hive_partitioning={str(is_partitioned).lower()}"

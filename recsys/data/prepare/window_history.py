@@ -85,7 +85,7 @@ def read_last_positives(
         )
         return LastPositives(sequences=Sequences(values, offsets), num_tied_U=num_tied_U, end=end)
     num_users = manifest.num_user_rows
-    query = _positives_sql(recipe, manifest, prepared)
+    query = positives_sql(recipe, manifest, prepared)
     positives = engine.create("positives", f"{query} ORDER BY user_row, ts, row_id")
     sequences = _sequences(
         engine, f"SELECT user_row AS key, item_row AS value FROM {positives}", num_users
@@ -95,7 +95,7 @@ def read_last_positives(
     return LastPositives(sequences=sequences, num_tied_U=num_tied_U, end=end)
 
 
-def _positives_sql(recipe: Recipe, manifest: Manifest, prepared: Path) -> str:
+def positives_sql(recipe: Recipe, manifest: Manifest, prepared: Path) -> str:
     """SQL of (row_id, user_row, item_row, ts) of the positives of all splits."""
     has_times = recipe.interactions.timestamp is not None
     ts = "timestamp" if has_times else stand_in_time_sql(recipe.split.seed)
