@@ -75,6 +75,10 @@ def job(cfg: DictConfig) -> None:
         manifest = prepare(recipe, workspace, memory_limit=config.memory_limit, threads=threads)
     for table in manifest.tables:
         say(f"table {table.name}: {table.num_rows:,} rows ({table.kind})")
+    for number in manifest.dense:
+        values = f"mean {number.mean:.4g}, deviation {number.deviation:.4g}"
+        flagged = ", missing ones flagged" if number.has_missing else ""
+        say(f"dense {number.name}: {number.scale}, {values}{flagged}")
     for reason, count in manifest.rows_dropped.items():
         say(f"dropped: {count:,} rows, {reason}")
     say(f"results: {workspace / 'prepared'} (manifest.json)")

@@ -1,11 +1,13 @@
 """Features and Batch: rows as a ranker scores them, and rows as training takes them.
 
-Features hold ids and lengths, which a request can give; a Batch adds labels, weights and row ids.
-Modality vectors are in neither: the model looks them up by item row.
-Shapes: B rows of this rank (padding included), F sparse features.
+Features hold ids, lengths and numbers, which a request can give; a Batch adds labels, weights and row
+ids. Modality vectors are in neither: the model looks them up by item row.
+Shapes: B rows of this rank (padding included), F sparse features, K dense features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -14,7 +16,7 @@ from torchrec.streamable import Pipelineable
 
 @dataclass
 class Features(Pipelineable):
-    """Ids of B rows: the input of a Scorer.
+    """Ids and numbers of B rows: the input of a Scorer.
 
     The KeyedJaggedTensor is key-major, one stride of B lengths per feature, e.g. F=2, B=3:
 
@@ -28,6 +30,9 @@ class Features(Pipelineable):
     modality tables are looked up by them, and trainable tables where `mapped` is None."""
     mapped: KeyedJaggedTensor | None = None
     """The same keys and lengths, with rows of the trainable tables; None: those of the vocabularies."""
+    dense_BK: torch.Tensor | None = None
+    """float32, the scaled numbers of the model's dense features, NaN where one is missing; None: it has
+    none."""
 
     @property
     def table_rows(self) -> KeyedJaggedTensor:
@@ -36,20 +41,23 @@ class Features(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Features":
         """Return a copy on `device`, its rows in int64."""
-        moved = [p.to(device=device, non_blocking=non_blocking) for p in self._parts()]
-        return Features(*(_with_wide_rows(part) for part in moved))
+        moved = self._each(lambda part: part.to(device=device, non_blocking=non_blocking))
+        mapped = None if moved.mapped is None else _with_wide_rows(moved.mapped)
+        return Features(_with_wide_rows(moved.sparse), mapped, moved.dense_BK)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the CUDA allocator that `stream` still uses these tensors."""
-        for part in self._parts():
-            part.record_stream(stream)
+        for part in (self.sparse, self.mapped, self.dense_BK):
+            if part is not None:
+                part.record_stream(stream)
 
     def pin_memory(self) -> "Features":
         """Return a copy in page-locked host memory."""
-        return Features(*(part.pin_memory() for part in self._parts()))
+        return self._each(lambda part: part.pin_memory())
 
-    def _parts(self) -> list[KeyedJaggedTensor]:
-        return [self.sparse] if self.mapped is None else [self.sparse, self.mapped]
+    def _each(self, change: Callable[[Any], Any]) -> "Features":
+        parts = (self.sparse, self.mapped, self.dense_BK)
+        return Features(*(None if part is None else change(part) for part in parts))
 
 
 def _with_wide_rows(sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -60,6 +68,7 @@ def _with_wide_rows(sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
         keys=sparse.keys(),
         values=sparse.values().long(),
         lengths=sparse.lengths(),
+        weights=sparse.weights_or_none(),
         stride=sparse.stride(),
         length_per_key=sparse.length_per_key(),
         offset_per_key=sparse.offset_per_key(),

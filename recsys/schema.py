@@ -101,6 +101,34 @@ class FeatureSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseSpec:
+    """One dense feature: a number of a row that a ranker reads as a float, and the rule that scales it.
+
+    recsys/data/dense.py applies the rule. A null, a blank and NaN are missing.
+    """
+
+    name: str
+    source: str
+    """File of the column: `interaction`, `user` or `item`."""
+    side: str
+    """Which tower reads it: `user`, `item` or `context` (context joins the user tower)."""
+    column: str
+    """Column of the raw file."""
+    scale: str
+    """`standard`, `log` or `none`."""
+    mean: float = 0.0
+    """Mean of the training values, of scale `log` after the logarithm."""
+    deviation: float = 1.0
+    """Standard deviation of the same values; 1 where they are all equal."""
+    has_missing: bool = True
+    """Whether training rows lack the number: a missing one is flagged then, otherwise it is the mean."""
+    extract: str | None = None
+    """Regular expression (RE2) whose first group is the number; null: the whole text."""
+    column_type: str | None = None
+    """Type of the column, as in FeatureSpec."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitSpec:
     """One split of the interactions."""
 
@@ -172,6 +200,8 @@ class Manifest:
     num_item_rows: int
     """Rows of items.parquet, unknown row included; 0 where items are absent."""
     history: HistorySpec | None = None
+    dense: tuple[DenseSpec, ...] = ()
+    """Dense features; `features` are those of ids."""
     has_images: bool = False
     has_texts: bool = False
     has_tags: bool = False
@@ -262,6 +292,11 @@ class Manifest:
         """
         return resolve_split(asked, self.splits_in_time)
 
+    @property
+    def all_features(self) -> list[FeatureSpec | DenseSpec]:
+        """Features of ids, then dense ones."""
+        return [*self.features, *self.dense]
+
     def has_modality(self, name: str) -> bool:
         """Return whether the data has what a modality is made of: vectors, texts, or pictures."""
         if name in self.vectors:
@@ -332,6 +367,7 @@ def manifest_of(raw: Mapping[str, Any]) -> Manifest:
             TableSpec(**{**table, "cuts": tuple(table.get("cuts", ()))}) for table in raw["tables"]
         ),
         "features": tuple(FeatureSpec(**f) for f in raw["features"]),
+        "dense": tuple(DenseSpec(**f) for f in raw.get("dense", ())),
         "splits": splits,
         "history": HistorySpec(**raw["history"]) if raw.get("history") else None,
         "chain": tuple(

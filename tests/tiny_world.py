@@ -5,13 +5,17 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.batch import Batch, Features
-from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
+from recsys.schema import DenseSpec, FeatureSpec, HistorySpec, Manifest, TableSpec
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS = 40, 60, 9
 
 
-def manifest(user_rows: int = NUM_USERS) -> Manifest:
-    """Users, items, tags and a history; no files behind it."""
+DENSE = {"age": "user", "votes": "item"}
+"""Side of each dense feature."""
+
+
+def manifest(user_rows: int = NUM_USERS, *, has_dense: bool = False) -> Manifest:
+    """Users, items, tags and a history, and where asked for dense features; no files behind it."""
 
     def feature(name, table, source, side, is_list):
         return FeatureSpec(name=name, table=table, source=source, side=side, is_list=is_list)
@@ -34,6 +38,11 @@ def manifest(user_rows: int = NUM_USERS) -> Manifest:
         num_user_rows=user_rows,
         num_item_rows=NUM_ITEMS,
         history=HistorySpec(max_length=5, recent_length=2, scope="train"),
+        dense=tuple(
+            DenseSpec(name=name, source=side, side=side, column=name, scale="standard")
+            for name, side in DENSE.items()
+            if has_dense
+        ),
         has_images=True,
         has_texts=True,
     )
@@ -61,8 +70,10 @@ def batch(
     rows: range, features: list[str], step: int = 0, num_ranks: int = 1, global_rows: int = 0
 ) -> Batch:
     """Rows of a deterministic global batch: the same row has the same content on any rank."""
+    dense = [name for name in features if name in DENSE]
+    features = [name for name in features if name not in DENSE]
     per_feature: dict[str, list[list[int]]] = {name: [] for name in features}
-    labels, users, items = [], [], []
+    labels, users, items, numbers = [], [], [], []
     for row in rows:
         rng = np.random.default_rng(1000 * step + row)
         user, item = int(rng.integers(1, NUM_USERS)), int(rng.integers(1, NUM_ITEMS))
@@ -80,6 +91,7 @@ def batch(
         labels.append(float((user * 7 + item * 3) % 5 < 2))
         users.append(user)
         items.append(item)
+        numbers.append([float("nan") if item % 5 == 0 else (user - item) / 20 for _ in dense])
     values = [v for name in features for row_values in per_feature[name] for v in row_values]
     lengths = [len(row_values) for name in features for row_values in per_feature[name]]
     size = len(labels)
@@ -89,7 +101,8 @@ def batch(
                 keys=features,
                 values=torch.tensor(values, dtype=torch.int64),
                 lengths=torch.tensor(lengths, dtype=torch.int64),
-            )
+            ),
+            dense_BK=torch.tensor(numbers).reshape(size, len(dense)) if dense else None,
         ),
         labels_B=torch.tensor(labels),
         weights_B=torch.ones(size),
@@ -107,13 +120,17 @@ def padded(batch: Batch, num_padding: int) -> Batch:
     lengths_FB = batch.features.sparse.lengths().reshape(len(keys), -1)
     more = torch.zeros(len(keys), num_padding, dtype=lengths_FB.dtype)
     zeros = torch.zeros(num_padding)
+    dense_BK = batch.features.dense_BK
+    if dense_BK is not None:
+        dense_BK = torch.cat([dense_BK, torch.zeros(num_padding, dense_BK.shape[1])])
     return Batch(
         features=Features(
             KeyedJaggedTensor(
                 keys=keys,
                 values=batch.features.sparse.values(),
                 lengths=torch.cat([lengths_FB, more], dim=1).flatten(),
-            )
+            ),
+            dense_BK=dense_BK,
         ),
         labels_B=torch.cat([batch.labels_B, zeros]),
         weights_B=torch.cat([batch.weights_B, zeros]),

@@ -24,7 +24,7 @@ class ItemEncoder:
         """Args: dense: its graph `item` is run for a two-sided model."""
         self._spec = spec
         self._dense = dense
-        self._lookup = Lookup(spec, spec.item_features, tables)
+        self._lookup = Lookup(spec, spec.item_features, spec.item_dense, tables)
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class ItemEncoder:
         self,
         items: Items,
         vectors: Mapping[str, NDArray | None],
-        features: dict[str, NDArray[np.int64]],
+        features: dict[str, NDArray],
     ) -> ItemRow:
         """Return what `items` holds of one item whose id is unknown."""
         stored = {

@@ -3,7 +3,8 @@
     items/<part>.npy                one of PARTS, [N, ...], memory-mapped; absent where the model has none
     items/vectors/<modality>.npy    float16 [N, E]; zeros where the item has none
     items/has_vector.npy            uint8 [N, V] by modality, in the order of BundleSpec.widths
-    items/features/<name>.values.npy, .offsets.npy   rows of the item's features, as in prepared/items
+    items/features/<name>.values.npy, .offsets.npy   rows of the item's features, as in prepared/items; of
+                                                     dense ones, numbers
     items/train_count.npy           training interactions [N]
 
 Items that are added at run time follow in memory: their rows are N, N + 1, ..., and every reader takes
@@ -85,36 +86,38 @@ class ItemRow:
     """One row [...] of every part of PARTS that the bundle has."""
     vectors: dict[str, NDArray | None]
     """Vector [E] by modality of the bundle; None where the item has none."""
-    features: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Rows of the item's features by name; missing ones are unknown."""
+    features: dict[str, NDArray] = field(default_factory=dict)
+    """Rows or number of the item's features by name; missing ones are unknown."""
 
 
 class FeatureRows:
-    """Rows of one feature by item or user, lists or not, memory-mapped."""
+    """Rows of one feature by item or user, lists or not, or numbers of a dense one; memory-mapped."""
 
     def __init__(self, values: torch.Tensor, offsets: torch.Tensor | None):
-        """Args: values [V]; offsets [N + 1] of a list, None: one row each."""
+        """Args: values [V]; offsets [N + 1] of a list, None: one row or number each."""
         self.is_list = offsets is not None
+        self.is_dense = values.is_floating_point()
+        self._dtype = torch.float32 if self.is_dense else torch.int64
         self._values = values
         self._offsets = offsets
         self._num_rows = len(values) if offsets is None else len(offsets) - 1
         self._added: list[torch.Tensor] = []
 
-    def of(self, row: int) -> NDArray[np.int64]:
-        """Return the feature's rows [V] of one item or user."""
+    def of(self, row: int) -> NDArray:
+        """Return the feature's rows [V], or its number [1], of one item or user."""
         if row >= self._num_rows:
             return self._added[row - self._num_rows].numpy()
         if self._offsets is None:
-            return self._values[row : row + 1].long().numpy()
+            return self._values[row : row + 1].to(self._dtype).numpy()
         start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
         return self._values[start:stop].long().numpy()
 
     def take(self, rows_B: torch.Tensor) -> Column:
-        """Return the feature's rows of many items or users; rows_B: int64 [B]."""
+        """Return the feature's rows, or numbers, of many items or users; rows_B: int64 [B]."""
         if self._added:
             return column_of([self.of(row) for row in rows_B.tolist()], self.is_list)
         if self._offsets is None:
-            return self._values.index_select(0, rows_B).long(), None
+            return self._values.index_select(0, rows_B).to(self._dtype), None
         starts_B = self._offsets[rows_B].long()
         lengths_B = self._offsets[rows_B + 1] - starts_B
         firsts_B = lengths_B.cumsum(0) - lengths_B
@@ -122,9 +125,10 @@ class FeatureRows:
         index_V += torch.arange(index_V.shape[0])
         return self._values[index_V].long(), lengths_B
 
-    def append(self, rows: NDArray[np.int64]) -> None:
-        """Add the rows [V] of one item more."""
-        self._added.append(torch.from_numpy(np.asarray(rows, np.int64)))
+    def append(self, rows: NDArray) -> None:
+        """Add the rows [V], or the number [1], of one item more."""
+        kind = np.float32 if self.is_dense else np.int64
+        self._added.append(torch.from_numpy(np.asarray(rows, kind)))
 
 
 def open_features(folder: Path, names: list[str]) -> dict[str, FeatureRows]:
@@ -197,11 +201,12 @@ class Items:
         return row
 
 
-def _unknown(feature: FeatureRows) -> NDArray[np.int64]:
-    """Return the rows of an item of which nothing is known: those of row 0."""
+def _unknown(feature: FeatureRows) -> NDArray:
+    """Return the rows or number of an item of which nothing is known: those of row 0."""
     return feature.of(0)
 
 
 def item_features(manifest: Manifest) -> list[str]:
-    """Return the features of the items file, in the manifest's order."""
-    return [f.name for f in manifest.features if f.source == "item" and f.name != "item_id"]
+    """Return the features of the items file, in the manifest's order, dense ones last."""
+    features = manifest.all_features
+    return [f.name for f in features if f.source == "item" and f.name != "item_id"]

@@ -22,7 +22,8 @@ from recsys.bundle.item_encoder import ItemEncoder
 from recsys.bundle.items import ItemRow
 from recsys.bundle.lookup import Column, Lookup, column_of
 from recsys.bundle.spec import TWO_SIDED
-from recsys.schema import UNKNOWN_ROW
+from recsys.data.dense import missing_value
+from recsys.schema import UNKNOWN_ROW, DenseSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,10 @@ class Profile:
 
     user_row: int = UNKNOWN_ROW
     """Row of a known user; 0 for a visitor."""
-    features: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Rows of user and context features by name, from Encoder. A user feature that is not given is the
-    stored user's, a context feature unknown: row 0, or an empty list."""
+    features: Mapping[str, NDArray] = field(default_factory=dict)
+    """Rows of user and context features by name, from Encoder, or numbers [1], from encode_dense. A user
+    feature that is not given is the stored user's, a context feature unknown: row 0, an empty list, or a
+    missing number."""
     history: NDArray[np.int64] | None = None
     """Item rows the user likes [T], oldest first, those of added items allowed; None: as stored."""
 
@@ -67,7 +69,7 @@ class BundleScorer:
         self._is_two_sided = spec.kind == TWO_SIDED
         self._dense = DenseHalf(bundle.folder / "dense")
         self._dense.load(("user", "score") if self._is_two_sided else ("whole",))
-        self._user_lookup = Lookup(spec, spec.user_features, bundle.tables)
+        self._user_lookup = Lookup(spec, spec.user_features, spec.user_dense, bundle.tables)
         self._item_encoder = ItemEncoder(spec, bundle.tables, self._dense)
 
     @property
@@ -104,6 +106,14 @@ class BundleScorer:
                     for p in profiles
                 ]
             columns[name] = column_of(rows, feature.is_list)
+        for dense in self._profile_dense():
+            missing = np.array([missing_value(dense)], np.float32)
+            stored = store.features.get(dense.name)
+            numbers = [
+                p.features.get(dense.name, missing if stored is None else stored.of(p.user_row))
+                for p in profiles
+            ]
+            columns[dense.name] = column_of(numbers, is_list=False)
         return self.encode_columns(columns, len(profiles))
 
     @torch.inference_mode()
@@ -129,6 +139,11 @@ class BundleScorer:
         names += [spec.similarity_feature] if spec.similarity_feature else []
         names += [name for name in spec.item_features if spec.feature(name).source != "item"]
         return list(dict.fromkeys(names))
+
+    def _profile_dense(self) -> list[DenseSpec]:
+        """Dense features that a profile gives: of the user side, and context of items."""
+        names = dict.fromkeys((*self.spec.user_dense, *self.spec.item_dense))
+        return [f for f in map(self.spec.dense, names) if f.source != "item"]
 
     def _longest(self, name: str) -> int:
         history = self.spec.manifest.history
@@ -210,7 +225,7 @@ class BundleScorer:
             }
         columns: dict[str, Column] = {"item_id": (item_row_R, None)}
         columns |= {name: feature.take(item_row_R) for name, feature in items.features.items()}
-        for name in self.spec.item_features:
+        for name in (*self.spec.item_features, *self.spec.item_dense):
             if name not in columns:
                 columns[name] = _taken(users.columns[name], user_of_row_R)
         vectors, presents = self._modalities(item_row_R, None)
@@ -282,13 +297,13 @@ class BundleScorer:
     def encode_item(
         self,
         vectors: Mapping[str, NDArray | None],
-        features: Mapping[str, NDArray[np.int64]] | None = None,
+        features: Mapping[str, NDArray] | None = None,
     ) -> ItemRow:
         """Return everything that `Bundle.add_item` needs of an item whose id is unknown.
 
         Args:
             vectors: its vector [E] by modality; missing or None: it has none.
-            features: rows of its features by name, from Encoder; missing ones are unknown.
+            features: rows or numbers of its features by name, as in Profile; missing ones are unknown.
         """
         return self._item_encoder.row_of(self.bundle.items, vectors, dict(features or {}))
 

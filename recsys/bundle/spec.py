@@ -23,7 +23,7 @@ from recsys.errors import UserError
 from recsys.files import read_json, reading, write_json, write_text
 from recsys.listing import check_listing
 from recsys.record_types import misfits
-from recsys.schema import FeatureSpec, Manifest, leaves_folder, manifest_of
+from recsys.schema import DenseSpec, FeatureSpec, Manifest, leaves_folder, manifest_of
 
 BUNDLE_VERSION = 1
 EXPORT_AGAIN = "run launch/export.py again"
@@ -81,6 +81,10 @@ class BundleSpec:
     widths: Widths
     manifest: Manifest
     """What encoding needs of the data's manifest: no checksums, no recipe."""
+    user_dense: tuple[str, ...] = ()
+    """Dense features of the user side that the model reads, in its order."""
+    item_dense: tuple[str, ...] = ()
+    """Dense features of the item side that the model reads, in its order."""
     first_order: bool = True
     """Whether tables hold a first-order weight."""
     match_weights: tuple[float, ...] = ()
@@ -121,6 +125,10 @@ class BundleSpec:
     def feature(self, name: str) -> FeatureSpec:
         """Return a feature of the manifest by its name."""
         return next(f for f in self.manifest.features if f.name == name)
+
+    def dense(self, name: str) -> DenseSpec:
+        """Return a dense feature of the manifest by its name."""
+        return next(f for f in self.manifest.dense if f.name == name)
 
     def id_type(self, table: str) -> str | None:
         """Return the type of the raw column of users' or items' ids; None for other tables."""
@@ -183,6 +191,7 @@ def _spec_of(raw: Mapping[str, Any]) -> BundleSpec:
     return BundleSpec(**{
         **{name: value for name, value in raw.items() if name in known},
         **{name: tuple(raw[name]) for name in lists},
+        **{name: tuple(raw.get(name, ())) for name in ("user_dense", "item_dense")},
         "match_weights": tuple(raw.get("match_weights", ())),
         "interests": tuple((modality, feature) for modality, feature in raw["interests"]),
         "widths": Widths(**raw["widths"]),

@@ -62,5 +62,6 @@ class UserStore:
 
 
 def user_features(manifest: Manifest) -> list[str]:
-    """Return the features of the users file, in the manifest's order."""
-    return [f.name for f in manifest.features if f.source == "user" and f.name != "user_id"]
+    """Return the features of the users file, in the manifest's order, dense ones last."""
+    features = manifest.all_features
+    return [f.name for f in features if f.source == "user" and f.name != "user_id"]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recsys.chain import is_window
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
-from recsys.schema import FeatureSpec, Manifest
+from recsys.schema import DenseSpec, FeatureSpec, Manifest
 
 
 class Dataset:
@@ -36,7 +36,8 @@ class Dataset:
         """Open the files, memory-mapped.
 
         Args:
-            features: names of the features to deliver, in the order of the batch's keys.
+            features: names of the features to deliver, in the order of the batch's keys; dense ones
+                among them in the order of its columns.
             with_times: read the time of every row too, if the log has times.
             is_trained_on: whether rows have their sample weights; those of split train always have.
 
@@ -48,12 +49,15 @@ class Dataset:
         self.split = split
         self.spec = manifest.splits[split]
         by_name = {f.name: f for f in manifest.features}
-        unknown = [name for name in features if name not in by_name]
+        dense_by_name = {f.name: f for f in manifest.dense}
+        known = by_name | dense_by_name
+        unknown = [name for name in features if name not in known]
         if unknown:
             raise UserError(
-                f"features {', '.join(unknown)}: not in the manifest, which has {', '.join(by_name)}"
+                f"features {', '.join(unknown)}: not in the manifest, which has {', '.join(known)}"
             )
-        self.features = [by_name[name] for name in features]
+        self.features = [by_name[name] for name in features if name in by_name]
+        self.dense = [dense_by_name[name] for name in features if name in dense_by_name]
         self.num_rows = self.spec.num_rows
         self.columns = ["row_id", "label"]
         self.columns += ["user_row"] * bool(manifest.num_user_rows)
@@ -65,6 +69,7 @@ class Dataset:
         self.columns += ["timestamp"] * (with_times and has_times)
         self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
         self.columns += [f.name for f in self.features if f.source == "interaction"]
+        self.columns += [f.name for f in self.dense if f.source == "interaction"]
         self._arrays: dict[str, np.ndarray] = {}
 
     @functools.cached_property
@@ -182,6 +187,16 @@ class Dataset:
         values = self.array(f"{name}.values")
         offsets = self.array(f"{name}.offsets", num_rows + 1)
         return jagged(values, np.asarray(offsets[rows_B]), np.asarray(offsets[rows_B + 1]))
+
+    def side_numbers(self, feature: DenseSpec, rows_B: np.ndarray) -> np.ndarray:
+        """Return the scaled numbers [B] of a user or item feature, NaN where one is missing.
+
+        Args:
+            rows_B: rows of the users, or of the items, whose feature it is [B].
+        """
+        is_user, manifest = feature.source == "user", self.manifest
+        num_rows = manifest.num_user_rows if is_user else manifest.num_item_rows
+        return np.asarray(self.array(f"{feature.source}s/{feature.name}.values", num_rows)[rows_B])
 
     def train_count(self) -> np.ndarray | None:
         """Return earlier interactions by item row [num_item_rows]; None where there are no items.

@@ -1,7 +1,7 @@
 """Loader: a split as Batches, every row once a pass, the same global batch for any number of ranks.
 
-In: a Dataset. Out: Batch objects of ids and labels. Called by train and evaluate.
-Shapes: B rows of this rank's batch, N of them real, F features.
+In: a Dataset. Out: Batch objects of ids, numbers and labels. Called by train and evaluate.
+Shapes: B rows of this rank's batch, N of them real, F features of ids, K dense features.
 """
 
 import collections
@@ -201,6 +201,8 @@ class Loader:
             columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
             gathered = {f.name: self._gather(f, parts, columns, users, items) for f in features}
             made = features_of(gathered, self.batch_size, self.id_type)
+        if self.dataset.dense:
+            made.dense_BK = self._dense(columns, users, items)
         return Batch(
             features=made,
             labels_B=self._padded(columns.get("label", zeros), np.float32),
@@ -218,6 +220,21 @@ class Loader:
         padded_B = np.full(self.batch_size, fill, dtype=dtype)
         padded_B[: len(values_N)] = values_N
         return torch.from_numpy(padded_B)
+
+    def _dense(
+        self, columns: dict[str, np.ndarray], users: np.ndarray, items: np.ndarray
+    ) -> torch.Tensor:
+        """Return the numbers of the N rows, padded with zeros [B, K]."""
+        dense_BK = np.zeros((self.batch_size, len(self.dataset.dense)), dtype=np.float32)
+        for place, feature in enumerate(self.dataset.dense):
+            if feature.source == "interaction":
+                # A batch of padding alone has no column.
+                numbers_N = columns.get(feature.name, np.zeros(0, np.float32))
+            else:
+                rows = users if feature.source == "user" else items
+                numbers_N = self.dataset.side_numbers(feature, rows)
+            dense_BK[: len(numbers_N), place] = numbers_N
+        return torch.from_numpy(dense_BK)
 
     def _gather(
         self,

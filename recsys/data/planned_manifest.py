@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from recsys.data.recipe import FeatureRecipe, Recipe
 from recsys.data.specs import (
+    dense_spec,
     feature_spec,
     feature_table,
     history_features,
@@ -16,7 +17,7 @@ from recsys.data.specs import (
     id_table,
 )
 from recsys.errors import UserError
-from recsys.schema import FeatureSpec, HistorySpec, Manifest, TableSpec
+from recsys.schema import DenseSpec, FeatureSpec, HistorySpec, Manifest, TableSpec
 
 
 def planned_manifest(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
@@ -34,9 +35,13 @@ def planned_manifest(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
     log = recipe.interactions
     tables: list[TableSpec] = []
     features: list[FeatureSpec] = []
+    dense: list[DenseSpec] = []
 
     def add(source: str, given: Mapping[str, FeatureRecipe]) -> None:
         for name, feature in given.items():
+            if feature.kind == "dense":
+                dense.append(dense_spec(name, feature, source=source))
+                continue
             tables.append(_with_known_rows(feature_table(name, feature), feature))
             features.append(feature_spec(name, feature, source=source))
 
@@ -64,6 +69,7 @@ def planned_manifest(recipe: Recipe, rows: Mapping[str, int]) -> Manifest:
         name=recipe.name,
         tables=tuple(tables),
         features=tuple(features),
+        dense=tuple(dense),
         splits={},
         num_user_rows=0,
         num_item_rows=0,

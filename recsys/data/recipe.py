@@ -27,12 +27,13 @@ OTHER_MODALITIES = ("ids", "semantic", "style", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRecipe:
-    """One sparse feature made from one column."""
+    """One feature made from one column: ids of a table, or a number."""
 
     column: str | None = None
     """Column of the file; null: the feature's own name."""
-    kind: Literal["id", "id_list", "numeric"] = "id"
-    """`id`, `id_list` (several ids in one text), or `numeric` (bucketed)."""
+    kind: Literal["id", "id_list", "numeric", "dense"] = "id"
+    """`id`, `id_list` (several ids in one text), `numeric` (bucketed), or `dense` (a number that the
+    model reads as it is scaled)."""
     separator: str = "|"
     """Between the ids of an id_list; a Parquet column of lists needs none."""
     extract: str | None = None
@@ -45,6 +46,9 @@ class FeatureRecipe:
     """Buckets of about equal count for a numeric column without cuts."""
     cuts: list[float] = field(default_factory=list)
     """Upper bounds of numeric buckets, ascending; empty: quantiles."""
+    scale: Literal["standard", "log", "none"] = "standard"
+    """Of a dense number: `standard` (less the mean of the training values, over their deviation), `log`
+    (the same of sign(x) ln(1 + |x|)), or `none` (as it is)."""
     side: Literal["user", "item", "context"] | None = None
     """Tower of an interaction feature: `user`, `item` or `context`; null: context."""
 
@@ -110,7 +114,7 @@ class InteractionsRecipe(TextFormat):
     item_min_count: Annotated[int, Field(ge=1)] = 1
     """Without an items file: items with fewer training rows share the unknown row 0."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
-    """Sparse features of the row itself (context)."""
+    """Features of the row itself (context)."""
 
     def problems(self) -> list[str]:
         """Return a text for every contradiction between label, negatives and columns."""
@@ -179,7 +183,7 @@ class ItemsRecipe(FileRecipe):
     tags: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Columns whose values are the tags of the image pretext."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
-    """Sparse item features."""
+    """Item features."""
     vectors: dict[str, VectorsRecipe] = field(default_factory=dict)
     """Own vectors by modality, which `model.modalities` names: `vectors: {clip: {file: clip.npy}}`."""
 
@@ -191,7 +195,7 @@ class UsersRecipe(FileRecipe):
     user_id: str = "user_id"
     """Column of the id, unique."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
-    """Sparse user features."""
+    """User features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +324,11 @@ def _name_problems(recipe: Recipe) -> list[str]:
             )
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
             problems.append(f"{key}: feature {name!r}: expected letters, digits and underscores")
+    problems += [
+        f"{key}.kind={feature.kind}: expected id or id_list, a tag is no number"
+        for key, feature in named_features(recipe)
+        if ".tags." in key and feature.kind in ("numeric", "dense")
+    ]
     for name in recipe.items.vectors if recipe.items else ():
         if name in OTHER_MODALITIES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             problems.append(

@@ -7,7 +7,7 @@ the rows, and by planned_manifest, which is told them.
 import dataclasses
 
 from recsys.data.recipe import FeatureRecipe
-from recsys.schema import FeatureSpec, HistorySpec, TableSpec
+from recsys.schema import DenseSpec, FeatureSpec, HistorySpec, TableSpec
 
 
 def vocabulary_file(name: str) -> str:
@@ -62,11 +62,31 @@ def feature_spec(name: str, feature: FeatureRecipe, *, source: str) -> FeatureSp
         name=name,
         table=name,
         source=source,
-        side=(feature.side or "context") if source == "interaction" else source,
+        side=_side(feature, source),
         is_list=is_list,
         column=feature.column or name,
         max_ids=None if is_list else 1,
     )
+
+
+def dense_spec(name: str, feature: FeatureRecipe, *, source: str) -> DenseSpec:
+    """Return a dense feature of a column, without the statistics of its training values.
+
+    Args:
+        source: `item`, `user` or `interaction`: the file that the column is in.
+    """
+    return DenseSpec(
+        name=name,
+        source=source,
+        side=_side(feature, source),
+        column=feature.column or name,
+        scale=feature.scale,
+        extract=feature.extract,
+    )
+
+
+def _side(feature: FeatureRecipe, source: str) -> str:
+    return (feature.side or "context") if source == "interaction" else source
 
 
 def history_features(history: HistorySpec) -> list[FeatureSpec]:

@@ -229,6 +229,7 @@ class CandidateDataset(Dataset):
     def __init__(self, dataset: Dataset, candidates: Candidates):
         """Args: dataset: the split the candidates were drawn from."""
         features = [feature.name for feature in dataset.features]
+        features += [feature.name for feature in dataset.dense]
         super().__init__(dataset.prepared, dataset.manifest, split=dataset.split, features=features)
         self._candidates = candidates
         self.num_rows = candidates.user_row_N.size

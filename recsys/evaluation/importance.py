@@ -39,6 +39,7 @@ def shuffled_inputs(ranker: Ranker) -> list[tuple[str, str]]:
     """Return what can be shuffled: (kind, name), kinds `feature`, `item vector`, `history vector`."""
     columns = (ranker.inputs.user_columns, ranker.inputs.item_columns)
     inputs = [("feature", name) for part in columns for name in part.feature_names]
+    inputs += [("feature", name) for name in ranker.inputs.dense_names]
     inputs += [("item vector", name) for name in ranker.inputs.modality_dims]
     pooled = dict.fromkeys(modality for modality, _ in ranker.inputs.interests)
     return inputs + [("history vector", name) for name in pooled]
@@ -66,7 +67,11 @@ class Shuffle:
     def applied(self) -> Iterator[None]:
         """Shuffle in every forward pass within the block."""
         inputs = self.ranker.inputs
-        if self.kind == "feature":
+        if self.kind == "feature" and self.name in inputs.dense_names:
+            dense = (inputs.user_dense, inputs.item_dense)
+            side = next(c for c in dense if c is not None and self.name in c.feature_names)
+            handle = side.register_forward_pre_hook(self._in_dense)
+        elif self.kind == "feature":
             is_user = self.name in inputs.user_columns.feature_names
             columns = inputs.user_columns if is_user else inputs.item_columns
             handle = columns.register_forward_pre_hook(self._in_columns)
@@ -92,6 +97,13 @@ class Shuffle:
             part_BD = part_BD * (lengths_B / lengths_B[order_B])[:, None]
         values_BD[:, start:stop] = part_BD
         return KeyedTensor(keys=keys, length_per_key=widths, values=values_BD), sparse
+
+    def _in_dense(self, _: Any, args: Any) -> tuple[torch.Tensor]:
+        (dense_BK,) = args
+        place = self.ranker.inputs.dense_names.index(self.name)
+        shuffled_BK = dense_BK.clone()
+        shuffled_BK[:, place] = dense_BK[self.order_B.to(dense_BK.device), place]
+        return (shuffled_BK,)
 
     def _in_vectors(self, _: Any, args: Any) -> tuple[DenseInputs]:
         (inputs,) = args

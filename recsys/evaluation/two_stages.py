@@ -102,9 +102,14 @@ def _wanted(
     """Return what is asked of the bundle for one user, with the template's context and history [T]."""
     bundle, user_row = recommender.bundle, int(candidates.user_row_N[part.start])
     row = candidates.templates.slice(int(candidates.template_N[part.start]), 1)
-    context = {
+    context: dict[str, NDArray] = {
         feature.name: np.atleast_1d(np.asarray(row.column(feature.name)[0].as_py(), np.int64))
         for feature in bundle.spec.manifest.features
+        if feature.source == "interaction" and feature.name in row.column_names
+    }
+    context |= {
+        feature.name: row.column(feature.name).to_numpy()
+        for feature in bundle.spec.manifest.dense
         if feature.source == "interaction" and feature.name in row.column_names
     }
     seen = np.setdiff1d(np.arange(len(bundle.items)), candidates.item_row_N[part])

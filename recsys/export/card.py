@@ -29,13 +29,14 @@ def model_card(spec: BundleSpec, config: RunConfig, manifest: Manifest, run: Pat
 
 
 def _head(spec: BundleSpec, config: RunConfig) -> str:
+    read = (*spec.user_features, *spec.user_dense, *spec.item_features, *spec.item_dense)
     return (
         f"# {spec.name}\n\n"
         f"Exported by Tessera on {spec.created} from run `{spec.run}`, step {spec.step:,}, seed "
         f"{config.run.seed}.\n\n"
         f"- model: `{spec.ranker}`, {'two-sided' if spec.kind == 'two_sided' else 'whole'}; tables in "
         f"{spec.precision}\n"
-        f"- features: {', '.join((*spec.user_features, *spec.item_features))}\n"
+        f"- features: {', '.join(read)}\n"
         f"- modalities: {', '.join(spec.vector_names) or 'none'}\n\n"
         f"    python launch/serve.py bundle=<this folder>\n"
     )

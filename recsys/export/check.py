@@ -39,7 +39,7 @@ def compare_scores(
     ours, theirs, trained, labels = [], [], [], []
     for batch in tqdm(batches, desc="check", unit="batch", leave=False, disable=None):
         num_rows = batch.num_real
-        users = scorer.encode_columns(columns_of(batch, manifest), num_rows)
+        users = scorer.encode_columns(columns_of(batch, manifest, reference.dense_names), num_rows)
         rows = torch.arange(num_rows)
         logits_B, _ = scorer.score(users, rows, batch.item_row_B[:num_rows])
         ours.append(_probabilities(logits_B))

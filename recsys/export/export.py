@@ -329,7 +329,11 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
     """Return the specification as far as it is known before anything is written."""
     inputs, manifest, run = source.ranker.inputs, source.manifest, source.config.run
     item_features = tuple(inputs.item_columns.feature_names)
-    sources = {feature.name: feature.source for feature in manifest.features}
+    user_dense, item_dense = (
+        () if columns is None else tuple(columns.feature_names)
+        for columns in (inputs.user_dense, inputs.item_dense)
+    )
+    sources = {feature.name: feature.source for feature in manifest.all_features}
     sequence = None if inputs.modality is None else inputs.modality.sequence_feature
     return BundleSpec(
         run=run.name,
@@ -340,6 +344,8 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         precision=config.precision,
         user_features=tuple(inputs.user_columns.feature_names),
         item_features=item_features,
+        user_dense=user_dense,
+        item_dense=item_dense,
         modality_names=tuple(source.ranker.modality_names),
         vector_names=tuple(inputs.modality_dims),
         interests=tuple(inputs.interests),
@@ -348,7 +354,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         first_order=source.config.model.first_order,
         similarity_tiers=0 if inputs.similarity is None else inputs.similarity.num_tiers,
         similarity_feature=sequence,
-        items_at_request=any(sources[name] != "item" for name in item_features),
+        items_at_request=any(sources[name] != "item" for name in (*item_features, *item_dense)),
         git_revision=_git_revision(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

@@ -54,12 +54,19 @@ def sample_batches(
         left -= batch.num_real
 
 
-def columns_of(batch: Batch, manifest: Manifest) -> dict[str, Column]:
-    """Return the real rows of a batch as columns, by feature [B]."""
+def columns_of(batch: Batch, manifest: Manifest, dense: Sequence[str]) -> dict[str, Column]:
+    """Return the real rows of a batch as columns, by feature [B].
+
+    Args:
+        dense: names of the batch's dense features, in its order.
+    """
     is_list = {feature.name: feature.is_list for feature in manifest.features}
     columns: dict[str, Column] = {}
     for name, values_V, lengths_B in _features(batch.features.sparse, batch.num_real):
         columns[name] = values_V, lengths_B if is_list[name] else None
+    for place, name in enumerate(dense):
+        assert batch.features.dense_BK is not None, "the batch was made for a ranker with numbers"
+        columns[name] = batch.features.dense_BK[: batch.num_real, place], None
     return columns
 
 
@@ -102,6 +109,11 @@ class Reference:
         ranker.eval()
 
     @property
+    def dense_names(self) -> list[str]:
+        """Dense features in the order of a batch's columns."""
+        return self._ranker.inputs.dense_names
+
+    @property
     def is_bf16(self) -> bool:
         """Whether the run was trained with matrix products in bf16."""
         return self._ranker.scorer.use_bf16
@@ -117,7 +129,7 @@ class Reference:
         scorer = self._ranker.scorer
         trained_in_bf16 = scorer.use_bf16
         scorer.use_bf16 = trained_in_bf16 and own_precision
-        logits_B, _ = scorer(Features(sparse))
+        logits_B, _ = scorer(Features(sparse, dense_BK=batch.features.dense_BK))
         scorer.use_bf16 = trained_in_bf16
         return logits_B[: batch.num_real]
 

@@ -20,7 +20,7 @@ from recsys.model.inputs import InputSizes, RankerInputs
 from recsys.model.ranker import Ranker, Scorer
 from recsys.model.tables import TableForm
 from recsys.model.umair_fps import UmairFps, UmairFpsConfig
-from recsys.schema import FeatureSpec, Manifest
+from recsys.schema import DenseSpec, FeatureSpec, Manifest
 
 Dense = Callable[[Any, InputSizes], nn.Module]
 
@@ -76,6 +76,7 @@ def build_ranker(
         config=config,
         manifest=manifest,
         features=select_features(manifest, config),
+        dense=select_dense(manifest, config),
         forms=forms,
         modality_dims={n: modality_dims[n] for n in config.modalities if n in modality_dims},
         similarity_tiers=tiers,
@@ -88,12 +89,12 @@ def build_ranker(
 
 
 def select_features(manifest: Manifest, config: RankerConfig) -> list[FeatureSpec]:
-    """Return the features the ranker reads, in manifest order.
+    """Return the features of ids that the ranker reads, in manifest order.
 
     Raises:
-        UserError: the config names a feature that the manifest does not have.
+        UserError: the config names a feature that the manifest does not have, or leaves none.
     """
-    known = [f.name for f in manifest.features]
+    known = [f.name for f in manifest.all_features]
     named = list(config.features or []) + list(config.exclude_features)
     unknown = sorted(set(named) - set(known))
     if unknown:
@@ -101,15 +102,24 @@ def select_features(manifest: Manifest, config: RankerConfig) -> list[FeatureSpe
             f"model.features / model.exclude_features name {', '.join(unknown)}; the data set "
             f"{manifest.name!r} has {', '.join(known)}"
         )
-    wanted = set(known if config.features is None else config.features)
-    wanted -= set(config.exclude_features)
-    if not wanted:
-        raise UserError("model.features leaves no feature; name at least one")
-    return [f for f in manifest.features if f.name in wanted]
+    found = [f for f in manifest.features if _is_read(f.name, config)]
+    if not found:
+        raise UserError("model.features leaves no feature of ids; name at least one")
+    return found
+
+
+def select_dense(manifest: Manifest, config: RankerConfig) -> list[DenseSpec]:
+    """Return the dense features that the ranker reads, in manifest order."""
+    return [f for f in manifest.dense if _is_read(f.name, config)]
+
+
+def _is_read(name: str, config: RankerConfig) -> bool:
+    is_named = config.features is None or name in config.features
+    return is_named and name not in config.exclude_features
 
 
 def batch_features(ranker: Ranker) -> list[str]:
-    """Return the sparse keys a batch must carry for this ranker, each once."""
+    """Return the features that a batch must carry for this ranker, each once: ids, then numbers."""
     names: list[str] = []
     for columns in (ranker.inputs.user_columns, ranker.inputs.item_columns):
         names += columns.feature_names
@@ -117,4 +127,4 @@ def batch_features(ranker: Ranker) -> list[str]:
         names += [ranker.inputs.modality.item_feature, *ranker.inputs.modality.history_features]
         if ranker.inputs.modality.sequence_feature is not None:
             names.append(ranker.inputs.modality.sequence_feature)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(names)) + ranker.inputs.dense_names

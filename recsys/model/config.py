@@ -41,9 +41,9 @@ class RankerConfig:
     name: str = "umair_fps"
     """`umair_fps`, or a baseline of recsys/model/baselines."""
     features: list[str] | None = None
-    """Sparse features to read; null: all of the manifest."""
+    """Features to read, of ids and dense ones; null: all of the manifest."""
     exclude_features: list[str] = field(default_factory=list)
-    """Sparse features to leave out of `features`."""
+    """Features to leave out of `features`."""
     modalities: list[str] = field(default_factory=lambda: ["semantic", "style", "text"])
     """Item modalities to read; those without features in the workspace are left out."""
     interest_modalities: list[str] = field(default_factory=lambda: ["text"])

@@ -1,4 +1,4 @@
-"""Inputs of a ranker: the lookups in trainable and frozen tables, and the tensors that they give.
+"""Inputs of a ranker: lookups in trainable and frozen tables, numbers, and the tensors that they give.
 
 RankerInputs is the sparse half of a Scorer (recsys/model/ranker.py); DenseInputs is the border to the
 dense half, which can be exported without KeyedJaggedTensors.
@@ -13,10 +13,11 @@ from torch import nn
 
 from recsys.batch import Features
 from recsys.model.config import RankerConfig
+from recsys.model.dense_columns import DenseColumns
 from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, TableForm, build_tables
-from recsys.schema import FeatureSpec, Manifest
+from recsys.schema import DenseSpec, FeatureSpec, Manifest
 
 
 @dataclass
@@ -24,9 +25,9 @@ class DenseInputs:
     """Inputs of the dense part of a ranker; tensors only, of B rows each."""
 
     user_BX: torch.Tensor
-    """User features and context, concatenated."""
+    """User features and context, concatenated: vectors of ids, then value and flag of every number."""
     item_BY: torch.Tensor
-    """The item's sparse features, concatenated."""
+    """The item's features, likewise."""
     modalities: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Per modality: the item's vector [B, E] and whether it has one [B]."""
     interests: list[tuple[torch.Tensor, torch.Tensor]]
@@ -75,10 +76,14 @@ class InputSizes:
     """The same; 0 also if a side lacks features."""
     similarity_dim: int
     """Width S of the similarity histograms; 0 without."""
+    user_dense: int = 0
+    """Dense features among the last columns of `user_BX`, two columns each."""
+    item_dense: int = 0
+    """The same of `item_BY`."""
 
 
 class RankerInputs(nn.Module):
-    """Sparse half of a ranker: trainable and frozen tables; Features in, DenseInputs out."""
+    """Sparse half of a ranker: trainable and frozen tables, and numbers; Features in, DenseInputs out."""
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class RankerInputs(nn.Module):
         forms: Mapping[str, TableForm],
         modality_dims: Mapping[str, int],
         similarity_tiers: int = 0,
+        dense: Sequence[DenseSpec] = (),
     ):
         """Build the tables on the meta device.
 
@@ -98,6 +104,7 @@ class RankerInputs(nn.Module):
             modality_dims: vector width E of every modality in use; may be empty.
             similarity_tiers: of the histogram over the first history; 0, or no history or modality:
                 none.
+            dense: dense features of the manifest that the ranker reads.
         """
         super().__init__()
         self.embeddings = build_tables(
@@ -107,22 +114,20 @@ class RankerInputs(nn.Module):
             forms=forms,
         )
         dims = {c.name: c.embedding_dim for c in self.embeddings.embedding_bag_configs()}
+        sides = [
+            [f for f in features if (f.side == "item") == is_item] for is_item in (False, True)
+        ]
         self.user_columns, self.item_columns = (
-            FeatureColumns(
-                features=[f for f in features if (f.side == "item") == is_item],
-                dims=dims,
-                first_order=config.first_order,
-            )
-            for is_item in (False, True)
+            FeatureColumns(features=side, dims=dims, first_order=config.first_order)
+            for side in sides
         )
+        self.dense_names = [f.name for f in dense]  # in the order of a batch's columns
+        self.user_dense = _dense_columns(dense, is_item=False)
+        self.item_dense = _dense_columns(dense, is_item=True)
         histories = [f.name for f in manifest.features if f.source == "history"]
         self.modality_dims = dict(modality_dims)
-        self.interests = [
-            (modality, feature)
-            for modality in modality_dims
-            if modality in config.interest_modalities
-            for feature in histories
-        ]
+        pooled = [name for name in modality_dims if name in config.interest_modalities]
+        self.interests = [(name, feature) for name in pooled for feature in histories]
         self.similarity = (
             SimilarityTiers(modality_dims=modality_dims, num_tiers=similarity_tiers)
             if similarity_tiers and modality_dims and histories
@@ -147,15 +152,21 @@ class RankerInputs(nn.Module):
         user, item = self.user_columns, self.item_columns
         widths = {*user.feature_dims, *item.feature_dims}
         field_dim = widths.pop() if len(widths) == 1 else 0
+        user_dense, item_dense = (
+            0 if columns is None else len(columns.feature_names)
+            for columns in (self.user_dense, self.item_dense)
+        )
         return InputSizes(
-            user_dim=user.out_dim,
-            item_dim=item.out_dim,
+            user_dim=user.out_dim + 2 * user_dense,
+            item_dim=item.out_dim + 2 * item_dense,
             modality_dims=self.modality_dims,
             interests=[modality for modality, _ in self.interests],
             num_features=len(user.feature_names) + len(item.feature_names),
             field_dim=field_dim,
             vector_dim=field_dim if user.feature_names and item.feature_names else 0,
             similarity_dim=0 if self.similarity is None else self.similarity.out_dim,
+            user_dense=user_dense,
+            item_dense=item_dense,
         )
 
     def forward(self, features: Features) -> DenseInputs:
@@ -163,6 +174,10 @@ class RankerInputs(nn.Module):
         embeddings = self.embeddings(features.table_rows)
         user_BD, user_first_order_B = self.user_columns(embeddings, features.sparse)
         item_BD, item_first_order_B = self.item_columns(embeddings, features.sparse)
+        if self.user_dense is not None:
+            user_BD = torch.cat([user_BD, self.user_dense(features.dense_BK)], dim=1)
+        if self.item_dense is not None:
+            item_BD = torch.cat([item_BD, self.item_dense(features.dense_BK)], dim=1)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[torch.Tensor, torch.Tensor]] = []
         first_order_B = user_first_order_B + item_first_order_B
@@ -185,3 +200,9 @@ class RankerInputs(nn.Module):
             first_order_B=first_order_B,
             similarity_BS=similarity_BS,
         )
+
+
+def _dense_columns(dense: Sequence[DenseSpec], *, is_item: bool) -> DenseColumns | None:
+    """Return the columns of one side's dense features; None without any."""
+    places = [i for i, feature in enumerate(dense) if (feature.side == "item") == is_item]
+    return DenseColumns([dense[i].name for i in places], places) if places else None

@@ -12,6 +12,7 @@ from torch import nn
 
 from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
+from recsys.model.dense_columns import DenseVectors, dense_vectors, split_dense
 from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
@@ -30,25 +31,35 @@ class SecondOrder(nn.Module):
     and text vectors enter as real-valued features: small data is learned through it first.
     """
 
-    def __init__(self, *, dim: int, modality_dims: Mapping[str, int]):
-        """Args: dim: width D of the feature vectors."""
+    def __init__(self, sizes: InputSizes):
+        """Every feature vector is `sizes.vector_dim` wide."""
         super().__init__()
-        self.dim = dim
+        self.dim = dim = sizes.vector_dim
         self.items = nn.ModuleDict({
-            name: nn.Linear(width, dim, bias=False) for name, width in modality_dims.items()
+            name: nn.Linear(width, dim, bias=False) for name, width in sizes.modality_dims.items()
         })
         for parameter in self.items.parameters():
             nn.init.normal_(parameter, std=0.002)
+        self.user_dense = dense_vectors(sizes.user_dense, dim)
+        self.item_dense = dense_vectors(sizes.item_dense, dim)
 
     def user(self, user_BX: torch.Tensor) -> torch.Tensor:
         """Return q [B, D]; every feature vector is D wide: [B, F * D] is [B, F, D]."""
-        return user_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+        return self._sum(user_BX, self.user_dense)
+
+    def _sum(self, columns_BX: torch.Tensor, dense: DenseVectors | None) -> torch.Tensor:
+        """Return the sum of a side's feature vectors, those of numbers included [B, D]."""
+        if dense is None:
+            return columns_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+        vectors_BX, pairs_BP = split_dense(columns_BX, dense.num_features)
+        sum_BD = vectors_BX.unflatten(1, (-1, self.dim)).sum(dim=1)
+        return sum_BD + dense(pairs_BP).sum(dim=1)
 
     def item(
         self, item_BY: torch.Tensor, modalities: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
         """Return the terms of p [B, M, D]: of the features, then of every modality."""
-        terms = [item_BY.unflatten(1, (-1, self.dim)).sum(dim=1)]
+        terms = [self._sum(item_BY, self.item_dense)]
         terms += [linear(modalities[name][0]) for name, linear in self.items.items()]
         return torch.stack(terms, dim=1)
 
@@ -175,11 +186,8 @@ class UmairFps(nn.Module):
             if sizes.item_dim
             else None
         )
-        self.second_order = (
-            SecondOrder(dim=sizes.vector_dim, modality_dims=sizes.modality_dims)
-            if config.second_order and sizes.vector_dim
-            else None
-        )
+        has_products = config.second_order and sizes.vector_dim
+        self.second_order = SecondOrder(sizes) if has_products else None
         dropped = config.projection_dropout
         self.dropout = nn.Dropout(config.dropout if dropped is None else dropped)
         self.modality_names = [SPARSE_MODALITY] * bool(sizes.item_dim) + list(sizes.modality_dims)
@@ -237,7 +245,7 @@ class UmairFps(nn.Module):
         """Return what depends on the item alone.
 
         Args:
-            item_BY: the item's sparse features [B, Y].
+            item_BY: the item's features [B, Y].
             modalities: the item's vector [B, E] and whether it has one [B], by modality.
         """
         vectors, present = [], []

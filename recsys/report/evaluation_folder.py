@@ -60,6 +60,8 @@ def data_counts(data: EvaluationData) -> DataCounts:
         dim = data.tables[name].dim
         facts[f"items with {name} vector"] = f"{np.count_nonzero(has_I):,}, {dim} numbers each"
     facts["sparse features"] = ", ".join(f.name for f in manifest.features)
+    if manifest.dense:
+        facts["dense features"] = ", ".join(f.name for f in manifest.dense)
     by_user = data.prepared / "users" / "train_count.npy"
     return DataCounts(
         facts=facts,

@@ -46,8 +46,8 @@ class EncodedItem:
     """Columns of the catalogue: item_id, title, artist, tags, text."""
     vectors: dict[str, NDArray[np.float32]]
     """Vector [E] by modality."""
-    features: dict[str, NDArray[np.int64]]
-    """Rows [V] by item feature."""
+    features: dict[str, NDArray]
+    """Rows [V], or number [1], by item feature."""
 
     def to_bytes(self) -> bytes:
         """Return the item as bytes for a store."""

@@ -88,7 +88,8 @@ class ItemFilter:
     def columns(self) -> list[str]:
         """Columns that items can be filtered by."""
         own = [name for name in FILTERED if name in self._bundle.catalogue.columns]
-        return own + [name for name in self._bundle.items.features if name not in own]
+        features = self._bundle.items.features
+        return own + [n for n, f in features.items() if n not in own and not f.is_dense]
 
     def postings(self, column: str) -> Postings:
         """Return the inverted list of a column.

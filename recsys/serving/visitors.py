@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import Profile
+from recsys.data.dense import encode_dense
 from recsys.data.raw_text import json_array
 from recsys.errors import UserError
 from recsys.schema import UNKNOWN_ROW
@@ -53,7 +54,7 @@ class Visitors:
         """Likes that came after the bundle was made; a server or notebook puts its own in place."""
         self._features = [
             feature.name
-            for feature in bundle.spec.manifest.features
+            for feature in bundle.spec.manifest.all_features
             if feature.side in ("user", "context")
             and feature.source != "history"
             and feature.name != "user_id"
@@ -99,8 +100,8 @@ class Visitors:
             dials=self._dials(dials),
         )
 
-    def _encoded(self, features: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
-        """Return the rows [V] of every feature given."""
+    def _encoded(self, features: Mapping[str, Any]) -> dict[str, NDArray]:
+        """Return the rows [V], or the number [1], of every feature given."""
         rows = {}
         for name, value in features.items():
             if name not in self._features:
@@ -123,8 +124,8 @@ class Visitors:
         return np.array([dials.get(name, 1.0) for name in names], np.float32)
 
 
-def encoded_rows(bundle: Bundle, name: str, value: Any) -> NDArray[np.int64]:
-    """Return the rows of a raw value of a feature [V], as prepare would have written them.
+def encoded_rows(bundle: Bundle, name: str, value: Any) -> NDArray:
+    """Return the rows of a raw value of a feature [V], or its number [1], as prepare would write them.
 
     Raises:
         UserError: the value is of a type that cannot be read, or a list where one value belongs.
@@ -133,6 +134,9 @@ def encoded_rows(bundle: Bundle, name: str, value: Any) -> NDArray[np.int64]:
         raw = json_array([value])
     except UserError as error:
         raise UserError(f"features.{name}: {error}") from error
+    dense = {feature.name: feature for feature in bundle.spec.manifest.dense}
+    if name in dense:
+        return encode_dense(dense[name], raw)
     return bundle.encoder.encode(name, raw)[0]
 
 

@@ -107,13 +107,16 @@ class IdMaps:
             keys=sparse.keys(),
             values=torch.from_numpy(rows_V),
             lengths=sparse.lengths(),
+            weights=sparse.weights_or_none(),
             stride=sparse.stride(),
             length_per_key=sparse.length_per_key(),
             offset_per_key=sparse.offset_per_key(),
         )
         if sparse.values().is_pinned():
             mapped = mapped.pin_memory()
-        return dataclasses.replace(batch, features=Features(sparse, mapped))
+        return dataclasses.replace(
+            batch, features=dataclasses.replace(batch.features, mapped=mapped)
+        )
 
     def watched(self, batches: Iterable[Batch], *, is_first_pass: bool) -> Iterator[Batch]:
         """Yield training batches, mapped, and note their ids; `stepped` says that one is trained.

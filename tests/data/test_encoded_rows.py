@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
+from recsys.data.dense import encode_dense
 from recsys.data.encode import Encoder
 from recsys.data.loader import Loader, ReadAhead, features_of
 from recsys.data.prepare.pipeline import prepare
@@ -67,6 +68,16 @@ KINDS = {
     "day": {},
 }
 """A feature for every rule; the column is the feature's own name where none is given."""
+DENSE = {
+    "standard": {"column": "amount"},
+    "log": {"column": "amount", "scale": "log"},
+    "plain_number": {"column": "amount", "scale": "none"},
+    "single_log": {"column": "single", "scale": "log"},
+    "money_number": {"column": "money"},
+    "digits_number": {"column": "text", "extract": r"(\d+)"},
+    "whole_number": {"column": "whole"},
+}
+"""A dense feature for every scale and type."""
 
 
 KIND_TYPES = {
@@ -91,12 +102,14 @@ def raw_columns(rng, num_rows, texts):
         found = [values[i] for i in rng.integers(len(values), size=num_rows)]
         return pa.array([None if rng.random() < 0.2 else value for value in found], kind)
 
+    amounts = [0.0, -0.0, 1e30, -3.25, 1e-30, 7.0, float("nan"), 1e-7, 41.5]
     numbers = [0.0, 0.1, 0.30000000000000004, -10.0, 1e-7, 123456.75, float("nan"), 1e15, 500.0]
     return {
         "text": some(texts, pa.string()),
         "texts": some([texts[i : i + 3] for i in range(len(texts) - 3)] + [[], [None]], None),
         "numbers": some([[1, 2], [3], [], [2, 2, 1], [None, 7]], pa.list_(pa.int32())),
         "number": some(numbers, pa.float64()),
+        "amount": some(amounts, pa.float64()),
         "single": some([0.1, 1.5, 12345.5, 3e-5, float("nan")], pa.float32()),
         "whole": some([0, -1, 2**62], pa.int64()),
         "flag": some([True, False], pa.bool_()),
@@ -127,7 +140,9 @@ def raw_tables(seed, texts, num_users=12, num_items=15, num_rows=90):
 
 def recipe_of(folder):
     def features(prefix):
-        return {f"{prefix}_{name}": {"column": name, **options} for name, options in KINDS.items()}
+        dense = {name: {"kind": "dense", **options} for name, options in DENSE.items()}
+        kinds = (KINDS | dense).items()
+        return {f"{prefix}_{name}": {"column": name, **options} for name, options in kinds}
 
     return from_config(
         Recipe,
@@ -229,6 +244,30 @@ def assert_requests_are_encoded_as_prepared(workspace, raw):
             assert found == expected, f"{feature.name}, {feature.column_type}: {form}"
 
 
+def assert_numbers_are_scaled_as_prepared(workspace, raw):
+    """Scale every form of every raw number, and compare it with what the loader reads."""
+    manifest = read_manifest(workspace)
+    prepared = workspace / "prepared"
+    encoder = Encoder(prepared, manifest)
+    names = [feature.name for feature in manifest.dense]
+    datasets = [Dataset(prepared, manifest, split=split, features=names) for split in SPLITS]
+    for feature in manifest.dense:
+        column = raw[feature.source].column(feature.column)
+        if feature.source == "interaction":
+            rows = pa.concat_tables([dataset.read(0, dataset.num_rows) for dataset in datasets])
+            stored = rows.sort_by("row_id").column(feature.name).to_numpy()
+        else:
+            id_column = by_name(manifest, feature.source)
+            rows, _ = encoder.encode(f"{feature.source}_id", raw[feature.source].column(id_column))
+            stored = datasets[0].side_numbers(feature, rows)
+        np.testing.assert_array_equal(encode_dense(feature, column), stored, feature.name)
+        assert stored.dtype == np.float32
+        for form, values in json_forms(column):
+            found = encode_dense(feature, json_array(values))
+            np.testing.assert_array_equal(found, stored, f"{feature.name}: {form}")
+    return names
+
+
 def by_name(manifest, side):
     """The column of the id in the users or items file."""
     return manifest.recipe[f"{side}s"][f"{side}_id"]
@@ -269,6 +308,7 @@ def test_raw_rows_are_encoded_as_prepare_encodes_them(tmp_path_factory, texts, s
     compared = assert_encoded_as_prepared(folder / "w", raw)
     assert len(compared) == 3 * len(KINDS) + 4
     assert_requests_are_encoded_as_prepared(folder / "w", raw)
+    assert len(assert_numbers_are_scaled_as_prepared(folder / "w", raw)) == 3 * len(DENSE)
     types = {f.name: f.column_type for f in read_manifest(folder / "w").features}
     assert types == TYPES | {
         f"{side}_{name}": KIND_TYPES[options.get("column", name)]

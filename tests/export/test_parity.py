@@ -45,7 +45,8 @@ def exported(workspace, name, **more):
     for batch in sample_batches(
         workspace / "prepared", manifest, source.ranker, split="test", num_rows=10**6
     ):
-        users = scorer.encode_columns(columns_of(batch, manifest), batch.num_real)
+        columns = columns_of(batch, manifest, source.ranker.inputs.dense_names)
+        users = scorer.encode_columns(columns, batch.num_real)
         rows = torch.arange(batch.num_real)
         logits, _ = scorer.score(users, rows, batch.item_row_B[: batch.num_real])
         row_ids.append(batch.row_id_B[: batch.num_real].numpy())
@@ -86,7 +87,7 @@ def check_terms(workspace, name, bundle):
             module.register_forward_hook(keep(layer))
     logits_B = reference.logits(batch)
     scorer, explainer = BundleScorer(bundle), Explainer(bundle, None, str)
-    columns = columns_of(batch, manifest)
+    columns = columns_of(batch, manifest, reference.dense_names)
     for row in range(0, 60, 6):
         user = scorer.encode_columns({n: one_row(c, row) for n, c in columns.items()}, 1)
         item = int(batch.item_row_B[row])

@@ -30,6 +30,7 @@ SMALL = {
     "cross_width": 4,
     "interest_modalities": ["text", "style"],
 }
+USER_FEATURES = {"country": {}, "spent": {"kind": "dense", "scale": "none"}}
 DIMS = {"semantic": 12, "style": 8, "text": 10}
 
 
@@ -42,7 +43,7 @@ def recipe(
     history_scope: str = "past",
     hash_rows: int = 7,
 ) -> Recipe:
-    """Lists, hashed ids, numbers, context, users and a history; `price_side`: of a context number."""
+    """Lists, hashed ids, numbers in buckets and dense, context, users, a history; `price_side`: tower."""
     text = {"kind": "id_list", "separator": "|"}
     node = {
         "name": "varied",
@@ -56,6 +57,7 @@ def recipe(
                 "device": {},
                 "asked": text,
                 "price": {"kind": "numeric", "quantiles": 4, "side": price_side},
+                "paid": {"column": "price", "kind": "dense", "side": price_side},
             },
         },
         "items": {
@@ -65,6 +67,8 @@ def recipe(
                 "genres": text,
                 "studio": {"hash_rows": hash_rows},
                 "year": {"kind": "numeric", "cuts": [1980, 2000]},
+                "age": {"column": "year", "kind": "dense"},
+                "votes": {"kind": "dense", "scale": "log"},
             },
         },
         "split": {"strategy": "time", "fractions": [0.5, 0.2, 0.3]},
@@ -73,7 +77,7 @@ def recipe(
         node["items"] |= {"image": "image", "text": ["title"]}
     if has_users:
         node["interactions"]["user_id"] = "user"
-        node["users"] = {"file": "users.csv", "user_id": "user", "features": {"country": {}}}
+        node["users"] = {"file": "users.csv", "user_id": "user", "features": USER_FEATURES}
         node["history"] = {"max_length": 6, "recent_length": 2, "scope": history_scope}
     return from_config(Recipe, node, "data")
 
@@ -88,11 +92,13 @@ def write_source(folder: Path) -> None:
         user, item = rng.integers(0, NUM_USERS), rng.integers(0, NUM_ITEMS)
         price = "" if time % 9 == 0 else f"{rng.normal():.3f}"
         log.append(f"u{user},i{item},{time},{rng.integers(0, 2)},d{time % 3},{asked},{price}")
-    items = ["item,title,image,genres,studio,year"]
+    items = ["item,title,image,genres,studio,year,votes"]
     for item in range(NUM_ITEMS):
         genres = "|".join(f"g{genre}" for genre in rng.integers(0, 5, rng.integers(0, 4)))
-        items.append(f"i{item},Title {item},{item}.png,{genres},s{item % 11},{1970 + item}")
-    users = ["user,country", *(f"u{user},c{user % 4}" for user in range(NUM_USERS))]
+        votes = "nan" if item % 7 == 0 else f"{item**3 - 500}"
+        items.append(f"i{item},Title {item},{item}.png,{genres},s{item % 11},{1970 + item},{votes}")
+    users = ["user,country,spent"]
+    users += [f"u{user},c{user % 4},{user % 3 or ''}" for user in range(NUM_USERS)]
     for name, lines in {"log": log, "items": items, "users": users}.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 

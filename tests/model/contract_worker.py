@@ -31,6 +31,8 @@ INPUTS = {
 }
 OPTIONS = {f"umair_fps+{form}": {"umcm": form} for form in UMCM_FORMS}
 OPTIONS["umair_fps+similarity_tiers"] = {"similarity_tiers": 5}
+DENSE = ("umair_fps", "dcn_v2", "deepfm")
+"""Rankers that are also trained on dense features: by towers, a concatenation, and fields."""
 
 NORMALISED = {
     "umair_fps": {"umcm": "mixture"},
@@ -63,9 +65,12 @@ def settings(name, dense_learning_rate=0.03, **more):
     })
 
 
-def build(config, env):
+def build(config, env, has_dense=False):
     return plan_and_shard(
-        config=config, manifest=tiny_world.manifest(), vectors=tiny_world.vectors(), env=env
+        config=config,
+        manifest=tiny_world.manifest(has_dense=has_dense),
+        vectors=tiny_world.vectors(),
+        env=env,
     )
 
 
@@ -78,8 +83,8 @@ def score(sharded, batch, env):
     return torch.cat(gathered).tolist(), list(scores.weights_BM.shape)
 
 
-def examine(config, env, folder, steps):
-    ranker, _, sharded = build(config, env)
+def examine(config, env, folder, steps, has_dense):
+    ranker, _, sharded = build(config, env, has_dense)
     features = batch_features(ranker)
     share = GLOBAL_BATCH // env.world_size
     rows = range(env.rank * share, (env.rank + 1) * share)
@@ -97,7 +102,7 @@ def examine(config, env, folder, steps):
     path = save_checkpoint(
         folder, sharded=sharded, state=TrainState(), env=env, keep_last=1, best=False
     )
-    _, _, fresh = build(config, env)
+    _, _, fresh = build(config, env, has_dense)
     load_checkpoint(path, sharded=fresh, env=env)
     loaded, _ = score(fresh, batch, env)
     return {"losses": losses, "scores": scores, "loaded": loaded, "weights": weights} | {
@@ -148,8 +153,13 @@ def main():
         (f"{name}/{kind}", name, inputs) for name in RANKERS for kind, inputs in INPUTS.items()
     ]
     cases += [(f"{name}/all", "umair_fps", more) for name, more in OPTIONS.items()]
+    cases += [
+        (f"{name}/dense", name, {"second_order": True} if name == "umair_fps" else {})
+        for name in DENSE
+    ]
     for case, name, more in cases:
-        results[case] = examine(settings(name, **more), env, folder / case, steps)
+        has_dense = case.endswith("/dense")
+        results[case] = examine(settings(name, **more), env, folder / case, steps, has_dense)
     for name, more in NORMALISED.items():
         # Small steps: a bias before batch norm has no gradient but rounding, which Adam scales up.
         config = settings(name, dense_learning_rate=1e-4, batch_norm=True, **more)

@@ -17,6 +17,7 @@ STEPS = 30
 FIRST_STEPS = 5
 CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
 CASES += [f"umair_fps+{option}/all" for option in (*UMCM_FORMS, "similarity_tiers")]
+CASES += [f"{name}/dense" for name in ("umair_fps", "dcn_v2", "deepfm")]
 
 NORMALISED = [f"{name}+batch_norm" for name in ("umair_fps", "finalmlp", "deepfm")]
 """Trained on padded batches of 32, 18, 10 and 1 real rows: two ranks of 16 rows share them."""

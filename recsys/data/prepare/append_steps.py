@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from recsys.data.prepare.catalogue import items_checksum, write_users
 from recsys.data.prepare.checks import naming_damaged_files
+from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.features import Specs, build_log_features, write_ids
 from recsys.data.prepare.grown_catalogue import (
@@ -21,7 +22,13 @@ from recsys.data.prepare.grown_catalogue import (
     grow_features,
     grow_items,
 )
-from recsys.data.prepare.growth import grow_vocabulary, known_ids, known_table, write_waiting
+from recsys.data.prepare.growth import (
+    KnownTable,
+    grow_vocabulary,
+    known_ids,
+    known_table,
+    write_waiting,
+)
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.interactions import write_interactions
@@ -43,11 +50,11 @@ from recsys.data.prepare.window_history import (
     read_last_positives,
     write_window_histories,
 )
-from recsys.data.recipe import Recipe, source_file
+from recsys.data.recipe import FeatureRecipe, Recipe, source_file
 from recsys.data.sql import quoted
 from recsys.errors import UserError
 from recsys.job import stage
-from recsys.schema import Ancestor, Manifest, SplitSpec
+from recsys.schema import Ancestor, DenseSpec, Manifest, SplitSpec
 
 SIDES = ("item", "user")
 
@@ -268,8 +275,8 @@ def _grow_side(
         catalogue=inputs.catalogue(side),
     )
     features = section.features if section else {}
-    known = {name: known_table(step.before, step.manifest.table(name)) for name in features}
-    grow_features(step.engine, grown, features, known)
+    known, dense = _known_tables(step, features)
+    grow_features(step.engine, grown, features, known, dense)
     if side == "item":
         grow_items(step.engine, grown, recipe.items)
     elif grown.has_grown:
@@ -280,17 +287,38 @@ def _grow_side(
     return grown
 
 
+def _known_tables(
+    step: Step, features: dict[str, FeatureRecipe]
+) -> tuple[dict[str, KnownTable], dict[str, DenseSpec]]:
+    """Return the tables and the dense features of the earlier data, by feature."""
+    tables = {
+        name: known_table(step.before, step.manifest.table(name))
+        for name, feature in features.items()
+        if feature.kind != "dense"
+    }
+    return tables, {spec.name: spec for spec in step.manifest.dense if spec.name in features}
+
+
 def _grow_log_features(
     step: Step, placed: Table, log: Log
-) -> tuple[dict[str, FeatureTable], Specs]:
+) -> tuple[dict[str, FeatureTable | DenseColumn], Specs]:
     """Return the tables of interaction features, grown by the window's rows, and their entries."""
     features = step.recipe.interactions.features
-    known = {name: known_table(step.before, step.manifest.table(name)) for name in features}
-    return build_log_features(step.engine, features, placed, log.next_row_id, step.folder, known)
+    return build_log_features(
+        step.engine,
+        features,
+        placed,
+        log.next_row_id,
+        step.folder,
+        *_known_tables(step, features),
+    )
 
 
 def _write_rows(
-    step: Step, placed: Table, num_user_rows: int, features: dict[str, FeatureTable]
+    step: Step,
+    placed: Table,
+    num_user_rows: int,
+    features: dict[str, FeatureTable | DenseColumn],
 ) -> tuple[SplitSpec, dict[str, int]]:
     """Write the histories and rows of the window; return its entry, and the longest lists."""
     engine, history = step.engine, step.manifest.history

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from recsys.data.prepare.dense import DenseColumn, with_statistics, write_dense
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.growth import KnownTable, write_waiting
 from recsys.data.prepare.ids import id_column
@@ -20,31 +21,9 @@ from recsys.data.prepare.vocab import FeatureTable, value_sql
 from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
 from recsys.data.raw_text import column_type
 from recsys.data.recipe import FeatureRecipe, Recipe
-from recsys.data.specs import feature_spec, id_feature, id_table
+from recsys.data.specs import dense_spec, feature_spec, id_feature, id_table
 from recsys.data.sql import quoted
-from recsys.schema import FeatureSpec, TableSpec
-
-
-def with_column_types(
-    features: tuple[FeatureSpec, ...], recipe: Recipe, inputs: Inputs
-) -> tuple[FeatureSpec, ...]:
-    """Return the manifest's entries with the types of the raw columns, by which requests are read."""
-
-    def kinds(feature: FeatureSpec) -> list[str]:
-        if feature.table in ("user_id", "item_id"):  # ids are those of the log and of the catalogue
-            side = feature.table.removesuffix("_id")
-            catalogue, column = inputs.catalogue(side), id_column(recipe, side)
-            listed = [catalogue.source.kinds[catalogue.id_column]] if catalogue else []
-            return listed + [source.kinds[str(column)] for source, _ in inputs.logs]
-        sources = [source for source, _ in inputs.logs]
-        if feature.source != "interaction" and (catalogue := inputs.catalogue(feature.source)):
-            sources = [catalogue.source]
-        return [source.kinds[str(feature.column)] for source in sources]
-
-    return tuple(
-        dataclasses.replace(feature, column_type=column_type(kinds(feature)))
-        for feature in features
-    )
+from recsys.schema import DenseSpec, FeatureSpec, TableSpec
 
 
 @dataclass(frozen=True)
@@ -53,9 +32,12 @@ class Specs:
 
     tables: tuple[TableSpec, ...] = ()
     features: tuple[FeatureSpec, ...] = ()
+    dense: tuple[DenseSpec, ...] = ()
 
     def __add__(self, other: "Specs") -> "Specs":
-        return Specs(self.tables + other.tables, self.features + other.features)
+        return Specs(
+            self.tables + other.tables, self.features + other.features, self.dense + other.dense
+        )
 
     def with_max_ids(self, longest: Mapping[str, int]) -> "Specs":
         """Return the entries with the most ids of a row; `longest`: by name of a feature of lists."""
@@ -63,7 +45,29 @@ class Specs:
             dataclasses.replace(feature, max_ids=longest.get(feature.name, feature.max_ids))
             for feature in self.features
         ]
-        return Specs(self.tables, tuple(features))
+        return dataclasses.replace(self, features=tuple(features))
+
+    def with_column_types(self, recipe: Recipe, inputs: Inputs) -> "Specs":
+        """Return the entries with the types of the raw columns, by which requests are read."""
+
+        def kinds(feature: FeatureSpec | DenseSpec) -> list[str]:
+            table = feature.table if isinstance(feature, FeatureSpec) else None
+            if table in ("user_id", "item_id"):  # ids are those of the log and of the catalogue
+                side = table.removesuffix("_id")
+                catalogue, column = inputs.catalogue(side), id_column(recipe, side)
+                listed = [catalogue.source.kinds[catalogue.id_column]] if catalogue else []
+                return listed + [source.kinds[str(column)] for source, _ in inputs.logs]
+            sources = [source for source, _ in inputs.logs]
+            if feature.source != "interaction" and (catalogue := inputs.catalogue(feature.source)):
+                sources = [catalogue.source]
+            return [source.kinds[str(feature.column)] for source in sources]
+
+        replace = dataclasses.replace
+        return replace(
+            self,
+            features=tuple(replace(f, column_type=column_type(kinds(f))) for f in self.features),
+            dense=tuple(replace(f, column_type=column_type(kinds(f))) for f in self.dense),
+        )
 
 
 def write_ids(engine: Engine, side: str, column: str, vocabulary: Table, prepared: Path) -> Specs:
@@ -103,18 +107,29 @@ def count_queries(side: str, placed: Table, next_row_id: int) -> dict[str, str]:
 
 
 def write_catalogue_features(
-    engine: Engine, catalogue: Catalogue, vocabulary: Table, prepared: Path
+    engine: Engine, catalogue: Catalogue, vocabulary: Table, placed: Table, prepared: Path
 ) -> Specs:
     """Write the features of a catalogue as arrays by row; return the manifest's entries.
 
     Args:
-        vocabulary: (id, row) of the catalogue's ids.
+        vocabulary: (id, row) of the ids of users or items.
+        placed: with split and `<side>_row`.
     """
     num_rows = engine.count(vocabulary) + 1
     folder = prepared / f"{catalogue.side}s"
     specs = Specs()
     for name, feature in catalogue.features.items():
         relation = values_sql(catalogue, name, feature, vocabulary)
+        if feature.kind == "dense":
+            dense = with_statistics(
+                engine,
+                dense_spec(name, feature, source=catalogue.side),
+                relation,
+                has_missing=_lacks_rows(engine, catalogue, vocabulary, placed),
+            )
+            write_dense(engine, dense, relation, folder, num_rows)
+            specs += Specs(dense=(dense,))
+            continue
         table = FeatureTable(engine, name, feature, relation, relation)
         longest = {}
         values = folder / f"{name}.values.npy"
@@ -126,6 +141,18 @@ def write_catalogue_features(
         added = write_table(engine, table, source=catalogue.side, to=prepared)
         specs += added.with_max_ids(longest)
     return specs
+
+
+def _lacks_rows(engine: Engine, catalogue: Catalogue, vocabulary: Table, placed: Table) -> bool:
+    """Return whether training rows are of users or items that the catalogue does not list."""
+    side = catalogue.side
+    vocabulary.needs("id")
+    placed.needs("split", f"{side}_row")
+    listed = f"SELECT {quoted(catalogue.id_column)} FROM {catalogue.source.view}"
+    return bool(
+        engine.count(placed, f"split = 0 AND {side}_row = 0")
+        or engine.count(vocabulary, f"id NOT IN ({listed})")
+    )
 
 
 def values_sql(catalogue: Catalogue, name: str, feature: FeatureRecipe, vocabulary: Table) -> str:
@@ -146,26 +173,37 @@ def build_log_features(
     next_row_id: int,
     prepared: Path,
     known: Mapping[str, KnownTable] = MappingProxyType({}),
-) -> tuple[dict[str, FeatureTable], Specs]:
+    known_dense: Mapping[str, DenseSpec] = MappingProxyType({}),
+) -> tuple[dict[str, FeatureTable | DenseColumn], Specs]:
     """Build the tables of interaction features from the training rows.
 
     Args:
         placed: with row_id, split and a column for each feature.
         next_row_id: row ids from here on are drawn negatives, which no vocabulary sees.
-        known: of an append, the tables by feature that it finds; its own rows are all of split 0.
+        known, known_dense: of an append, tables and dense features by name that it finds; its own rows
+            are all of split 0.
 
     Returns:
         The tables by feature, which number the values of `placed`; and the manifest's entries,
         without the most ids of lists.
     """
     placed.needs("row_id", "split", *features)
-    tables = {}
+    tables: dict[str, FeatureTable | DenseColumn] = {}
     specs = Specs()
     for name, feature in features.items():
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
         train = f"{rows} WHERE split = 0 AND row_id < {next_row_id}"
-        tables[name] = FeatureTable(engine, name, feature, rows, train, known=known.get(name))
-        specs += write_table(engine, tables[name], source="interaction", to=prepared)
+        if feature.kind == "dense":
+            dense = known_dense.get(name) or with_statistics(
+                engine, dense_spec(name, feature, source="interaction"), train, has_missing=False
+            )
+            tables[name] = DenseColumn(dense)
+            specs += Specs(dense=(dense,))
+            continue
+        tables[name] = table = FeatureTable(
+            engine, name, feature, rows, train, known=known.get(name)
+        )
+        specs += write_table(engine, table, source="interaction", to=prepared)
     return tables, specs
 
 

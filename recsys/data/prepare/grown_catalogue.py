@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.data.dense import missing_value
 from recsys.data.prepare.catalogue import COLUMNS, items_sql
+from recsys.data.prepare.dense import dense_query
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.features import count_queries, values_sql, write_table
 from recsys.data.prepare.growth import KnownTable
@@ -22,7 +24,7 @@ from recsys.data.prepare.writing import write_lists, write_parquet
 from recsys.data.recipe import FeatureRecipe, ItemsRecipe
 from recsys.data.sql import literal, quoted
 from recsys.files import PREPARE_AGAIN, new_array, read_array
-from recsys.schema import TableSpec
+from recsys.schema import DenseSpec, TableSpec
 
 
 @dataclass(kw_only=True)
@@ -85,15 +87,20 @@ def grow_features(
     grown: GrownSide,
     features: dict[str, FeatureRecipe],
     known: dict[str, KnownTable],
+    dense: dict[str, DenseSpec],
 ) -> None:
     """Write the features of a users or items file as arrays by row, and their vocabularies.
 
     Args:
         known: the tables of the earlier data, by feature.
+        dense: its dense features, whose statistics stay.
     """
     if not (grown.catalogue or grown.has_grown):
         return
     for name, feature in features.items():
+        if name in dense:
+            _grow_dense(engine, grown, feature, dense[name])
+            continue
         table = _feature_table(engine, grown, name, feature, known[name])
         is_list = known[name].spec.is_list
         if table:
@@ -116,6 +123,21 @@ def _feature_table(
     return FeatureTable(
         engine, name, feature, relation, relation, known=known, fresh_relation=fresh
     )
+
+
+def _grow_dense(engine: Engine, grown: GrownSide, feature: FeatureRecipe, spec: DenseSpec) -> None:
+    """Write the numbers of a dense feature: those of described rows anew, all others as they were."""
+    values = new_array(grown.new(f"{spec.name}.values"), np.float32, (grown.num_rows,))
+    values[:] = missing_value(spec)
+    before = grown.array(f"{spec.name}.values")
+    values[: grown.num_before] = before
+    if grown.catalogue is None:
+        return
+    relation = values_sql(grown.catalogue, spec.name, feature, grown.vocabulary)
+    for batch in engine.batches(dense_query(spec, relation)):
+        values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
+    now = values[: grown.num_before]
+    grown.is_changed |= (now != before) & ~(np.isnan(now) & np.isnan(before))
 
 
 def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTable | None) -> None:

@@ -7,6 +7,7 @@ interactions/ and the splits' entries of the manifest.
 from collections.abc import Sequence
 from pathlib import Path
 
+from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
 from recsys.data.prepare.vocab import FeatureTable
@@ -26,7 +27,7 @@ def write_interactions(
     recipe: Recipe,
     placed: Table,
     ends: Table | None,
-    features: dict[str, FeatureTable],
+    features: dict[str, FeatureTable | DenseColumn],
     prepared: Path,
     names: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
@@ -36,13 +37,17 @@ def write_interactions(
         names: of the splits by their number in `placed`.
         placed: dropped as soon as it is no longer needed: it is as long as the log.
         ends: (row_id, history_end), if there are histories.
-        features: tables of the interaction features, whose values `placed` holds.
+        features: tables and numbers of the interaction features, whose values `placed` holds.
     """
     log = recipe.interactions
     columns = _own_columns(log)
     joins = ""
     # Numbered before `placed` is replaced: the features' SQL reads it.
-    lists = {n: list_table(engine, t.rows_sql()) for n, t in features.items() if t.is_list}
+    lists = {
+        name: list_table(engine, table.rows_sql())
+        for name, table in features.items()
+        if isinstance(table, FeatureTable) and table.is_list
+    }
     longest = {
         name: engine.one(f"SELECT coalesce(max(len(value)), 0) FROM {rows}")[0]
         for name, rows in lists.items()

@@ -21,7 +21,6 @@ from recsys.data.prepare.engine import Engine, Table, opened_engine
 from recsys.data.prepare.features import (
     Specs,
     build_log_features,
-    with_column_types,
     write_catalogue_features,
     write_ids,
     write_training_counts,
@@ -148,10 +147,12 @@ def run_steps(
     checksum = items_checksum(engine, vocabularies["item"])
     vectors = _write_vectors(inputs, vocabularies["item"], checksum, vector_folders)
     pairs = _write_pairs(engine, recipe, inputs, folder)
+    specs = specs.with_max_ids(longest).with_column_types(recipe, inputs)
     return dataclasses.replace(
         _described(recipe, pairs),
         tables=specs.tables,
-        features=with_column_types(specs.with_max_ids(longest).features, recipe, inputs),
+        features=specs.features,
+        dense=specs.dense,
         splits=splits,
         num_user_rows=num_users + 1 if recipe.interactions.user_id else 0,
         num_item_rows=num_items + 1 if recipe.interactions.item_id else 0,
@@ -255,7 +256,7 @@ def _write_catalogues(
             folder=folder,
         )
         if catalogue:
-            specs += write_catalogue_features(engine, catalogue, vocabulary, prepared)
+            specs += write_catalogue_features(engine, catalogue, vocabulary, placed, prepared)
         if side == "item":
             write_items(engine, vocabulary, recipe.items, catalogue, prepared)
         else:

@@ -156,14 +156,17 @@ def _id_conditions(source: Source, features: dict[str, FeatureRecipe]) -> list[C
 
 
 def _number_conditions(features: dict[str, FeatureRecipe]) -> list[Condition]:
-    """Return the conditions that a numeric feature's text is there and is not a number."""
-    return [
-        Condition(
-            feature.column or name,
-            f"{value_sql(feature, name)} IS NOT NULL AND "
-            f"try_cast({value_sql(feature, name)} AS DOUBLE) IS NULL",
-            "not a number",
-        )
-        for name, feature in features.items()
-        if feature.kind == "numeric"
-    ]
+    """Return the conditions that a number's text is there and is not a number that the feature takes."""
+    conditions = []
+    for name, feature in features.items():
+        text, column = value_sql(feature, name), feature.column or name
+        if feature.kind == "numeric":
+            is_bad = f"{text} IS NOT NULL AND try_cast({text} AS DOUBLE) IS NULL"
+            conditions.append(Condition(column, is_bad, "not a number"))
+        if feature.kind == "dense":
+            number = f"try_cast({text} AS DOUBLE)"
+            is_usable = f"isnan({number}) OR isfinite(try_cast({text} AS FLOAT))"
+            is_bad = f"{text} IS NOT NULL AND NOT coalesce({is_usable}, false)"
+            wrong = f"not a number that float32 holds (feature {name}, kind: dense)"
+            conditions.append(Condition(column, is_bad, wrong))
+    return conditions

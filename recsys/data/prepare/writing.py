@@ -19,10 +19,17 @@ PART_ROWS = 64 * ROW_GROUP_ROWS
 
 
 def write_array(
-    engine: Engine, query: str, path: Path, num_rows: int, dtype: type[np.generic]
+    engine: Engine,
+    query: str,
+    path: Path,
+    num_rows: int,
+    dtype: type[np.generic],
+    fill: float = 0,
 ) -> None:
-    """Write SQL of (key, value) as an array [num_rows] by key; 0 where a key is missing."""
+    """Write SQL of (key, value) as an array [num_rows] by key; `fill` where a key is missing."""
     values = new_array(path, dtype, (num_rows,))
+    if fill:
+        values[:] = fill
     for batch in engine.batches(query):
         values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
 

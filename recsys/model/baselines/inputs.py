@@ -12,6 +12,7 @@ from torch import nn
 
 from recsys.errors import UserError
 from recsys.model.config import RankerConfig
+from recsys.model.dense_columns import dense_vectors, split_dense
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import joined
 from recsys.model.mlp import Tower
@@ -51,7 +52,7 @@ class ConcatenationConfig(DeepConfig):
 
 
 class Concatenation(nn.Module):
-    """x0 = every sparse embedding, interest vector and projected modality vector side by side."""
+    """x0 = every embedding, number, interest vector and projected modality vector side by side."""
 
     def __init__(self, sizes: InputSizes, *, shared_projection: bool, projection_dim: int):
         """Args: projection_dim: width of the projected modality vectors."""
@@ -83,10 +84,10 @@ class Concatenation(nn.Module):
 
 
 class Fields(nn.Module):
-    """One vector v_f per sparse feature, modality and interest, all of width D.
+    """One vector v_f per sparse feature, modality, interest and dense feature, all of width D.
 
     A modality enters as P_m e_m, the vectors of a factorization machine's real-valued features;
-    interest vectors pass the same P_m.
+    interest vectors pass the same P_m. A number enters as x w, or as w' where it is missing.
     """
 
     def __init__(self, sizes: InputSizes):
@@ -111,7 +112,10 @@ class Fields(nn.Module):
             # As small as the embeddings start, so that neither drowns the other.
             nn.init.normal_(parameter, std=0.002)
         self.interests = list(sizes.interests)
-        self.num_fields = sizes.num_features + len(modality_dims) + len(sizes.interests)
+        self.user_dense = dense_vectors(sizes.user_dense, field_dim)
+        self.item_dense = dense_vectors(sizes.item_dense, field_dim)
+        num_dense = sizes.user_dense + sizes.item_dense
+        self.num_fields = sizes.num_features + len(modality_dims) + len(sizes.interests) + num_dense
 
     @property
     def out_dim(self) -> int:
@@ -120,17 +124,24 @@ class Fields(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return the fields [B, F, D]; a masked modality and an empty history are zero."""
-        parts = [inputs.user_BX, inputs.item_BY]
+        parts, vectors_of_numbers = [], []
+        sides = ((inputs.user_BX, self.user_dense), (inputs.item_BY, self.item_dense))
+        for columns_BX, dense in sides:
+            if dense is not None:
+                columns_BX, pairs_BP = split_dense(columns_BX, dense.num_features)
+                vectors_of_numbers.append(dense(pairs_BP).flatten(start_dim=1))
+            parts.append(columns_BX)
         for name, linear in self.linear.items():
             vector_BE, present_B = inputs.modalities[name]
             parts.append(linear(vector_BE) * present_B[:, None])
         for name, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
             parts.append(self.linear[name](vector_BE) * present_B[:, None])
-        return torch.cat(parts, dim=1).unflatten(1, (self.num_fields, self.field_dim))
+        joined_BX = torch.cat([*parts, *vectors_of_numbers], dim=1)
+        return joined_BX.unflatten(1, (self.num_fields, self.field_dim))
 
 
 class FirstOrder(nn.Module):
-    """b + sum_m w_m . e_m over modalities and interests.
+    """b + sum_m w_m . e_m over modalities and interests + sum_k w_k x_k over dense features.
 
     The first-order weights of the sparse features are columns of their tables, and the ranker adds
     them (model.first_order).
@@ -146,6 +157,10 @@ class FirstOrder(nn.Module):
             nn.Linear(sizes.modality_dims[name], 1, bias=False) for name in sizes.interests
         )
         self.bias = nn.Parameter(torch.zeros(1))
+        self.user_dense, self.item_dense = (
+            nn.Linear(2 * num_features, 1, bias=False) if num_features else None
+            for num_features in (sizes.user_dense, sizes.item_dense)
+        )
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -157,6 +172,10 @@ class FirstOrder(nn.Module):
             total_B = total_B + linear(vector_BE)[:, 0] * present_B
         for linear, (vector_BE, present_B) in zip(self.interests, inputs.interests, strict=True):
             total_B = total_B + linear(vector_BE)[:, 0] * present_B
+        sides = ((inputs.user_BX, self.user_dense), (inputs.item_BY, self.item_dense))
+        for columns_BX, weights in sides:
+            if weights is not None:
+                total_B = total_B + weights(columns_BX[:, -weights.in_features :])[:, 0]
         return total_B
 
 

@@ -1,5 +1,6 @@
 """Each baseline's own part against its paper's equation, spelled out in loops."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,7 +13,9 @@ from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.masknet import MaskBlock
 from recsys.model.baselines.xdeepfm import CompressedInteraction
 from recsys.model.build import build_ranker
+from recsys.model.dense_columns import DenseColumns
 from recsys.model.inputs import DenseInputs, InputSizes
+from recsys.model.umair_fps import SecondOrder
 from recsys.run.config import read_run_config
 from tests.tiny_world import manifest
 
@@ -155,3 +158,64 @@ def test_tables_that_differ_in_width_are_refused_by_a_ranker_that_multiplies_the
             seed=0,
             forms=config.tables,
         )
+
+
+def with_numbers():
+    """The inputs with a number of the user and two of the item, one of them missing in row 1."""
+    inputs = dense_inputs()
+    numbers_B3 = torch.randn(B, 3)
+    numbers_B3[1, 2] = torch.nan
+    user = DenseColumns(["age"], [0])(numbers_B3)
+    item = DenseColumns(["votes", "price"], [1, 2])(numbers_B3)
+    inputs.user_BX = torch.cat([inputs.user_BX, user], dim=1)
+    inputs.item_BY = torch.cat([inputs.item_BY, item], dim=1)
+    sizes = dataclasses.replace(
+        SIZES, user_dim=2 * D + 2, item_dim=D + 4, user_dense=1, item_dense=2
+    )
+    return inputs, sizes, numbers_B3
+
+
+def test_a_number_is_a_field_of_its_value_times_a_vector_and_a_missing_one_a_vector_of_its_own():
+    inputs, sizes, numbers_B3 = with_numbers()
+    fields = Fields(sizes)
+    out = fields(inputs)
+    assert out.shape == (B, fields.num_fields, D) == (B, 8, D)
+    torch.testing.assert_close(out[:, :5], _without_numbers(fields, inputs))
+    user, item = fields.user_dense.weight, fields.item_dense.weight
+    torch.testing.assert_close(out[:, 5], numbers_B3[:, :1] * user[0, 0])
+    torch.testing.assert_close(out[0, 7], numbers_B3[0, 2] * item[1, 0])
+    torch.testing.assert_close(out[1, 7], item[1, 1])
+
+
+def _without_numbers(fields, inputs):
+    """Fields of the same weights, of inputs without numbers."""
+    plain = Fields(SIZES)
+    plain.linear.load_state_dict(fields.linear.state_dict())
+    bare = dataclasses.replace(
+        inputs, user_BX=inputs.user_BX[:, : 2 * D], item_BY=inputs.item_BY[:, :D]
+    )
+    return plain(bare)
+
+
+def test_a_number_adds_its_weight_times_its_value_to_the_first_order():
+    inputs, sizes, numbers_B3 = with_numbers()
+    plain, first_order = FirstOrder(SIZES), FirstOrder(sizes)
+    torch.nn.init.normal_(first_order.user_dense.weight)
+    torch.nn.init.normal_(first_order.item_dense.weight)
+    user, item = first_order.user_dense.weight[0], first_order.item_dense.weight[0]
+    expected = plain(inputs) + numbers_B3[:, 0] * user[0] + numbers_B3[:, 1] * item[0]
+    expected[[0, 2, 3]] += numbers_B3[[0, 2, 3], 2] * item[2]
+    expected[1] += item[3]
+    torch.testing.assert_close(first_order(inputs), expected)
+
+
+def test_second_order_crosses_numbers_of_both_sides():
+    inputs, sizes, numbers_B3 = with_numbers()
+    numbers_B3 = numbers_B3.nan_to_num(nan=0.0)
+    term = SecondOrder(dataclasses.replace(sizes, modality_dims={}))
+    user, item = term.user_dense.weight, term.item_dense.weight
+    q = inputs.user_BX[:, : 2 * D].unflatten(1, (2, D)).sum(1) + numbers_B3[:, :1] * user[0, 0]
+    p = inputs.item_BY[:, :D] + numbers_B3[:, 1:2] * item[0, 0] + numbers_B3[:, 2:] * item[1, 0]
+    p[1] += item[1, 1]
+    found = term(term.user(inputs.user_BX), term.item(inputs.item_BY, {}), torch.ones(B, 1))
+    torch.testing.assert_close(found, (q * p).sum(dim=1))
