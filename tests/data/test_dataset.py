@@ -23,7 +23,7 @@ from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import writing as writing_file
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
-from recsys.schema import FeatureSpec, Manifest, SplitSpec
+from recsys.schema import DenseSpec, FeatureSpec, Manifest, SplitSpec
 from tests.processes import run_worker
 from tests.reference.rows import expected_examples
 
@@ -489,6 +489,7 @@ class RowsInMemory:
             num_user_rows=0,
             num_item_rows=0,
         )
+        self.dense: list[DenseSpec] = []
         self.features = [
             FeatureSpec(
                 name="place", table="place", source="interaction", side="context", is_list=False

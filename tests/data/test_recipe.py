@@ -88,7 +88,7 @@ CONTRADICTIONS = {
     ),
     "kind of a feature": (
         {"items__features": {"year": {"kind": "number"}}},
-        r"items.features.year.kind='number': expected id, id_list or numeric",
+        r"items.features.year.kind='number': expected id, id_list, numeric or dense",
     ),
     "side of a feature": (
         {"interactions__features": {"device": {"side": "left"}}},
