@@ -29,6 +29,7 @@ NON_ASCII = ("recsys/demo/", "tests/data/", "tests/embedding/")
 LAYERS = {
     "recsys.errors": 0,
     "recsys.locks": 0,
+    "recsys.feature_specs": 0,
     "recsys.files": 1,
     "recsys.chain": 1,
     "recsys.listing": 2,

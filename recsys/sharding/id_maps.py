@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.batch import Batch, Features
+from recsys.batch import Batch
 from recsys.data.id_map import IdMap, Seen, merged
 from recsys.runtime.collectives import gather, sharing_errors
 from recsys.schema import Manifest

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.data.dataset import Dataset
 from recsys.schema import read_manifest
 from tests.data.small_days import (
     appended,
@@ -113,3 +114,28 @@ def test_appended_days_have_the_rows_and_histories_of_the_slow_reference(rng, ru
 @given(DAYS, st.sampled_from(RULES))
 def test_many_appended_days_have_the_rows_and_histories_of_the_slow_reference(later, rule):
     check_days(later, rule)
+
+
+def test_numbers_of_new_days_are_scaled_by_the_statistics_of_the_first(tmp_path):
+    source, workspace = tmp_path / "raw", tmp_path / "w"
+    write_day(source, 0, FIRST)
+    (source / "ages").mkdir()
+    (source / "ages" / "0.csv").write_text("user_id,age\nu1,20\nu2,40\n")
+    numbers = {"features": {"place": {}, "moment": {"column": "time", "kind": "dense"}}}
+    ages = {"file": "ages/*.csv", "features": {"age": {"kind": "dense"}}}
+    made = recipe(source, interactions=numbers, users=ages)
+    age, moment = prepared_base(made, workspace).dense
+    assert (age.mean, age.deviation) == (30, 10)
+    write_day(source, 1, [("u1", "i1", 50, 1), ("u3", "i2", 60, 0), ("u4", "i2", 70, 1)])
+    (source / "ages" / "1.csv").write_text("user_id,age\nu1,25\nu3,60\n")
+    manifest = appended(made, workspace)
+    assert manifest.dense == (age, moment)
+    name = manifest.split_named("next")
+    data = Dataset(workspace / "prepared", manifest, split=name, features=["user_id", "moment"])
+    rows = data.read(0, 3).sort_by("row_id").to_pydict()
+    expected = [(second - moment.mean) / moment.deviation for second in (50, 60, 70)]
+    assert rows["moment"] == pytest.approx(expected, rel=1e-6)
+    ages = data.array("users/age.values").tolist()
+    by_user = dict(zip(ids_of(workspace, "user_id"), ages, strict=True))
+    # u4 has no age; no training row lacked one, so that it counts as the mean.
+    assert by_user == {None: 0, "u1": -0.5, "u2": 1, "u3": 3, "u4": 0}
