@@ -53,6 +53,7 @@ from recsys.export.truth import write_truth
 from recsys.files import json_text, write_text
 from recsys.job import say, stage
 from recsys.model.build import build_ranker
+from recsys.model.dense_columns import names_of
 from recsys.model.ranker import Ranker
 from recsys.run.config import RunConfig
 from recsys.run.fingerprint import scored_from
@@ -329,10 +330,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
     """Return the specification as far as it is known before anything is written."""
     inputs, manifest, run = source.ranker.inputs, source.manifest, source.config.run
     item_features = tuple(inputs.item_columns.feature_names)
-    user_dense, item_dense = (
-        () if columns is None else tuple(columns.feature_names)
-        for columns in (inputs.user_dense, inputs.item_dense)
-    )
+    item_dense = names_of(inputs.item_dense)
     sources = {feature.name: feature.source for feature in manifest.all_features}
     sequence = None if inputs.modality is None else inputs.modality.sequence_feature
     return BundleSpec(
@@ -344,7 +342,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         precision=config.precision,
         user_features=tuple(inputs.user_columns.feature_names),
         item_features=item_features,
-        user_dense=user_dense,
+        user_dense=names_of(inputs.user_dense),
         item_dense=item_dense,
         modality_names=tuple(source.ranker.modality_names),
         vector_names=tuple(inputs.modality_dims),

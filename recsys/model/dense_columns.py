@@ -59,3 +59,8 @@ def split_dense(columns_BX: torch.Tensor, num_features: int) -> tuple[torch.Tens
     """Return a side's columns without its dense features [B, X - 2 K], and these [B, 2 K]."""
     num_vectors = columns_BX.shape[1] - 2 * num_features
     return columns_BX[:, :num_vectors], columns_BX[:, num_vectors:]
+
+
+def names_of(columns: DenseColumns | None) -> tuple[str, ...]:
+    """Return the dense features of a side; none without columns."""
+    return () if columns is None else tuple(columns.feature_names)

@@ -13,7 +13,7 @@ from torch import nn
 
 from recsys.batch import Features
 from recsys.model.config import RankerConfig
-from recsys.model.dense_columns import DenseColumns
+from recsys.model.dense_columns import DenseColumns, names_of
 from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, TableForm, build_tables
@@ -152,10 +152,7 @@ class RankerInputs(nn.Module):
         user, item = self.user_columns, self.item_columns
         widths = {*user.feature_dims, *item.feature_dims}
         field_dim = widths.pop() if len(widths) == 1 else 0
-        user_dense, item_dense = (
-            0 if columns is None else len(columns.feature_names)
-            for columns in (self.user_dense, self.item_dense)
-        )
+        user_dense, item_dense = (len(names_of(c)) for c in (self.user_dense, self.item_dense))
         return InputSizes(
             user_dim=user.out_dim + 2 * user_dense,
             item_dim=item.out_dim + 2 * item_dense,
