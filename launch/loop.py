@@ -1,8 +1,8 @@
 """Close the loop in a drawn world: visitors meet the server day by day, and nights teach the model.
 
 In: nothing. Out: W/seed-<n>/ with every arm's workspace and visits, and W/loop.html, days.csv and
-loop_result.json: what visitors got each day from a model trained anew every night, one never refreshed,
-popularity, random and the oracle. The same command goes on after a kill.
+loop_result.json: what visitors got each day from the refreshed model, one never refreshed, one trained
+anew, exploring ones, popularity, random and the oracle. The same command goes on after a kill.
 
     python launch/loop.py workspace=W
     python launch/loop.py workspace=W seeds=[0,1,2]

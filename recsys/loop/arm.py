@@ -91,11 +91,15 @@ class ArmRun:
 
     def server_arguments(self) -> list[str]:
         """Return the arguments of launch/serve.py, but the port."""
-        return [
+        arguments = [
             override("bundle", self.folder / "bundles" / CURRENT),
             override("events", self.folder / "events.db"),
             "workers=1",
         ]
+        kind = self.arm.explores
+        if kind:
+            arguments.append(override(f"explore.{kind}", getattr(self.config, kind)))
+        return arguments
 
     def _day(self, day: int, chooser: Chooser) -> list[Visit]:
         """Return the visits of a day, of which those in its file are not made again."""

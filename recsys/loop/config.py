@@ -7,7 +7,7 @@ from pydantic import Field
 
 from recsys.demo.days import DaysConfig
 
-Night = Literal["none", "anew"]
+Night = Literal["none", "refresh", "anew"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,18 @@ class Arm:
     served: bool = False
     """Whether a running server chooses the pictures; False: a rule that is computed in this process."""
     night: Night = "none"
-    """Work of a night: `anew` (everything from the start of the log), or none."""
+    """Work of a night: `refresh` (append, warm start, delta bundle), `anew` (everything from the start of
+    the log), or none."""
+    explores: Literal["", "epsilon", "thompson"] = ""
+    """Exploration of its server; "": none."""
 
 
 ARMS = {
+    "ours": Arm("refreshed every night: append, warm start, delta bundle", True, "refresh"),
     "never": Arm("the model of day 1, never refreshed", True),
     "anew": Arm("trained anew on the whole log every night", True, "anew"),
+    "epsilon": Arm("ours with epsilon-greedy exploration", True, "refresh", "epsilon"),
+    "thompson": Arm("ours with Thompson sampling", True, "refresh", "thompson"),
     "popularity": Arm("most bookmarked so far"),
     "random": Arm("drawn at random"),
     "oracle": Arm("highest true probability of a bookmark"),
@@ -55,13 +61,17 @@ class LoopConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds; each draws a world and visitors of its own."""
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Arms to run: never, anew, popularity, random, oracle."""
+    """Arms to run: ours, never, anew, epsilon, thompson, popularity, random, oracle."""
     parallel: Annotated[int, Field(ge=1)] = 2
     """Arms side by side, each with jobs of one thread."""
     world: DaysConfig = field(default_factory=DaysConfig)
     """Size and nature of the world."""
     visitors: VisitorsConfig = field(default_factory=VisitorsConfig)
     """Behaviour of the visitors."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """explore.epsilon of the arm `epsilon`'s server."""
+    thompson: Annotated[float, Field(gt=0, le=10)] = 0.5
+    """explore.thompson of the arm `thompson`'s server."""
     embed: list[str] = field(
         default_factory=lambda: [
             "encoder.image.size=64",
@@ -81,6 +91,8 @@ class LoopConfig:
         ]
     )
     """Settings of launch/train.py."""
+    refresh: list[str] = field(default_factory=lambda: ["train.global_batch_size=64"])
+    """More settings of launch/train.py for the warm start of a night."""
     export: list[str] = field(
         default_factory=lambda: ["precision=fp32", "map=false", "thumbnail_pixels=0"]
     )

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from recsys.bundle.spec import CURRENT
 from recsys.demo.days import day_start, part_name
 from recsys.errors import UserError
 from recsys.loop.config import LoopConfig, Night
@@ -22,6 +23,8 @@ from recsys.overrides import override
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 _LAST_LINES = 8
+_SPLIT = ["data.split.strategy=random", "data.history.scope=past"]
+"""The last day is trained on too: rows are held out at random."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,42 @@ def night_steps(
             override("out", log),
         ],
     )
+    if night == "refresh":
+        return [events, *_learn_more(config, workspace, day, seed)]
     return [events, *_learn_anew(config, workspace, run_name(day), seed)]
+
+
+def _learn_more(config: LoopConfig, workspace: Path, day: int, seed: int) -> list[Step]:
+    """Return the jobs that teach the model of the night before a day's log, and export the change."""
+    data = ["data=loop", override("workspace", workspace)]
+    name = override("run.name", run_name(day))
+    from_before = [override("init", run_name(day - 1)), "train.order=time"]
+    base = override("base", workspace / "bundles" / CURRENT)
+    return [
+        Step("prepare", [*data, *_SPLIT, "append=true"]),
+        Step("embed", [*data, *config.embed]),
+        Step(
+            "train",
+            [*data, *config.train, *config.refresh, *from_before, name, _seed(seed)],
+        ),
+        Step("export", [*data, *config.export, name, base]),
+    ]
 
 
 def _learn_anew(config: LoopConfig, workspace: Path, run: str, seed: int) -> list[Step]:
     """Return the jobs that train a model on the whole log and export it."""
     data = ["data=loop", override("workspace", workspace)]
     name = override("run.name", run)
-    # The last day is trained on too: rows are held out at random.
-    split = ["data.split.strategy=random", "data.history.scope=past"]
     return [
-        Step("prepare", [*data, *split]),
+        Step("prepare", [*data, *_SPLIT]),
         Step("embed", [*data, *config.embed]),
-        Step("train", [*data, *config.train, name, override("run.seed", seed)]),
+        Step("train", [*data, *config.train, name, _seed(seed)]),
         Step("export", [*data, *config.export, name]),
     ]
+
+
+def _seed(seed: int) -> str:
+    return override("run.seed", seed)
 
 
 class Jobs:

@@ -48,6 +48,7 @@ class Site:
                 "user": self._world.user_ids[user],
                 "features": self._world.features_of(user),
                 "k": size,
+                "seed": self._visitors.request_seed(day, user),
                 "filters": {"exclude_items": [ids[item] for item in seen]},
             },
         )

@@ -109,7 +109,7 @@ def _sentence(d: ArmDifference) -> str:
 
 
 def _claim(result: LoopResult) -> str:
-    found = [d for d in result.differences if d.arm in ("ours", "anew")]
+    found = [d for d in result.differences if d.arm == "ours"]
     return "".join(
         f'<p class="claim {_CLASS[d.verdict]}">{html.escape(_sentence(d))}</p>' for d in found
     )

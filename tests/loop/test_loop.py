@@ -58,6 +58,34 @@ def test_a_night_anew_runs_these_commands():
     ]  # fmt: skip
 
 
+def test_a_refreshing_night_appends_starts_warm_and_exports_the_change():
+    config = LoopConfig(
+        workspace="W", embed=["e=1"], train=["t=2"], refresh=["r=4"], export=["x=3"]
+    )
+    data = ("data=loop", "workspace=W")
+    split = ("data.split.strategy=random", "data.history.scope=past")
+    events, *steps = flat(night_steps("refresh", config, Path("W"), 3, 7))
+    assert events == flat(night_steps("anew", config, Path("W"), 3, 7))[0]
+    assert steps == [
+        ("prepare", *data, *split, "append=true"),
+        ("embed", *data, "e=1"),
+        ("train", *data, "t=2", "r=4", "init=day-002", "train.order=time", "run.name=day-003",
+         "run.seed=7"),
+        ("export", *data, "x=3", "run.name=day-003", "base=W/bundles/current"),
+    ]  # fmt: skip
+
+
+def test_servers_of_exploring_arms_are_told_how(config, tmp_path, no_start):
+    (world,) = run_loop(config, tmp_path).values()
+    found = {
+        name: ArmRun(name, config, world, seed_folder(tmp_path, 0), Jobs()).server_arguments()[3:]
+        for name, arm in ARMS.items()
+        if arm.served
+    }
+    exploring = {"epsilon": ["explore.epsilon=0.1"], "thompson": ["explore.thompson=0.5"]}
+    assert found == {"ours": [], "never": [], "anew": [], **exploring}
+
+
 def test_steps_that_are_done_are_not_run_again(tmp_path):
     ran = []
 
@@ -184,16 +212,17 @@ def test_two_real_days_end_with_a_page(job, tmp_path):
     encoders = ["encoder.image.pretext_epochs=0", "encoder.text.epochs=1"]
     train = [*SMALL_MODEL, "train.epochs=1"]
     done = job(
-        "loop", f"workspace={tmp_path}", *sizes, "arms=[never,anew,oracle]", "parallel=1",
+        "loop", f"workspace={tmp_path}", *sizes, "arms=[ours,never,anew,thompson]", "parallel=1",
         f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = seed_folder(tmp_path, 0)
     versions = {
         arm: [{v.version for v in read_visits(visits_file(folder / arm, d))} for d in (1, 2)]
-        for arm in ("never", "anew")
+        for arm in ("ours", "never", "anew", "thompson")
     }
     assert versions["never"][0] == versions["never"][1]
-    assert [len(day) for day in versions["anew"]] == [1, 1]
-    assert versions["anew"][0] == versions["never"][0] != versions["anew"][1]
+    for arm in ("ours", "anew", "thompson"):
+        assert [len(day) for day in versions[arm]] == [1, 1]
+        assert versions[arm][0] == versions["never"][0] != versions[arm][1]
     assert (tmp_path / "loop.html").is_file()
