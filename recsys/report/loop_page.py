@@ -21,8 +21,9 @@ from recsys.spreadsheet import write_csv
 
 _STYLE = """
 section{margin:16px 0;overflow-x:auto}th,td{white-space:nowrap;font-variant-numeric:tabular-nums}
-section td.text{text-align:left;white-space:normal}
-svg{width:100%;height:auto;display:block;min-width:420px}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:8px 0}dd{margin:0}
+dt{font-weight:600}dd{color:var(--soft)}
+svg{width:100%;height:auto;display:block;min-width:300px}.wide svg{max-width:760px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:16px}
 .pair section{margin:0}
 .claim{color:var(--ink);font-weight:600;border-left:4px solid var(--mark);padding:2px 12px}
@@ -67,10 +68,8 @@ def write_loop(folder: Path, result: LoopResult, config: LoopConfig) -> None:
         f"the night is the time of its jobs, mean.</p>{html_table(_HEADER, rows)}</section>"
     )
     body += _differences(result.differences)
-    arms = [[name, ARMS[name].meaning] for name in result.arms]
-    body += (
-        f"<section><h2>Arms</h2>{html_table(['arm', 'how pictures are chosen'], arms)}</section>"
-    )
+    arms = "".join(f"<dt>{name}</dt><dd>{ARMS[name].meaning}</dd>" for name in result.arms)
+    body += f"<section><h2>Arms</h2><dl>{arms}</dl></section>"
     write_text(folder / "loop.html", page(_title(result), body, style=_STYLE, width_pixels=1240))
 
 
@@ -166,7 +165,7 @@ def _differences(differences: Sequence[ArmDifference]) -> str:
         label="bookmarks a visit, less those of the model never refreshed",
     )
     return (
-        f"<section><h2>Against the model never refreshed</h2>{figure}"
+        f"<section class=wide><h2>Against the model never refreshed</h2>{figure}"
         f"{html_table(header, rows)}</section>"
     )
 
