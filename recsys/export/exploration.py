@@ -25,7 +25,9 @@ from recsys.serving.exploration import FOLDER
 def write_posterior(
     folder: Path, prepared: Path, manifest: Manifest, ranker: Ranker, num_rows: int
 ) -> None:
-    """Write the posterior, estimated from the first training rows in their random order.
+    """Write the posterior, estimated from the first rows of split train in their random order.
+
+    Windows that were appended count as more rows of its kind.
 
     Args:
         num_rows: at most; 0: no posterior is written.
@@ -34,7 +36,8 @@ def write_posterior(
         return
     with stage("posterior") as estimating:
         batches = sample_batches(prepared, manifest, ranker, split="train", num_rows=num_rows)
-        count = estimate_posterior(folder, batches, manifest.splits["train"].num_rows)
+        learned = [spec for name, spec in manifest.splits.items() if name not in ("valid", "test")]
+        count = estimate_posterior(folder, batches, sum(spec.num_rows for spec in learned))
         estimating.done(f"of {count:,} training rows")
 
 
