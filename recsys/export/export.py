@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import hashlib
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -47,6 +46,7 @@ from recsys.export.items import copy_features, write_item_side, write_train_coun
 from recsys.export.map import MAX_ITEMS, write_map
 from recsys.export.pictures import write_thumbnails
 from recsys.export.reference import Reference, sample_batches
+from recsys.export.revision import git_revision
 from recsys.export.routes import export_routes
 from recsys.export.tables import write_tables
 from recsys.export.truth import write_truth
@@ -353,7 +353,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         similarity_tiers=0 if inputs.similarity is None else inputs.similarity.num_tiers,
         similarity_feature=sequence,
         items_at_request=any(sources[name] != "item" for name in (*item_features, *item_dense)),
-        git_revision=_git_revision(),
+        git_revision=git_revision(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -388,17 +388,3 @@ def _hash(source: Source, config: ExportConfig) -> str:
     )
     content = json_text({**made_from, "version": BUNDLE_VERSION})
     return hashlib.sha256(content.encode()).hexdigest()[:8]
-
-
-def _git_revision() -> str | None:
-    """Return the commit of this code; None where it is no checkout, or there is no git."""
-    repository = Path(__file__).resolve().parents[2]
-    if not (repository / ".git").exists() or shutil.which("git") is None:
-        return None
-    done = subprocess.run(
-        ["git", "-C", str(repository), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
