@@ -3,9 +3,12 @@
     tables/<name>.values.npy        uint8, float16 or float32 [N, D]
     tables/<name>.scales.npy        float32 [N, 2]: scale and offset of a row of uint8
     tables/<name>.first_order.npy   float32 [N]: first-order weights, where the model has them
+    tables/<name>.ids.npy           int32 [I]: row of every id of the vocabulary, where the table has a
+                                    fixed capacity; absent: id i has row i
 
 TableWriter takes blocks of rows in order, so that a table larger than memory can be exported.
-Shapes: N rows of a table, D width, V ids of all rows asked for, B rows asked for.
+Shapes: N rows of a table, D width, I rows of its vocabulary, V ids of all rows asked for, B rows asked
+for.
 """
 
 from pathlib import Path
@@ -18,6 +21,8 @@ from numpy.typing import NDArray
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.files import new_array, read_array
 
+ID_MAP = ".ids.npy"
+"""End of the name of a table's id map."""
 _DTYPES = {"int8": np.uint8, "fp16": np.float16, "fp32": np.float32}
 
 
@@ -49,11 +54,13 @@ class QuantisedTable:
             self.scales_N2 = mapped(folder / f"{name}.scales.npy")
         file = folder / f"{name}.first_order.npy"
         self.first_order_N = mapped(file) if file.is_file() else None
+        file = folder / f"{name}{ID_MAP}"
+        self._id_map_I = mapped(file) if file.is_file() else None
 
     @property
     def num_rows(self) -> int:
-        """Rows N, unknown row 0 included."""
-        return self.values_ND.shape[0]
+        """Rows of the vocabulary I, unknown row 0 included."""
+        return (self.values_ND if self._id_map_I is None else self._id_map_I).shape[0]
 
     @property
     def dim(self) -> int:
@@ -61,11 +68,21 @@ class QuantisedTable:
         return self.values_ND.shape[1]
 
     def rows(self, rows_V: torch.Tensor) -> torch.Tensor:
-        """Return rows as float32 [V, D].
+        """Return the vectors of ids as float32 [V, D].
 
         Args:
-            rows_V: int64 [V].
+            rows_V: rows of the vocabulary, int64 [V].
         """
+        return self._own_rows(self._places(rows_V))
+
+    def _places(self, rows_V: torch.Tensor) -> torch.Tensor:
+        """Return the rows of the table that ids have, int64 [V]."""
+        if self._id_map_I is None:
+            return rows_V
+        return self._id_map_I.index_select(0, rows_V).long()
+
+    def _own_rows(self, rows_V: torch.Tensor) -> torch.Tensor:
+        """Return rows of the table as float32 [V, D]."""
         values_VD = self.values_ND.index_select(0, rows_V).float()
         if self.scales_N2 is not None:
             scales_V2 = self.scales_N2.index_select(0, rows_V)
@@ -81,7 +98,8 @@ class QuantisedTable:
             lengths_B: ids of each list, whose mean is taken (an empty one is zero); None: every row
                 has one id, and V is B.
         """
-        values_VD = self.rows(rows_V)
+        rows_V = self._places(rows_V)
+        values_VD = self._own_rows(rows_V)
         if self.first_order_N is None:
             first_V = values_VD.new_zeros(rows_V.shape[0])
         else:

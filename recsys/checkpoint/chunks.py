@@ -48,26 +48,6 @@ class ChunkReader:
                 f"model.embedding_dim the run was trained with, or another run.name"
             )
 
-    def read_rows(self, table: str, rows_K: torch.Tensor) -> torch.Tensor:
-        """Return any rows of a table as float32 [K, columns]; pages that hold none are not read.
-
-        Raises:
-            UserError: the chunks do not cover the rows.
-        """
-        values_KD = torch.empty(len(rows_K), self.extent(table)[1])
-        covered = 0
-        for chunk in (c for c in self.chunks if c["table"] == table):
-            row, column = chunk["row"], chunk["column"]
-            is_here_K = (rows_K >= row) & (rows_K < row + chunk["num_rows"])
-            found = self._file(chunk).get_tensor(f"{chunk['name']}/weight")[rows_K[is_here_K] - row]
-            values_KD[is_here_K, column : column + chunk["num_columns"]] = found.float()
-            covered += found.numel()
-        if covered != values_KD.numel():
-            raise UserError(
-                f"{self.path}: table {table!r} lacks rows that its id map names; {COPY_BACK}"
-            )
-        return values_KD
-
     def read_grown(self, shard: TableShard) -> None:
         """Fill a shard's weights from a table of fewer rows; rows above it get those of row 0.
 
@@ -124,15 +104,11 @@ class ChunkReader:
                 )
 
     def _slice(self, chunk: dict[str, Any], part: str) -> Any:
-        with reading(self.path / chunk["file"], COPY_BACK):
-            return self._file(chunk).get_slice(f"{chunk['name']}/{part}")
-
-    def _file(self, chunk: dict[str, Any]) -> Any:
         file = chunk["file"]
         with reading(self.path / file, COPY_BACK):
             if file not in self.files:
                 self.files[file] = safe_open(self.path / file, framework="pt")
-            return self.files[file]
+            return self.files[file].get_slice(f"{chunk['name']}/{part}")
 
     def extent(self, table: str) -> tuple[int, int]:
         """Return (rows, columns) that the chunks of a table reach to; (0, 0) without any."""

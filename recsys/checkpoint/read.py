@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from recsys.checkpoint.chunks import COPY_BACK, ChunkReader, read_index
@@ -19,6 +21,7 @@ from recsys.files import reading
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
 from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.id_maps import rows_by_table
 from recsys.sharding.shards import TableShard
 
 
@@ -81,11 +84,7 @@ def load_checkpoint(
 
 
 class StoredTables:
-    """Weights of a checkpoint, read without a model: tables by ranges of ids, the dense half whole.
-
-    A table with a fixed capacity is read through its id map, as if every id of the vocabulary had a row
-    of its own: an id without one has the values of row 0.
-    """
+    """Weights of a checkpoint, read without a model: tables by ranges of rows, the dense half whole."""
 
     def __init__(self, path: Path, grown_rows: Mapping[str, int] = MappingProxyType({})):
         """Read the index of a checkpoint, of any number of ranks and any plan.
@@ -102,31 +101,36 @@ class StoredTables:
         self.state: TrainState = stored_state(index["state"])
         self._reader = ChunkReader(path, index["chunks"])
         self._grown_rows = grown_rows
-        self._table_rows: dict[str, torch.Tensor] = {}
+        self._id_maps: dict[str, NDArray[np.int32]] = {}
         if (path / ID_MAPS).is_file():
             with reading(path / ID_MAPS, COPY_BACK):
-                maps = load_file(path / ID_MAPS)
-            for name in (n.removesuffix("/table_row") for n in maps if n.endswith("/table_row")):
-                rows = maps[f"{name}/table_row"].long()
-                num_new = max(0, grown_rows.get(name, 0) - len(rows))
-                self._table_rows[name] = torch.cat([rows, rows.new_zeros(num_new)])
+                stored = rows_by_table(load_file(path / ID_MAPS))
+            for name, rows_N in stored.items():
+                num_new = max(0, grown_rows.get(name, 0) - len(rows_N))
+                self._id_maps[name] = np.concatenate([rows_N, np.zeros(num_new, np.int32)])
+
+    def id_map(self, table: str) -> NDArray[np.int32] | None:
+        """Return the row of every id of the vocabulary [N]; None: each has its own, of its number."""
+        return self._id_maps.get(table)
+
+    def num_ids(self, table: str) -> int:
+        """Return the ids N of a table's vocabulary, the unknown one included."""
+        rows_N = self.id_map(table)
+        return self.shape(table)[0] if rows_N is None else len(rows_N)
 
     def shape(self, table: str) -> tuple[int, int]:
-        """Return (ids, columns) of a table; (0, 0) where the checkpoint has none of this name."""
+        """Return (rows, columns) of a table; (0, 0) where the checkpoint has none of this name."""
         num_rows, num_columns = self._reader.extent(table)
-        if table in self._table_rows:
-            return len(self._table_rows[table]), num_columns
-        grown_rows = self._grown_rows.get(table, 0) if num_rows else 0
+        can_grow = num_rows and table not in self._id_maps
+        grown_rows = self._grown_rows.get(table, 0) if can_grow else 0
         return max(num_rows, grown_rows), num_columns
 
     def read(self, table: str, start: int, stop: int) -> torch.Tensor:
-        """Return the rows of ids [start, stop) as float32 [stop - start, columns].
+        """Return rows [start, stop) as float32 [stop - start, columns].
 
         Raises:
             UserError: the chunks do not cover the rows, or a file is damaged.
         """
-        if table in self._table_rows:
-            return self._reader.read_rows(table, self._table_rows[table][start:stop])
         num_rows, num_columns = self.shape(table)
         rows = TableShard(
             table=table,

@@ -83,7 +83,7 @@ def _take(
     reader = ChunkReader(path, index["chunks"])
     maps = _read_maps(path)
     capacities = {
-        name: tables[name].rows - 1 for name in tables if sharded.id_maps.rows_of(name) is not None
+        name: tables[name].rows - 1 for name in sharded.id_maps.rows_by_table() if name in tables
     }
     taken, left_out = _matching(reader, tables, matches, capacities, set(maps))
     with_state = set()

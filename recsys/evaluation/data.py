@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.features.store import FeatureTable
-from recsys.data.dataset import Dataset
+from recsys.data.dataset import Dataset, read_columns
 from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.segments import ItemCounts
 from recsys.files import PREPARE_AGAIN, reading
@@ -58,6 +58,25 @@ class EvaluationData:
         if self.train_count is None or drawn_count_I is None:
             return None
         return ItemCounts(train_count_I=self.train_count, drawn_count_I=drawn_count_I)
+
+    @functools.cached_property
+    def first_time(self) -> NDArray[np.int64] | None:
+        """Time of every item's first interaction [I]; None where there are no items or no times.
+
+        An item without any has the latest time that there is.
+        """
+        manifest = self.manifest
+        times = [spec.timestamp_min for spec in manifest.splits.values() if spec.num_rows]
+        if not manifest.num_item_rows or None in times:
+            return None
+        first_I = np.full(manifest.num_item_rows, np.iinfo(np.int64).max)
+        for split in manifest.splits:
+            columns = ["row_id", "item_row", "timestamp"]
+            for group in read_columns(self.prepared, manifest, split, columns):
+                row_id_N, item_N, time_N = (group.column(name).to_numpy() for name in columns)
+                is_own_N = manifest.is_interaction(row_id_N)
+                np.minimum.at(first_I, item_N[is_own_N], time_N[is_own_N])
+        return first_I
 
     @functools.cached_property
     def has_vector(self) -> dict[str, NDArray[np.bool_]]:

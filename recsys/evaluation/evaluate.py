@@ -44,6 +44,8 @@ class ScoredSplit:
     """Rows that were scored with shuffled inputs, as they are; None: no importance."""
     shuffled: Mapping[tuple[str, str], Predictions] = field(default_factory=dict)
     """The same rows with one input shuffled, by its kind and name."""
+    id_maps: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    """Table row of every row of the vocabulary, by table, of tables with a fixed capacity."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +102,8 @@ def evaluate(
             item_counts=data.item_counts,
             has_vector=data.has_vector,
             config=config.segments,
+            first_time_I=data.first_time,
+            id_maps=scored.id_maps,
         ),
         item_counts=data.item_counts,
         modality_names=names,

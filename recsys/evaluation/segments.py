@@ -5,9 +5,11 @@ one at a time (all at once would be as large as the predictions). Called by laun
 Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -37,6 +39,10 @@ class SegmentsConfig:
     """Segments of an attribute (tag, artist, a feature): its values with the most rows."""
     num_periods: Annotated[int, Field(ge=1)] = 4
     """Segments of the time, of equal rows."""
+    age_days: list[Annotated[float, Field(gt=0)]] = field(
+        default_factory=lambda: [7.0, 30.0, 365.0]
+    )
+    """Bounds of the segments of the item's age: days since its first interaction of the log."""
     min_rows: Annotated[int, Field(ge=1)] = 100
     """Segments with fewer rows get counts and no metrics."""
     min_of_each_class: Annotated[int, Field(ge=1)] = 10
@@ -93,6 +99,8 @@ def segments(
     item_counts: ItemCounts | None,
     has_vector: Mapping[str, NDArray[np.bool_]],
     config: SegmentsConfig,
+    first_time_I: NDArray[np.int64] | None = None,
+    id_maps: Mapping[str, NDArray[np.int32]] = MappingProxyType({}),
 ) -> Iterator[Segment]:
     """Yield the segments that the data can tell, family by family; some may be empty.
 
@@ -100,9 +108,19 @@ def segments(
         row_values: columns of the scored rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
         item_counts: None where there are no items.
         has_vector: by modality, whether each item row has a vector [I].
+        first_time_I: of every item's first interaction; None where there are no items or no times.
+        id_maps: table row of every item [I] or user [U], by table, of tables with a fixed capacity.
     """
     if item_counts is not None:
         yield from _by_popularity(item_counts, item_row_N, config)
+    if first_time_I is not None and "timestamp" in row_values:
+        yield from _by_age(first_time_I[item_row_N], row_values["timestamp"], item_row_N, config)
+    for table, of, rows_N in (
+        ("item_id", "item", item_row_N),
+        ("user_id", "user", user_row_N),
+    ):
+        if table in id_maps:
+            yield from _by_own_row(f"table row of the {of}", id_maps[table][rows_N], rows_N)
     known_N = is_known(user_row_N)
     if "history_end" in row_values:
         yield from _by_history(row_values["history_end"], known_N, config)
@@ -177,6 +195,34 @@ def _by_popularity(
         if low <= high:
             within_N = (counts_N >= low) & (counts_N <= high)
             yield Segment(family, name, kinds_N["seen_in_training"] & within_N)
+
+
+def _by_age(
+    first_time_N: NDArray[np.int64],
+    time_N: NDArray[np.int64],
+    item_row_N: NDArray[np.int64],
+    config: SegmentsConfig,
+) -> Iterator[Segment]:
+    """Rows by the age that their item has at their time."""
+    family, known_N = "age of the item", is_known(item_row_N)
+    yield from _unknown(family, known_N)
+    bounds = sorted(config.age_days)
+    seconds = np.array(bounds) * 86_400
+    place_N = np.searchsorted(seconds, time_N - first_time_N, side="right")
+    names = [f"{low:g} to {high:g} days" for low, high in itertools.pairwise(bounds)]
+    names = [f"under {bounds[0]:g} days", *names, f"{bounds[-1]:g} days or more"] if bounds else []
+    for place, name in enumerate(names):
+        yield Segment(family, name, known_N & (place_N == place))
+
+
+def _by_own_row(
+    family: str, table_row_N: NDArray[np.int32], rows_N: NDArray[np.int64]
+) -> Iterator[Segment]:
+    """Rows whose id has a row of its own in a table of fixed capacity, and those that read row 0."""
+    known_N, has_row_N = is_known(rows_N), is_known(table_row_N)
+    yield from _unknown(family, known_N)
+    yield Segment(family, "its own", known_N & has_row_N)
+    yield Segment(family, "row 0: not admitted, or forgotten", known_N & ~has_row_N)
 
 
 def _unknown(family: str, known_N: NDArray[np.bool_]) -> Iterator[Segment]:

@@ -168,6 +168,14 @@ class Reference:
                 bag.weight = nn.Parameter(stored_KD, requires_grad=False)
 
     def _rows(self, table: str, rows_K: NDArray[np.int64]) -> torch.Tensor:
+        """Return the stored values of ascending rows of a vocabulary [K, D]."""
+        id_map_N = self._stored.id_map(table)
+        if id_map_N is not None:
+            own_U, numbers_K = np.unique(id_map_N[rows_K].astype(np.int64), return_inverse=True)
+            return self._own_rows(table, own_U)[torch.from_numpy(numbers_K)]
+        return self._own_rows(table, rows_K)
+
+    def _own_rows(self, table: str, rows_K: NDArray[np.int64]) -> torch.Tensor:
         """Return ascending rows of a stored table [K, D]."""
         num_rows, num_columns = self._stored.shape(table)
         found_KD = torch.empty(len(rows_K), num_columns)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from recsys.bundle.tables import TableWriter
+from recsys.bundle.tables import ID_MAP, TableWriter
 from recsys.checkpoint.read import StoredTables
 from recsys.errors import UserError
+from recsys.files import write_array
 from recsys.schema import TableSpec
 
 BLOCK_BYTES = 64 * 2**20
@@ -26,7 +27,7 @@ def write_tables(
     half_tables: Sequence[str],
     first_order: bool,
 ) -> int:
-    """Write tables and return how many rows they have together.
+    """Write tables, and the id maps of those with a fixed capacity; return their rows together.
 
     Args:
         folder: `tables/` of a bundle in the making.
@@ -40,15 +41,17 @@ def write_tables(
         UserError: the checkpoint's table has another number of rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(spec.num_rows for spec in specs)
+    total = sum(stored.shape(spec.name)[0] for spec in specs)
     with tqdm(total=total, desc="tables", unit="row", leave=False, disable=None) as progress:
         for spec in specs:
             num_rows, num_columns = stored.shape(spec.name)
-            if num_rows != spec.num_rows:
+            if (num_ids := stored.num_ids(spec.name)) != spec.num_rows:
                 raise UserError(
-                    f"{stored.path}: table {spec.name!r} has {num_rows:,} rows, the data has "
+                    f"{stored.path}: table {spec.name!r} has {num_ids:,} rows, the data has "
                     f"{spec.num_rows:,}; put the data back that the run was trained on"
                 )
+            if (id_map_N := stored.id_map(spec.name)) is not None:
+                write_array(folder / f"{spec.name}{ID_MAP}", id_map_N)
             is_half = precision == "fp32" and spec.name in half_tables
             block_rows = max(1, BLOCK_BYTES // (4 * num_columns))
             with TableWriter(

@@ -159,6 +159,7 @@ def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> Scor
         of_candidates=of_candidates,
         first_rows=first_rows,
         shuffled=shuffled,
+        id_maps=run.sharded.id_maps.rows_by_table(),
     )
 
 

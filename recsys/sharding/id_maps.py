@@ -87,10 +87,9 @@ class IdMaps:
         """Whether there is any map."""
         return bool(self._tables)
 
-    def rows_of(self, table: str) -> NDArray[np.int32] | None:
-        """Return the table row of every vocabulary row [N]; None for a table without a map."""
-        mapped = self._tables.get(table)
-        return None if mapped is None else mapped.ids.table_row_N
+    def rows_by_table(self) -> dict[str, NDArray[np.int32]]:
+        """Return the table row of every vocabulary row [N], by table; the maps themselves."""
+        return {name: table.ids.table_row_N for name, table in self._tables.items()}
 
     def mapped(self, batch: Batch) -> Batch:
         """Return a batch of the host with the rows of the tables beside those of the vocabulary."""
@@ -98,7 +97,7 @@ class IdMaps:
             return batch
         sparse = batch.features.sparse
         rows_V = sparse.values().numpy().copy()
-        maps = {name: t.ids.table_row_N for t in self._tables.values() for name in t.features}
+        maps = {key: t.ids.table_row_N for t in self._tables.values() for key in t.features}
         for key, ids_V, _ in _by_key(sparse, rows_V):
             if key in maps:
                 ids_V[:] = maps[key][ids_V]
@@ -255,6 +254,15 @@ class IdMaps:
                 num_unknown=sum(int((table.ids.table_row_N[ids] == 0).sum()) for ids in lookups),
             )
         return found
+
+
+def rows_by_table(state: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.int32]]:
+    """Return the table row of every vocabulary row [N], by table, of what `IdMaps.state` returned."""
+    return {
+        name.removesuffix("/table_row"): rows.numpy()
+        for name, rows in state.items()
+        if name.endswith("/table_row")
+    }
 
 
 def _by_key(

@@ -26,6 +26,9 @@ ITEMS = """item_id,title,image,genres,year,lang,by
 """
 
 
+NO_ROW = "row 0: not admitted, or forgotten"
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segments")
@@ -48,7 +51,7 @@ def rows_of(world, split="train"):
     return pq.read_table(files[0])
 
 
-def found(world, split="train", has_vector=None, **settings):
+def found(world, split="train", has_vector=None, first_time=None, id_maps=None, **settings):
     manifest, folder = world
     rows = rows_of(world, split)
     columns = {n: rows.column(n).to_numpy() for n in ("row_id", "user_row", "item_row")}
@@ -65,6 +68,8 @@ def found(world, split="train", has_vector=None, **settings):
         ),
         has_vector=has_vector or {},
         config=SegmentsConfig(**settings),
+        first_time_I=first_time,
+        id_maps=id_maps or {},
     ):
         families.setdefault(family, {})[name] = mask
     return columns, families
@@ -114,6 +119,34 @@ def test_items_are_unseen_rare_common_or_popular_by_their_training_rows(world):
     assert bounds["rare (1 to 1)"].tolist() == (counts == 1).tolist()
     popular = next(mask for name, mask in bounds.items() if name.startswith("popular"))
     assert popular.tolist() == (counts >= max(2, counts.max())).tolist() or not popular.any()
+
+
+def test_rows_are_told_apart_by_the_age_that_their_item_has_then(world):
+    columns, _ = found(world)
+    times = rows_of(world).column("timestamp").to_numpy()
+    first = np.full(world[0].num_item_rows, 20)
+    _, families = found(world, first_time=first, age_days=[1.0, 50 / 86_400])
+    ages = families["age of the item"]
+    known = columns["item_row"] > 0
+    expected = {
+        "under 0.000578704 days": times - 20 < 50,
+        "0.000578704 to 1 days": times - 20 >= 50,
+        "1 days or more": times < 0,
+    }
+    found_rows = {name: mask.tolist() for name, mask in ages.items() if name != UNKNOWN}
+    assert found_rows == {name: (mask & known).tolist() for name, mask in expected.items()}
+    assert 0 < sum(found_rows["under 0.000578704 days"]) < known.sum()
+
+
+def test_rows_of_ids_without_a_table_row_are_a_segment(world):
+    columns, _ = found(world)
+    rows = np.zeros(world[0].num_item_rows, np.int32)
+    rows[2:4] = [2, 1]
+    _, families = found(world, id_maps={"item_id": rows})
+    own, row_0 = (families["table row of the item"][n] for n in ("its own", NO_ROW))
+    is_own = np.isin(columns["item_row"], [2, 3])
+    assert own.tolist() == is_own.tolist() and is_own.any()
+    assert row_0.tolist() == (~is_own & (columns["item_row"] > 0)).tolist()
 
 
 def test_drawn_negatives_and_unknown_items_are_neither_seen_nor_unseen():

@@ -132,6 +132,21 @@ def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process
 
 
 @pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+def test_tables_with_a_fixed_capacity_are_looked_up_through_their_id_maps(
+    varied, one_process, name
+):
+    """Users, items with their histories, and a list; most ids read row 0."""
+    capacities = {"user_id": 5, "item_id": 11, "genres": 2}
+    tables = {table: {"ids": {"capacity": number}} for table, number in capacities.items()}
+    bundle = check(varied, f"capacity-{name}", one_process, {"name": name}, tables=tables)
+    manifest = read_manifest(varied)
+    for table, number in capacities.items():
+        exported_table = bundle.tables[table]
+        assert exported_table.values_ND.shape[0] == number + 1
+        assert exported_table.num_rows == manifest.table(table).num_rows
+
+
+@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
 def test_context_on_the_item_side_is_read_with_the_request(tmp_path, one_process, name):
     workspace = make_workspace(tmp_path / "w", price_side="item")
     bundle = check(workspace, "run", one_process, {"name": name})

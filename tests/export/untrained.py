@@ -124,6 +124,16 @@ def make_workspace(folder: Path, edit: Callable[[str], str] = lambda text: text,
     return folder
 
 
+def _admit_some(maps, capacities, generator) -> None:
+    """Give every row of the tables with a fixed capacity to some id."""
+    state = maps.state()
+    for name, capacity in capacities.items():
+        rows = state[f"{name}/table_row"]
+        ids = 1 + torch.randperm(len(rows) - 1, generator=generator)[:capacity]
+        rows[ids] = 1 + torch.arange(len(ids), dtype=rows.dtype)
+    maps.load_state(state, is_first_rank=True)
+
+
 def write_run(workspace: Path, name: str, env, model: dict, **sections) -> np.ndarray:
     """Save a run of random weights; return its probabilities of the test split by row id."""
     manifest = read_manifest(workspace)
@@ -150,6 +160,8 @@ def write_run(workspace: Path, name: str, env, model: dict, **sections) -> np.nd
             if isinstance(module, torch.nn.BatchNorm1d):
                 module.running_mean.normal_(generator=generator)
                 module.running_var.uniform_(0.5, 2, generator=generator)
+    capacities = {name: t.ids.capacity for name, t in config.tables.items() if t.ids is not None}
+    _admit_some(sharded.id_maps, capacities, generator)
     state = TrainState(epoch=1, step=7, best_metric=0.5, best_step=7)
     save_checkpoint(
         folder / "checkpoints", sharded=sharded, state=state, env=env, keep_last=1, best=True

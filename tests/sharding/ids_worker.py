@@ -135,7 +135,7 @@ def run_stage(env, stage):
         stage.get("optimizer", "rowwise_adagrad"),
         tables={
             name: {"sharding": stage.get("sharding", "table_wise"), "ids": ids}
-            for name, ids in (IDS if stage.get("ids", True) else dict.fromkeys(IDS)).items()
+            for name, ids in IDS.items()
         },
         model={"embedding_dim": 16, "embedding_init": INIT},
     )
@@ -175,8 +175,8 @@ def run_stage(env, stage):
         higher_is_better=True,
         plateau_factor=1.0,
     ).run()
-    maps = {name: sharded.id_maps.rows_of(name) for name in IDS}
-    of_ranks = gather(lambda: {n: None if m is None else m.tolist() for n, m in maps.items()})
+    maps = {name: rows.tolist() for name, rows in sharded.id_maps.rows_by_table().items()}
+    of_ranks = gather(lambda: maps)
     return {
         "losses": log.losses,
         "maps": of_ranks[0],
