@@ -89,21 +89,28 @@ class Log:
 
 
 def checked_resets(sharded, problems):
-    """Let every reset of a model be compared with its shards before it."""
-    reset = sharded.id_maps.reset
+    """Let every exchange of a model be compared with its shards before it."""
+    exchange, reset, noted = sharded.exchange_ids, sharded.id_maps.reset, {}
 
-    def checked(shards, freed):
-        before = {key: [t.clone() for t in parts] for key, parts in tensors_of(sharded).items()}
+    def noting(shards, freed):
+        noted.update(freed)
         reset(shards, freed)
-        problems.extend(wrongs(before, tensors_of(sharded), freed))
 
-    sharded.id_maps.reset = checked
+    def checked():
+        noted.clear()
+        before = tensors_of(sharded)
+        metrics = exchange()
+        problems.extend(wrongs(before, tensors_of(sharded), noted))
+        return metrics
+
+    sharded.id_maps.reset, sharded.exchange_ids = noting, checked
 
 
 def tensors_of(sharded):
-    """Values and optimizer state of every shard, by (table, first row, first column)."""
+    """Copies of values and optimizer state of every shard, by (table, first row, first column)."""
     return {
-        (s.table, s.row, s.column): [s.weight, *s.slots.values()] for s in sharded.table_shards()
+        (s.table, s.row, s.column): [t.cpu().clone() for t in (s.weight, *s.slots.values())]
+        for s in sharded.table_shards()
     }
 
 
@@ -134,7 +141,11 @@ def run_stage(env, stage):
     config = settings(
         stage.get("optimizer", "rowwise_adagrad"),
         tables={
-            name: {"sharding": stage.get("sharding", "table_wise"), "ids": ids}
+            name: {
+                "sharding": stage.get("sharding", "table_wise"),
+                "kernel": stage.get("kernel", "fused"),
+                "ids": ids,
+            }
             for name, ids in IDS.items()
         },
         model={"embedding_dim": 16, "embedding_init": INIT},

@@ -6,6 +6,7 @@ import torch
 
 from recsys.runtime.env import start, stop
 from tests import tiny_world
+from tests.sharding.ids_worker import run_stage
 from tests.sharding.penalty_worker import (
     OPTIMIZERS,
     assert_tables,
@@ -16,6 +17,7 @@ from tests.sharding.worker import GLOBAL_BATCH, TABLES, settings, train
 
 pytestmark = pytest.mark.gpu
 
+IDS_UNTIL = 20
 NORMALISED = {"batch_norm": True}
 
 
@@ -29,8 +31,15 @@ def on_cpu(gpu, no_process_group_left):
     env = start("cpu")
     found = {name: train(env, settings(name))[0] for name in OPTIMIZERS}
     found["batch_norm"], _ = train(env, settings("sgd", model=NORMALISED))
+    found["ids"] = run_stage(env, {"until": IDS_UNTIL})
     stop()
     return found
+
+
+@pytest.fixture(scope="module")
+def ids_on_cpu(on_cpu):
+    """Losses and maps of the drifting world on the CPU."""
+    return on_cpu["ids"]
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +163,28 @@ def test_resume_is_bit_equal_with_dropout(one_gpu, same_bits, optimizer, shardin
     )
     assert rest["losses"] == whole["losses"][4:]
     assert rest["scores"] == whole["scores"]
+
+
+@pytest.mark.parametrize("pipeline", ["plain", "sparse_dist"])
+@pytest.mark.parametrize("kernel", ["fused", "fused_uvm", "fused_uvm_caching"])
+def test_ids_come_and_go_on_the_card_and_in_main_memory_as_on_a_cpu(
+    one_gpu, ids_on_cpu, kernel, pipeline
+):
+    """The cache takes 20 % of the rows, fewer than a step looks up."""
+    stage = {"until": IDS_UNTIL, "kernel": kernel, "pipeline": pipeline, "check": True}
+    found = run_stage(one_gpu, stage)
+    assert found["problems"] == []
+    assert found["maps"] == ids_on_cpu["maps"]
+    assert found["noted"] == ids_on_cpu["noted"]
+    np.testing.assert_allclose(found["losses"], ids_on_cpu["losses"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "fused_uvm_caching"])
+def test_ids_go_on_from_a_checkpoint_on_the_card(one_gpu, same_bits, kernel, tmp_path):
+    keys = {"kernel": kernel, "pipeline": "sparse_dist"}
+    whole = run_stage(one_gpu, {**keys, "until": IDS_UNTIL})
+    first = run_stage(one_gpu, {**keys, "until": 8, "save": str(tmp_path)})
+    load = f"{tmp_path}/step-00000008"
+    rest = run_stage(one_gpu, {**keys, "until": IDS_UNTIL, "load": load})
+    assert first["losses"] + rest["losses"] == whole["losses"]
+    assert rest["maps"] == whole["maps"]
