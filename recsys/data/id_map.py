@@ -85,7 +85,7 @@ class Seen:
             is_counted: False: their times count, their number does not.
         """
         is_listed_V = rows_V > 0
-        rows_V, times_V = rows_V[is_listed_V], times_V[is_listed_V]
+        rows_V, times_V = rows_V[is_listed_V].astype(np.int64), times_V[is_listed_V]
         counts_V = np.full(len(rows_V), int(is_counted), np.int64)
         rows_K, counts_K, last_K = _distinct(rows_V, counts_V, times_V)
         return Seen(
@@ -265,7 +265,10 @@ class IdMap:
         }
 
     def load(self, arrays: Mapping[str, NDArray]) -> None:
-        """Set what `arrays` returned; ids that the vocabulary got since then have no row.
+        """Set what `arrays` returned, of the same N or fewer; ids that came since have no row.
+
+        Args:
+            arrays: three arrays [N] and the totals, by name.
 
         Raises:
             UserError: the arrays are of a longer vocabulary or of a table of more rows.
