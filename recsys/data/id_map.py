@@ -184,7 +184,7 @@ class IdMap:
            are too few free rows, the later, the more frequent, the lower id goes first; with
            forget.least_recent the table keeps those that are first among them and the ids that it has.
 
-        Returns rows of ids that were forgotten, ascending [K].
+        Returns rows of ids that were forgotten or admitted, ascending [K].
 
         Raises:
             UserError: more ids of the window have a right to a row than the table has rows.
@@ -219,7 +219,7 @@ class IdMap:
         self.totals.admitted += len(admitted)
         self.totals.forgotten += len(leaving)
         self.totals.turned_away = len(coming) - len(admitted)
-        return freed
+        return np.union1d(freed, free)
 
     def _note(self, seen: Seen) -> None:
         """Add counts and times of a window."""

@@ -5,7 +5,7 @@ world, its truth. Out: the result that metrics.json holds, and what the report s
 launch/evaluate.py. Shapes: N rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from recsys.evaluation.predict import Predictions, by_score, users_of
 from recsys.evaluation.ranking import evaluate_candidates
 from recsys.evaluation.result import EvaluationResult
 from recsys.evaluation.samples import SampleUser, choose_users, sample_user
-from recsys.evaluation.segments import ROW_COLUMNS, read_by_row_id, segments
+from recsys.evaluation.segments import ROW_COLUMNS, Segment, read_by_row_id, segments
 from recsys.evaluation.split import RowUsers, evaluate_rows
 from recsys.evaluation.two_stages import evaluate_two_stages
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
@@ -93,18 +93,7 @@ def evaluate(
     result = evaluate_rows(
         predictions,
         users,
-        segments=segments(
-            prepared=data.prepared,
-            manifest=data.manifest,
-            row_values=row_values,
-            user_row_N=predictions.user_row,
-            item_row_N=predictions.item_row,
-            item_counts=data.item_counts,
-            has_vector=data.has_vector,
-            config=config.segments,
-            first_time_I=data.first_time,
-            id_maps=scored.id_maps,
-        ),
+        segments=_segments(data, scored, predictions, row_values, config),
         item_counts=data.item_counts,
         modality_names=names,
         config=config,
@@ -127,6 +116,28 @@ def evaluate(
         own = users.take(_places(predictions.row_id, scored.first_rows.row_id))
         result.importance = evaluate_importance(scored.first_rows, scored.shuffled, own, config)
     return evaluation
+
+
+def _segments(
+    data: EvaluationData,
+    scored: ScoredSplit,
+    predictions: Predictions,
+    row_values: Mapping[str, NDArray],
+    config: EvaluateConfig,
+) -> Iterator[Segment]:
+    """Return the segments of predictions; row_values: columns of their rows [N]."""
+    return segments(
+        prepared=data.prepared,
+        manifest=data.manifest,
+        row_values=row_values,
+        user_row_N=predictions.user_row,
+        item_row_N=predictions.item_row,
+        item_counts=data.item_counts,
+        has_vector=data.has_vector,
+        config=config.segments,
+        first_time_I=data.first_time,
+        id_maps=scored.id_maps,
+    )
 
 
 def _check_all_scored(data: EvaluationData, predictions: Predictions, split: str) -> None:

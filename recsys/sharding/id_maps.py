@@ -2,12 +2,12 @@
 
 In: batches with rows of the vocabulary. Out: the same batches with rows of the tables beside them, for
 every feature that reads a table of fixed capacity (`tables.<name>.ids`); between two windows of steps,
-the maps that all ranks agree on, and freed rows that begin anew. Held by ShardedRanker, called by the
-training loop and by recsys/evaluation/predict.py; checkpoints keep what `state` returns.
+the maps that all ranks agree on. Held by ShardedRanker, called by the training loop and by
+recsys/evaluation/predict.py; checkpoints keep what `state` returns.
 
     steps 1 .. n        every rank notes the ids of the batches that it trained on
-    before step n + 1   all ranks exchange the notes, apply one rule (recsys/data/id_map.py), and reset
-                        the freed rows of their own shards
+    before step n + 1   all ranks exchange the notes, apply one rule (recsys/data/id_map.py), and
+                        begin anew the rows, in their own shards, of ids that came or went
 
 Nothing is in flight at an exchange: a batch is looked up, trained and noted under one map.
 Shapes: V ids of a feature, B rows of a batch.

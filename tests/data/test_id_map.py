@@ -86,7 +86,7 @@ def test_rows_of_later_passes_are_not_counted_again():
 def test_an_id_is_forgotten_after_days_of_the_logs_time_and_comes_back_anew():
     made = id_map(4, after_days=2)
     made.update(seen([(1, 0), (2, DAY)]))
-    assert made.update(seen([(3, 2 * DAY)])).tolist() == []
+    assert made.update(seen([(3, 2 * DAY)])).tolist() == [3]
     assert made.update(seen([(3, 3 * DAY)])).tolist() == [1]
     assert rows_of(made) == {2: 2, 3: 3}
     made.update(seen([(1, 3 * DAY)]))

@@ -31,9 +31,9 @@ class SlowIdMap:
         else:
             coming = sorted(coming, key=self._place)[: self.capacity - len(self.row_of)]
         free = [r for r in range(1, self.capacity + 1) if r not in self.row_of.values()]
-        for one, row in zip(sorted(coming), free, strict=False):
-            self.row_of[one] = row
-        return sorted(freed)
+        given = dict(zip(sorted(coming), free, strict=False))
+        self.row_of |= given
+        return sorted({*freed, *given.values()})
 
     def _is_old(self, one):
         return self.after_days is not None and self.last[one] < self.now - self.after_days * DAY
