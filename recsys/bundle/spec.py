@@ -126,6 +126,12 @@ class BundleSpec:
         """Return a feature of the manifest by its name."""
         return next(f for f in self.manifest.features if f.name == name)
 
+    @property
+    def dense_names(self) -> list[str]:
+        """Dense features that the model reads, in the order of a batch's columns."""
+        read = {*self.user_dense, *self.item_dense}
+        return [feature.name for feature in self.manifest.dense if feature.name in read]
+
     def dense(self, name: str) -> DenseSpec:
         """Return a dense feature of the manifest by its name."""
         return next(f for f in self.manifest.dense if f.name == name)

@@ -53,7 +53,8 @@ def estimate_posterior(folder: Path, batches: Iterable[Batch], num_train_rows: i
     curvature, num_rows = 0.0, 0
     for batch in batches:
         count = batch.num_real
-        users = scorer.encode_columns(columns_of(batch, bundle.spec.manifest), count)
+        columns = columns_of(batch, bundle.spec.manifest, bundle.spec.dense_names)
+        users = scorer.encode_columns(columns, count)
         rows_B = batch.item_row_B[:count]
         logits_B, _ = scorer.score(users, torch.arange(count), rows_B)
         p_B = torch.sigmoid(logits_B.double())

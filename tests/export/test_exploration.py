@@ -23,7 +23,7 @@ def test_posterior_is_the_inverse_hessian_of_the_training_rows(tiny_workspace, t
         source.prepared, manifest, source.ranker, split="train", num_rows=10**9
     )
     for batch in batches:
-        users = scorer.encode_columns(columns_of(batch, manifest), batch.num_real)
+        users = scorer.encode_columns(columns_of(batch, manifest, []), batch.num_real)
         rows = batch.item_row_B[: batch.num_real]
         logits, _ = scorer.score(users, torch.arange(batch.num_real), rows)
         items = bundle.items.take("retrieval", rows).numpy().astype(np.float64)
