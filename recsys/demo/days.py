@@ -58,6 +58,7 @@ _LOG = pa.schema([
     ("opened", pa.bool_()),
     ("hidden", pa.bool_()),
     ("position", pa.int32()),
+    ("propensity", pa.float64()),
 ])
 """Columns of a log of events, which the log before day 1 has too."""
 
@@ -268,6 +269,7 @@ def start_log(world: DayWorld) -> pa.Table:
         "opened": none,
         "hidden": none,
         "position": [None] * config.num_exposures,
+        "propensity": [None] * config.num_exposures,
     }
     return pa.table(columns, schema=_LOG)
 

@@ -23,6 +23,7 @@ _EVENT = pa.schema([
     ("kind", pa.string()),
     ("time", pa.float64()),
     ("position", pa.int32()),
+    ("propensity", pa.float64()),
 ])
 LAST = 1e11
 """Seconds since 1970 that no event reaches."""
@@ -108,6 +109,7 @@ def write_event_log(store: Store, path: Path, *, since: float, until: float) -> 
                     "kind": event.kind,
                     "time": event.time,
                     "position": event.position,
+                    "propensity": event.propensity,
                 }
                 for event in page
             ],
@@ -139,6 +141,7 @@ def _pairs(events: pa.Table) -> pa.Table:
         ("time", "min"),
         ("liked_time", "min"),
         ("position", "min"),
+        ("propensity", "min"),
         *[(name, "max") for name in ("shown", "opened", "liked", "hidden")],
     ])
     seconds = pc.floor(pc.coalesce(pairs["liked_time_min"], pairs["time_min"]))
@@ -151,6 +154,7 @@ def _pairs(events: pa.Table) -> pa.Table:
         "opened": pairs["opened_max"],
         "hidden": pairs["hidden_max"],
         "position": pairs["position_min"],
+        "propensity": pairs["propensity_min"],
     })
     order = [(name, "ascending") for name in ("timestamp", "user_id", "item_id")]
     return log.sort_by(order)

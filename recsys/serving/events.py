@@ -50,6 +50,8 @@ class Event(StoredRequest):
     """X-Request-ID of the answer that showed the item."""
     position: int | None = Field(default=None, ge=1, le=1_000_000)
     """Place of the item in that answer, from 1."""
+    propensity: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Propensity of the item in that answer, for estimates of what another policy would have earned."""
     id: StoredId | None = None
     """Unique id; an event whose id is stored already is not stored again. null: the X-Request-ID of
     this request and the event's index, so that the same request sent again changes nothing."""

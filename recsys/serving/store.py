@@ -38,6 +38,7 @@ _events = sa.Table(
     sa.Column("time", sa.Double, nullable=False, index=True),
     sa.Column("request_id", sa.Text),
     sa.Column("position", sa.Integer),
+    sa.Column("propensity", sa.Double),
     sqlite_autoincrement=True,
 )
 _is_hidden = _events.c.kind == "hidden"
@@ -87,6 +88,8 @@ class StoredEvent:
     """Request whose answer showed the item."""
     position: int | None = None
     """Place of the item in that answer, from 1."""
+    propensity: float | None = None
+    """Probability with which exploration put it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +154,26 @@ class Store:
         store = cls(_engine_of(str(place)))
         with store._named_errors():
             _metadata.create_all(store._engine)
-            _hidden.create(store._engine, checkfirst=True)  # stores of earlier versions lack it
+            # Stores of earlier versions lack these.
+            _hidden.create(store._engine, checkfirst=True)
+            store._add_propensity()
         return store
+
+    def _add_propensity(self) -> None:
+        """Add the column to events of an earlier version, unless another process has just done it."""
+        if self._has_propensity():
+            return
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    sa.text("ALTER TABLE events ADD COLUMN propensity DOUBLE PRECISION")
+                )
+        except SQLAlchemyError:
+            if not self._has_propensity():
+                raise
+
+    def _has_propensity(self) -> bool:
+        return "propensity" in {c["name"] for c in sa.inspect(self._engine).get_columns("events")}
 
     @property
     def name(self) -> str:

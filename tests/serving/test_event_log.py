@@ -1,5 +1,6 @@
 """Events of a server become a log that prepare reads."""
 
+import dataclasses
 import json
 
 import pyarrow.parquet as pq
@@ -41,6 +42,19 @@ def test_a_pair_of_user_and_item_is_one_row_with_the_time_of_its_first_like(tmp_
         ("u", "b", 10, 0, True, False, False, 5),
         ("u", "a", 12, 1, True, True, False, 1),
     ]
+
+
+def test_the_probability_of_a_shown_item_is_in_the_log(tmp_path):
+    store = store_with(tmp_path / "events.db", ("u", "b", "shown", 2.0))
+    shown = StoredEvent(id="s", user="u", item="a", kind="shown", time=1, propensity=0.25)
+    with store.writing() as transaction:
+        transaction.add_events([
+            shown,
+            dataclasses.replace(shown, id="l", kind="liked", propensity=None),
+        ])
+    write_event_log(store, tmp_path / "events.parquet", since=0, until=50)
+    rows = pq.read_table(tmp_path / "events.parquet").to_pylist()
+    assert [(row["item_id"], row["propensity"]) for row in rows] == [("a", 0.25), ("b", None)]
 
 
 def test_a_period_without_events_is_refused_and_nothing_is_written(tmp_path):

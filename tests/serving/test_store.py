@@ -88,6 +88,7 @@ def test_texts_of_all_scripts_and_whole_events_come_back(store):
         time=1.25,
         request_id="r",
         position=3,
+        propensity=0.125,
     )
     add(store, whole)
     assert list(store.events_between(0, 2)) == [[whole]]
@@ -156,6 +157,23 @@ def test_a_password_is_not_shown(tmp_path):
     with pytest.raises(StoreError) as failed:
         Store.open(f"postgresql://me:secret@/name?host={tmp_path}")
     assert "secret" not in str(failed.value)
+
+
+def test_events_of_an_earlier_version_have_no_propensity_and_new_ones_do(tmp_path):
+    place = tmp_path / "events.db"
+    store = Store.open(place)
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE events DROP COLUMN propensity"))
+        connection.execute(
+            sa.text(
+                "INSERT INTO events (id, user, item, kind, time) VALUES ('old', 'u', 'a', 'shown', 1)"
+            )
+        )
+    store.close()
+    opened = [Store.open(place) for _ in range(2)]
+    add(opened[1], StoredEvent(id="new", user="u", item="b", kind="shown", time=2, propensity=0.5))
+    (events,) = opened[0].events_between(0, 3)
+    assert [(e.id, e.propensity) for e in events] == [("old", None), ("new", 0.5)]
 
 
 def test_hidden_items_follow_their_numbers_in_stores_of_earlier_versions_too(database):

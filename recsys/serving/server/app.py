@@ -243,6 +243,7 @@ async def events(http: Request, body: EventsRequest) -> Response:
             time=now if event.time is None else event.time,
             request_id=event.request_id,
             position=event.position,
+            propensity=event.propensity,
         )
         for index, event in enumerate(body.events)
     ]
