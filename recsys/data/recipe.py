@@ -85,7 +85,8 @@ class InteractionsRecipe(TextFormat):
 
     file: str | None = None
     """CSV, JSON-lines or Parquet file below `source`, a folder of such files, or a pattern (`*`, `?`,
-    `[...]`, `**`); rows follow each other in the order of the files' paths."""
+    `[...]`, `**`); rows follow each other in the order of the files' paths. With split.strategy=given
+    only append=true reads it: the files of new days."""
     files: dict[str, str] = field(default_factory=dict)
     """With split.strategy=given: one file, folder or pattern each for train, valid and test."""
     user_id: str | None = None
@@ -110,9 +111,10 @@ class InteractionsRecipe(TextFormat):
     unknown_items: Literal["error", "drop", "keep"] = "error"
     """Rows whose item is not in the items file: `error`, `drop`, or `keep` as unknown row 0."""
     user_min_count: Annotated[int, Field(ge=1)] = 1
-    """Users with fewer training rows, and not in a users file, share the unknown row 0."""
+    """Users with fewer training rows, and not in a users file, share the unknown row 0. Rows of appended
+    windows count too: an id gets its row with the window that reaches the number."""
     item_min_count: Annotated[int, Field(ge=1)] = 1
-    """Without an items file: items with fewer training rows share the unknown row 0."""
+    """Without an items file: items with fewer rows, counted likewise, share the unknown row 0."""
     features: dict[str, FeatureRecipe] = field(default_factory=dict)
     """Features of the row itself (context)."""
 

@@ -143,7 +143,8 @@ def find_new_files(recipe: Recipe, manifest: Manifest, since: str | None) -> New
 
 def files_read(manifest: Manifest) -> list[RawFile]:
     """Return all files that prepared data and its ancestors have read, the first ones first."""
-    return [file for state in (*manifest.chain, manifest) for file in state.files]
+    files = [known.files for known in manifest.chain] + [manifest.files]
+    return [file for read in files for file in read]
 
 
 def _places(recipe: Recipe) -> dict[str, str]:

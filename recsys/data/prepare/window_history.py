@@ -238,10 +238,13 @@ def write_sequences(
         stop = min(start + _BLOCK_USERS, num_users)
         then_B = then_U[start:stop]
         first_B = num_kept_U[start:stop] - then_B
-        for sequences, lengths_B, shift_B in ((first, first_B, 0), (then, then_B, first_B)):
+        starts_B = np.asarray(offsets[start:stop])
+        for sequences, lengths_B, places_B in (
+            (first, first_B, starts_B),
+            (then, then_B, starts_B + first_B),
+        ):
             ends_B = sequences.ends(start, stop)
             found, _ = jagged(sequences.values, ends_B - lengths_B, ends_B)
-            places_B = offsets[start:stop] + shift_B
             values[_places(places_B, lengths_B)] = found
 
 
