@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
+from recsys.chain import FIRST_SPLITS
 from recsys.config import read_job
 from recsys.data.workspace import WorkspaceConfig
 from recsys.job import hydra_job, open_command, run_job, same_data, say, stage
@@ -35,7 +36,8 @@ def job(cfg: DictConfig) -> None:
     # 1. The variants and their runs: of a suite, trained and scored where missing, or by name.
     place, config, tracking = read_job(cfg, KEYS)
     workspace, suite = place.folder, config.suite
-    config = replace(config, split=read_manifest(workspace).split_named(config.split))
+    if config.split not in FIRST_SPLITS:
+        config = replace(config, split=read_manifest(workspace).split_named(config.split))
     if suite is not None:
         variants = run_suite(config, suite, workspace, same_data(), tracking)
         name, reference = suite.name, suite.reference

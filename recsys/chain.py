@@ -38,6 +38,15 @@ def window_name(number: int) -> str:
     return f"window_{number:04d}"
 
 
+def split_problems(split: str) -> list[str]:
+    """Return a text for what can be no split's name."""
+    if split in (*FIRST_SPLITS, NEXT) or is_window(split):
+        return []
+    return [
+        f"split={split!r}: expected train, valid or test, a window such as {window_name(1)}, or {NEXT}"
+    ]
+
+
 def window_number(split: str) -> int:
     """Return the number of a window, 0 for train, valid and test."""
     found = _WINDOW.fullmatch(split)

@@ -14,8 +14,8 @@ from recsys.schema import Ancestor, Manifest, SplitSpec, read_manifest, write_ma
 NEW_USERS, NEW_ITEMS = 4, 6
 
 
-def grow(workspace: Path, *, windows: int = 1) -> Manifest:
-    """Append windows of the rows of split test, later and a third of them of new users and items.
+def grow(workspace: Path, *, windows: int = 1, first: int = 1) -> Manifest:
+    """Append windows, numbered from `first` on: rows of split test, later, a third of new ids.
 
     Row i of the third is of new user i modulo 4 and new item i modulo 6; new users have no history.
     """
@@ -25,14 +25,16 @@ def grow(workspace: Path, *, windows: int = 1) -> Manifest:
         _grow_side(prepared, side, count)
     test_histories = prepared / before.history.folder("test")
     offsets = np.load(test_histories / "offsets.npy")
-    offsets = np.concatenate([offsets, np.repeat(offsets[-1:], NEW_USERS)])
-    for name in ["latest", *(f"window_{number:04d}" for number in range(1, windows + 1))]:
-        (prepared / "history" / name).mkdir()
+    new = num_users + NEW_USERS + 1 - len(offsets)
+    offsets = np.concatenate([offsets, np.repeat(offsets[-1:], new)])
+    numbers = range(first, first + windows)
+    for name in ["latest", *(f"window_{number:04d}" for number in numbers)]:
+        (prepared / "history" / name).mkdir(exist_ok=True)
         shutil.copyfile(test_histories / "values.npy", prepared / "history" / name / "values.npy")
         np.save(prepared / "history" / name / "offsets.npy", offsets)
     rows = pa.concat_tables(pq.read_table(prepared / f) for f in before.splits["test"].files)
     splits = dict(before.splits)
-    for number in range(1, windows + 1):
+    for number in numbers:
         name = f"window_{number:04d}"
         splits[name] = _write_window(prepared, name, rows, number, before, num_users, num_items)
     more = {"user_id": NEW_USERS, "item_id": NEW_ITEMS}
@@ -70,7 +72,7 @@ def _grow_side(prepared: Path, side: str, count: int) -> None:
     for file in (prepared / "vocab" / f"{side}_id.parquet", prepared / f"{side}s.parquet"):
         table = pq.read_table(file)
         last = table.slice(table.num_rows - count)
-        names = [f"new-{side}-{number}" for number in range(count)]
+        names = [f"new-{side}-{len(table) + number}" for number in range(count)]
         for name in ("id", f"{side}_id"):
             if name in last.column_names:
                 at = last.column_names.index(name)
@@ -100,7 +102,7 @@ def _write_window(
 ) -> SplitSpec:
     count = rows.num_rows
     columns = {c: rows.column(c).to_numpy(zero_copy_only=False).copy() for c in rows.column_names}
-    columns["row_id"] = before.rows_in + (number - 1) * count + np.arange(count)
+    columns["row_id"] = 1_000_000 * number + np.arange(count)
     is_new = np.arange(count) % 3 == 0
     columns["user_row"][is_new] = num_users + np.arange(count)[is_new] % NEW_USERS
     columns["item_row"][is_new] = num_items + np.arange(count)[is_new] % NEW_ITEMS

@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 
 from embedding.image.config import ImageConfig
 from embedding.text.config import TextConfig
-from launch import compare, demo, embed, evaluate, neighbours, plan, prepare, sweep, sync, train
+from launch import (
+    compare,
+    demo,
+    embed,
+    evaluate,
+    neighbours,
+    plan,
+    prepare,
+    progressive,
+    sweep,
+    sync,
+    train,
+)
 from recsys.config import from_config, plain, read_job
 from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe, named_features
@@ -137,6 +149,7 @@ JOBS = {
     "neighbours": neighbours,
     "plan": plan,
     "prepare": prepare,
+    "progressive": progressive,
     "sweep": sweep,
     "sync": sync,
     "train": train,

@@ -167,7 +167,7 @@ def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
     )
     assert place.data.interactions.unknown_items == "keep"
     with pytest.raises(
-        ValueError, match=r"profil: unknown key; expected one of data, mlflow, model, .*"
+        ValueError, match=r"profil: unknown key; expected one of data, init, mlflow, model, .*"
     ):
         composed("train", "profil=true")
     with pytest.raises(ValueError, match=r"train.epoch: unknown key; expected one of epochs, .*"):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from recsys.chain import split_problems
 from recsys.evaluation.candidates import RankingConfig
 from recsys.evaluation.segments import SegmentsConfig
 
@@ -46,3 +47,7 @@ class EvaluateConfig:
     """Rows of the split that are scored again for each shuffled input; 0: none."""
     sample_users: Annotated[int, Field(ge=0)] = 4
     """Users of the report whose recommendations are shown."""
+
+    def problems(self) -> list[str]:
+        """Return a text for what is no split's name."""
+        return split_problems(self.split)

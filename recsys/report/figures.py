@@ -161,6 +161,7 @@ def curves(
     *,
     label: str,
     below: str,
+    from_zero: bool = True,
 ) -> str:
     """Draw one curve a name, (values, lows, highs) [T] each, with a band where the bounds are numbers."""
     figure, axes = _begin(width=6.4, height=3.9)
@@ -171,7 +172,8 @@ def curves(
         axes.plot([], [], style, color=colour, linewidth=1.8, label=name)
         axes.fill_between(steps, lows, highs, color=colour, alpha=0.10, linewidth=0)
     axes.set(xlabel=below, ylabel=label)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.legend(
         ncols=4, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=_INK, frameon=False,

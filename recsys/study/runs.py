@@ -40,13 +40,15 @@ from recsys.kinds import of_other_kinds
 from recsys.overrides import override
 from recsys.run.config import RunConfig
 from recsys.run.fingerprint import changes, fingerprint, scored_from
-from recsys.run.folder import as_stored, read_stored
+from recsys.run.folder import as_stored, is_grown, read_stored
 from recsys.runtime.limits import usable_cores
 from recsys.runtime.threads import threads_of_process
 from recsys.schema import read_manifest
 from recsys.tracking.config import TrackingConfig
 from recsys.train.log import DIVERGED
 
+_GROWING = ("data.identity", "data.features")
+"""Keys of a run that appended days change."""
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Hydra keeps the state of a composition in globals; searches run in threads.
 _composing = threading.Lock()
@@ -67,6 +69,8 @@ class StudyRun:
     """Everything after `launch/train.py`, but workspace and run.name."""
     config: RunConfig
     """What those overrides mean, for comparison with what a folder holds."""
+    on_grown_data: bool = False
+    """Whether a run and an evaluation stay the ones asked for after days were appended to the data."""
 
     @property
     def folder(self) -> Path:
@@ -91,7 +95,10 @@ class StudyRun:
         if newest is None:
             return False
         stored = read_stored(self.folder)
-        different = list(changes(stored, self.as_stored()).values())
+        changed = changes(stored, self.as_stored())
+        if self.on_grown_data and is_grown(stored, read_manifest(self.workspace)):
+            changed = {k: text for k, text in changed.items() if k not in _GROWING}
+        different = list(changed.values())
         different += [f"extended: {text}" for text in stored.get("extended", [])]
         if different:
             raise UserError(
@@ -134,6 +141,9 @@ class StudyRun:
             return ["checkpoint"] * newer + ["settings"]
         now = scored_from(self.workspace, best, self.config.model.modalities, settings)
         changed = [key for key, value in now.items() if made_from.get(key) != value]
+        grown_from = read_manifest(self.workspace).ancestor(str(made_from.get("data")))
+        if self.on_grown_data and grown_from is not None:
+            changed = [key for key in changed if key not in ("data", "features")]
         if "settings" in changed and _same_settings(made_from.get("settings"), settings):
             changed.remove("settings")
         return changed
@@ -143,7 +153,8 @@ class StudyRun:
         best_checkpoint(self.folder / "checkpoints")  # says why there is none
         pointer = self.folder / "checkpoints" / "best.json"
         with reading(pointer, self.remedy):
-            return float(json.loads(pointer.read_text(encoding="utf-8"))["metric"])
+            metric = json.loads(pointer.read_text(encoding="utf-8"))["metric"]
+            return float("nan") if metric is None else float(metric)
 
     def divergence(self) -> str | None:
         """Return why the last training of this run was given up: its loss or scores were not finite."""
@@ -313,13 +324,23 @@ class Commands:
 
         self._all(one, missing)
 
-    def evaluate(self, runs: Sequence[StudyRun], split: str, settings: EvaluateConfig) -> None:
-        """Score the runs whose best checkpoint has not been scored on `split`, with its `settings`."""
+    def evaluate(
+        self,
+        runs: Sequence[StudyRun],
+        split: str,
+        settings: EvaluateConfig,
+        more: Sequence[str] = (),
+    ) -> None:
+        """Score the runs whose best checkpoint has not been scored on `split`, with its `settings`.
+
+        Args:
+            more: arguments of launch/evaluate.py that give the settings, but the split.
+        """
         missing = [run for run in runs if not run.evaluated(split, settings)]
         say(f"evaluate on {split}: {len(runs) - len(missing)} of {len(runs)} are there")
 
         def one(run: StudyRun) -> str:
-            arguments = [*self.tracking, override("split", split)]
+            arguments = [*self.tracking, override("split", split), *more]
             self.job("evaluate", run.workspace, run.name, arguments)
             return f"{run.name}: scored"
 
