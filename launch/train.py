@@ -78,7 +78,10 @@ def job(cfg: DictConfig) -> None:
     best = "none" if state.best_metric is None else f"{state.best_metric:.4f}"
     say(f"best validation {config.train.metric} {best} at step {state.best_step:,} -> {folder}")
     name = override("run.name", run.name)
-    say(f"next: {next_command('evaluate', place.workspace, name, 'split=test')}")
+    if "test" in splits:
+        say(f"next: {next_command('export', place.workspace, name)}")
+    else:
+        say(f"next: {next_command('evaluate', place.workspace, name, 'split=test')}")
     stop()
 
 
