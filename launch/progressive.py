@@ -3,8 +3,8 @@
 In: W/prepared/ with windows (launch/prepare.py append=true), W/features/. Out: a table, and
 W/progressive/<name>/progressive.{html,csv,json}: AUC, normalised entropy and calibration by window of a
 model that goes on from window to window, of one never refreshed and, with anew=true, of one trained anew
-on everything before the window, with their costs. The runs are W/runs/<name>-seed<n>-<window>/. What is
-finished is not repeated: after the next append, the same command adds the new window.
+on everything before the window, with their costs. The runs are W/runs/<name>-seed<n>-<window>/. Finished
+ones are not repeated: after the next append, the same command adds the new window.
 
     python launch/progressive.py data=demo workspace=W 'overrides=["experiment=umair_fps"]'
     python launch/progressive.py data=demo workspace=W seeds=3 anew=true anew_every=5

@@ -18,6 +18,8 @@ FIRST_SPLITS = ("train", "valid", "test")
 """Splits that a first preparation makes; every appended window becomes one more."""
 NEXT = "next"
 """Name that stands for the newest window wherever a job takes a split."""
+SPLIT_PATTERN = r"^(train|valid|test|next|window_[0-9]{4,})$"
+"""Form of the names by which jobs take a split."""
 _WINDOW = re.compile(r"window_(\d{4,})")
 
 
@@ -36,15 +38,6 @@ class RawFile:
 def window_name(number: int) -> str:
     """Return the name of the window that an append adds, the first with number 1: `window_0001`."""
     return f"window_{number:04d}"
-
-
-def split_problems(split: str) -> list[str]:
-    """Return a text for what can be no split's name."""
-    if split in (*FIRST_SPLITS, NEXT) or is_window(split):
-        return []
-    return [
-        f"split={split!r}: expected train, valid or test, a window such as {window_name(1)}, or {NEXT}"
-    ]
 
 
 def window_number(split: str) -> int:

@@ -23,6 +23,7 @@ from launch import (
     neighbours,
     plan,
     prepare,
+    progressive,
     recommend,
     serve,
     sweep,
@@ -48,6 +49,7 @@ JOBS = {
     "neighbours": neighbours,
     "plan": plan,
     "prepare": prepare,
+    "progressive": progressive,
     "recommend": recommend,
     "serve": serve,
     "sweep": sweep,
@@ -170,7 +172,9 @@ def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
         ValueError, match=r"profil: unknown key; expected one of data, init, mlflow, model, .*"
     ):
         composed("train", "profil=true")
-    with pytest.raises(ValueError, match=r"train.epoch: unknown key; expected one of epochs, .*"):
+    with pytest.raises(
+        ValueError, match=r"train.epoch: unknown key; expected one of compile, epochs, .*"
+    ):
         read_job(composed("train", "train.epoch=3"), train.KEYS)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.chain import split_problems
+from recsys.chain import SPLIT_PATTERN
 from recsys.evaluation.candidates import RankingConfig
 from recsys.evaluation.segments import SegmentsConfig
 
@@ -33,7 +33,7 @@ class EvaluateConfig:
     }
     """As recsys/config.py reads it."""
 
-    split: str = "test"
+    split: Annotated[str, Field(pattern=SPLIT_PATTERN)] = "test"
     """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
     seed: int = 0
     """Of resampled users, drawn candidates, shuffled inputs and sample users."""
@@ -47,7 +47,3 @@ class EvaluateConfig:
     """Rows of the split that are scored again for each shuffled input; 0: none."""
     sample_users: Annotated[int, Field(ge=0)] = 4
     """Users of the report whose recommendations are shown."""
-
-    def problems(self) -> list[str]:
-        """Return a text for what is no split's name."""
-        return split_problems(self.split)

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from recsys.chain import split_problems
+from recsys.chain import SPLIT_PATTERN
 from recsys.errors import UserError
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import EvaluationResult
@@ -75,12 +75,8 @@ class CompareConfig:
     """Processes of every training; together with `parallel` no more than the machine's cores."""
     overwrite: bool = False
     """Train runs anew whose settings or data have changed; false: stop and say which."""
-    split: str = "test"
+    split: Annotated[str, Field(pattern=SPLIT_PATTERN)] = "test"
     """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
-
-    def problems(self) -> list[str]:
-        """Return a text for what is no split's name."""
-        return split_problems(self.split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 In: prepared data with windows, and the settings of a run. Out: scored runs of three models: one that goes
 on from window to window, one that is never refreshed, and one that is trained anew on everything before a
-window. What is there is not made again; windows that were appended since are added. Called by
+window. Runs and scores that are there are kept; windows that were appended since are added. Called by
 launch/progressive.py.
 
     train | valid test | window_0001 | window_0002 | ...

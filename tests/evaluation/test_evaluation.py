@@ -233,7 +233,7 @@ def test_settings_that_cannot_be_met_are_named_all_at_once():
     with pytest.raises(ValueError) as caught:
         from_config(EvaluateConfig, given, "")
     for part in (
-        "split='tset': expected train, valid or test",
+        "split=tset: expected text of the form ^(train|valid|test|next|",
         "bootstrap.num_replicates=1: expected 2 or more",
         "bootstrap.level=95: expected less than 1",
         "ranking.ks=[]",
