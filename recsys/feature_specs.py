@@ -29,6 +29,8 @@ class TableSpec:
     """Regular expression (RE2) whose first group is the value; null: the whole text."""
     separator: str | None = None
     """Between the ids of a list in one text; null: a row has one id."""
+    weight_separator: str | None = None
+    """Between an id of a list and its weight; null: all ids of a list count alike."""
 
     @property
     def is_list(self) -> bool:
@@ -48,6 +50,8 @@ class FeatureSpec:
     """Which tower reads it: `user`, `item` or `context` (context joins the user tower)."""
     is_list: bool
     """False: exactly one row per example. True: zero or more, mean-pooled."""
+    is_weighted: bool = False
+    """Whether the mean of a list is weighted: each id has a weight of its own."""
     column: str | None = None
     """Column of the raw file; null: made from other columns (a history), or not recorded."""
     column_type: str | None = None

@@ -43,6 +43,11 @@ def identity_of(checksums: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(read).encode()).hexdigest()[:16]
 
 
+def weights_column(feature: str) -> str:
+    """Return the column of the interactions that holds the weights of a weighted list's ids."""
+    return f"{feature}:weights"  # no feature is called so
+
+
 def is_known(rows: NDArray) -> NDArray[np.bool_]:
     """Return which rows of a table are of one id [N]; those of the unknown row 0 are not."""
     return rows != UNKNOWN_ROW

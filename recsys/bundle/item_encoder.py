@@ -58,6 +58,7 @@ class ItemEncoder:
         items: Items,
         vectors: Mapping[str, NDArray | None],
         features: dict[str, NDArray],
+        weights: dict[str, NDArray],
     ) -> ItemRow:
         """Return what `items` holds of one item whose id is unknown."""
         stored = {
@@ -69,9 +70,9 @@ class ItemEncoder:
         if not self._spec.items_at_request:
             columns = {"item_id": column_of([np.array([UNKNOWN_ROW])], is_list=False)}
             for name, feature in items.features.items():
-                columns[name] = column_of(
-                    [features.get(name, feature.of(UNKNOWN_ROW))], feature.is_list
-                )
+                given = features.get(name, feature.of(UNKNOWN_ROW))
+                weighed = [weights.get(name, np.ones(len(given)))] if feature.is_weighted else None
+                columns[name] = column_of([given], feature.is_list, weighed)
             dims = self._spec.widths.modalities
             values = [stored[name] for name in self._spec.vector_names]
             rows = [
@@ -86,4 +87,4 @@ class ItemEncoder:
                 name: made[name][0].to(rows_of.fixed.dtype).numpy()
                 for name, rows_of in items.parts.items()
             }
-        return ItemRow(parts=parts, vectors=stored, features=features)
+        return ItemRow(parts=parts, vectors=stored, features=features, weights=weights)

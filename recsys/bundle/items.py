@@ -3,8 +3,8 @@
     items/<part>.npy                one of PARTS, [N, ...], memory-mapped; absent where the model has none
     items/vectors/<modality>.npy    float16 [N, E]; zeros where the item has none
     items/has_vector.npy            uint8 [N, V] by modality, in the order of BundleSpec.widths
-    items/features/<name>.values.npy, .offsets.npy   rows of the item's features, as in prepared/items; of
-                                                     dense ones, numbers
+    items/features/<name>.values.npy, .offsets.npy, .weights.npy   rows of the item's features, as in
+                                    prepared/items; of dense ones, numbers
     items/train_count.npy           training interactions [N]
 
 Items that are added at run time follow in memory: their rows are N, N + 1, ..., and every reader takes
@@ -88,20 +88,41 @@ class ItemRow:
     """Vector [E] by modality of the bundle; None where the item has none."""
     features: dict[str, NDArray] = field(default_factory=dict)
     """Rows or number of the item's features by name; missing ones are unknown."""
+    weights: dict[str, NDArray] = field(default_factory=dict)
+    """Weights of the rows of weighted lists [V], by feature; missing ones are 1."""
 
 
 class FeatureRows:
     """Rows of one feature by item or user, lists or not, or numbers of a dense one; memory-mapped."""
 
-    def __init__(self, values: torch.Tensor, offsets: torch.Tensor | None):
-        """Args: values [V]; offsets [N + 1] of a list, None: one row or number each."""
+    def __init__(
+        self,
+        values: torch.Tensor,
+        offsets: torch.Tensor | None,
+        weights: torch.Tensor | None = None,
+    ):
+        """Args: values [V]; offsets [N + 1] of a list, None: one row or number each; weights [V]."""
         self.is_list = offsets is not None
         self.is_dense = values.is_floating_point()
         self._dtype = torch.float32 if self.is_dense else torch.int64
         self._values = values
         self._offsets = offsets
+        self._weights = weights
         self._num_rows = len(values) if offsets is None else len(offsets) - 1
         self._added: list[torch.Tensor] = []
+        self._added_weights: list[torch.Tensor] = []
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the ids of the lists have weights."""
+        return self._weights is not None
+
+    def weights_of(self, row: int) -> NDArray[np.float32]:
+        """Return the weights [V] of the rows of one item or user, of a feature of weighted lists."""
+        assert self._weights is not None and self._offsets is not None, "a weighted list"
+        if row >= self._num_rows:
+            return self._added_weights[row - self._num_rows].numpy()
+        return self._weights[int(self._offsets[row]) : int(self._offsets[row + 1])].numpy()
 
     def of(self, row: int) -> NDArray:
         """Return the feature's rows [V], or its number [1], of one item or user."""
@@ -115,30 +136,36 @@ class FeatureRows:
     def take(self, rows_B: torch.Tensor) -> Column:
         """Return the feature's rows, or numbers, of many items or users; rows_B: int64 [B]."""
         if self._added:
-            return column_of([self.of(row) for row in rows_B.tolist()], self.is_list)
+            rows = rows_B.tolist()
+            weights = [self.weights_of(row) for row in rows] if self.is_weighted else None
+            return column_of([self.of(row) for row in rows], self.is_list, weights)
         if self._offsets is None:
-            return self._values.index_select(0, rows_B).to(self._dtype), None
+            return Column(self._values.index_select(0, rows_B).to(self._dtype))
         starts_B = self._offsets[rows_B].long()
         lengths_B = self._offsets[rows_B + 1] - starts_B
         firsts_B = lengths_B.cumsum(0) - lengths_B
         index_V = torch.repeat_interleave(starts_B - firsts_B, lengths_B)
         index_V += torch.arange(index_V.shape[0])
-        return self._values[index_V].long(), lengths_B
+        weights_V = None if self._weights is None else self._weights[index_V]
+        return Column(self._values[index_V].long(), lengths_B, weights_V)
 
-    def append(self, rows: NDArray) -> None:
-        """Add the rows [V], or the number [1], of one item more."""
+    def append(self, rows: NDArray, weights: NDArray | None = None) -> None:
+        """Add the rows [V], or the number [1], of one item more; `weights` [V] of the rows, None: 1."""
         kind = np.float32 if self.is_dense else np.int64
         self._added.append(torch.from_numpy(np.asarray(rows, kind)))
+        given = np.ones(len(rows)) if weights is None else weights
+        self._added_weights.append(torch.from_numpy(np.asarray(given, np.float32)))
 
 
 def open_features(folder: Path, names: list[str]) -> dict[str, FeatureRows]:
     """Return the features whose files are below a folder, by name."""
     found = {}
     for name in names:
-        offsets = folder / f"{name}.offsets.npy"
+        offsets, weights = (folder / f"{name}.{part}.npy" for part in ("offsets", "weights"))
         found[name] = FeatureRows(
             mapped(folder / f"{name}.values.npy"),
             mapped(offsets) if offsets.is_file() else None,
+            mapped(weights) if weights.is_file() else None,
         )
     return found
 
@@ -196,7 +223,7 @@ class Items:
         has_V = [int(item.vectors.get(name) is not None) for name in self.modalities]
         self.has_vector.append(torch.tensor(has_V, dtype=torch.uint8))
         for name, feature in self.features.items():
-            feature.append(item.features.get(name, _unknown(feature)))
+            feature.append(item.features.get(name, _unknown(feature)), item.weights.get(name))
         self.train_count.append(torch.tensor(0))
         return row
 

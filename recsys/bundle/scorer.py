@@ -36,6 +36,8 @@ class Profile:
     """Rows of user and context features by name, from Encoder, or numbers [1], from encode_dense. A user
     feature that is not given is the stored user's, a context feature unknown: row 0, an empty list, or a
     missing number."""
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Weights of the ids of weighted lists in `features`, by name; missing ones are 1."""
     history: NDArray[np.int64] | None = None
     """Item rows the user likes [T], oldest first, those of added items allowed; None: as stored."""
 
@@ -105,7 +107,8 @@ class BundleScorer:
                     else stored.of(p.user_row)
                     for p in profiles
                 ]
-            columns[name] = column_of(rows, feature.is_list)
+            weights = self._weights(profiles, name, rows) if feature.is_weighted else None
+            columns[name] = column_of(rows, feature.is_list, weights)
         for dense in self._profile_dense():
             missing = np.array([missing_value(dense)], np.float32)
             stored = store.features.get(dense.name)
@@ -145,6 +148,18 @@ class BundleScorer:
         names = dict.fromkeys((*self.spec.user_dense, *self.spec.item_dense))
         return [f for f in map(self.spec.dense, names) if f.source != "item"]
 
+    def _weights(
+        self, profiles: Sequence[Profile], name: str, rows: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        """Return the weights of each user's ids of a weighted list, one array a user."""
+        stored = self.bundle.users.features.get(name)
+        return [
+            p.weights.get(name, np.ones(len(ids), np.float32))
+            if name in p.features or stored is None
+            else stored.weights_of(p.user_row)
+            for p, ids in zip(profiles, rows, strict=True)
+        ]
+
     def _longest(self, name: str) -> int:
         history = self.spec.manifest.history
         assert history is not None, "a history feature comes with a history"
@@ -157,7 +172,7 @@ class BundleScorer:
         user_of: dict[str, torch.Tensor] = {}
         counts: dict[str, torch.Tensor] = {}  # [U, modalities of the bundle], of each history
         for modality, feature in self.spec.interests:
-            values_V, lengths_U = columns[feature]
+            values_V, lengths_U, _ = columns[feature]
             assert lengths_U is not None, "a history is a list"
             if feature not in counts:
                 has_VK = items.has_vector.take(values_V).float()
@@ -223,7 +238,7 @@ class BundleScorer:
             return {
                 part: items.take(part, item_row_R) for part in items.parts if part != "retrieval"
             }
-        columns: dict[str, Column] = {"item_id": (item_row_R, None)}
+        columns: dict[str, Column] = {"item_id": Column(item_row_R)}
         columns |= {name: feature.take(item_row_R) for name, feature in items.features.items()}
         for name in (*self.spec.item_features, *self.spec.item_dense):
             if name not in columns:
@@ -255,7 +270,7 @@ class BundleScorer:
         num_rows = item_row_R.shape[0]
         if not num_tiers or spec.similarity_feature is None:
             return torch.zeros(num_rows, 0)
-        past, lengths_U = users.columns[spec.similarity_feature]
+        past, lengths_U, _ = users.columns[spec.similarity_feature]
         assert lengths_U is not None, "a history is a list"
         past_by_user = past.split(lengths_U.tolist())
         found_RS = torch.zeros(num_rows, num_tiers * len(spec.vector_names))
@@ -298,21 +313,28 @@ class BundleScorer:
         self,
         vectors: Mapping[str, NDArray | None],
         features: Mapping[str, NDArray] | None = None,
+        weights: Mapping[str, NDArray] | None = None,
     ) -> ItemRow:
         """Return everything that `Bundle.add_item` needs of an item whose id is unknown.
 
         Args:
             vectors: its vector [E] by modality; missing or None: it has none.
-            features: rows or numbers of its features by name, as in Profile; missing ones are unknown.
+            features, weights: of its features by name, as in Profile; missing ones are unknown.
         """
-        return self._item_encoder.row_of(self.bundle.items, vectors, dict(features or {}))
+        given, weighed = dict(features or {}), dict(weights or {})
+        return self._item_encoder.row_of(self.bundle.items, vectors, given, weighed)
 
 
 def _taken(column: Column, rows_B: torch.Tensor) -> Column:
     """Return the entries of a column at some rows [B]."""
-    values_V, lengths_U = column
+    values_V, lengths_U, weights_V = column
     if lengths_U is None:
-        return values_V[rows_B], None
-    lists = values_V.split(lengths_U.tolist())
-    taken = [lists[row] for row in rows_B.tolist()]
-    return torch.cat(taken) if taken else values_V[:0], lengths_U[rows_B]
+        return Column(values_V[rows_B])
+
+    def taken(elements_V: torch.Tensor) -> torch.Tensor:
+        lists = elements_V.split(lengths_U.tolist())
+        chosen = [lists[row] for row in rows_B.tolist()]
+        return torch.cat(chosen) if chosen else elements_V[:0]
+
+    taken_weights_V = None if weights_V is None else taken(weights_V)
+    return Column(taken(values_V), lengths_U[rows_B], taken_weights_V)

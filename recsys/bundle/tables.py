@@ -90,13 +90,17 @@ class QuantisedTable:
         return values_VD
 
     def pool(
-        self, rows_V: torch.Tensor, lengths_B: torch.Tensor | None
+        self,
+        rows_V: torch.Tensor,
+        lengths_B: torch.Tensor | None,
+        weights_V: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (vectors [B, D], first-order weights [B]) of rows end to end.
 
         Args:
             lengths_B: ids of each list, whose mean is taken (an empty one is zero); None: every row
                 has one id, and V is B.
+            weights_V: of a weighted mean; a list whose weights are all 0 is zero. None: all are 1.
         """
         rows_V = self._places(rows_V)
         values_VD = self._own_rows(rows_V)
@@ -109,6 +113,10 @@ class QuantisedTable:
         num_rows = lengths_B.shape[0]
         row_V = torch.repeat_interleave(lengths_B)
         divisor_B = lengths_B.clamp_min(1).float()
+        if weights_V is not None:
+            values_VD, first_V = values_VD * weights_V[:, None], first_V * weights_V
+            divisor_B = torch.zeros(num_rows).index_add_(0, row_V, weights_V)
+            divisor_B = divisor_B.masked_fill(divisor_B == 0, 1.0)
         sums_BD = values_VD.new_zeros(num_rows, self.dim).index_add_(0, row_V, values_VD)
         first_B = values_VD.new_zeros(num_rows).index_add_(0, row_V, first_V)
         return sums_BD / divisor_B[:, None], first_B / divisor_B

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recsys.chain import is_window
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
-from recsys.schema import DenseSpec, FeatureSpec, Manifest
+from recsys.schema import DenseSpec, FeatureSpec, Manifest, weights_column
 
 
 class Dataset:
@@ -69,6 +69,11 @@ class Dataset:
         self.columns += ["timestamp"] * (with_times and has_times)
         self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
         self.columns += [f.name for f in self.features if f.source == "interaction"]
+        self.columns += [
+            weights_column(f.name)
+            for f in self.features
+            if f.source == "interaction" and f.is_weighted
+        ]
         self.columns += [f.name for f in self.dense if f.source == "interaction"]
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -187,6 +192,13 @@ class Dataset:
         values = self.array(f"{name}.values")
         offsets = self.array(f"{name}.offsets", num_rows + 1)
         return jagged(values, np.asarray(offsets[rows_B]), np.asarray(offsets[rows_B + 1]))
+
+    def side_weights(self, feature: FeatureSpec, rows_B: np.ndarray) -> np.ndarray:
+        """Return the weights [V] of what `side_ids` returns, of a feature of weighted lists."""
+        name = f"{feature.source}s/{feature.name}"
+        offsets = self.array(f"{name}.offsets")
+        starts, ends = np.asarray(offsets[rows_B]), np.asarray(offsets[rows_B + 1])
+        return jagged(self.array(f"{name}.weights"), starts, ends)[0]
 
     def side_numbers(self, feature: DenseSpec, rows_B: np.ndarray) -> np.ndarray:
         """Return the scaled numbers [B] of a user or item feature, NaN where one is missing.

@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
-from recsys.data.encode import cleaned, number_of, number_sql
+from recsys.data.encode import cleaned
+from recsys.data.numbers import number_of, number_sql
 from recsys.data.raw_text import single_texts
 from recsys.data.sql import literal
 from recsys.errors import UserError

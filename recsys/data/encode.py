@@ -10,7 +10,8 @@ The rules, in order:
    type that the raw column has (raw_text.py).
 2. Cleaning. Blanks around the text are left out, the first group of `extract` is taken, an empty text
    is a null. Nothing else changes: no case, no Unicode form (NFC and NFD are two ids).
-3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out.
+3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out. Of a weighted
+   list an element is an id and its weight (weighted.py).
 4. Row. A vocabulary's number, 1 + a hash, or 1 + the count of cuts below the number. A null, an id
    that the vocabulary lacks and a text that is no number have row 0; in a list they are left out.
 """
@@ -29,8 +30,10 @@ from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
 from recsys.data.dataset import as_array
+from recsys.data.numbers import number_of, number_sql
 from recsys.data.raw_text import as_written, single_texts, texts_of
 from recsys.data.sql import literal, quoted
+from recsys.data.weighted import parts_sql, split_elements
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, reading
 from recsys.schema import UNKNOWN_ROW, FeatureSpec, Manifest, TableSpec
@@ -67,11 +70,21 @@ def _extracted_sql(text: str, table: TableSpec) -> str:
     return f"regexp_extract({text}, {literal(table.extract)}, 1)" if table.extract else text
 
 
-def exploded_sql(relation: str) -> str:
-    """SQL of (key, position, id) of SQL of (key, list of texts): a line for each id that is not blank."""
-    return (
+def exploded_sql(table: TableSpec, relation: str) -> str:
+    """SQL of (key, position, id) of SQL of (key, list of texts): a line for each id that is not blank.
+
+    A table of weighted lists has another column, `weight`.
+    """
+    exploded = (
         f"SELECT key, position, trim(part) AS id FROM (SELECT key, unnest(value) AS part, "
         f"generate_subscripts(value, 1) AS position FROM ({relation})) WHERE trim(part) <> ''"
+    )
+    if table.weight_separator is None:
+        return exploded
+    element, weight = parts_sql("id", table.weight_separator)
+    return (
+        f"SELECT * FROM (SELECT key, position, trim({element}) AS id, {weight} AS weight "
+        f"FROM ({exploded})) WHERE id <> ''"
     )
 
 
@@ -116,6 +129,26 @@ def elements(
     return pc.filter(texts, is_id), parents_V
 
 
+def weighted_elements(
+    table: TableSpec, raw: pa.Array, written: str | None = None
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.float32]]:
+    """Return the ids of lists, the numbers of their raw values, and their weights, each [V].
+
+    The weights are 1 where the table's lists have none. Arguments and errors are those of `elements`.
+
+    Raises:
+        UserError: a weight is no number of 0 or more.
+    """
+    texts, parents_V = elements(table, raw, written)
+    if table.weight_separator is None:
+        return texts, parents_V, np.ones(len(texts), np.float32)
+    ids, weights_V = split_elements(table.name, texts.to_pylist(), table.weight_separator)
+    texts = pc.utf8_trim(pa.array(ids, pa.large_string()), characters=BLANKS)
+    is_id = pc.not_equal(texts, "")
+    kept_V = np.flatnonzero(is_id.to_numpy(zero_copy_only=False))
+    return pc.filter(texts, is_id), parents_V[kept_V], weights_V[kept_V]
+
+
 def _holds_lists(raw: pa.Array) -> bool:
     return pa.types.is_list(raw.type) or pa.types.is_large_list(raw.type)
 
@@ -151,15 +184,18 @@ def row_sql(table: TableSpec, value: str, vocabulary: str, alias: str) -> tuple[
 def list_rows_sql(table: TableSpec, relation: str, vocabulary: str) -> str:
     """SQL of (key, value) by key of SQL of (key, list of texts): a row for each known id, in order.
 
+    A table of weighted lists has another column, `weight`.
+
     Args:
         vocabulary: database table (id, row) of the vocabulary; only read where there is one.
     """
-    exploded = f"({exploded_sql(relation)}) r"
+    exploded = f"({exploded_sql(table, relation)}) r"
+    weight = ", r.weight" if table.weight_separator is not None else ""
     if table.kind == "hash":
         found, row = exploded, hash_sql("r.id", table.num_rows)
     else:
         found, row = f"{exploded} JOIN {vocabulary} v ON r.id = v.id", "v.row"
-    return f"SELECT r.key, {row} AS value FROM {found} ORDER BY r.key, r.position"
+    return f"SELECT r.key, {row} AS value{weight} FROM {found} ORDER BY r.key, r.position"
 
 
 class Vocabulary(Protocol):
@@ -228,26 +264,6 @@ def hashed_row(text: str, num_rows: int) -> int:
     return 1 + int.from_bytes(digest[8:], "little") % (num_rows - 1)
 
 
-def number_sql(value: str) -> str:
-    """SQL of a text as a number: NULL where there is none."""
-    return f"nullif(try_cast({value} AS DOUBLE), 'nan'::DOUBLE)"
-
-
-def number_of(text: str) -> float | None:
-    """Return a text as a number, as `number_sql` does; None where there is none.
-
-    Python reads a number as the database does but for digits and blanks beyond ASCII, and for a plus
-    sign before another sign.
-    """
-    if not text.isascii():
-        return None
-    try:
-        number = float(text.strip(" \t\n\v\f\r").removeprefix("+"))
-    except ValueError:
-        return None
-    return None if number != number else number
-
-
 def bucket_of(text: str, cuts: tuple[float, ...]) -> int:
     """Return the row of a number written as text: 1 + the cuts below it, 0 where it is no number."""
     number = number_of(text)
@@ -299,15 +315,28 @@ class Encoder:
         feature = self._feature(name)
         table = self._tables[feature.table]
         values = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
-        vocabulary = self._vocabulary(table)
         if feature.is_list:
-            texts, parents_V = elements(table, values, feature.column_type)
-            rows_V = rows_of(table, texts, vocabulary)
-            return _lists_of(feature, rows_V, parents_V, len(values))
+            rows_V, lengths_N, _ = self.encode_weighted(name, values)
+            return rows_V, lengths_N
         if _holds_lists(values):
             raise UserError(f"{name}: values of type {values.type}, expected one value each")
         texts = cleaned(table, single_texts(values, feature.column_type))
-        return rows_of(table, texts, vocabulary), np.ones(len(values), dtype=np.int32)
+        return rows_of(table, texts, self._vocabulary(table)), np.ones(len(values), dtype=np.int32)
+
+    def encode_weighted(
+        self, name: str, raw: pa.Array
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """Return the rows of a feature of lists [V], as `encode`, the lengths [N] and the weights [V].
+
+        Raises:
+            UserError: as `encode`; a weight is no number of 0 or more.
+        """
+        feature = self._feature(name)
+        table = self._tables[feature.table]
+        texts, parents_V, weights_V = weighted_elements(table, raw, feature.column_type)
+        rows_V = rows_of(table, texts, self._vocabulary(table))
+        kept_V, lengths_N = _kept(feature, rows_V, parents_V, len(raw))
+        return rows_V[kept_V], lengths_N, weights_V[kept_V]
 
     def _feature(self, name: str) -> FeatureSpec:
         if name not in self._features:
@@ -321,17 +350,17 @@ class Encoder:
         return self._vocabularies.get(table.name)
 
 
-def _lists_of(
+def _kept(
     feature: FeatureSpec, rows_V: NDArray[np.int64], parents_V: NDArray[np.int64], num_values: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return the known rows of lists, cut to the feature's longest, and the lengths [num_values]."""
-    is_known = rows_V != UNKNOWN_ROW
-    rows_V, parents_V = rows_V[is_known], parents_V[is_known]
+    """Return places of the known rows of lists, cut to the feature's longest; lengths [num_values]."""
+    kept_V = np.flatnonzero(rows_V != UNKNOWN_ROW)
+    parents_V = parents_V[kept_V]
     lengths_N = np.bincount(parents_V, minlength=num_values)
     if feature.max_ids is not None:
-        place_V = np.arange(len(rows_V)) - (np.cumsum(lengths_N) - lengths_N)[parents_V]
+        place_V = np.arange(len(kept_V)) - (np.cumsum(lengths_N) - lengths_N)[parents_V]
         if feature.source == "history":
             place_V = lengths_N[parents_V] - 1 - place_V
-        keep = place_V < feature.max_ids
-        rows_V, lengths_N = rows_V[keep], np.minimum(lengths_N, feature.max_ids)
-    return rows_V, lengths_N.astype(np.int32)
+        kept_V = kept_V[place_V < feature.max_ids]
+        lengths_N = np.minimum(lengths_N, feature.max_ids)
+    return kept_V, lengths_N.astype(np.int32)

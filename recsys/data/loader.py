@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,7 +21,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.batch import Batch, Features
 from recsys.data.dataset import Dataset, as_array
 from recsys.data.lanes import Lane, LaneRange, Part
-from recsys.schema import FeatureSpec
+from recsys.data.weighted import normalised
+from recsys.schema import FeatureSpec, weights_column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,10 @@ class Loader:
         else:
             columns |= dict(zip(self.scalar_features, ids_FN, strict=True))
             gathered = {f.name: self._gather(f, parts, columns, users, items) for f in features}
-            made = features_of(gathered, self.batch_size, self.id_type)
+            weights = {
+                f.name: self._weights(f, parts, users, items) for f in features if f.is_weighted
+            }
+            made = features_of(gathered, self.batch_size, self.id_type, weights)
         if self.dataset.dense:
             made.dense_BK = self._dense(columns, users, items)
         return Batch(
@@ -253,20 +258,38 @@ class Loader:
         if not feature.is_list:
             return columns[feature.name], np.ones(len(users), dtype=np.int32)
         lengths_N = np.zeros(len(users), dtype=np.int32)
-        found, at = [np.zeros(0, dtype=np.int64)], 0
+        at = 0
         for block, start, stop in parts:
             lists = block.lists[feature.name].slice(start, stop - start)
             upto = at + stop - start
             lengths_N[at:upto] = as_array(pc.list_value_length(lists))
-            found.append(as_array(pc.list_flatten(lists)))
             at = upto
-        return np.concatenate(found), lengths_N
+        return _flattened(parts, feature.name, np.int64), lengths_N
+
+    def _weights(
+        self, feature: FeatureSpec, parts: list[Part], users: np.ndarray, items: np.ndarray
+    ) -> np.ndarray:
+        """Return the weights [V] of the ids that `_gather` returns for a feature of weighted lists."""
+        if feature.source == "interaction":
+            return _flattened(parts, weights_column(feature.name), np.float32)
+        return self.dataset.side_weights(feature, users if feature.source == "user" else items)
+
+
+def _flattened(parts: list[Part], name: str, kind: type[np.generic]) -> np.ndarray:
+    """Return the elements of a column of lists in all parts end to end [V]."""
+    found = [np.zeros(0, dtype=kind)]
+    found += [
+        as_array(pc.list_flatten(block.lists[name].slice(start, stop - start)))
+        for block, start, stop in parts
+    ]
+    return np.concatenate(found)
 
 
 def features_of(
     lists: Mapping[str, tuple[np.ndarray, np.ndarray]],
     batch_size: int,
     id_type: type[np.signedinteger] = np.int64,
+    weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Features:
     """Return the Features of N rows, padded to `batch_size` B rows.
 
@@ -274,6 +297,8 @@ def features_of(
         lists: by feature, in the order of the keys, its ids end to end [V] and how many each row has
             [N]: what `Encoder.encode` returns for raw values.
         id_type: in which the ids are kept.
+        weights: of the ids of weighted lists [V], by feature. Those of a row are divided by their sum;
+            where any feature is weighted, ids of the others have weight 1.
     """
     # Padding has no ids at all: a table's row 0 is the unknown's, not padding's.
     lengths_FB = np.zeros((len(lists), batch_size), dtype=np.int32)
@@ -282,11 +307,23 @@ def features_of(
     counts = [len(values) for values, _ in lists.values()]
     ids_V = np.empty(sum(counts), dtype=id_type)
     np.concatenate([values for values, _ in lists.values()], out=ids_V, casting="same_kind")
-    return _key_major(list(lists), ids_V, lengths_FB, counts)
+    weights_V = None
+    if weights:
+        weights_V = np.concatenate([
+            normalised(weights[name], lengths_N)
+            if name in weights
+            else np.ones(len(values), np.float32)
+            for name, (values, lengths_N) in lists.items()
+        ])
+    return _key_major(list(lists), ids_V, lengths_FB, counts, weights_V)
 
 
 def _key_major(
-    keys: list[str], ids_V: np.ndarray, lengths_FB: np.ndarray, counts: list[int]
+    keys: list[str],
+    ids_V: np.ndarray,
+    lengths_FB: np.ndarray,
+    counts: list[int],
+    weights_V: np.ndarray | None = None,
 ) -> Features:
     """Return Features of all rows of the first feature, then all rows of the second.
 
@@ -294,10 +331,12 @@ def _key_major(
         counts: ids of each feature. Noted here, they need not be fetched from a GPU, which would first
             have to finish everything before.
     """
+    # A weight has the place of its id: [0.7, 0.3] of a list [1, 4], [1.0] of an id [7].
     sparse = KeyedJaggedTensor(
         keys=keys,
         values=torch.from_numpy(ids_V),
         lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        weights=None if weights_V is None else torch.from_numpy(weights_V),
         stride=lengths_FB.shape[1],
         length_per_key=counts,
         offset_per_key=[0, *itertools.accumulate(counts)],

@@ -36,6 +36,8 @@ class FeatureRecipe:
     model reads as it is scaled)."""
     separator: str = "|"
     """Between the ids of an id_list; a Parquet column of lists needs none."""
+    weight_separator: str | None = None
+    """Between an id of an id_list and its weight, as ":" in `red:0.7|sky:0.2`; null: no weights."""
     extract: str | None = None
     """Regular expression whose first group is the value; null: the whole text."""
     min_count: Annotated[int, Field(ge=1)] = 1
@@ -63,7 +65,21 @@ class FeatureRecipe:
             problems.append("hash_rows=1: expected 0, or 2 and more")
         if self.separator == "":
             problems.append("separator='': expected text between list elements")
+        if self.weight_separator is not None:
+            problems += self._weight_problems(self.weight_separator)
         return problems
+
+    def _weight_problems(self, given: str) -> list[str]:
+        """Return a text for everything that a separator of weights does not go with."""
+        reasons = {
+            "expected text between an id and its weight": given.strip() == "",
+            "only lists have weights, kind: id_list": self.kind != "id_list",
+            "expected another than separator": given in self.separator or self.separator in given,
+            "does not go with extract": self.extract is not None,
+        }
+        return [
+            f"weight_separator={given!r}: {reason}" for reason, is_so in reasons.items() if is_so
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ def feature_table(name: str, feature: FeatureRecipe) -> TableSpec:
         kind="vocab",
         extract=feature.extract,
         separator=feature.separator if feature.kind == "id_list" else None,
+        weight_separator=feature.weight_separator,
     )
     if feature.kind == "numeric":
         cuts = tuple(float(cut) for cut in feature.cuts)
@@ -64,6 +65,7 @@ def feature_spec(name: str, feature: FeatureRecipe, *, source: str) -> FeatureSp
         source=source,
         side=_side(feature, source),
         is_list=is_list,
+        is_weighted=feature.weight_separator is not None,
         column=feature.column or name,
         max_ids=None if is_list else 1,
     )

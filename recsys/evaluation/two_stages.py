@@ -19,7 +19,7 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import TwoStageResult
 from recsys.metrics.bootstrap import interval
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
-from recsys.schema import UNKNOWN_ROW
+from recsys.schema import UNKNOWN_ROW, weights_column
 from recsys.serving.recall import recall_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.routes import Wanted
@@ -112,6 +112,11 @@ def _wanted(
         for feature in bundle.spec.manifest.dense
         if feature.source == "interaction" and feature.name in row.column_names
     }
+    weights = {
+        feature.name: np.asarray(row.column(weights_column(feature.name))[0].as_py(), np.float32)
+        for feature in bundle.spec.manifest.features
+        if feature.is_weighted and weights_column(feature.name) in row.column_names
+    }
     seen = np.setdiff1d(np.arange(len(bundle.items)), candidates.item_row_N[part])
     history = histories.get(user_row)
     if history is None:
@@ -120,7 +125,7 @@ def _wanted(
         history = stored[np.isin(stored, seen)]
     return Wanted(
         visitor=Visitor(
-            profile=Profile(user_row=user_row, features=context, history=history),
+            profile=Profile(user_row=user_row, features=context, weights=weights, history=history),
             likes=history[history != UNKNOWN_ROW],
             seen=seen,
             unknown_likes=[],

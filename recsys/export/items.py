@@ -50,7 +50,7 @@ def copy_features(folder: Path, prepared: Path, names: list[str]) -> None:
     """Copy the feature rows of items or users out of prepared/items or prepared/users."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        for part in ("values", "offsets"):
+        for part in ("values", "offsets", "weights"):
             file = prepared / f"{name}.{part}.npy"
             if part == "values" or file.is_file():
                 shutil.copyfile(file, folder / file.name)
@@ -78,7 +78,7 @@ def write_item_side(
     starts = range(0, num_items, BLOCK_ROWS)
     for start in tqdm(starts, desc="items", unit="block", leave=False, disable=None):
         rows_B = torch.arange(start, min(num_items, start + BLOCK_ROWS))
-        columns: dict[str, Column] = {"item_id": (rows_B, None)}
+        columns: dict[str, Column] = {"item_id": Column(rows_B)}
         columns |= {name: feature.take(rows_B) for name, feature in features.items()}
         with torch.inference_mode():
             made = encoder(

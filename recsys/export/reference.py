@@ -62,24 +62,28 @@ def columns_of(batch: Batch, manifest: Manifest, dense: Sequence[str]) -> dict[s
     """
     is_list = {feature.name: feature.is_list for feature in manifest.features}
     columns: dict[str, Column] = {}
-    for name, values_V, lengths_B in _features(batch.features.sparse, batch.num_real):
-        columns[name] = values_V, lengths_B if is_list[name] else None
+    is_weighted = {feature.name: feature.is_weighted for feature in manifest.features}
+    for name, values_V, lengths_B, weights_V in _features(batch.features.sparse, batch.num_real):
+        lengths = lengths_B if is_list[name] else None
+        columns[name] = Column(values_V, lengths, weights_V if is_weighted[name] else None)
     for place, name in enumerate(dense):
         assert batch.features.dense_BK is not None, "the batch was made for a ranker with numbers"
-        columns[name] = batch.features.dense_BK[: batch.num_real, place], None
+        columns[name] = Column(batch.features.dense_BK[: batch.num_real, place])
     return columns
 
 
 def _features(
     sparse: KeyedJaggedTensor, num_real: int
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield (name, ids [V], lengths [B]) of every feature, of the rows before the padding."""
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Yield (name, ids [V], lengths [B], weights [V]) of every feature, of rows before the padding."""
     keys = sparse.keys()
     lengths_FB = sparse.lengths().long().reshape(len(keys), -1)
     ends = np.cumsum([0, *lengths_FB.sum(dim=1).tolist()])
     # Padding has no ids: all of a feature's are of real rows.
     for (start, stop), name, lengths_B in zip(pairwise(ends), keys, lengths_FB, strict=True):
-        yield name, sparse.values()[start:stop].long(), lengths_B[:num_real]
+        weights = sparse.weights_or_none()
+        weights_V = None if weights is None else weights[start:stop]
+        yield name, sparse.values()[start:stop].long(), lengths_B[:num_real], weights_V
 
 
 class Reference:
@@ -147,7 +151,12 @@ class Reference:
             for place, values_V in zip(places, numbers, strict=True):
                 parts[place] = values_V
         # Keys and lengths stay; key 0: row 0, row 1, ...; key 1: row 0, row 1, ...
-        return KeyedJaggedTensor(keys=keys, values=torch.cat(parts), lengths=sparse.lengths())
+        return KeyedJaggedTensor(
+            keys=keys,
+            values=torch.cat(parts),
+            lengths=sparse.lengths(),
+            weights=sparse.weights_or_none(),
+        )
 
     def _fill(self, table: str, rows_K: NDArray[np.int64]) -> None:
         bags = self._ranker.inputs.embeddings.embedding_bags

@@ -101,7 +101,11 @@ def build_tables(
                 data_type=DataType.FP16 if is_half else DataType.FP32,
             )
         )
-    return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+    # One collection for all: a batch of weighted lists has weights of 1 for all other ids.
+    is_weighted = any(f.is_weighted for f in features)
+    return EmbeddingBagCollection(
+        tables=configs, is_weighted=is_weighted, device=torch.device("meta")
+    )
 
 
 class FeatureColumns(nn.Module):
@@ -117,7 +121,8 @@ class FeatureColumns(nn.Module):
         """Args: features in output order; dims: stored width by table name."""
         super().__init__()
         self.feature_names = [f.name for f in features]
-        self.is_list = [f.is_list for f in features]
+        # The weights of a weighted list sum to 1 (recsys/data/loader.py): their sum is the mean.
+        self.is_list = [f.is_list and not f.is_weighted for f in features]
         self.first_order = first_order
         self.feature_dims = [dims[f.table] - int(first_order) for f in features]
 

@@ -14,7 +14,7 @@ Shapes: E modality width, V rows of a feature.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from recsys.errors import UserError
 from recsys.serving.encoders import Encoders
 from recsys.serving.requests import NewItem
 from recsys.serving.store import AddedItem, Store
-from recsys.serving.visitors import encoded_rows
+from recsys.serving.visitors import encoded_features
 
 
 class TakesRows(Protocol):
@@ -48,11 +48,14 @@ class EncodedItem:
     """Vector [E] by modality."""
     features: dict[str, NDArray]
     """Rows [V], or number [1], by item feature."""
+    weights: dict[str, NDArray] = field(default_factory=dict)
+    """Weights of the rows of weighted lists [V], by item feature."""
 
     def to_bytes(self) -> bytes:
         """Return the item as bytes for a store."""
         arrays: dict[str, NDArray] = {f"vectors/{n}": v for n, v in self.vectors.items()}
         arrays |= {f"features/{n}": v for n, v in self.features.items()}
+        arrays |= {f"weights/{n}": v for n, v in self.weights.items()}
         header = json.dumps({
             "version": self.version,
             "card": self.card,
@@ -80,6 +83,7 @@ class EncodedItem:
                 card=header["card"],
                 vectors=_below(arrays, "vectors/"),
                 features=_below(arrays, "features/"),
+                weights=_below(arrays, "weights/"),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"stored item: {len(content):,} bytes that are no item") from error
@@ -139,20 +143,20 @@ class Additions:
         if item.text:
             vectors["text"] = self._encoders.text(item.text)
         known = list(bundle.items.features)
-        features = {}
-        for name, value in item.features.items():
+        for name in item.features:
             if name not in known:
                 raise UserError(
                     f"features: {name!r} given; an item of this bundle has the features "
                     f"{', '.join(known) or 'none'}"
                 )
-            features[name] = encoded_rows(bundle, name, value)
+        features, weights = encoded_features(bundle, item.features)
         card = {"item_id": item.id, "title": item.title, "artist": item.artist, "text": item.text}
         return EncodedItem(
             version=bundle.version,
             card={**card, "tags": list(item.tags)},
             vectors={name: v for name, v in vectors.items() if name in bundle.items.modalities},
             features=features,
+            weights={name: array for name, array in weights.items()},
         )
 
     def apply_stored(self, item: AddedItem) -> None:
@@ -175,7 +179,7 @@ class Additions:
             raise UserError(f"added item {item.id!r}: {error}") from error
 
     def _apply(self, item: EncodedItem) -> None:
-        made = self._scorer.encode_item(dict(item.vectors), item.features)
+        made = self._scorer.encode_item(dict(item.vectors), item.features, item.weights)
         row = self._bundle.add_item(item.card["item_id"], made, item.card)
         for follower in self._followers:
             follower.add(row)

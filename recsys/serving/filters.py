@@ -186,7 +186,7 @@ def _column_posting(column: pa.ChunkedArray) -> tuple[Posting, list[str]]:
 
 
 def _feature_posting(feature: FeatureRows, num_rows: int) -> Posting:
-    codes, lengths = feature.take(torch.arange(num_rows))
+    codes, lengths, _ = feature.take(torch.arange(num_rows))
     rows_V = np.arange(num_rows, dtype=np.int32)
     if lengths is not None:
         rows_V = np.repeat(rows_V, lengths.numpy())

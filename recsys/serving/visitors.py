@@ -87,10 +87,12 @@ class Visitors:
         ]
         more = np.concatenate([asked[asked != UNKNOWN_ROW], np.array(pictured, np.int64)])
         history = _each_once(np.concatenate([stored, more])) if len(more) else stored
+        encoded, weights = self._encoded(features)
         return Visitor(
             profile=Profile(
                 user_row=user_row,
-                features=self._encoded(features),
+                features=encoded,
+                weights=weights,
                 history=history if len(more) else None,
             ),
             likes=history[history != UNKNOWN_ROW],
@@ -100,17 +102,17 @@ class Visitors:
             dials=self._dials(dials),
         )
 
-    def _encoded(self, features: Mapping[str, Any]) -> dict[str, NDArray]:
-        """Return the rows [V], or the number [1], of every feature given."""
-        rows = {}
-        for name, value in features.items():
+    def _encoded(
+        self, features: Mapping[str, Any]
+    ) -> tuple[dict[str, NDArray], dict[str, NDArray[np.float32]]]:
+        """Return the rows [V], or the number [1], of every feature given, and weights of ids [V]."""
+        for name in features:
             if name not in self._features:
                 known = ", ".join(self._features) or "none"
                 raise UserError(
                     f"features: {name!r} given; a visitor of this bundle has the features {known}"
                 )
-            rows[name] = encoded_rows(self._bundle, name, value)
-        return rows
+        return encoded_features(self._bundle, features)
 
     def _dials(self, dials: Mapping[str, float]) -> NDArray[np.float32] | None:
         """Return the factor of every modality [M]; None where all are 1."""
@@ -124,20 +126,33 @@ class Visitors:
         return np.array([dials.get(name, 1.0) for name in names], np.float32)
 
 
-def encoded_rows(bundle: Bundle, name: str, value: Any) -> NDArray:
-    """Return the rows of a raw value of a feature [V], or its number [1], as prepare would write them.
+def encoded_features(
+    bundle: Bundle, features: Mapping[str, Any]
+) -> tuple[dict[str, NDArray], dict[str, NDArray[np.float32]]]:
+    """Return raw values as prepare would write them, by feature.
+
+    The first are rows [V], or a number [1], the second the weights [V] of the rows of weighted lists.
 
     Raises:
-        UserError: the value is of a type that cannot be read, or a list where one value belongs.
+        UserError: a value is of a type that cannot be read, or a list where one value belongs, or an id's
+            weight is below 0 or none.
     """
-    try:
-        raw = json_array([value])
-    except UserError as error:
-        raise UserError(f"features.{name}: {error}") from error
     dense = {feature.name: feature for feature in bundle.spec.manifest.dense}
-    if name in dense:
-        return encode_dense(dense[name], raw)
-    return bundle.encoder.encode(name, raw)[0]
+    weighted = {feature.name for feature in bundle.spec.manifest.features if feature.is_weighted}
+    rows: dict[str, NDArray] = {}
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, value in features.items():
+        try:
+            raw = json_array([value])
+        except UserError as error:
+            raise UserError(f"features.{name}: {error}") from error
+        if name in dense:
+            rows[name] = encode_dense(dense[name], raw)
+        elif name in weighted:
+            rows[name], _, weights[name] = bundle.encoder.encode_weighted(name, raw)
+        else:
+            rows[name] = bundle.encoder.encode(name, raw)[0]
+    return rows, weights
 
 
 def _each_once(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,12 +19,11 @@ from recsys.data.encode import (
     elements,
     hashed_row,
     list_rows_sql,
-    number_of,
-    number_sql,
     row_sql,
     rows_of,
     value_sql,
 )
+from recsys.data.numbers import number_of, number_sql
 from recsys.data.raw_text import single_texts, text_sql
 from recsys.errors import UserError
 from recsys.schema import TableSpec

@@ -24,7 +24,7 @@ from recsys.data.raw_text import json_array
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.demo.world import WorldConfig, draw_world
 from recsys.errors import UserError
-from recsys.schema import read_manifest
+from recsys.schema import read_manifest, weights_column
 from tests.data.small_log import prepared, recipe, write_source
 
 TEXTS = st.one_of(
@@ -56,6 +56,14 @@ KINDS = {
     "listed_hash": {"column": "texts", "kind": "id_list", "hash_rows": 4},
     "listed_letter": {"column": "texts", "kind": "id_list", "extract": "([a-zA-Z])"},
     "listed_numbers": {"column": "numbers", "kind": "id_list"},
+    "weighted": {"column": "marks", "kind": "id_list", "weight_separator": ":"},
+    "weighted_list": {"column": "marked", "kind": "id_list", "weight_separator": "->"},
+    "weighted_hash": {
+        "column": "marks",
+        "kind": "id_list",
+        "weight_separator": ":",
+        "hash_rows": 5,
+    },
     "quantiles": {"column": "number", "kind": "numeric", "quantiles": 4},
     "cuts": {"column": "number", "kind": "numeric", "cuts": [-10, 0.1, 0.30000000000000004, 500]},
     "single": {"column": "single"},
@@ -83,6 +91,8 @@ DENSE = {
 KIND_TYPES = {
     "text": "text",
     "texts": "text",
+    "marks": "text",
+    "marked": "text",
     "numbers": "integer",
     "number": "float64",
     "single": "float32",
@@ -102,11 +112,22 @@ def raw_columns(rng, num_rows, texts):
         found = [values[i] for i in rng.integers(len(values), size=num_rows)]
         return pa.array([None if rng.random() < 0.2 else value for value in found], kind)
 
+    marks = [
+        "a:0.5|b:2",
+        "a",
+        " b :1e-3| c:d: 0.25 |a:0",
+        ":3|a:7",
+        "",
+        "x:0|y:0",
+        "\u00e9:1.5|b: +2",
+    ]
     amounts = [0.0, -0.0, 1e30, -3.25, 1e-30, 7.0, float("nan"), 1e-7, 41.5]
     numbers = [0.0, 0.1, 0.30000000000000004, -10.0, 1e-7, 123456.75, float("nan"), 1e15, 500.0]
     return {
         "text": some(texts, pa.string()),
         "texts": some([texts[i : i + 3] for i in range(len(texts) - 3)] + [[], [None]], None),
+        "marks": some(marks, pa.string()),
+        "marked": some([m.replace(":", "->").split("|") for m in marks], pa.list_(pa.string())),
         "numbers": some([[1, 2], [3], [], [2, 2, 1], [None, 7]], pa.list_(pa.int32())),
         "number": some(numbers, pa.float64()),
         "amount": some(amounts, pa.float64()),
@@ -198,9 +219,26 @@ def assert_encoded_as_prepared(workspace, raw):
             found = encoder.encode(feature.name, raw[feature.source].column(feature.column))
             found, stored = lists_of(*found), lists_of(*datasets[0].side_ids(feature, rows))
         assert found == stored, feature.name
+        if feature.is_weighted:
+            assert_weights_are_as_prepared(encoder, feature, datasets, raw)
         assert len(stored) > 0
         assert max(map(len, stored)) <= feature.max_ids
     return names
+
+
+def assert_weights_are_as_prepared(encoder, feature, datasets, raw):
+    """Encode the weights of a raw column of lists, and compare them with those that prepare stored."""
+    column = raw[feature.source].column(feature.column).combine_chunks()
+    _, lengths, weights = encoder.encode_weighted(feature.name, column)
+    assert weights.dtype == np.float32
+    if feature.source == "interaction":
+        rows = pa.concat_tables([dataset.read(0, dataset.num_rows) for dataset in datasets])
+        stored = rows.sort_by("row_id").column(weights_column(feature.name)).to_pylist()
+    else:
+        id_column = raw[feature.source].column(f"{feature.source}_id")
+        rows, _ = encoder.encode(f"{feature.source}_id", id_column)
+        stored = lists_of(datasets[0].side_weights(feature, rows), lengths)
+    assert lists_of(weights, lengths) == stored, feature.name
 
 
 def json_forms(column):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recsys.bundle.bundle import Bundle
+from recsys.bundle.lookup import Column
 from recsys.bundle.scorer import BundleScorer
 from recsys.bundle.spec import TWO_SIDED
 from recsys.export.export import ExportConfig, export, open_source
@@ -111,11 +112,13 @@ def check_terms(workspace, name, bundle):
 
 def one_row(column, row):
     """The values of one row of a column."""
-    values_V, lengths_B = column
+    values_V, lengths_B, weights_V = column
     if lengths_B is None:
-        return values_V[row : row + 1], None
+        return Column(values_V[row : row + 1])
     start = int(lengths_B[:row].sum())
-    return values_V[start : start + int(lengths_B[row])], lengths_B[row : row + 1]
+    part = slice(start, start + int(lengths_B[row]))
+    weights = None if weights_V is None else weights_V[part]
+    return Column(values_V[part], lengths_B[row : row + 1], weights)
 
 
 @pytest.mark.parametrize("name", RANKERS)

@@ -30,7 +30,8 @@ SMALL = {
     "cross_width": 4,
     "interest_modalities": ["text", "style"],
 }
-USER_FEATURES = {"country": {}, "spent": {"kind": "dense", "scale": "none"}}
+USER_FEATURES = {"country": {}, "topics": {"kind": "id_list", "weight_separator": "*"}}
+USER_FEATURES |= {"spent": {"kind": "dense", "scale": "none"}}
 DIMS = {"semantic": 12, "style": 8, "text": 10}
 
 
@@ -56,6 +57,7 @@ def recipe(
             "features": {
                 "device": {},
                 "asked": text,
+                "wanted": {"kind": "id_list", "weight_separator": ":"},
                 "price": {"kind": "numeric", "quantiles": 4, "side": price_side},
                 "paid": {"column": "price", "kind": "dense", "side": price_side},
             },
@@ -65,6 +67,12 @@ def recipe(
             "item_id": "item",
             "features": {
                 "genres": text,
+                "moods": {
+                    "kind": "id_list",
+                    "separator": " ",
+                    "weight_separator": "=",
+                    "hash_rows": 5,
+                },
                 "studio": {"hash_rows": hash_rows},
                 "year": {"kind": "numeric", "cuts": [1980, 2000]},
                 "age": {"column": "year", "kind": "dense"},
@@ -86,19 +94,27 @@ def write_source(folder: Path) -> None:
     """Write the raw files."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    log = ["user,item,time,label,device,asked,price"]
+
+    def weighted(most: int, between: str, before_weight: str) -> str:
+        ids = rng.integers(0, 5, rng.integers(0, most))
+        return between.join(f"t{n}{before_weight}{rng.exponential():.2f}" for n in ids)
+
+    log = ["user,item,time,label,device,asked,price,wanted"]
     for time in range(NUM_ROWS):
         asked = "|".join(f"w{word}" for word in rng.integers(0, 6, rng.integers(0, 3)))
         user, item = rng.integers(0, NUM_USERS), rng.integers(0, NUM_ITEMS)
         price = "" if time % 9 == 0 else f"{rng.normal():.3f}"
-        log.append(f"u{user},i{item},{time},{rng.integers(0, 2)},d{time % 3},{asked},{price}")
-    items = ["item,title,image,genres,studio,year,votes"]
+        row = f"u{user},i{item},{time},{rng.integers(0, 2)},d{time % 3},{asked},{price}"
+        log.append(f"{row},{weighted(4, '|', ':')}")
+    items = ["item,title,image,genres,studio,year,votes,moods"]
     for item in range(NUM_ITEMS):
         genres = "|".join(f"g{genre}" for genre in rng.integers(0, 5, rng.integers(0, 4)))
         votes = "nan" if item % 7 == 0 else f"{item**3 - 500}"
-        items.append(f"i{item},Title {item},{item}.png,{genres},s{item % 11},{1970 + item},{votes}")
-    users = ["user,country,spent"]
-    users += [f"u{user},c{user % 4},{user % 3 or ''}" for user in range(NUM_USERS)]
+        row = f"i{item},Title {item},{item}.png,{genres},s{item % 11},{1970 + item},{votes}"
+        items.append(f"{row},{weighted(3, ' ', '=')}")
+    users = ["user,country,spent,topics"]
+    for user in range(NUM_USERS):
+        users.append(f"u{user},c{user % 4},{user % 3 or ''},{weighted(3, '|', '*')}")
     for name, lines in {"log": log, "items": items, "users": users}.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 

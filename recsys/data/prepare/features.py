@@ -135,7 +135,9 @@ def write_catalogue_features(
         values = folder / f"{name}.values.npy"
         if table.is_list:
             offsets = folder / f"{name}.offsets.npy"
-            _, longest[name] = write_lists(engine, table.rows_sql(), values, offsets, num_rows)
+            weights = folder / f"{name}.weights.npy" if table.is_weighted else None
+            query = table.rows_sql()
+            _, longest[name] = write_lists(engine, query, values, offsets, num_rows, weights)
         else:
             write_array(engine, table.rows_sql(), values, num_rows, np.int32)
         added = write_table(engine, table, source=catalogue.side, to=prepared)

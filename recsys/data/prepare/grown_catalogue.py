@@ -5,6 +5,7 @@ files by row of the grown data. Rule for a known id that a new row describes aga
 texts become those of the new row, its row number stays. Shapes: N rows of users or items.
 """
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +103,12 @@ def grow_features(
             _grow_dense(engine, grown, feature, dense[name])
             continue
         table = _feature_table(engine, grown, name, feature, known[name])
-        is_list = known[name].spec.is_list
+        spec = known[name].spec
         if table:
             grown.tables[name] = table.spec()
             write_table(engine, table, source=grown.side, to=grown.folder)
-        if is_list:
-            _grow_lists(engine, grown, name, table)
+        if spec.is_list:
+            _grow_lists(engine, grown, spec, table)
         else:
             _grow_values(engine, grown, name, table)
 
@@ -151,14 +152,23 @@ def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTabl
     grown.is_changed |= values[: grown.num_before] != before
 
 
-def _grow_lists(engine: Engine, grown: GrownSide, name: str, table: FeatureTable | None) -> None:
+def _grow_lists(
+    engine: Engine, grown: GrownSide, spec: TableSpec, table: FeatureTable | None
+) -> None:
     """Write the lists of a feature: those of described rows anew, all others as they were."""
+    name, is_weighted = spec.name, spec.weight_separator is not None
     before = Sequences(grown.array(f"{name}.values"), grown.array(f"{name}.offsets"))
     folder = engine.scratch / engine.unused("lists")
     folder.mkdir()
-    paths = folder / "values.npy", folder / "offsets.npy"
-    query = table.rows_sql() if table else "SELECT 0 AS key, 0::INTEGER AS value WHERE false"
-    _, grown.longest[name] = write_lists(engine, query, *paths, grown.num_rows)
+    paths, weights = (folder / "values.npy", folder / "offsets.npy"), folder / "weights.npy"
+    query = "SELECT 0 AS key, 0::INTEGER AS value, 0::FLOAT AS weight WHERE false"
+    _, grown.longest[name] = write_lists(
+        engine,
+        table.rows_sql() if table else query,
+        *paths,
+        grown.num_rows,
+        weights if is_weighted else None,
+    )
     described = Sequences(*(read_array(path, PREPARE_AGAIN, mmap=True) for path in paths))
     is_described_N = np.zeros(grown.num_rows, dtype=bool)
     if table:
@@ -170,6 +180,12 @@ def _grow_lists(engine: Engine, grown: GrownSide, name: str, table: FeatureTable
     write_sequences(grown.new(name).parent, before, described, kept_N, prefix=f"{name}.")
     known_K = np.flatnonzero(is_described_N[: grown.num_before])
     grown.is_changed[known_K] |= _differ(before, described, known_K)
+    if is_weighted:
+        weighed_before = Sequences(grown.array(f"{name}.weights"), before.offsets)
+        weighed = Sequences(read_array(weights, PREPARE_AGAIN, mmap=True), described.offsets)
+        write_sequences(folder / "grown", weighed_before, weighed, kept_N)
+        shutil.move(folder / "grown" / "values.npy", grown.new(f"{name}.weights"))
+        grown.is_changed[known_K] |= _differ(weighed_before, weighed, known_K)
 
 
 def _differ(one: Sequences, other: Sequences, keys_K: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.writing import list_table, write_parts
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe
 from recsys.data.sql import quoted
-from recsys.schema import SplitSpec
+from recsys.schema import SplitSpec, weights_column
 
 UNKNOWN_USER_SQL = (
     "CASE WHEN p.user_row = 0 THEN md5_number_lower(p.user_id) ELSE 0::UBIGINT END AS unknown_user"
@@ -58,6 +58,10 @@ def write_interactions(
         placed = _extended(engine, placed, added, ends, "row_id")
     for name, rows in lists.items():
         replaced = f"p.* REPLACE (coalesce(j.value, []::INTEGER[]) AS {quoted(name)})"
+        if "weight" in rows.columns:
+            weights = quoted(weights_column(name))
+            replaced += f", coalesce(j.weight, []::FLOAT[]) AS {weights}"
+            columns.append(f"p.{weights}")
         placed = _extended(engine, placed, replaced, rows, "key")
     for index, (name, table) in enumerate(features.items()):
         join, row = "", f"p.{quoted(name)}"

@@ -21,6 +21,7 @@ from recsys.data.recipe import (
     source_file,
 )
 from recsys.data.sql import literal, quoted
+from recsys.data.weighted import unusable_sql
 
 
 def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
@@ -94,6 +95,7 @@ def _log_conditions(
         rule = parse_label(log.label)
         conditions.append(Condition(rule.column, *unusable_label(rule)))
     conditions += _id_conditions(source, log.features)
+    conditions += _weight_conditions(source, log.features)
     return conditions + _number_conditions(log.features)
 
 
@@ -114,6 +116,7 @@ def _check_catalogue(
     source, column = catalogue.source, catalogue.id_column
     conditions = [Condition(column, is_null(column), "null id"), merged_ids(source, column)]
     conditions += _id_conditions(source, catalogue.features)
+    conditions += _weight_conditions(source, catalogue.features)
     conditions += more
     conditions += _number_conditions(catalogue.features)
     problems.note(engine, source, conditions)
@@ -153,6 +156,20 @@ def _id_conditions(source: Source, features: dict[str, FeatureRecipe]) -> list[C
         for name, feature in features.items()
         if feature.kind == "id" and not feature.extract
     ]
+
+
+def _weight_conditions(source: Source, features: dict[str, FeatureRecipe]) -> list[Condition]:
+    """Return the conditions that an id of a weighted list has a weight that is none."""
+    conditions = []
+    for name, feature in features.items():
+        if feature.weight_separator is not None:
+            is_bad = unusable_sql(value_sql(feature, name, source.lists), feature.weight_separator)
+            wrong = (
+                f"a weight that is no number of 0 or more (feature {name}, "
+                f"weight_separator={feature.weight_separator!r})"
+            )
+            conditions.append(Condition(feature.column or name, is_bad, wrong))
+    return conditions
 
 
 def _number_conditions(features: dict[str, FeatureRecipe]) -> list[Condition]:

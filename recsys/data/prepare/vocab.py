@@ -9,7 +9,8 @@ import math
 from collections.abc import Container
 
 from recsys.data import encode
-from recsys.data.encode import exploded_sql, list_rows_sql, number_sql, row_sql
+from recsys.data.encode import exploded_sql, list_rows_sql, row_sql
+from recsys.data.numbers import number_sql
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.growth import KnownIds, KnownTable, grow_vocabulary, rare_ids
 from recsys.data.prepare.quantiles import quantiles
@@ -82,6 +83,11 @@ class FeatureTable:
         return self._vocabulary
 
     @property
+    def is_weighted(self) -> bool:
+        """True where the ids of a list have weights."""
+        return self._spec.weight_separator is not None
+
+    @property
     def is_list(self) -> bool:
         """True where a row may have several ids."""
         return self._spec.is_list
@@ -100,7 +106,10 @@ class FeatureTable:
         return row_sql(self._spec, value, str(self._vocabulary), alias)
 
     def rows_sql(self) -> str:
-        """SQL of (key, value) by key: the row; of a list a line for each known id, in its order."""
+        """SQL of (key, value) by key: the row; of a list a line for each known id, in its order.
+
+        Weighted lists have another column, `weight`.
+        """
         if self.is_list:
             return list_rows_sql(self._spec, self.relation, str(self._vocabulary))
         join, row = self.single("r.value", "v")
@@ -108,12 +117,12 @@ class FeatureTable:
 
     def exploded(self) -> str:
         """SQL of (key, position, id): one row per id of a list, blanks left out."""
-        return exploded_sql(self.relation)
+        return exploded_sql(self._spec, self.relation)
 
     def _ids(self, relation: str) -> str:
         """SQL of one id per occurrence of SQL of (key, value)."""
         if self.is_list:
-            return f"SELECT id FROM ({exploded_sql(relation)})"
+            return f"SELECT id FROM ({exploded_sql(self._spec, relation)})"
         return f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
 
     def _numbered(self, ids: str, known: KnownIds | None, fresh: str | None) -> Table:

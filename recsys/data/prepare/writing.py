@@ -1,6 +1,7 @@
 """Query results as files: Parquet, arrays by row, and lists by key, streamed in bounded pieces."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,27 +36,45 @@ def write_array(
 
 
 def write_lists(
-    engine: Engine, query: str, values_file: Path, offsets_file: Path, num_rows: int
+    engine: Engine,
+    query: str,
+    values_file: Path,
+    offsets_file: Path,
+    num_rows: int,
+    weights_file: Path | None = None,
 ) -> tuple[int, int]:
     """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1].
 
     A key's values are values[offsets[key] : offsets[key + 1]]. The query runs once, and memory holds one
     record batch at a time: values are appended to their file, offsets are memory-mapped.
 
+    Args:
+        weights_file: takes the query's column `weight` [V]; None: it has none.
+
     Returns:
         V, and the most values of a key.
     """
     offsets = new_array(offsets_file, np.int64, (num_rows + 1,))
+    columns: dict[str, tuple[Path, type[np.generic]]] = {"value": (values_file, np.int32)}
+    if weights_file is not None:
+        columns["weight"] = (weights_file, np.float32)
     total = 0
-    with open(values_file, "wb") as stream:
-        _write_header(stream, np.int32, total)
+    with ExitStack() as files:
+        streams = {
+            name: files.enter_context(open(file, "wb")) for name, (file, _) in columns.items()
+        }
+        for name, (_, dtype) in columns.items():
+            _write_header(streams[name], dtype, total)
         for batch in engine.batches(query):
-            stream.write(batch.column("value").to_numpy().astype(np.int32, copy=False).data)
+            for name, (_, dtype) in columns.items():
+                written = batch.column(name).to_numpy().astype(dtype, copy=False)
+                streams[name].write(written.data)
             total += batch.num_rows
             keys, counts = np.unique(batch.column("key").to_numpy(), return_counts=True)
             offsets[keys + 1] += counts
-        stream.seek(0)
-        _write_header(stream, np.int32, total)
+        for name, (_, dtype) in columns.items():
+            streams[name].seek(0)
+            _write_header(streams[name], dtype, total)
     longest = int(offsets.max())
     np.cumsum(offsets, out=offsets)
     return total, longest
@@ -70,16 +89,19 @@ def _write_header(stream: BinaryIO, dtype: type[np.generic], num_values: int) ->
 def list_table(engine: Engine, query: str) -> Table:
     """Return a table (key, value list) made of SQL of (key, value) by key.
 
-    The table is a file: the database's list() keeps every list in memory.
+    Other columns of the query become lists too. The table is a file: the database's list() keeps
+    every list in memory.
     """
     path = engine.scratch / f"{engine.unused('lists')}.parquet"
     reader = engine.batches(query)
-    key, value = (reader.schema.field(column).type for column in ("key", "value"))
-    schema = pa.schema([("key", key), ("value", pa.list_(value))])
+    schema = pa.schema([
+        (field.name, field.type if field.name == "key" else pa.list_(field.type))
+        for field in reader.schema
+    ])
     with pq.ParquetWriter(path, schema) as writer:
         for table in lists_by_key(reader):
             writer.write_table(table.cast(schema))
-    return Table(f"read_parquet({literal(str(path))})", ("key", "value"))
+    return Table(f"read_parquet({literal(str(path))})", tuple(schema.names))
 
 
 def write_vocabulary(engine: Engine, vocabulary: Table, name: str, folder: Path) -> None:
@@ -153,7 +175,7 @@ def row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 def lists_by_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Turn batches of (key, value) in the order of keys into tables of (key, list of values)."""
+    """Turn batches of (key, value, ...) in the order of keys into tables of (key, list, ...)."""
     held: pa.Table | None = None
     for batch in batches:
         table = pa.Table.from_batches([batch])
@@ -170,5 +192,9 @@ def lists_by_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _listed(table: pa.Table) -> pa.Table:
     keys, starts = np.unique(table.column("key").to_numpy(), return_index=True)
     offsets = pa.array(np.append(starts, table.num_rows), pa.int32())
-    values = table.column("value").combine_chunks()
-    return pa.table({"key": keys, "value": pa.ListArray.from_arrays(offsets, values)})
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, table.column(name).combine_chunks())
+        for name in table.column_names
+        if name != "key"
+    }
+    return pa.table({"key": keys, **lists})

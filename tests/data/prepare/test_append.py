@@ -139,3 +139,31 @@ def test_numbers_of_new_days_are_scaled_by_the_statistics_of_the_first(tmp_path)
     by_user = dict(zip(ids_of(workspace, "user_id"), ages, strict=True))
     # u4 has no age; no training row lacked one, so that it counts as the mean.
     assert by_user == {None: 0, "u1": -0.5, "u2": 1, "u3": 3, "u4": 0}
+
+
+def test_weights_of_new_lists_follow_and_those_of_described_users_are_replaced(tmp_path):
+    source, workspace = tmp_path / "raw", tmp_path / "w"
+    write_day(source, 0, FIRST)
+    (source / "tastes").mkdir()
+    (source / "tastes" / "0.csv").write_text("user_id,likes\nu1,red:2|sky:1\nu2,red\n")
+    feature = {"kind": "id_list", "weight_separator": ":"}
+    made = recipe(source, users={"file": "tastes/*.csv", "features": {"likes": feature}})
+    prepared_base(made, workspace)
+    write_day(source, 1, [("u1", "i1", 50, 1), ("u3", "i2", 60, 0), ("u4", "i2", 70, 1)])
+    (source / "tastes" / "1.csv").write_text("user_id,likes\nu1,sky:5\nu3,mud:0.5|red:4\n")
+    manifest = appended(made, workspace)
+    name = manifest.split_named("next")
+    data = Dataset(workspace / "prepared", manifest, split=name, features=["user_id", "likes"])
+    (likes,) = (f for f in data.features if f.name == "likes")
+    users, words = ids_of(workspace, "user_id"), ids_of(workspace, "likes")
+    rows = np.arange(len(users))
+    ids, lengths = data.side_ids(likes, rows)
+    weights = np.split(data.side_weights(likes, rows), np.cumsum(lengths)[:-1])
+    found = {
+        user: {words[i]: float(w) for i, w in zip(part, weighed, strict=True)}
+        for user, part, weighed in zip(
+            users, np.split(ids, np.cumsum(lengths)[:-1]), weights, strict=True
+        )
+    }
+    expected = {"u1": {"sky": 5}, "u2": {"red": 1}, "u3": {"mud": 0.5, "red": 4}, "u4": {}}
+    assert found == {None: {}, **expected}
