@@ -6,7 +6,7 @@ the file. Called by recsys/job.py before Hydra sees a folder, and wherever a YAM
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ _MAX_REFERENCES = 3
 """In one text; what two names can make of it stays short."""
 
 
-def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
+def check_config_folder(
+    folder: Path, *, is_ours: bool = False, groups: Collection[str] | None = None
+) -> None:
     """Refuse YAML files that reach beyond their group: they may come from a stranger.
 
     Hydra makes objects of any class where its own section says so (callbacks, launchers, log
@@ -32,30 +34,34 @@ def check_config_folder(folder: Path, *, is_ours: bool = False) -> None:
     Args:
         folder: its files are looked at, also behind symbolic links.
         is_ours: files at the top are the jobs' own and may have a hydra section.
+        groups: folders that are groups of presets; others are not looked at, and no file may refer to
+            them. None: every folder is a group.
 
     Raises:
         UserError: names every file and key.
     """
     problems = []
-    for path in _yaml_files(folder):
+    for path in _yaml_files(folder, groups):
         if not (is_ours and path.parent == folder):
-            problems += [f"{path}: {problem}" for problem in _reaching_beyond(path)]
+            problems += [f"{path}: {problem}" for problem in _reaching_beyond(path, groups)]
     if problems:
         raise UserError("configuration: " + "\n  ".join(problems))
 
 
-def _yaml_files(folder: Path) -> Iterator[Path]:
-    """Yield the YAML files below a folder, behind links too; every real folder once."""
+def _yaml_files(folder: Path, groups: Collection[str] | None) -> Iterator[Path]:
+    """Yield the YAML files of a folder and its groups, behind links too; every real folder once."""
     seen = {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(
             f for f in folders if os.path.realpath(os.path.join(place, f)) not in seen
         )
+        if groups is not None and Path(place) == folder:
+            folders[:] = [f for f in folders if f in groups]
         seen |= {os.path.realpath(os.path.join(place, f)) for f in folders}
         yield from (Path(place) / name for name in sorted(files) if name.endswith(".yaml"))
 
 
-def _reaching_beyond(path: Path) -> list[str]:
+def _reaching_beyond(path: Path, groups: Collection[str] | None) -> list[str]:
     try:
         nodes = [read_yaml(path)]
     except UserError as error:
@@ -79,6 +85,7 @@ def _reaching_beyond(path: Path) -> list[str]:
                     for entry in entries
                     if isinstance(entry, str) and "hydra" in entry.lower()
                 ]
+                problems += _foreign_groups(entries, groups)
         elif isinstance(node, list):
             nodes += node
         elif isinstance(node, str):
@@ -89,6 +96,20 @@ def _reaching_beyond(path: Path) -> list[str]:
                     f"most {_MAX_REFERENCES} times; give other values on the command line"
                 )
     return problems
+
+
+def _foreign_groups(entries: list[Any], groups: Collection[str] | None) -> list[str]:
+    """Return a sentence for every entry of a defaults list that leads to a folder which is no group."""
+    found = []
+    for entry in entries:
+        for name in entry if isinstance(entry, dict) else [entry]:
+            place = str(name).removeprefix("optional ").removeprefix("override ").strip()
+            is_foreign = place.startswith("/") and groups is not None
+            is_foreign = is_foreign and re.split("[/@:]", place[1:])[0] not in (groups or ())
+            if is_foreign or ".." in place:
+                known = ", ".join(sorted(groups or ())) or "folders of presets"
+                found.append(f"defaults {place!r}: expected one of {known}")
+    return found
 
 
 def read_yaml(path: Path) -> Any:

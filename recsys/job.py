@@ -192,7 +192,8 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
         raise UserError("recipes and presets of your own: name their folder with --config-dir")
     check_config_folder(_CONFIGS, is_ours=True)
     if known.config_dir:
-        check_config_folder(Path(known.config_dir))
+        groups = [path.name for path in _CONFIGS.iterdir() if path.is_dir()]
+        check_config_folder(Path(known.config_dir), groups=groups)
 
 
 def run_job(job: Callable[[], None]) -> None:

@@ -225,6 +225,26 @@ def test_recipe_may_refer_to_its_workspace_and_repeat_itself_a_little(tmp_path):
     check_config_arguments([f"--config-dir={tmp_path}"])
 
 
+def test_folders_beside_the_groups_of_presets_are_not_read_and_cannot_be_referred_to(tmp_path):
+    (tmp_path / "launch" / "cluster").mkdir(parents=True)
+    (tmp_path / "launch" / "cluster" / "job.yaml").write_text("command: ${oc.env:HOME}\n")
+    (tmp_path / "data").mkdir()
+    recipe = tmp_path / "data" / "mine.yaml"
+    recipe.write_text("name: mine\ndefaults: [override /model: dcn_v2]\n")
+    check_config_arguments([f"--config-dir={tmp_path}"])
+    for entry in (
+        "/launch/cluster/job",
+        "/launch: job",
+        "optional /launch/cluster: job",
+        "../launch/x",
+    ):
+        recipe.write_text(f"name: mine\ndefaults: [{entry}]\n")
+        with pytest.raises(
+            ValueError, match="mine.yaml: defaults .*launch.*: expected one of .*data"
+        ):
+            check_config_arguments([f"--config-dir={tmp_path}"])
+
+
 def test_text_that_looks_like_an_interpolation_is_text_in_what_is_read_from_files(monkeypatch):
     monkeypatch.setenv("TOKEN", "secret")
     for text in ("${oc.env:TOKEN}", "a${oc.env:TOKEN}b"):

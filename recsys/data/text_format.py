@@ -13,7 +13,7 @@ class TextFormat:
     header: list[str] = field(default_factory=list)
     """Column names of a CSV file without a header line."""
     delimiter: str | None = None
-    """Between the fields of a CSV file; null: a tab for .tsv and .tsv.gz, else a comma."""
+    """Between the fields of a CSV file; null: a tab for .tsv, .inter, .item and .user, else a comma."""
     quote: str = '"'
     """Around fields of a CSV file that hold a delimiter or a line end; empty: no field is quoted."""
     encoding: str = "utf-8"

@@ -8,7 +8,8 @@ folder is built beside and renamed.
 import dataclasses
 import hashlib
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -70,7 +71,11 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
     check(recipe, "data")
     try:
         # The tables of own vectors take their places after prepared/: until then they do not fit it.
-        with ExitStack() as tables, new_folder(workspace / "prepared") as beside:
+        with (
+            without_leftovers(workspace),
+            ExitStack() as tables,
+            new_folder(workspace / "prepared") as beside,
+        ):
             vector_folders = {
                 name: tables.enter_context(new_folder(workspace / "features" / name))
                 for name in (recipe.items.vectors if recipe.items else ())
@@ -105,6 +110,20 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             f"({short(error)}); raise memory_limit or lower run.threads"
         ) from error
     return manifest
+
+
+@contextmanager
+def without_leftovers(workspace: Path) -> Iterator[None]:
+    """Remove the folders of a workspace that an error leaves empty, if they were not there before."""
+    folders = (workspace / "features", workspace, *workspace.parents)
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def run_steps(

@@ -17,7 +17,12 @@ Compression = Literal["none", "gzip", "zstd"]
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv"}
 _KINDS |= {".jsonl": "json", ".ndjson": "json", ".json": "json"}
-ENDINGS = "a .parquet, .csv, .tsv, .txt or .jsonl file (text also as .gz or .zst)"
+ATOMIC = (".inter", ".item", ".user")
+"""Endings of RecBole's atomic files: tab-separated, with `name:type` in the header."""
+_KINDS |= dict.fromkeys(ATOMIC, "csv")
+ENDINGS = (
+    "a .parquet, .csv, .tsv, .txt, .jsonl, .inter, .item or .user file (text also as .gz or .zst)"
+)
 _WILDCARDS = r"[*?\[]"
 
 

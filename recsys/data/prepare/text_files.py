@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from recsys.data.prepare.raw_files import RawFiles
+from recsys.data.prepare.raw_files import ATOMIC, RawFiles
 from recsys.data.sql import literal, quoted, short
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
 
+_ATOMIC_TYPE = ":(token|token_seq|float|float_seq)$"
+"""What a column name of RecBole's ends with."""
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, csv.Error)
 
 
@@ -61,8 +64,10 @@ def csv_reader(
     """
     first = files.paths[0]
     plain = first.name.lower().removesuffix(".gz").removesuffix(".zst")
-    delimiter = written.delimiter or ("\t" if plain.endswith(".tsv") else ",")
+    delimiter = written.delimiter or ("\t" if plain.endswith((".tsv", *ATOMIC)) else ",")
     names = written.header or _common_header(files, key, delimiter, written)
+    if plain.endswith(ATOMIC):
+        names = [re.sub(_ATOMIC_TYPE, "", name) for name in names]
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     paths, compression = files.paths, files.compression
     is_utf8 = codecs.lookup(written.encoding).name == "utf-8"

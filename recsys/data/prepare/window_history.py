@@ -233,7 +233,7 @@ def write_sequences(
     offsets = new_array(folder / f"{prefix}offsets.npy", np.int64, (num_users + 1,))
     np.cumsum(num_kept_U, out=offsets[1:])
     kind = first.values.dtype.type
-    values = new_array(folder / f"{prefix}values.npy", kind, (int(offsets[-1]),))
+    values: NDArray = new_array(folder / f"{prefix}values.npy", kind, (int(offsets[-1]),))
     then_U = np.minimum(then.lengths(num_users), num_kept_U)
     for start in range(0, num_users, _BLOCK_USERS):
         stop = min(start + _BLOCK_USERS, num_users)

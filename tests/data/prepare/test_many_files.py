@@ -254,3 +254,32 @@ def test_parts_in_a_store_are_fetched_with_their_folders(tmp_path, plain):
         made = recipe("memory://bucket/raw", interactions__file=name, **items)
         assert prepared(tmp_path / f"b{number}", made)[0].checksums == local.checksums
     store.store.clear()
+
+
+def test_atomic_files_of_recbole_are_read_as_they_are(tmp_path):
+    source = tmp_path / "raw"
+    source.mkdir()
+    rows = [
+        f"{user}\t{item}\t{3 + (user + item) % 2}\t{100 * user + item}"
+        for user in (1, 2)
+        for item in range(10, 20)
+    ]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (source / "ml.inter").write_text("\n".join([head, *rows]) + "\n")
+    items = [f"{item}\tA film, no. {item}\tDrama War" for item in range(10, 20)]
+    head = "item_id:token\tmovie_title:token_seq\tclass:token_seq"
+    (source / "ml.item").write_text("\n".join([head, *items]) + "\n")
+    made = recipe(
+        source,
+        interactions__file="ml.inter",
+        interactions__timestamp="timestamp",
+        items={
+            "file": "ml.item",
+            "title": "movie_title",
+            "features": {"genres": {"column": "class", "kind": "id_list", "separator": " "}},
+        },
+    )
+    manifest, workspace = prepared(tmp_path, made)
+    assert manifest.table("genres").num_rows == 3
+    titles = pq.read_table(workspace / "prepared" / "items.parquet").column("title").to_pylist()
+    assert "A film, no. 12" in titles
