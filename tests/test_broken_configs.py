@@ -168,10 +168,19 @@ JOBS = {
 }
 
 
+REQUIRED = {
+    "events": {"workspace": "w"},
+    "loadtest": {"url": "http://localhost:1"},
+    "recommend": {"bundle": "b"},
+    "serve": {"bundle": "b"},
+    "sync": {"source": "a", "target": "b"},
+}
+"""Keys that every call of a job must give."""
+
+
 def whole(name):
     """A job's configuration, with something for what every call of it must give."""
-    node = plain(composed(Path(f"{name}.yaml")), allow_missing=True)
-    return node | ({"source": "a", "target": "b"} if name == "sync" else {})
+    return plain(composed(Path(f"{name}.yaml")), allow_missing=True) | REQUIRED.get(name, {})
 
 
 @pytest.mark.parametrize("name", JOBS)

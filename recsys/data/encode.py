@@ -10,8 +10,8 @@ The rules, in order:
    type that the raw column has (raw_text.py).
 2. Cleaning. Blanks around the text are left out, the first group of `extract` is taken, an empty text
    is a null. Nothing else changes: no case, no Unicode form (NFC and NFD are two ids).
-3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out. Of a weighted
-   list an element is an id and its weight (weighted.py).
+3. Lists. A text is cut at the separator; each element is trimmed, empty ones are left out. An element of
+   a weighted list is an id and its weight (weighted.py).
 4. Row. A vocabulary's number, 1 + a hash, or 1 + the count of cuts below the number. A null, an id
    that the vocabulary lacks and a text that is no number have row 0; in a list they are left out.
 """

@@ -65,8 +65,9 @@ class Scorer(nn.Module):
             record_function("## dense ##"),
             torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
         ):
-            # Compiled, it is so for training alone: `forward` is what nn.Module.compile leaves as it is.
-            dense = self.dense if self.training else self.dense.forward
+            # Compiled, it is so for training alone. This call is what nn.Module.compile leaves as it is,
+            # and runs hooks, by which inputs are shuffled (recsys/evaluation/importance.py).
+            dense = self.dense if self.training else self.dense._call_impl
             logits_B, weights_BM = dense(seen)
         if without_padding:
             num_padding = inputs.first_order_B.shape[0] - num_real

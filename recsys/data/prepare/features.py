@@ -150,10 +150,13 @@ def _lacks_rows(engine: Engine, catalogue: Catalogue, vocabulary: Table, placed:
     side = catalogue.side
     vocabulary.needs("id")
     placed.needs("split", f"{side}_row")
-    listed = f"SELECT {quoted(catalogue.id_column)} FROM {catalogue.source.view}"
+    num_listed = (
+        f"SELECT count(*) FROM {vocabulary} v JOIN {catalogue.source.view} s ON v.id = "
+        + (f"s.{quoted(catalogue.id_column)}")
+    )
     return bool(
         engine.count(placed, f"split = 0 AND {side}_row = 0")
-        or engine.count(vocabulary, f"id NOT IN ({listed})")
+        or engine.one(num_listed)[0] < engine.count(vocabulary)
     )
 
 

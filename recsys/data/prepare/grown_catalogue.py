@@ -5,7 +5,6 @@ files by row of the grown data. Rule for a known id that a new row describes aga
 texts become those of the new row, its row number stays. Shapes: N rows of users or items.
 """
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,8 +182,8 @@ def _grow_lists(
     if is_weighted:
         weighed_before = Sequences(grown.array(f"{name}.weights"), before.offsets)
         weighed = Sequences(read_array(weights, PREPARE_AGAIN, mmap=True), described.offsets)
-        write_sequences(folder / "grown", weighed_before, weighed, kept_N)
-        shutil.move(folder / "grown" / "values.npy", grown.new(f"{name}.weights"))
+        to = grown.new(name).parent
+        write_sequences(to, weighed_before, weighed, kept_N, prefix=f"{name}.", name="weights")
         grown.is_changed[known_K] |= _differ(weighed_before, weighed, known_K)
 
 

@@ -220,12 +220,14 @@ def write_sequences(
     then: Sequences,
     num_kept_U: NDArray[np.int64],
     prefix: str = "",
+    name: str = "values",
 ) -> None:
     """Write values.npy and offsets.npy of each user's two sequences end to end, the last of them.
 
     Args:
         folder: made where it is not there.
         prefix: of the names of the files.
+        name: of the file of values, in the place of `values`.
         num_kept_U: how many values of each user are kept [U], at most as many as there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,7 @@ def write_sequences(
     offsets = new_array(folder / f"{prefix}offsets.npy", np.int64, (num_users + 1,))
     np.cumsum(num_kept_U, out=offsets[1:])
     kind = first.values.dtype.type
-    values: NDArray = new_array(folder / f"{prefix}values.npy", kind, (int(offsets[-1]),))
+    values: NDArray = new_array(folder / f"{prefix}{name}.npy", kind, (int(offsets[-1]),))
     then_U = np.minimum(then.lengths(num_users), num_kept_U)
     for start in range(0, num_users, _BLOCK_USERS):
         stop = min(start + _BLOCK_USERS, num_users)

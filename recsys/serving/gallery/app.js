@@ -159,6 +159,11 @@ $("pick").addEventListener("submit", (event) => {
   if (location.hash === address) route();
   else location.hash = address;
 });
+$("signout").addEventListener("click", async () => {
+  await fetch("/v1/session", { method: "DELETE" });
+  location.assign("/gallery/signin.html");
+});
+
 $("surprise").addEventListener("click", () => ({ truth, compare: showComparison }[asked().view] ?? surprise)());
 $("visitor").addEventListener("click", welcome);
 addEventListener("hashchange", route);

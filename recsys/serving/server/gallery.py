@@ -93,6 +93,8 @@ class Offer:
     """Whether uploaded pictures can be searched by."""
     visitors: bool = True
     """Whether a model answers new visitors; a gallery that is a folder has none."""
+    session: bool = False
+    """Whether the server expects a token, so that a browser's session can be ended."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ class TruthOfUser:
 async def offer(http: Request) -> Offer:
     """Say what the gallery can show."""
     shown = shown_of(http)
-    has_rival = http.app.state.front.rival is not None
+    front = http.app.state.front
     return Offer(
         shown.version,
         shown.num_items,
         bool(shown.map.layouts),
         shown.has_truth,
-        has_rival,
+        front.rival is not None,
         shown.takes_pictures,
+        session=front.sessions is not None,
     )
 
 

@@ -150,3 +150,49 @@ def test_lists_are_the_same_however_the_database_cuts_its_batches(lists, cuts):
     batches = [flat.slice(a, b - a) for a, b in zip(bounds, [*bounds[1:], len(keys)], strict=True)]
     found = [row for table in lists_by_key(batches) for row in table.to_pylist()]
     assert found == [{"key": 3 * key, "value": values} for key, values in enumerate(lists)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_items_and_users_files_larger_than_memory_are_prepared(tmp_path, ending):
+    """Texts, tags, lists, weights and numbers of a catalogue three times as large as the memory."""
+    source = tmp_path / "raw"
+    source.mkdir()
+    with duckdb.connect() as connection:
+        connection.execute("SET memory_limit='1GB'; SET threads=1")
+        files = {
+            "log": "SELECT 'user ' || range % 500 AS user_id, 'item ' || hash(range) % 100000 AS "
+            "item_id, range AS time, range % 3 = 0 AS label FROM range(5000)",
+            "items": "SELECT 'item ' || range AS item_id, 'title of ' || range AS title, "
+            "repeat(md5(range::VARCHAR) || ' ', 60) AS about, 'a' || range % 7 || '|b' || range // 3 "
+            "AS tags, 'c' || range % 50 || ':0.5|d' || range // 5 || ':2' AS moods, "
+            "(hash(range) % 1000003) / 997.0 AS price FROM range(100000)",
+            "users": "SELECT 'user ' || range AS user_id, repeat(md5(range::VARCHAR), 10) AS word, "
+            "range % 90 AS age FROM range(100000)",
+        }
+        for name, query in files.items():
+            connection.execute(f"COPY ({query}) TO '{source / name}.{ending}'")
+    lists = {"tags": {"kind": "id_list"}, "moods": {"kind": "id_list", "weight_separator": ":"}}
+    made = recipe(
+        source,
+        interactions={
+            "file": f"log.{ending}",
+            "user_id": "user_id",
+            "item_id": "item_id",
+            "timestamp": "time",
+            "label": "label",
+        },
+        items={
+            "file": f"items.{ending}",
+            "title": "title",
+            "text": ["title", "about"],
+            "tags": {"tags": {"kind": "id_list"}},
+            "features": {**lists, "price": {"kind": "dense", "scale": "log"}},
+        },
+        users={"file": f"users.{ending}", "features": {"word": {}, "age": {"kind": "dense"}}},
+        split={"strategy": "time"},
+    )
+    assert (source / f"items.{ending}").stat().st_size > (190e6 if ending == "csv" else 0)
+    small = prepare(made, tmp_path / "small", memory_limit="60MB", threads=1)
+    large = prepare(made, tmp_path / "large", memory_limit="2GB", threads=2)
+    assert small == large

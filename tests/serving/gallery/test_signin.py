@@ -38,6 +38,7 @@ def test_a_browser_without_a_session_is_led_to_the_sign_in_page_and_to_nothing_e
 def test_a_session_reads_and_changes_from_its_own_origin_alone(guarded):
     cookie = signed_in(guarded)
     assert guarded.ask("GET", "/v1/users", Cookie=cookie).status == 200
+    assert guarded.ask("GET", "/v1/gallery", Cookie=cookie).json["session"]
     event = {"events": [{"user": "u", "item": "i", "kind": "opened"}]}
     here = f"http://127.0.0.1:{guarded.port}"
     assert guarded.post("/v1/events", event, Cookie=cookie, Origin=here).status == 200
@@ -75,6 +76,11 @@ def test_the_token_is_typed_once(page, guarded, serious_findings):
     page.get_by_text("Liked").nth(1).wait_for()
     page.reload()
     page.wait_for_selector("#dials label")
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/gallery/signin.html")
+    assert not page.context.cookies()
+    page.goto(page.address)
+    page.wait_for_url("**/gallery/signin.html")
     # Chromium logs every answer of 401 itself.
     assert all("401" in error for error in page.errors)
     page.errors.clear()
