@@ -97,6 +97,8 @@ class FeatureManifest:
     """Masked rows by reason."""
     scaling: str = ""
     """Scaling of the vectors."""
+    scale: float | None = None
+    """Number by which own vectors were multiplied; null: encoded vectors, or not known."""
     row_hash: str = ""
     """Definition of the hashes in the shards' `rows_file`, in words."""
     shards: tuple[ShardSpec, ...] = ()

@@ -1,6 +1,7 @@
 """Item rows of a bundle's users: what the model reads, and what they have seen; by numpy alone.
 
     users/history.values.npy, .offsets.npy   histories, oldest first
+    users/likers.values.npy, .offsets.npy    the same by item: user rows [V], ascending
     users/seen.values.npy, .offsets.npy      every liked item of the log
 
 Memory-mapped. Read by users.py, and by recsys/serving/shown.py in a process that has no torch.
@@ -23,7 +24,7 @@ class Histories:
         """Map the files of `users/`.
 
         Args:
-            name: `history` or `seen`.
+            name: `history` or `seen`; `likers` for user rows by item row.
 
         Raises:
             DamagedFileError: a file is missing or broken.
@@ -34,11 +35,14 @@ class Histories:
         )
 
     def of(self, user_row: int) -> NDArray[np.int64]:
-        """Return a user's liked item rows [T], oldest first."""
+        """Return a user's liked item rows [T], oldest first; an item's user rows of `likers`."""
         start, stop = int(self._offsets[user_row]), int(self._offsets[user_row + 1])
         return np.asarray(self._values[start:stop], np.int64)
 
     def holding(self, item_row: int) -> NDArray[np.int64]:
-        """Return the rows of the users whose history holds an item [U], ascending; reads all values."""
+        """Return the rows of the users whose history holds an item [U], ascending; reads all values.
+
+        For bundles of earlier versions, which have no `likers`.
+        """
         places = np.flatnonzero(np.asarray(self._values) == item_row)
         return np.unique(np.searchsorted(self._offsets, places, side="right") - 1)

@@ -90,6 +90,9 @@ class BundleSpec:
     match_weights: tuple[float, ...] = ()
     """Weights v [M] of the match of user and modality in the logit, in the order of `modality_names`, for
     explanations; empty: the model has no match, or the bundle is of a version that kept none."""
+    vector_scales: dict[str, float] = field(default_factory=dict)
+    """Modalities of own vectors, which new items may bring along, with the number that theirs are
+    multiplied by; bundles of earlier versions take none."""
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities; 0: none."""
     similarity_feature: str | None = None

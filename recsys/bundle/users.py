@@ -3,6 +3,7 @@
     users/<feature>.values.npy, .offsets.npy   rows of the users' features, as in prepared/users
     users/history.values.npy, .offsets.npy     item rows the user liked, oldest first, as far as the model
                                                may read them
+    users/likers.values.npy, .offsets.npy      user rows by item, of the histories
     users/seen.values.npy, .offsets.npy        every item row the user liked in the log, of all splits
     users/last_time.npy                        int64 [U]: time of the last interaction, 0: not known
 

@@ -2,9 +2,10 @@
 
 In: prepared/. Out: `users/`, `vocab/` and `catalogue/` of a bundle, as the files of these names in
 recsys/bundle describe them. Everything is streamed.
-Shapes: U users, N items, P liked items of a row group, K users of these.
+Shapes: U users, N items, P liked items of a row group or block, K keys of lists, V values of lists.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +19,35 @@ from recsys.bundle.catalogue import BATCH_ROWS
 from recsys.bundle.users import user_features
 from recsys.bundle.vocabulary import write_vocabulary
 from recsys.data.dataset import read_columns
+from recsys.data.specs import vocabulary_file
 from recsys.export.items import copy_features
-from recsys.files import PREPARE_AGAIN, new_array, reading, write_array
+from recsys.files import PREPARE_AGAIN, new_array, read_array, reading, write_array
 from recsys.schema import UNKNOWN_ROW, Manifest
 
 _CARD = ("item_id", "title", "artist", "tags", "content", "text", "image")
+
+
+def served_manifest(prepared: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest's part that encodes ids and values of requests.
+
+    Manifests of earlier versions do not name the files of vocabularies, which are there.
+    """
+    tables = []
+    for table in manifest.tables:
+        file = vocabulary_file(table.name)
+        is_unnamed = table.kind == "vocab" and table.vocabulary is None
+        if is_unnamed and (prepared / file).is_file():
+            table = dataclasses.replace(table, vocabulary=file)
+        tables.append(table)
+    return dataclasses.replace(
+        manifest,
+        tables=tuple(tables),
+        checksums={},
+        recipe={},
+        image_root=None,
+        files=(),
+        raw_columns={},
+    )
 
 
 def write_vocabularies(folder: Path, prepared: Path, manifest: Manifest) -> int:
@@ -52,8 +77,60 @@ def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: N
         history = prepared / manifest.last_histories()
         for part in ("values", "offsets"):
             shutil.copyfile(history / f"{part}.npy", folder / f"history.{part}.npy")
+        write_likers(folder, manifest.num_item_rows)
     write_array(folder / "last_time.npy", last_time_U)
     write_seen(folder, prepared, manifest)
+
+
+def write_likers(folder: Path, num_items: int) -> None:
+    """Write the users whose history holds each item: the histories' inverted file.
+
+    A block of histories is held in memory, and two numbers an item.
+
+    Args:
+        folder: `users/` of a bundle in the making, with the histories.
+        num_items: N, unknown row 0 included.
+    """
+    counts_N = np.zeros(num_items, np.int64)
+    for _, items_P in _histories(folder):
+        counts_N += np.bincount(items_P, minlength=num_items)
+    offsets = np.concatenate([[0], np.cumsum(counts_N)])
+    write_array(folder / "likers.offsets.npy", offsets)
+    values = new_array(folder / "likers.values.npy", np.int32, (int(offsets[-1]),))
+    next_N = offsets[:-1].copy()
+    for users_P, items_P in _histories(folder):
+        _fill(values, next_N, items_P, users_P)
+    if len(values):
+        values.flush()
+
+
+def _histories(folder: Path) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yield user and item rows [P] of histories by ascending user, each pair once."""
+    values, offsets = (
+        read_array(folder / f"history.{part}.npy", PREPARE_AGAIN, mmap=True)
+        for part in ("values", "offsets")
+    )
+    for start in range(0, len(offsets) - 1, BATCH_ROWS):
+        bounds = np.asarray(offsets[start : start + BATCH_ROWS + 1])
+        users_P = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
+        pairs_P2 = np.stack([users_P, values[bounds[0] : bounds[-1]]], axis=1)
+        pairs_P2 = np.unique(pairs_P2, axis=0)
+        yield pairs_P2[:, 0], pairs_P2[:, 1]
+
+
+def _fill(values: NDArray, next_K: NDArray, keys_P: NDArray, values_P: NDArray) -> None:
+    """Put values [P] into the next places of their keys' lists, in order, and move these places on.
+
+    Args:
+        values: lists of all keys end to end [V].
+        next_K: next free place of each key's list [K].
+    """
+    order = np.argsort(keys_P, kind="stable")
+    found, firsts, counts = np.unique(keys_P[order], return_index=True, return_counts=True)
+    # The rows of a key are end to end: the first goes to the key's next place, and so on.
+    places_P = np.repeat(next_K[found] - firsts, counts) + np.arange(len(order))
+    values[places_P] = values_P[order]
+    next_K[found] += counts
 
 
 def write_seen(folder: Path, prepared: Path, manifest: Manifest) -> int:
@@ -72,14 +149,7 @@ def write_seen(folder: Path, prepared: Path, manifest: Manifest) -> int:
     values = new_array(folder / "seen.values.npy", np.int32, (int(offsets[-1]),))
     next_U = offsets[:-1].copy()
     for users_P, items_P in _positives(prepared, manifest):
-        order = np.argsort(users_P, kind="stable")
-        users_K, firsts_K, counts_K = np.unique(
-            users_P[order], return_index=True, return_counts=True
-        )
-        # The rows of a user are end to end: the first goes to the user's next place, and so on.
-        places_P = np.repeat(next_U[users_K] - firsts_K, counts_K) + np.arange(len(order))
-        values[places_P] = items_P[order]
-        next_U[users_K] += counts_K
+        _fill(values, next_U, users_P, items_P)
     if len(values):
         values.flush()
     return len(values)

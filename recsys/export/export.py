@@ -29,11 +29,11 @@ from recsys.bundle.tables import QuantisedTable
 from recsys.checkpoint.integrity import best_checkpoint, damage_of
 from recsys.checkpoint.read import StoredTables
 from recsys.data.dataset import Dataset
-from recsys.data.specs import vocabulary_file
 from recsys.errors import UserError
 from recsys.export.card import model_card
 from recsys.export.catalogue import (
     interaction_times,
+    served_manifest,
     write_catalogue,
     write_users,
     write_vocabularies,
@@ -42,7 +42,13 @@ from recsys.export.check import compare_scores, refuse_differences
 from recsys.export.delta import bundle_in_making, following
 from recsys.export.dense import export_dense, is_two_sided, match_weights
 from recsys.export.exploration import write_posterior
-from recsys.export.items import copy_features, write_item_side, write_train_count, write_vectors
+from recsys.export.items import (
+    copy_features,
+    own_scales,
+    write_item_side,
+    write_train_count,
+    write_vectors,
+)
 from recsys.export.map import MAX_ITEMS, write_map
 from recsys.export.pictures import write_thumbnails
 from recsys.export.reference import Reference, sample_batches
@@ -348,36 +354,14 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         vector_names=tuple(inputs.modality_dims),
         interests=tuple(inputs.interests),
         widths=Widths(modalities={name: table.dim for name, table in source.vectors.items()}),
-        manifest=_served_manifest(source),
+        manifest=served_manifest(source.prepared, manifest),
         first_order=source.config.model.first_order,
+        vector_scales=own_scales(source.vectors),
         similarity_tiers=0 if inputs.similarity is None else inputs.similarity.num_tiers,
         similarity_feature=sequence,
         items_at_request=any(sources[name] != "item" for name in (*item_features, *item_dense)),
         git_revision=git_revision(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _served_manifest(source: Source) -> Manifest:
-    """Return the manifest's part that encodes ids and values of requests.
-
-    Manifests of earlier versions do not name the files of vocabularies, which are there.
-    """
-    tables = []
-    for table in source.manifest.tables:
-        file = vocabulary_file(table.name)
-        is_unnamed = table.kind == "vocab" and table.vocabulary is None
-        if is_unnamed and (source.prepared / file).is_file():
-            table = dataclasses.replace(table, vocabulary=file)
-        tables.append(table)
-    return dataclasses.replace(
-        source.manifest,
-        tables=tuple(tables),
-        checksums={},
-        recipe={},
-        image_root=None,
-        files=(),
-        raw_columns={},
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from embedding.features.store import FeatureTable
 from recsys.bundle.dense import DenseHalf
 from recsys.bundle.item_encoder import ItemEncoder
 from recsys.bundle.items import Rows, item_features, open_features
@@ -44,6 +45,12 @@ def write_vectors(folder: Path, tables: Mapping[str, Vectors], num_items: int) -
             has_vector[start : start + len(block_BE), place] = (block_BE != 0).any(axis=1)
         written.flush()
     has_vector.flush()
+
+
+def own_scales(tables: Mapping[str, FeatureTable]) -> dict[str, float]:
+    """Return by modality of own vectors the number by which they were multiplied, where it is known."""
+    found = {name: table.manifest.scale for name, table in tables.items()}
+    return {name: scale for name, scale in found.items() if scale is not None}
 
 
 def copy_features(folder: Path, prepared: Path, names: list[str]) -> None:

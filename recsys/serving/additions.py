@@ -131,8 +131,8 @@ class Additions:
         """Return an item as the bundle reads it.
 
         Raises:
-            UserError: the bundle knows the id, lacks the encoder or the feature, or cannot read the
-                picture.
+            UserError: the bundle knows the id, lacks the encoder, the feature or the modality, or cannot
+                read the picture.
         """
         bundle = self._bundle
         if bundle.item_rows([item.id])[0]:
@@ -142,6 +142,9 @@ class Additions:
             vectors |= self._encoders.picture(item.picture)
         if item.text:
             vectors["text"] = self._encoders.text(item.text)
+        # One of zeros is none, as in the vectors' files.
+        own = {name: self._own_vector(name, given) for name, given in item.vectors.items()}
+        vectors |= {name: vector_E for name, vector_E in own.items() if vector_E.any()}
         known = list(bundle.items.features)
         for name in item.features:
             if name not in known:
@@ -158,6 +161,24 @@ class Additions:
             features=features,
             weights={name: array for name, array in weights.items()},
         )
+
+    def _own_vector(self, name: str, given: list[float]) -> NDArray[np.float32]:
+        """Return a vector [E] of a modality without an encoder, scaled as the bundle's are."""
+        scales, widths = self._bundle.spec.vector_scales, self._bundle.spec.widths.modalities
+        if name not in scales:
+            raise UserError(
+                f"vectors: {name!r} given; an item of this bundle brings vectors of "
+                f"{', '.join(scales) or 'no modality'}"
+            )
+        if len(given) != widths[name]:
+            raise UserError(f"vectors: {name}: {len(given):,} numbers, expected {widths[name]:,}")
+        vector_E = np.array(given) * scales[name]
+        if not (np.abs(vector_E) <= np.finfo(np.float16).max).all():
+            raise UserError(
+                f"vectors: {name}: a number as large as {np.abs(given).max():g}; expected numbers in "
+                f"the range of the vectors that the items have"
+            )
+        return vector_E.astype(np.float32)
 
     def apply_stored(self, item: AddedItem) -> None:
         """Make an item of the store one of the bundle's; one of a known id is left as it is.

@@ -44,6 +44,9 @@ Id = Annotated[str, Field(min_length=1, max_length=512), BeforeValidator(_text_o
 Value = Annotated[str, Field(max_length=512), BeforeValidator(_text_of_integer)]
 Picture = Annotated[bytes, Field(min_length=1, max_length=MAX_PICTURE_BYTES)]
 Dial = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=8192)
+]
 Raw = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 RawValue = Raw | Annotated[list[Raw], Field(max_length=1000)]
 """Raw value of a column as a log or users file writes it; a list for a column of lists."""
@@ -208,11 +211,14 @@ class NewItem(_Request):
     """Its tags, shown in answers and read by filters."""
     features: dict[str, RawValue] = Field(default={}, max_length=100)
     """Raw values of item features by feature name; a feature left out is unknown (row 0)."""
+    vectors: dict[str, Vector] = Field(default={}, max_length=16)
+    """Its vectors of modalities that have no encoder (items.vectors of the recipe), as the vectors' files
+    hold them."""
 
     @model_validator(mode="after")
     def _has_content(self) -> "NewItem":
-        if self.picture is None and not self.text and not self.features:
-            raise ValueError("expected a picture, a text or features to recommend it by")
+        if self.picture is None and not (self.text or self.features or self.vectors):
+            raise ValueError("expected a picture, a text, features or vectors to recommend it by")
         return self
 
 

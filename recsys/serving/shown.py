@@ -72,6 +72,8 @@ class Shown:
         )
         has_history = spec.manifest.history is not None
         self._histories = Histories(folder / "users") if has_history else None
+        has_likers = "users/likers.values.npy" in spec.sizes
+        self._likers = Histories(folder / "users", "likers") if has_likers else None
         self.takes_pictures = (folder / "encoders" / "image").is_dir()
         """Whether the bundle has an encoder for uploaded pictures."""
         self._truth = Truth(folder / "truth") if (folder / "truth").is_dir() else None
@@ -160,8 +162,8 @@ class Shown:
         row = self._items.get(item, UNKNOWN_ROW)
         if row == UNKNOWN_ROW or self._users is None or self._histories is None:
             return []
-        rows = self._histories.holding(row).tolist()
-        return [self._users.id_of(row) for row in rows if row != UNKNOWN_ROW]
+        found = self._histories.holding(row) if self._likers is None else self._likers.of(row)
+        return [self._users.id_of(user) for user in found.tolist() if user != UNKNOWN_ROW]
 
     def _num_likes(self, user: str) -> int:
         if self._users is None or self._histories is None:

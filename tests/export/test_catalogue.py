@@ -4,9 +4,12 @@ import csv
 from collections import defaultdict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from recsys.bundle.bundle import Bundle
+from recsys.bundle.histories import Histories
+from recsys.export import catalogue
 from recsys.export.export import ExportConfig, export, open_source
 from recsys.run.folder import read_run_folder
 from recsys.schema import read_manifest
@@ -66,3 +69,21 @@ def test_a_bundle_of_an_earlier_version_has_seen_its_histories(exported):
     sizes = {name: n for name, n in bundle.spec.sizes.items() if "seen" not in name}
     earlier = type(bundle.users)(bundle.folder / "users", replace(bundle.spec, sizes=sizes))
     assert earlier.seen(1).tolist() == bundle.users.history(1).tolist() != []
+
+
+def test_likers_of_an_item_are_the_users_whose_history_holds_it(tmp_path, rng, monkeypatch):
+    lengths_U = rng.integers(0, 9, 200)
+    lengths_U[:3] = 0
+    np.save(tmp_path / "history.offsets.npy", np.concatenate([[0], np.cumsum(lengths_U)]))
+    np.save(tmp_path / "history.values.npy", rng.integers(1, 30, lengths_U.sum()).astype(np.int32))
+    monkeypatch.setattr(catalogue, "BATCH_ROWS", 17)
+    catalogue.write_likers(tmp_path, 31)
+    histories, likers = Histories(tmp_path), Histories(tmp_path, "likers")
+    for item in range(31):
+        assert likers.of(item).tolist() == histories.holding(item).tolist()
+    assert len(likers.of(30)) == 0, "nobody likes the newest"
+    # Nobody has a history.
+    np.save(tmp_path / "history.offsets.npy", np.zeros(4, np.int64))
+    np.save(tmp_path / "history.values.npy", np.zeros(0, np.int32))
+    catalogue.write_likers(tmp_path, 31)
+    assert len(Histories(tmp_path, "likers").of(3)) == 0

@@ -43,6 +43,7 @@ def recipe(
     price_side: str = "context",
     history_scope: str = "past",
     hash_rows: int = 7,
+    own_vectors: str | None = None,
 ) -> Recipe:
     """Lists, hashed ids, numbers in buckets and dense, context, users, a history; `price_side`: tower."""
     text = {"kind": "id_list", "separator": "|"}
@@ -83,6 +84,8 @@ def recipe(
     }
     if has_contents:
         node["items"] |= {"image": "image", "text": ["title"]}
+    if own_vectors is not None:
+        node["items"]["vectors"] = {own_vectors: {"file": f"{own_vectors}.npy"}}
     if has_users:
         node["interactions"]["user_id"] = "user"
         node["users"] = {"file": "users.csv", "user_id": "user", "features": USER_FEATURES}

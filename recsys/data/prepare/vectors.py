@@ -248,6 +248,7 @@ class OwnVectors:
                 num_masked=masked,
                 masked={"none": masked},
                 scaling=SCALING,
+                scale=scale,
                 shards=tuple(shards),
             ),
         )

@@ -112,6 +112,8 @@ class Front:
         self.bodies = bodies
         self.metrics = metrics
         self.hidden = hidden
+        self.thumbnails: dict[str, bytes] = {}
+        """Thumbnails (JPEG) of added items by id, for gallery.py."""
         self.is_draining = False
 
     async def ask(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -39,6 +39,8 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 _PICTURE_SECONDS = 3600
+MAX_THUMBNAILS = 2000
+"""Thumbnails of added items that are kept in memory, of some 10 kB each."""
 
 router = APIRouter()
 
@@ -213,14 +215,27 @@ async def picture(http: Request, item: Annotated[str, Path(max_length=512)]) -> 
     content = shown_of(http).picture(item)
     front = http.app.state.front
     if content is None:
-        added = await front.read(lambda store: store.item(item))
-        content = added and await asyncio.to_thread(thumbnail_of, added.request)
+        content = await _added_thumbnail(front, item)
     if content is not None:
         return _file(http, content, "image/jpeg", f"public, max-age={_PICTURE_SECONDS}")
     if not await front.knows(item):
         raise ProblemError(404, f"item: {item!r} given; no item of this id is known")
     masked = _pages()["masked.svg"]
     return _file(http, masked, MEDIA_TYPES[".svg"], "no-cache")
+
+
+async def _added_thumbnail(front: Any, item: str) -> bytes | None:
+    """Return the thumbnail of an added item, which is decoded once; None where it has no picture."""
+    kept = front.thumbnails
+    if item in kept:
+        return kept[item]
+    added = await front.read(lambda store: store.item(item))
+    content = added and await asyncio.to_thread(thumbnail_of, added.request)
+    if content is not None:
+        if len(kept) == MAX_THUMBNAILS:
+            del kept[next(iter(kept))]  # the oldest
+        kept[item] = content
+    return content
 
 
 @router.get("/", include_in_schema=False)

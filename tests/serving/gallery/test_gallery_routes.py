@@ -1,16 +1,19 @@
 """Routes of the gallery: its files and their headers, thumbnails, users."""
 
+import asyncio
 import base64
 import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from recsys.demo.world import oracle_of
+from recsys.serving.server import gallery
 from recsys.serving.server.gallery import PAGES
 
 
@@ -179,3 +182,32 @@ def test_the_truth_of_a_user_is_the_oracles_of_all_items_but_the_history(
     some = server.ask("GET", f"/v1/users/{user}/truth?limit=10").json["items"]
     assert 5 <= len(some) <= 10
     assert server.ask("GET", "/v1/users/nobody/truth").status == 404
+
+
+def test_the_thumbnail_of_an_added_item_is_decoded_once(monkeypatch):
+    decoded = []
+
+    async def read(function):
+        return function(SimpleNamespace(item=lambda id: None if id == "none" else added))
+
+    def decode(request):
+        decoded.append(request)
+        return b"jpeg" if request == b"picture" else None
+
+    added = SimpleNamespace(request=b"picture")
+    front = SimpleNamespace(thumbnails={}, read=read)
+    monkeypatch.setattr(gallery, "thumbnail_of", decode)
+    monkeypatch.setattr(gallery, "MAX_THUMBNAILS", 2)
+
+    def asked(item):
+        return asyncio.run(gallery._added_thumbnail(front, item))
+
+    assert [asked(item) for item in ("a", "a", "none", "b", "a")] == [b"jpeg"] * 2 + [None] + [
+        b"jpeg"
+    ] * 2
+    assert len(decoded) == 2
+    assert asked("c") == b"jpeg"
+    assert list(front.thumbnails) == ["b", "c"], "the oldest makes place"
+    added.request = b"words"
+    assert asked("d") is None
+    assert list(front.thumbnails) == ["b", "c"], "no picture may come later"
