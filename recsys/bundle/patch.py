@@ -1,16 +1,17 @@
 """Patch: one file of a bundle, made of the parent's file and the payloads of a change.
 
     <payload>.whole        `whole`: the file
-    <payload>.gaps.npy     `rows`, `sums`: unsigned [K]: distance of every row that changed or was added
-                           from the one before it, the first from 0
-    <payload>.values.npy   `rows`: uint8 [K, bytes of a row]; `sums`: int64 [K], differences
+    <payload>.gaps.npy     `rows`, `sums`: unsigned [K]: distance of every row that changed from the one
+                           before it, the first from 0
+    <payload>.values.npy   `rows`: uint8 [K + A, bytes of a row]; `sums`: int64 [K + A], differences:
+                           those of the changed rows, then of the rows that were added behind
     <payload>.pieces.npy   `pieces`: int64 [P, 2]: first byte in the parent's file, behind its head, and
                            length; -1: the next bytes of the literals
     <payload>.literals     `pieces`: bytes end to end
 
 `sums` is for offsets: one longer list moves all that follow, and changes one difference. Memory holds a
 block. Called by chain.py.
-Shapes: N rows of the new array, K changed rows, P pieces.
+Shapes: N rows of the new array, K changed rows, A added rows, P pieces.
 """
 
 import os
@@ -99,21 +100,26 @@ def _whole(new: Path, old: Path, payload: Path, change: Change) -> None:
 
 
 def _rows(new: Path, old: Path, payload: Path, change: Change) -> None:
-    rows_K, values_K = _rows_of(payload), _part(payload, "values")
+    rows_K, values = _rows_of(payload), _part(payload, "values")
     _copy_body(new, old, change)
-    if not len(rows_K):
+    if not len(values):
         return
     body = np.memmap(new, np.uint8, mode="r+", offset=len(change.head))
     body_NR = body.reshape(-1, change.row_bytes)
     for start in range(0, len(rows_K), _BLOCK_ROWS):
-        body_NR[rows_K[start : start + _BLOCK_ROWS]] = values_K[start : start + _BLOCK_ROWS]
+        block_B = rows_K[start : start + _BLOCK_ROWS]
+        body_NR[block_B] = values[start : start + len(block_B)]
+    added_AR = values[len(rows_K) :]
+    body_NR[len(body_NR) - len(added_AR) :] = added_AR
     body.flush()
 
 
 def _sums(new: Path, old: Path, payload: Path, change: Change) -> None:
-    rows_K, values_K = _rows_of(payload), _part(payload, "values")
+    rows_K, values = _rows_of(payload), _part(payload, "values")
     old_N = body_of(old).view(np.int64)
     num_rows = change.num_bytes // 8
+    num_added = len(values) - len(rows_K)
+    rows = np.concatenate([rows_K, np.arange(num_rows - num_added, num_rows)])
     last = 0
     with open(new, "wb") as stream:
         stream.write(change.head.encode("latin-1"))
@@ -122,8 +128,8 @@ def _sums(new: Path, old: Path, payload: Path, change: Change) -> None:
             differences_B = np.zeros(stop - start, np.int64)
             kept_B = differences(old_N, start, stop)
             differences_B[: len(kept_B)] = kept_B
-            first, end = np.searchsorted(rows_K, [start, stop])
-            differences_B[rows_K[first:end] - start] = values_K[first:end]
+            first, end = np.searchsorted(rows, [start, stop])
+            differences_B[rows[first:end] - start] = values[first:end]
             sums_B = np.cumsum(differences_B) + last
             last = int(sums_B[-1])
             stream.write(sums_B.tobytes())

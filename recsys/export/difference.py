@@ -3,7 +3,7 @@
 In: folders of the parent and of the new bundle, both with their files.json. Out: payloads in the folder
 of a delta, and the changes. A file is taken for what its bytes are: no rule knows a bundle's content.
 Memory holds a block of a file and the numbers of its changed rows. Called by delta.py of this folder.
-Shapes: N rows of an array, K changed rows.
+Shapes: K changed rows of an array.
 """
 
 import math
@@ -54,15 +54,18 @@ def payload_hashes(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Changed rows of an array, and the bytes that they take."""
+    """Changed and added rows of an array, and the bytes that they take."""
 
     rule: str
     row_bytes: int
     rows_K: NDArray[np.int64]
+    num_added: int
+    """Rows behind those of the earlier array."""
 
     @property
     def cost(self) -> int:
-        return len(self.rows_K) * (self.gaps.itemsize + self.row_bytes)
+        gap_bytes = self.gaps.itemsize * len(self.rows_K)
+        return gap_bytes + self.row_bytes * (len(self.rows_K) + self.num_added)
 
     @cached_property
     def gaps(self) -> NDArray:
@@ -104,26 +107,27 @@ def _changed_rows(old: Path, new: Path, enough: float) -> _Rows | None:
     row_bytes = after.dtype.itemsize * math.prod(after.shape[1:])
     if not row_bytes:
         return None
-    found = _Rows("rows", row_bytes, _differing(body_of(old), body_of(new), row_bytes))
+    num_added = max(0, after.shape[0] - before.shape[0])
+    rows_K = _differing(body_of(old), body_of(new), row_bytes)
+    found = _Rows("rows", row_bytes, rows_K, num_added)
     if found.cost >= enough and len(after.shape) == 1 and after.dtype == np.int64:
-        sums = _Rows("sums", 8, _differing_sums(body_of(old), body_of(new)))
+        sums = _Rows("sums", 8, _differing_sums(body_of(old), body_of(new)), num_added)
         found = min(found, sums, key=lambda rows: rows.cost)
     return found
 
 
 def _differing(old: NDArray[np.uint8], new: NDArray[np.uint8], row_bytes: int) -> NDArray[np.int64]:
-    """Return the numbers of the rows that differ or have been added [K]."""
-    num_rows, both = len(new) // row_bytes, min(len(old), len(new)) // row_bytes
-    parts = []
-    for start, stop in _blocks(both, row_bytes):
+    """Return the numbers of the rows of both that differ [K]."""
+    parts = [np.zeros(0, np.int64)]
+    for start, stop in _blocks(min(len(old), len(new)) // row_bytes, row_bytes):
         block = slice(start * row_bytes, stop * row_bytes)
         differs = (old[block] != new[block]).reshape(-1, row_bytes).any(axis=1)
         parts.append(np.flatnonzero(differs) + start)
-    return np.concatenate([*parts, np.arange(both, num_rows)]).astype(np.int64)
+    return np.concatenate(parts)
 
 
 def _differing_sums(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the numbers of the differences that differ or have been added [K]."""
+    """Return the numbers of the differences of both that differ [K]."""
     old_N, new_N = old.view(np.int64), new.view(np.int64)
     both = min(len(old_N), len(new_N))
     parts = [
@@ -131,7 +135,7 @@ def _differing_sums(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> NDArray[n
         + start
         for start, stop in _blocks(both, 8)
     ]
-    return np.concatenate([*parts, np.arange(both, len(new_N))]).astype(np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _blocks(num_rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
@@ -142,18 +146,19 @@ def _blocks(num_rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 def _write_rows(payload: Path, new: Path, found: _Rows) -> Change:
     head, body = head_of(new), body_of(new)
-    rows_K = found.rows_K
+    rows_K, num_added = found.rows_K, found.num_added
     write_array(payload.with_name(f"{payload.name}.gaps.npy"), found.gaps)
     place = payload.with_name(f"{payload.name}.values.npy")
     if found.rule == "sums":
         body_N = body.view(np.int64)
-        before_K = np.where(rows_K > 0, body_N[rows_K - 1], 0)
-        write_array(place, body_N[rows_K] - before_K)
+        rows = np.concatenate([rows_K, np.arange(len(body_N) - num_added, len(body_N))])
+        write_array(place, body_N[rows] - np.where(rows > 0, body_N[rows - 1], 0))
     else:
         body_NR = body.reshape(-1, found.row_bytes)
-        values = new_array(place, np.uint8, (len(rows_K), found.row_bytes))
+        values = new_array(place, np.uint8, (len(rows_K) + num_added, found.row_bytes))
         for start, stop in _blocks(len(rows_K), found.row_bytes):
             values[start:stop] = body_NR[rows_K[start:stop]]
+        values[len(rows_K) :] = body_NR[len(body_NR) - num_added :]
         values.flush()
     return Change(
         rule=found.rule,

@@ -53,6 +53,18 @@ def test_changed_and_new_rows_of_an_array_are_all_that_is_kept(tmp_path, rng):
     assert found["scales.npy"][1] < 0.02, "a shorter array has no changed rows"
 
 
+def test_what_is_appended_costs_its_own_bytes(tmp_path, rng):
+    pictures = rng.integers(0, 256, 40_000, dtype=np.uint8)
+    offsets = np.arange(0, 4000, 2)
+    found = remade(
+        tmp_path,
+        {"pictures": pictures[:30_000], "offsets": offsets[:1500]},
+        {"pictures": pictures, "offsets": offsets},
+    )
+    assert found["pictures.npy"] == ("rows", pytest.approx(0.25, abs=0.01))
+    assert found["offsets.npy"] == ("rows", pytest.approx(0.25, abs=0.02))
+
+
 def test_lists_of_which_some_grew_and_lost_their_oldest_are_pieces_and_sums(tmp_path, rng):
     lists = [rng.integers(0, 10**6, rng.integers(0, 120)).astype(np.int32) for _ in range(2000)]
     grown = [
