@@ -34,8 +34,7 @@ PREPARE_AGAIN = "run launch/prepare.py again"
 EMBED_AGAIN = "run launch/embed.py again"
 DRAW_AGAIN = "run launch/demo.py again with overwrite=true"
 
-_FREED: set[Path] = set()
-"""Folders that this process has freed of half-written files."""
+_FREED: set[Path] = set()  # folders that this process has freed of half-written files
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -64,8 +63,6 @@ class DamagedFileError(UserError):
 def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a path to write; the file is synced and takes the name `path` when the block ends.
 
-    The first of a process in a folder removes what killed processes left there half-written.
-
     Args:
         num_bytes: of the file, where known, for the message on a full disk.
 
@@ -74,7 +71,7 @@ def new_file(path: str | Path, num_bytes: int | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{new_owner()}.part")
-    if path.parent not in _FREED:  # once: a folder of shards is long
+    if path.parent not in _FREED:  # once a process: a folder of shards is long
         remove_leftovers(path.parent)
         _FREED.add(path.parent)
     with writing(path, num_bytes):
@@ -363,12 +360,9 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the hex sha256 of a file, read in 1 MiB pieces."""
-    digest = hashlib.sha256()
+    """Return the hex sha256 of a file, read in pieces."""
     with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -401,7 +395,6 @@ def _exchange(one: Path, other: Path) -> bool:
     names = os.fsencode(one), os.fsencode(other)
     if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return True
-    code = ctypes.get_errno()
-    if code in _NO_EXCHANGE:
+    if (code := ctypes.get_errno()) in _NO_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))

@@ -183,9 +183,10 @@ def frozen_shards(collection: Any) -> Iterator[TableShard]:
         yield from shards_of(collection)
         return
     for config in collection.embedding_bag_configs():
+        weight: Any = collection.embedding_bags[config.name].weight
         yield TableShard(
             table=config.name,
-            weight=collection.embedding_bags[config.name].weight.detach(),
+            weight=weight.detach(),
             row=0,
             column=0,
             num_rows_of_table=config.num_embeddings,
