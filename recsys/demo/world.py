@@ -166,18 +166,22 @@ def _write_raw(
 
 def write_items(path: Path, items: Items, indices: Sequence[int]) -> None:
     """Write some of the items as an items file has them; their pictures are below images/."""
-    ids = item_ids(len(items.subject))
-    names = [ids[i] for i in indices]
-    content = [(items.subject[i], items.scene[i]) for i in indices]
-    write_table(
-        path,
-        item_id=names,
-        image=[f"images/{name}.png" for name in names],
-        title=[f"{name_of(s, 'en')} / {name_of(c, 'en')}" for s, c in content],
-        tags=[f"{s}|{c}" for s, c in content],
-        words=[items.words[i] for i in indices],
-        artist=[HANDS[items.hand[i]].name for i in indices],
-    )
+    rows = [item_row(items, index) for index in indices]
+    write_table(path, **{name: [row[name] for row in rows] for name in rows[0]})
+
+
+def item_row(items: Items, index: int) -> dict[str, str]:
+    """Return the row of an item in the items file, by column."""
+    name = f"i{index:05d}"
+    subject, scene = items.subject[index], items.scene[index]
+    return {
+        "item_id": name,
+        "image": f"images/{name}.png",
+        "title": f"{name_of(subject, 'en')} / {name_of(scene, 'en')}",
+        "tags": f"{subject}|{scene}",
+        "words": items.words[index],
+        "artist": HANDS[items.hand[index]].name,
+    }
 
 
 def write_users(path: Path, audience: Audience, indices: Sequence[int]) -> None:

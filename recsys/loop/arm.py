@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from recsys.bundle.spec import CURRENT, resolve
@@ -130,6 +131,9 @@ class ArmRun:
 
     def _night(self, day: int, chooser: Chooser) -> float:
         """Run the night's jobs that are not done yet; return the seconds of all of them."""
+        if self.arm.night == "items":
+            new = np.flatnonzero(self.world.item_day == day + 1)
+            chooser.add_items(new.tolist(), self.pictures)
         steps = self.steps(day)
         if not steps:
             return 0.0

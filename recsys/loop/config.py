@@ -7,7 +7,7 @@ from pydantic import Field
 
 from recsys.demo.days import DaysConfig
 
-Night = Literal["none", "refresh", "anew"]
+Night = Literal["none", "items", "refresh", "anew"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Arm:
     """Whether a running server chooses the pictures; False: a rule that is computed in this process."""
     night: Night = "none"
     """Work of a night: `refresh` (append, warm start, delta bundle), `anew` (everything from the start of
-    the log), or none."""
+    the log), `items` (new pictures are added to the server, the model stays), or none."""
     explores: Literal["", "epsilon", "thompson"] = ""
     """Exploration of its server; "": none."""
 
@@ -28,6 +28,7 @@ class Arm:
 ARMS = {
     "ours": Arm("refreshed every night: append, warm start, delta bundle", True, "refresh"),
     "never": Arm("the model of day 1, never refreshed", True),
+    "never_trained": Arm("the model of day 1, new pictures added to the server", True, "items"),
     "anew": Arm("trained anew on the whole log every night", True, "anew"),
     "epsilon": Arm("ours with epsilon-greedy exploration", True, "refresh", "epsilon"),
     "thompson": Arm("ours with Thompson sampling", True, "refresh", "thompson"),
@@ -61,7 +62,7 @@ class LoopConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds; each draws a world and visitors of its own."""
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Arms to run: ours, never, anew, epsilon, thompson, popularity, random, oracle."""
+    """Arms to run: ours, never, never_trained, anew, epsilon, thompson, popularity, random, oracle."""
     parallel: Annotated[int, Field(ge=1)] = 2
     """Arms side by side, each with jobs of one thread."""
     world: DaysConfig = field(default_factory=DaysConfig)

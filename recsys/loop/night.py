@@ -53,8 +53,8 @@ def start_steps(config: LoopConfig, workspace: Path, seed: int) -> list[Step]:
 def night_steps(
     night: Night, config: LoopConfig, workspace: Path, day: int, seed: int
 ) -> list[Step]:
-    """Return the jobs of the night after a day, in order; none for an arm without nights."""
-    if night == "none":
+    """Return the jobs of the night after a day, in order; none for an arm that does not train."""
+    if night in ("none", "items"):
         return []
     since, until = (datetime.fromtimestamp(day_start(d), UTC).isoformat() for d in (day, day + 1))
     log = workspace / "raw" / "interactions" / part_name(day)
@@ -110,7 +110,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may interrupt the thread that holds it
         self.is_stopped = False
 
     def run(self, step: Step, logs: Path) -> float:

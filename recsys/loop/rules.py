@@ -4,6 +4,7 @@ Called by arm.py, which asks them as it asks a server.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,9 @@ class Rule:
     def tell(self, day: int, place: int, visit: Visit) -> None:
         """Take a visitor's bookmarks into account, at once."""
         self._likes_N[visit.liked] += 1
+
+    def add_items(self, items: Sequence[int], pictures: Path) -> None:
+        """Do nothing: a rule knows which pictures are there."""
 
     def wait_for(self, version: str) -> None:
         """Do nothing: a rule has no bundle."""

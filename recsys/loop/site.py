@@ -4,12 +4,15 @@ Called by arm.py, in the place of a rule.
 """
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recsys.demo.days import DayWorld, day_start
+from recsys.demo.world import item_row
 from recsys.errors import UserError
 from recsys.loop.visitors import Visitors
 from recsys.loop.visits import Visit
@@ -19,6 +22,7 @@ from recsys.serving.load.server import Server
 _VISIT_SECONDS = 60
 """Time between two visitors of a day, on the world's clock."""
 _SWAP_SECONDS = 120.0
+_OK, _CREATED, _KNOWN = 200, 201, 409
 
 
 class Site:
@@ -78,6 +82,22 @@ class Site:
         if events:
             self._ask("events", {"events": events})
 
+    def add_items(self, items: Sequence[int], pictures: Path) -> None:
+        """Add new pictures to the server, which recommends them at once; those it has are left."""
+        self._connection.close()
+        for index in items:
+            row = item_row(self._world.items, index)
+            picture = (pictures / f"{row['item_id']}.png").read_bytes()
+            body = {
+                "id": row["item_id"],
+                "picture": base64.b64encode(picture).decode(),
+                "text": row["words"],
+                "title": row["title"],
+                "artist": row["artist"],
+                "tags": row["tags"].split("|"),
+            }
+            self._ask("items", body, expected=(_CREATED, _KNOWN))
+
     def wait_for(self, version: str) -> None:
         """Wait until the server has changed to a bundle.
 
@@ -102,15 +122,17 @@ class Site:
         self._connection.close()
         self._loop.close()
 
-    def _ask(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._answer(post(self._server.address, route, body), f"/v1/{route}")
+    def _ask(
+        self, route: str, body: Mapping[str, Any], expected: Sequence[int] = (_OK,)
+    ) -> dict[str, Any]:
+        return self._answer(post(self._server.address, route, body), f"/v1/{route}", expected)
 
     def _get(self, path: str) -> dict[str, Any]:
-        return self._answer(get(self._server.address, path), path)
+        return self._answer(get(self._server.address, path), path, (_OK,))
 
-    def _answer(self, request: Request, path: str) -> dict[str, Any]:
+    def _answer(self, request: Request, path: str, expected: Sequence[int]) -> dict[str, Any]:
         status, content = self._loop.run(self._connection.ask(request))
-        if status != 200:
+        if status not in expected:
             said = content.decode(errors="replace")[:500]
             raise UserError(f"http://{self._server.address}{path}: HTTP {status}: {said}")
         answer: dict[str, Any] = json.loads(content)

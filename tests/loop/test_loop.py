@@ -38,8 +38,9 @@ def flat(steps):
     return [(step.name, *step.arguments) for step in steps]
 
 
-def test_a_night_without_refresh_has_no_job(config, tmp_path):
+def test_a_night_without_training_has_no_job(config, tmp_path):
     assert night_steps("none", config, tmp_path, 1, 0) == []
+    assert night_steps("items", config, tmp_path, 1, 0) == []
 
 
 def test_a_night_anew_runs_these_commands():
@@ -83,7 +84,7 @@ def test_servers_of_exploring_arms_are_told_how(config, tmp_path, no_start):
         if arm.served
     }
     exploring = {"epsilon": ["explore.epsilon=0.1"], "thompson": ["explore.thompson=0.5"]}
-    assert found == {"ours": [], "never": [], "anew": [], **exploring}
+    assert found == {"ours": [], "never": [], "never_trained": [], "anew": [], **exploring}
 
 
 def test_steps_that_are_done_are_not_run_again(tmp_path):
@@ -212,17 +213,22 @@ def test_two_real_days_end_with_a_page(job, tmp_path):
     encoders = ["encoder.image.pretext_epochs=0", "encoder.text.epochs=1"]
     train = [*SMALL_MODEL, "train.epochs=1"]
     done = job(
-        "loop", f"workspace={tmp_path}", *sizes, "arms=[ours,never,anew,thompson]", "parallel=1",
+        "loop", f"workspace={tmp_path}", *sizes, "arms=[ours,never,never_trained,thompson]", "parallel=1",
         f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = seed_folder(tmp_path, 0)
     versions = {
         arm: [{v.version for v in read_visits(visits_file(folder / arm, d))} for d in (1, 2)]
-        for arm in ("ours", "never", "anew", "thompson")
+        for arm in ("ours", "never", "never_trained", "thompson")
     }
-    assert versions["never"][0] == versions["never"][1]
-    for arm in ("ours", "anew", "thompson"):
+    assert versions["never"][0] == versions["never"][1] == versions["never_trained"][1]
+    shown = {
+        arm: {i for v in read_visits(visits_file(folder / arm, 2)) for i in v.shown}
+        for arm in versions
+    }
+    assert max(shown["never"]) < 60 <= max(shown["never_trained"]), "only one knows new pictures"
+    for arm in ("ours", "thompson"):
         assert [len(day) for day in versions[arm]] == [1, 1]
         assert versions[arm][0] == versions["never"][0] != versions[arm][1]
     assert (tmp_path / "loop.html").is_file()
