@@ -1,5 +1,7 @@
 """A bundle scores as the run that was exported: every ranker, form and kind of data."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from recsys.bundle.bundle import Bundle
 from recsys.bundle.lookup import Column
 from recsys.bundle.scorer import BundleScorer
 from recsys.bundle.spec import TWO_SIDED
+from recsys.data.dataset import read_columns
+from recsys.errors import UserError
 from recsys.export.export import ExportConfig, export, open_source
 from recsys.export.reference import Reference, columns_of, sample_batches
 from recsys.model.build import RANKERS
@@ -16,6 +20,7 @@ from recsys.model.umair_fps import UmairFps
 from recsys.run.folder import read_run_folder
 from recsys.schema import read_manifest
 from recsys.serving.explain import Explainer
+from recsys.serving.recommender import Recommender
 from tests.export.untrained import make_workspace, write_run
 
 FORMS = {
@@ -185,3 +190,26 @@ def test_smaller_tables_score_nearly_the_same(varied, one_process, precision, bo
     difference = np.abs(found - expected).max()
     assert 1e-6 < difference < bound
     assert bundle.spec.measured["greatest_difference"] == pytest.approx(difference)
+
+
+def test_raw_values_of_requests_score_as_the_rows_they_are_of(varied, one_process):
+    """Ids, lists, weights and numbers of the log's own rows, as a request gives them."""
+    model = {"name": "dcn_v2", "exclude_features": ["history", "history_recent"]}
+    expected = write_run(varied, "raw", one_process, {**model, "interest_modalities": []})
+    recommender = Recommender(exported(varied, "raw")[0])
+    rows = read_columns(varied / "prepared", read_manifest(varied), "test", ["row_id"])
+    row_ids = sorted(row for table in rows for row in table.column("row_id").to_pylist())
+    with open(varied / "raw" / "log.csv", newline="") as stream:
+        log = list(csv.DictReader(stream))
+    for row_id, score in list(zip(row_ids, expected, strict=True))[:40]:
+        row = log[row_id]
+        features = {name: row[name] or None for name in ("device", "asked", "price", "wanted")}
+        features["paid"] = float(row["price"]) if row["price"] else None
+        answer = recommender.score(user=row["user"], items=[row["item"]], features=features)
+        assert answer.items[0].score == pytest.approx(score, abs=1e-5)
+    with pytest.raises(UserError, match="wanted: 't1:-2': expected a weight of 0 or more"):
+        recommender.score(user="u1", items=["i1"], features={"wanted": "t2:1|t1:-2"})
+    new = {"genres": "g1|g2", "moods": "t1=2 t3=0.5", "votes": 12}
+    recommender.add_item("new", title="New", features=new)
+    known = recommender.score(user="u1", items=["new", "i1"]).items
+    assert 0 < known[0].score < 1 and known[0].score != known[1].score

@@ -63,6 +63,8 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
 def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
     """Yield the recipe with a local source; files of a URL are in `folder` until the block ends.
 
+    Files of a file:// URL are read where they are.
+
     Raises:
         UserError: the recipe has pictures, which are not downloaded; a file is missing. Errors raised
             in the block name the URL, not the copy.
@@ -70,12 +72,15 @@ def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
     if not is_url(recipe.source):
         yield recipe
         return
+    store, root = open_store(recipe.source, "data.source")
+    if isinstance(store, LocalFileSystem):
+        yield dataclasses.replace(recipe, source=root)
+        return
     if recipe.items and recipe.items.image:
         raise UserError(
             f"data.source={recipe.source}: pictures (items.image) are read from a folder; copy it with "
             f"launch/sync.py source={recipe.source} target=FOLDER and give data.source=FOLDER"
         )
-    store, root = open_store(recipe.source, "data.source")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         # All at once: prepare reads every file several times.

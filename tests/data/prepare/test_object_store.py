@@ -4,6 +4,7 @@ import os
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from recsys.data.prepare.object_store import open_store, sync
 from recsys.locks import new_owner
@@ -35,6 +36,20 @@ def test_raw_files_of_a_store_give_the_same_data_as_local_ones(tmp_path, memory)
     assert manifest.recipe["source"] == "memory://bucket/raw"
     assert [path.name for path in workspace.iterdir()] == ["prepared"]
     assert "source" not in {path.name for path in (workspace / "prepared").iterdir()}
+
+
+def test_files_of_a_file_url_are_read_in_place_pictures_too(tmp_path, monkeypatch):
+    source = write_source(tmp_path / "raw")
+    (source / "a.png").write_bytes(b"any")
+    local, _ = prepared(tmp_path / "a", recipe(source))
+
+    def refuse(self, *arguments, **more):
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", refuse)
+    manifest, _ = prepared(tmp_path / "b", recipe(f"file://{source}"))
+    assert manifest.checksums == local.checksums
+    assert (manifest.image_root, manifest.missing_images) == (str(source), local.missing_images)
 
 
 def test_problems_name_the_file_in_the_store_and_leave_nothing(tmp_path, memory):

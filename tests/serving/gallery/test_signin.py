@@ -81,6 +81,7 @@ def test_the_token_is_typed_once(page, guarded, serious_findings):
     assert not page.context.cookies()
     page.goto(page.address)
     page.wait_for_url("**/gallery/signin.html")
+    page.wait_for_load_state("networkidle")
     # Chromium logs every answer of 401 itself.
     assert all("401" in error for error in page.errors)
     page.errors.clear()
