@@ -292,6 +292,7 @@ def _write_data(
                 num_items=manifest.num_item_rows,
                 pixels=config.thumbnail_pixels,
                 threads=threads,
+                base=None if spec.parent is None else source.workspace / "bundles" / spec.parent,
             )
             writing.done(f"{num_pictures:,} of {config.thumbnail_pixels} pixels")
     if config.encoders:

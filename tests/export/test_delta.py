@@ -1,5 +1,6 @@
 """Deltas of real exports: small, equal to a whole export, and whole or not there."""
 
+import gc
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from recsys.errors import UserError
 from recsys.export import delta as delta_module
 from recsys.export.delta import DeltaConfig, find_base
 from recsys.export.export import ExportConfig, export, open_source
+from recsys.locks import is_shared
 from recsys.run.folder import read_run_folder
 from recsys.schema import read_manifest
 from recsys.serving.recommender import Recommender
@@ -196,6 +198,15 @@ def test_the_job_writes_a_delta_where_the_run_has_changed_and_none_where_it_has_
     newest = find_base(DeltaConfig(base=str(next((bundles / DELTAS).iterdir()))), bundles)
     with pytest.raises(UserError, match=f"{base.name}: the run has been exported before; write"):
         export(source_of(copied, "monday"), SETTINGS, threads=1, base=newest)
+
+
+def test_an_open_bundle_says_so_until_it_is_closed(copied):
+    base = resolve(copied / "bundles" / "current")
+    bundle = Bundle.open(base)
+    assert is_shared(base / "bundle.json")
+    del bundle
+    gc.collect()
+    assert not is_shared(base / "bundle.json")
 
 
 def test_a_base_that_is_none_is_refused_by_name(copied):
