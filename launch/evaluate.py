@@ -25,6 +25,7 @@ from recsys.overrides import override
 from recsys.report.evaluation_folder import write_evaluation
 from recsys.report.evaluation_tables import print_metrics
 from recsys.run.fingerprint import scored_from
+from recsys.run.lineage import trained_splits
 from recsys.run.scoring import open_run, read_run, score_split, split_loader, track_evaluation
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
@@ -70,6 +71,8 @@ def job(cfg: DictConfig) -> None:
     manifest = read_manifest(workspace)
     config = replace(config, split=manifest.split_named(config.split))
     run_config = read_run(workspace, name, manifest)
+    if config.split in trained_splits(workspace / "runs" / name):
+        say(f"note: run {name} was trained on split {config.split}: its metrics are of known rows")
 
     # 2. The model with the weights of the best validation, on any number of ranks.
     env = start(asked.run.device, threads=asked.run.threads)

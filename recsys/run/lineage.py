@@ -37,6 +37,8 @@ class Parent:
     """Splits that it and the runs before it were trained on; empty where its data is no ancestor."""
     table_rows: dict[str, int] | None
     """Rows by table of its data where today's was grown from it; None: it is other data."""
+    encoders: dict[str, str]
+    """Revision of the encoder of every feature table that it reads; empty where it does not say."""
 
     @property
     def as_stored(self) -> dict[str, Any]:
@@ -74,6 +76,11 @@ def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
             nothing is left to train on; rows in time order without times.
     """
     parent = None if config.init is None else open_parent(workspace, config.init, manifest)
+    if parent is not None and parent.folder == workspace / "runs" / config.run.name:
+        raise UserError(
+            f"init={config.init} run.name={config.run.name}: a run cannot go on from itself; expected "
+            f"another run.name"
+        )
     splits = _splits(config.train, manifest, parent)
     order = config.train.order or ("shuffled" if parent is None or splits == TRAIN else None)
     timeless = [name for name in splits if order != "shuffled" and not _has_times(manifest, name)]
@@ -143,12 +150,8 @@ def open_parent(workspace: Path, init: str, manifest: Manifest) -> Parent:
     checkpoint = best_checkpoint(folder / "checkpoints")
     _check_finished(folder, init)
     with reading(file, "put back a copy of it, or train that run anew"):
-        stored = read_yaml(file)
-        data: dict[str, Any] = stored.get("data") or {}
+        data: dict[str, Any] = read_yaml(file).get("data") or {}
         checksums = data.get("checksums", {})
-        # Runs of earlier versions do not say their splits: they had one.
-        own = list(data.get("splits") or TRAIN)
-        earlier = list((stored.get("parent") or {}).get("splits", []))
     table_rows = _rows_of(manifest, identity_of(checksums))
     listing = checkpoint / "manifest.json"
     return Parent(
@@ -156,9 +159,20 @@ def open_parent(workspace: Path, init: str, manifest: Manifest) -> Parent:
         checkpoint=checkpoint,
         digest=sha256_of(listing if listing.is_file() else checkpoint / "index.json")[:16],
         data=checksums,
-        splits=[] if table_rows is None else sorted({*earlier, *own}),
+        splits=[] if table_rows is None else trained_splits(folder),
         table_rows=table_rows,
+        encoders=data.get("encoders") or {},
     )
+
+
+def trained_splits(folder: Path) -> list[str]:
+    """Return the splits that a run and those that it goes on from were trained on, by its config.yaml."""
+    file = folder / "config.yaml"
+    with reading(file, "put back a copy of it, or train that run anew"):
+        stored = read_yaml(file)
+        # Runs of earlier versions do not say their splits: they had one.
+        own = (stored.get("data") or {}).get("splits") or TRAIN
+        return sorted({*own, *(stored.get("parent") or {}).get("splits", [])})
 
 
 def _rows_of(manifest: Manifest, identity: str) -> dict[str, int] | None:

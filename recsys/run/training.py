@@ -165,7 +165,7 @@ def _start_from(parent: Parent, opened: OpenedRun, sharded: ShardedRanker, plan:
         matches=matches,
         is_first_rank=opened.env.is_first,
     )
-    for sentence in left_out:
+    for sentence in [*left_out, *_other_encoders(parent, opened)]:
         say(f"init: {sentence}")
     taken = {
         n: m.num_matched for n, m in matches.items() if isinstance(m, RowMatch) and n in tables
@@ -174,6 +174,16 @@ def _start_from(parent: Parent, opened: OpenedRun, sharded: ShardedRanker, plan:
     say(
         f"init: goes on from run {parent.folder.name}, {parent.checkpoint.name}; rows matched: {rows}"
     )
+
+
+def _other_encoders(parent: Parent, opened: OpenedRun) -> list[str]:
+    """Return a sentence for every modality whose vectors another encoder made than the parent's."""
+    return [
+        f"vectors {name} are by another encoder ({table.manifest.revision}) than the run's "
+        f"({parent.encoders[name]}), and what its weights say of them may be wrong"
+        for name, table in opened.vectors.items()
+        if parent.encoders.get(name, table.manifest.revision) != table.manifest.revision
+    ]
 
 
 def open_log(

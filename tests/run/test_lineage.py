@@ -12,7 +12,7 @@ from recsys.checkpoint.state import CHECKPOINT_VERSION, TrainState
 from recsys.files import write_json
 from recsys.run.config import read_run_config
 from recsys.run.folder import check_run_data, open_run_folder, read_stored
-from recsys.run.lineage import course_of, open_parent
+from recsys.run.lineage import course_of, open_parent, trained_splits
 from recsys.run.matching import match_tables
 from recsys.schema import Ancestor, read_manifest
 from recsys.schema import write_manifest as write_data_manifest
@@ -88,6 +88,8 @@ def test_a_warm_start_trains_on_what_the_runs_before_it_have_not_in_time_order(w
     assert read_stored(workspace / "runs" / "next")["data"]["splits"] == found.splits + [
         "window_0001"
     ]
+    every = ["test", "train", "valid", "window_0001"]
+    assert trained_splits(workspace / "runs" / "next") == every
     with pytest.raises(ValueError, match="has been trained on every split .*append=true"):
         course(workspace, "next")
     grown(workspace, "window_0002")
@@ -113,6 +115,9 @@ def test_what_cannot_be_gone_on_from_is_refused(workspace):
     finish(workspace, finished=False)
     with pytest.raises(ValueError, match="init=base: that run is not finished"):
         course(workspace, "base")
+    finish(workspace, "itself")
+    with pytest.raises(ValueError, match="init=itself run.name=itself: a run cannot go on from"):
+        course_of(workspace, config_of("itself", init="itself"), read_manifest(workspace))
     manifest = read_manifest(workspace)
     timeless = {
         name: dataclasses.replace(split, timestamp_min=None)
