@@ -9,7 +9,9 @@ from collections import Counter
 
 import pytest
 
-from recsys.bundle.spec import point_to
+from recsys.bundle.chain import compact
+from recsys.bundle.spec import check_bytes, point_to
+from recsys.data.prepare.object_store import sync
 from recsys.listing import write_listing
 from recsys.serving.recommender import Recommender
 from recsys.serving.server.process import OPENER
@@ -116,3 +118,41 @@ def test_a_broken_bundle_is_refused_by_name_and_the_old_one_goes_on(
     server.wait("bundle", count=2, seconds=120)
     # The other worker of the old bundle answers until it is replaced too.
     wait_for(lambda: server.post("/v1/recommend", request).json["version"] == other_bundle.name)
+
+
+def test_a_delta_is_taken_over_under_load_and_answers_as_the_export(
+    tiny_workspace, tiny_bundle, job, tmp_path
+):
+    """The delta of a real export, copied to another machine; versions that are open stay there."""
+    workspace = shutil.copytree(tiny_workspace, tmp_path / "w")
+    base, keys = workspace / "bundles" / tiny_bundle.name, ["precision=fp32", "thumbnail_pixels=64"]
+    train(workspace, job, "later", "run.seed=2")
+    made = export(workspace, job, "later", *keys, f"base={base}")
+    folder = tmp_path / "bundles"
+    shutil.copytree(base, folder / base.name)
+    point_to(folder, base.name)
+    expected = Recommender.open(made)
+    bodies = [{"user": user, "k": 8} for user in list(expected.bundle.vocabularies["user_id"])[:40]]
+    with Server(folder / "current", tmp_path / "log" / "log", opener=OPENER, workers=2) as server:
+        server.wait(seconds=120)
+        server.wait("worker ready", count=2, seconds=120)
+        load = Load(server.port, lambda n: bodies[n % len(bodies)], num_requests=2000)
+        load.start()
+        wait_for(lambda: load.num_sent > 100)
+        sync(str(workspace / "bundles" / "deltas"), str(folder / "deltas"))
+        assert server.wait("bundle", count=2, seconds=120)["version"] == made.name
+        load.finish(300)
+        assert load.failures == []
+        assert set(load.versions) <= {base.name, made.name}
+        wait_for(lambda: server.ask("GET", "/v1/version").json["also"] == [], 120)
+        for body in bodies[:5]:
+            found = server.post("/v1/recommend", body).json
+            assert found["version"] == made.name
+            assert {item["id"]: item["score"] for item in found["items"]} == pytest.approx(
+                {item.id: item.score for item in expected.recommend(**body).items}, abs=1e-5
+            )
+        check_bytes(folder / made.name)
+        point_to(folder, base.name)
+        server.wait("bundle", count=3, seconds=120)
+        wait_for(lambda: server.ask("GET", "/v1/version").json["also"] == [], 120)
+        wait_for(lambda: compact(folder, keep=0) == [made.name], 60)
