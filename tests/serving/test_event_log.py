@@ -6,6 +6,10 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.config import from_config
+from recsys.data.prepare.append import append
+from recsys.data.prepare.pipeline import prepare
+from recsys.data.recipe import Recipe
 from recsys.errors import UserError
 from recsys.serving.event_log import EventLogConfig, write_event_log
 from recsys.serving.store import Store, StoredEvent
@@ -108,3 +112,28 @@ def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command):
     tables = [pq.read_table(prepared / "interactions" / s) for s in ("train", "valid", "test")]
     labels = [label for table in tables for label in table["label"].to_pylist()]
     assert (len(labels), sum(labels)) == (91, 31)
+
+
+def test_the_events_of_the_next_day_are_appended_as_a_window(tmp_path):
+    """A file for each day, in one folder: prepare reads the first, append=true the next alone."""
+    first = [(f"u{n % 4}", f"i{n % 5}", "liked" if n % 3 else "shown", float(n)) for n in range(20)]
+    store = store_with(
+        tmp_path / "events.db",
+        *first,
+        ("u1", "i9", "liked", 100.0),
+        ("new", "i1", "shown", 120.0),
+    )
+    folder = tmp_path / "raw" / "events"
+    log = {"file": "events", "user_id": "user_id", "item_id": "item_id", "label": "label"}
+    log |= {"timestamp": "timestamp", "timestamp_format": "seconds"}
+    node = {"name": "events", "source": str(tmp_path / "raw"), "interactions": log}
+    recipe = from_config(Recipe, node, "data")
+    limits = {"memory_limit": "500MB", "threads": 1}
+    write_event_log(store, folder / "1.parquet", since=0, until=100)
+    prepare(recipe, tmp_path / "w", **limits)
+    write_event_log(store, folder / "2.parquet", since=100, until=200)
+    manifest = append(recipe, tmp_path / "w", since=None, **limits)
+    window = manifest.splits["window_0001"]
+    assert (window.num_rows, window.num_positives) == (2, 1)
+    assert (window.timestamp_min, window.timestamp_max) == (100, 120)
+    assert [file.path for file in manifest.files] == ["events/2.parquet"]
