@@ -32,6 +32,8 @@ MEASURES = {
     "new_coverage": "share of the new pictures shown",
 }
 """Measures by name, with their labels; the first three have intervals."""
+REFERENCES = {"never": "the model never refreshed", "ours": "the refreshed model"}
+"""Arms that the others are compared with, and what they are called."""
 _BY_VISITOR = ("probability", "bookmarks", "new_share")
 
 
@@ -140,9 +142,10 @@ def loop_result(worlds: Mapping[int, DayWorld], arms: Sequence[str], workspace: 
         days=[row(arm, [day], day) for arm in arms for day in days],
         arms_total=[row(arm, days, 0) for arm in arms],
         differences=[
-            _difference(found, (arm, "never"), days, draws)
+            _difference(found, (arm, reference), days, draws)
+            for reference in REFERENCES
             for arm in arms
-            if arm != "never" and "never" in arms
+            if reference in arms and arm != reference
         ],
     )
 

@@ -13,7 +13,15 @@ from rich.table import Table
 
 from recsys.files import write_json, write_text
 from recsys.loop.config import ARMS, LoopConfig
-from recsys.loop.result import MEASURES, NEW_DAYS, ArmDifference, Estimate, LoopResult, Row
+from recsys.loop.result import (
+    MEASURES,
+    NEW_DAYS,
+    REFERENCES,
+    ArmDifference,
+    Estimate,
+    LoopResult,
+    Row,
+)
 from recsys.report.figures import curves, dots
 from recsys.report.page import html_table, page
 from recsys.report.terminal import console
@@ -67,7 +75,8 @@ def write_loop(folder: Path, result: LoopResult, config: LoopConfig) -> None:
         f"<section><h2>All days</h2><p>95 % intervals over visitors; "
         f"the night is the time of its jobs, mean.</p>{html_table(_HEADER, rows)}</section>"
     )
-    body += _differences(result.differences)
+    for reference in REFERENCES:
+        body += _differences([d for d in result.differences if d.reference == reference])
     arms = "".join(f"<dt>{name}</dt><dd>{ARMS[name].meaning}</dd>" for name in result.arms)
     body += f"<section><h2>Arms</h2><dl>{arms}</dl></section>"
     write_text(folder / "loop.html", page(_title(result), body, style=_STYLE, width_pixels=1240))
@@ -108,7 +117,7 @@ def _sentence(d: ArmDifference) -> str:
 
 
 def _claim(result: LoopResult) -> str:
-    found = [d for d in result.differences if d.arm == "ours"]
+    found = [d for d in result.differences if (d.arm, d.reference) == ("ours", "never")]
     return "".join(
         f'<p class="claim {_CLASS[d.verdict]}">{html.escape(_sentence(d))}</p>' for d in found
     )
@@ -147,7 +156,8 @@ def _curves(result: LoopResult, name: str) -> str:
 def _differences(differences: Sequence[ArmDifference]) -> str:
     if not differences:
         return ""
-    header = ["arm", "bookmarks a visit against never refreshed", "by seed", "verdict"]
+    name = REFERENCES[differences[0].reference]
+    header = ["arm", "bookmarks a visit, difference", "by seed", "verdict"]
     rows = [
         [
             d.arm,
@@ -162,11 +172,10 @@ def _differences(differences: Sequence[ArmDifference]) -> str:
         [d.mean for d in differences],
         [(d.low, d.high) for d in differences],
         reference=0.0,
-        label="bookmarks a visit, less those of the model never refreshed",
+        label=f"bookmarks a visit, less those of {name}",
     )
     return (
-        f"<section class=wide><h2>Against the model never refreshed</h2>{figure}"
-        f"{html_table(header, rows)}</section>"
+        f"<section class=wide><h2>Against {name}</h2>{figure}{html_table(header, rows)}</section>"
     )
 
 
