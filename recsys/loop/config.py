@@ -93,8 +93,15 @@ class LoopConfig:
         ]
     )
     """Settings of launch/train.py."""
-    refresh: list[str] = field(default_factory=lambda: ["train.global_batch_size=64"])
-    """More settings of launch/train.py for the warm start of a night."""
+    refresh: list[str] = field(
+        default_factory=lambda: [
+            "optim.dense_learning_rate=3.0e-4",
+            "optim.table.learning_rate=1.0e-3",
+            "optim.decay=constant",
+        ]
+    )
+    """More settings of launch/train.py for the warm start of a night: steps as large as in the first
+    training make the model forget it."""
     export: list[str] = field(
         default_factory=lambda: ["precision=fp32", "map=false", "thumbnail_pixels=0"]
     )
