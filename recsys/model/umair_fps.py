@@ -4,12 +4,13 @@ Shapes: B rows, D table width, E modality width, M modalities, H tower width, N 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from recsys.model.components import build_components
 from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.dense_columns import DenseVectors, dense_vectors, split_dense
@@ -104,8 +105,12 @@ class UmairFpsConfig(RankerConfig):
         "cross": CROSS_FORMS,
     }
     """Forms of the fusion and of the cross network."""
-    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("similarity_tiers",)
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("modality_components", "similarity_tiers")
     """Integers that may be 0."""
+    modality_components: int = 0
+    """Principal components that the vectors of every modality are reduced to before anything is learned
+    from them (recsys/model/components.py), fitted on the workspace's vectors; 0: none. Histograms of
+    similarities read the vectors as they are."""
     shared_projection: bool = True
     """Interest vectors pass the item's own projection W_m (fewer weights, one space for taste and
     item); false: raw into the user tower, as in the paper."""
@@ -156,13 +161,17 @@ class UmairFps(nn.Module):
     Two terms are ours. The match u . m_k (`match`): the softmax of the attention keeps only how the
     modalities compare, and forgets whether the user likes any of them. The second-order term q . p
     (`second_order`, see SecondOrder): what small data says plainly need not pass through towers.
-    Beyond the paper too: histograms of similarities between the item and the history join z.
+    Beyond the paper too: histograms of similarities between the item and the history join z, and e_k may
+    be the principal components of a vector (`modality_components`).
     """
 
     def __init__(self, config: UmairFpsConfig, sizes: InputSizes):
         """Without item features there is no m_1; without modalities, neither c nor a match."""
         super().__init__()
         dim = config.tower_dims[-1]
+        self.components = build_components(sizes.modality_dims, config.modality_components)
+        if self.components is not None:
+            sizes = replace(sizes, modality_dims=self.components.dims)
         self.projections = Projections(
             modality_dims=sizes.modality_dims,
             interests=sizes.interests,
@@ -232,6 +241,8 @@ class UmairFps(nn.Module):
             user_BX: user features and context [B, X].
             interests: interest vectors [B, E] and whether the history holds any [B], as in DenseInputs.
         """
+        if self.components is not None:
+            interests = self.components.interests(self.projections.interests, interests)
         user_BH = self.user_tower(self.projections.user(user_BX, interests))
         if self.second_order is None:
             return UserSide(user_BH=user_BH, query_BD=user_BH[:, :0])
@@ -248,6 +259,8 @@ class UmairFps(nn.Module):
             item_BY: the item's features [B, Y].
             modalities: the item's vector [B, E] and whether it has one [B], by modality.
         """
+        if self.components is not None:
+            modalities = self.components.items(modalities)
         vectors, present = [], []
         if self.item_tower is not None:
             vectors.append(self.item_tower(item_BY))

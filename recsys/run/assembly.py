@@ -15,6 +15,7 @@ from recsys.errors import UserError
 from recsys.model.build import build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker
+from recsys.run.components import fit_components
 from recsys.run.config import RunConfig
 from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
@@ -141,8 +142,7 @@ def plan_and_shard(
     Returns the ranker (its tables now sharded in place), the plan, and what trains it.
 
     Raises:
-        UserError: a part of the configuration does not fit the data or the cluster, or a saved
-            plan does not fit this job.
+        UserError: the configuration does not fit the data or the cluster, or a saved plan this job.
     """
     ranker, tables = build_plannable(
         config=config,
@@ -150,6 +150,7 @@ def plan_and_shard(
         modality_dims={name: table.dim for name, table in vectors.items()},
         device_type=env.device.type,
     )
+    fit_components(ranker.dense, vectors)
 
     def make() -> Plan:
         if config.plan.file != "auto":

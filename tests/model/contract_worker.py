@@ -31,6 +31,7 @@ INPUTS = {
 }
 OPTIONS = {f"umair_fps+{form}": {"umcm": form} for form in UMCM_FORMS}
 OPTIONS["umair_fps+similarity_tiers"] = {"similarity_tiers": 5}
+OPTIONS["umair_fps+modality_components"] = {"modality_components": 3, "second_order": True}
 DENSE = ("umair_fps", "dcn_v2", "deepfm")
 """Rankers that are also trained on dense features: by towers, a concatenation, and fields."""
 

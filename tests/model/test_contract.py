@@ -16,7 +16,9 @@ WORKER = Path(__file__).with_name("contract_worker.py")
 STEPS = 30
 FIRST_STEPS = 5
 CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
-CASES += [f"umair_fps+{option}/all" for option in (*UMCM_FORMS, "similarity_tiers")]
+CASES += [
+    f"umair_fps+{option}/all" for option in (*UMCM_FORMS, "similarity_tiers", "modality_components")
+]
 CASES += [f"{name}/dense" for name in ("umair_fps", "dcn_v2", "deepfm")]
 
 NORMALISED = [f"{name}+batch_norm" for name in ("umair_fps", "finalmlp", "deepfm")]
