@@ -10,6 +10,7 @@ import pytest
 from recsys.bundle.chain import catch_up, compact, move_current, next_delta
 from recsys.bundle.delta import DELTAS
 from recsys.bundle.spec import point_to, resolve
+from recsys.data.prepare import object_store
 from recsys.errors import UserError
 from recsys.locks import is_shared, share
 from tests.bundle.chains import chain, copy_base, delta_folder, export, send
@@ -120,10 +121,19 @@ def test_a_delta_of_another_schema_is_refused(exported, remote, key, value, reas
     assert resolve(remote / "current").name == "v0"
 
 
-def test_a_delta_that_is_still_copied_is_not_looked_at(exported, remote):
-    send(exported, remote, 1)
-    (delta_folder(remote, 1) / "delta.json").unlink()
-    assert next_delta(remote) is None
+def test_a_delta_that_is_still_copied_is_not_looked_at(exported, remote, monkeypatch):
+    copy, num_files = object_store._copy, len(list(delta_folder(exported, 1).iterdir()))
+    seen = []
+
+    def counting(*arguments):
+        copy(*arguments)
+        seen.append(next_delta(remote))
+
+    monkeypatch.setattr(object_store, "_copy", counting)
+    source, target = delta_folder(exported, 1), delta_folder(remote, 1)
+    assert object_store.sync(str(source), str(target)) == (num_files, 0)
+    assert seen == [None] * (num_files - 1) + [target]
+    assert catch_up(remote) == ["v1"]
 
 
 def test_a_later_delta_of_another_chain_is_refused_and_an_earlier_one_left(exported, remote):
