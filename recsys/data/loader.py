@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.batch import Batch, Features
 from recsys.data.dataset import Dataset, as_array
+from recsys.data.device_arrays import DeviceArrays, RowFeatures
 from recsys.data.lanes import Lane, LaneRange, Part
 from recsys.data.weighted import normalised
 from recsys.schema import FeatureSpec, weights_column
@@ -67,12 +68,14 @@ class Loader:
         shuffle: bool,
         seed: int,
         ahead: ReadAhead = ReadAhead(),
+        arrays: DeviceArrays | None = None,
     ):
         """Divide the split into lanes.
 
         Args:
             shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
             ahead: threads that read and batch before the step asks.
+            arrays: gather the ids of the batches on their device; None: they are gathered here.
         """
         self.dataset = dataset
         self.global_batch_size = global_batch_size
@@ -80,6 +83,7 @@ class Loader:
         self.shuffle = shuffle
         self.seed = seed
         self.ahead = ahead
+        self.arrays = arrays
         self.scalar_features = [
             f.name for f in dataset.features if f.source == "interaction" and not f.is_list
         ]
@@ -194,7 +198,11 @@ class Loader:
         zeros = np.zeros(num_real, dtype=np.int64)
         users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
         features = self.dataset.features
-        if len(ids_FN) == len(features):
+        made: Features | RowFeatures
+        if self.arrays is not None:
+            rows_CN, counts = self.arrays.rows(columns, ids_FN)
+            made = RowFeatures(self.arrays, torch.from_numpy(rows_CN), counts, self.batch_size)
+        elif len(ids_FN) == len(features):
             lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
             lengths_FB[:, :num_real] = 1
             ids_V = ids_FN.reshape(-1).astype(self.id_type, copy=False)
@@ -206,10 +214,10 @@ class Loader:
                 f.name: self._weights(f, parts, users, items) for f in features if f.is_weighted
             }
             made = features_of(gathered, self.batch_size, self.id_type, weights)
-        if self.dataset.dense:
+        if isinstance(made, Features) and self.dataset.dense:
             made.dense_BK = self._dense(columns, users, items)
         return Batch(
-            features=made,
+            features=made,  # type: ignore[arg-type]  # Features once it is on the device
             labels_B=self._padded(columns.get("label", zeros), np.float32),
             weights_B=self._padded(columns.get("sample_weight", np.ones(num_real)), np.float32),
             row_id_B=self._padded(columns.get("row_id", zeros), np.int64, fill=-1),

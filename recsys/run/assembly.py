@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.dataset import Dataset
+from recsys.data.device_arrays import DeviceArrays, array_names, can_hold, num_bytes
 from recsys.data.loader import Loader, ReadAhead
 from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
 from recsys.errors import UserError
@@ -263,7 +264,10 @@ def loader_of(
     """
     on_gpu = env.device.type == "cuda"
     spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
+    arrays = _device_arrays(dataset, config, env) if on_gpu and shuffle else None
     num_makers = config.train.loader_threads
+    if num_makers is None:
+        num_makers = min(8 if arrays is None else 2, spare_threads)
     return Loader(
         dataset,
         global_batch_size=config.train.global_batch_size,
@@ -276,6 +280,18 @@ def loader_of(
             num_prefetch=config.train.num_prefetch,
             pin_memory=on_gpu,
             num_readers=spare_threads,
-            num_makers=min(8, spare_threads) if num_makers is None else num_makers,
+            num_makers=num_makers,
         ),
+        arrays=arrays,
     )
+
+
+def _device_arrays(dataset: Dataset, config: RunConfig, env: Env) -> DeviceArrays | None:
+    """Return copies of the data set's arrays on a GPU; None where the host gathers the ids."""
+    names = array_names(dataset)
+    maps_ids = any(table.ids for table in config.tables.values())
+    if not names or maps_ids or not can_hold(dataset):
+        return None
+    if num_bytes(dataset) > config.train.arrays_on_gpu_bytes:
+        return None
+    return DeviceArrays(dataset, env.device)

@@ -67,6 +67,10 @@ class TrainConfig:
     loader_threads: Annotated[int, Field(ge=0)] | None = None
     """Threads that put batches together at the same time; 0: none beside the background thread; null: up
     to 8 where there is a GPU, else 0. Batches do not depend on it."""
+    arrays_on_gpu_bytes: Annotated[int, Field(ge=0)] = 4_000_000_000
+    """Most bytes of features of users and items and of histories that a GPU keeps a copy of. Training
+    batches then travel as rows, and the GPU gathers their ids; of larger arrays, of lists in the log, and
+    where tables have `ids`, loader threads do it. 0: always these."""
     compile: Literal["none", "fused", "graphs"] = "none"
     """Compilation of the dense part by torch.compile, for training alone: `fused` joins its operators
     into fewer kernels; `graphs` replays them as CUDA graphs besides (NVIDIA GPU). It takes up to a

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from embedding.features.store import open_features
 from recsys.data.dataset import Dataset
+from recsys.data.device_arrays import DeviceArrays
 from recsys.data.loader import Loader, ReadAhead
 from recsys.model.build import batch_features
 from recsys.run.assembly import build_loader, plan_and_shard
@@ -143,24 +144,36 @@ def recorded(work, env: Env, steps: int, table: Path) -> dict[str, object]:
     }
 
 
-def loader_rate(workspace: Path, batch_rows: int, makers: int, pin_memory: bool) -> float:
-    """Return the rows a second of the loader alone, with `makers` threads that make batches."""
+def loader_rate(
+    workspace: Path, batch_rows: int, makers: int, device: torch.device, *, gathers: bool
+) -> float:
+    """Return the rows a second of the loader alone, with `makers` threads that make batches.
+
+    Args:
+        gathers: the device gathers the ids, and is waited for.
+    """
     manifest = read_manifest(workspace)
     names = [feature.name for feature in manifest.features]
+    dataset = Dataset(workspace / "prepared", manifest, split="train", features=names)
+    on_gpu = device.type == "cuda"
     loader = Loader(
-        Dataset(workspace / "prepared", manifest, split="train", features=names),
+        dataset,
         global_batch_size=batch_rows,
         rank=0,
         world_size=1,
         num_lanes=8,
         shuffle=True,
         seed=0,
-        ahead=ReadAhead(num_readers=8, num_makers=makers, pin_memory=pin_memory),
+        ahead=ReadAhead(num_readers=8, num_makers=makers, pin_memory=on_gpu),
+        arrays=DeviceArrays(dataset, device) if gathers else None,
     )
-    rows, rates = 0, []
+    rates = []
     for epoch in range(3):
         rows, begun = 0, time.perf_counter()
         for batch in loader.batches(epoch):
+            batch.to(device, non_blocking=True)
             rows += batch.global_rows
+        if on_gpu:
+            torch.cuda.synchronize()
         rates.append(rows / (time.perf_counter() - begun))
     return max(rates)

@@ -216,11 +216,15 @@ def take_apart(
 
 
 def loader_rates(workspace: Path, smoke: bool) -> dict[str, float]:
-    """Return the loader's rows a second by the number of threads that make batches."""
+    """Return the loader's rows a second by its threads, and by who gathers the ids."""
     rows = 512 if smoke else 65_536
-    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    forms = ((0, False), (1, True)) if smoke else ((0, False), (8, False), (1, True), (2, True))
     return {
-        str(n): loader_rate(workspace, rows, n, on_gpu) for n in ((0,) if smoke else (0, 2, 4, 8))
+        f"{makers} threads{', ids gathered by the device' * gathers}": loader_rate(
+            workspace, rows, makers, device, gathers=gathers
+        )
+        for makers, gathers in forms
     }
 
 
@@ -306,7 +310,7 @@ def floors(report: dict, shape: str, precision: str) -> dict[str, float]:
 def as_text(report: dict) -> str:
     """Return the tables for people."""
     floor = report["floor"]
-    loader = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in report.get("loader", {}).items())
+    loader = "; ".join(f"{name}: {rate:,.0f}" for name, rate in report.get("loader", {}).items())
     lines = [
         f"{floor['device']}, torch {floor['torch']}: fp32 {floor['fp32_tflops']:.1f}, tf32 "
         f"{floor['tf32_tflops']:.1f}, bf16 {floor['bf16_tflops']:.1f} TFLOP/s, copy "

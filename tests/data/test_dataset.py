@@ -19,6 +19,7 @@ from recsys.batch import Batch
 from recsys.config import from_config
 from recsys.data import lanes as lanes_file
 from recsys.data.dataset import Dataset, jagged
+from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes
 from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import writing as writing_file
 from recsys.data.prepare.pipeline import prepare
@@ -434,6 +435,34 @@ def test_batches_know_how_many_ids_every_feature_has(world):
         assert sparse.offset_per_key() == [0, *itertools.accumulate(counts)]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_batches_gathered_by_a_device_are_those_of_the_host(world, world_size):
+    features = [f for f in FEATURES if not is_list_of_log(world[1], f)]
+    data = Dataset(world[0], world[1], split="train", features=features)
+    assert can_hold(data) and num_bytes(data) > 0
+    arrays = DeviceArrays(data, torch.device("cpu"))
+    of_host = rank_batches(world, world_size, features=features)
+    gathered = rank_batches(world, world_size, features=features, arrays=arrays)
+    for expected, found in zip(of_host, gathered, strict=True):
+        moved = [batch.to(torch.device("cpu")) for batch in found]
+        assert_same(expected, moved)
+        for one, other in zip(expected, moved, strict=True):
+            assert other.features.sparse.values().dtype == torch.int64
+            assert other.features.sparse.lengths().dtype == torch.int32
+            assert other.features.sparse.length_per_key() == one.features.sparse.length_per_key()
+
+
+def is_list_of_log(manifest, name):
+    feature = next(f for f in manifest.features if f.name == name)
+    return feature.source == "interaction" and feature.is_list
+
+
+def test_lists_of_the_log_are_left_to_the_host(world):
+    lists = [f for f in FEATURES if is_list_of_log(world[1], f)]
+    assert lists
+    assert not can_hold(Dataset(world[0], world[1], split="train", features=lists))
+
+
 def test_abandoned_pass_ends_its_reading_and_making_threads(world):
     batches = loader(world, ahead=ReadAhead(num_readers=3, num_makers=3)).batches(0)
     next(batches)
@@ -590,6 +619,7 @@ import sys
 from pathlib import Path
 from recsys.batch import Batch
 from recsys.data.dataset import Dataset
+from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes
 from recsys.data.loader import Loader
 from recsys.schema import read_manifest
 
