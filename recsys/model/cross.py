@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
 
-from recsys.model.linear import full_cross
+from recsys.model.linear import full_cross, linear
 
 CROSS_FORMS = ("low_rank_mixture", "low_rank", "full", "none")
 
@@ -36,21 +36,25 @@ class BatchedMixtureCrossNet(LowRankMixtureCrossNet):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, N] to [B, N]."""
         num_experts, rank, width = self._num_experts, self._low_rank, self._in_features
+        gates_KN = [gate.weight for gate in self.gates] if num_experts > 1 else []
         x0_BN = input
         xl_BN = input
         for layer in range(self._num_layers):
             V_KRN, U_KNR = self.V_kernels[layer], self.U_kernels[layer]
-            hidden_BKR = self._activation(xl_BN @ V_KRN.reshape(num_experts * rank, width).T)
+            # Experts and gates read the same rows: [K * R + K, N] is one factor.
+            into = torch.cat([V_KRN.reshape(num_experts * rank, width), *gates_KN])
+            hidden = linear(xl_BN, into)
+            hidden_BKR = self._activation(hidden[:, : num_experts * rank])
             hidden_BKR = hidden_BKR.reshape(-1, num_experts, rank)
             hidden_BKR = self._activation(
                 torch.einsum("bkr,ksr->bks", hidden_BKR, self.C_kernels[layer])
             )
             if num_experts > 1:
-                gates_BK = torch.cat([gate(xl_BN) for gate in self.gates], dim=1)
-                hidden_BKR = hidden_BKR * torch.softmax(gates_BK, dim=1)[:, :, None]
+                gates_BK = torch.softmax(hidden[:, num_experts * rank :], dim=1)
+                hidden_BKR = hidden_BKR * gates_BK[:, :, None]
             U_N_KR = U_KNR.permute(1, 0, 2).reshape(width, num_experts * rank)
-            expert_BN = hidden_BKR.flatten(start_dim=1) @ U_N_KR.T
-            xl_BN = x0_BN * (expert_BN + self.bias[layer][:, 0]) + xl_BN
+            expert_BN = linear(hidden_BKR.flatten(start_dim=1), U_N_KR, self.bias[layer][:, 0])
+            xl_BN = torch.addcmul(xl_BN, x0_BN, expert_BN)
         return xl_BN
 
 

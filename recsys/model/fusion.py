@@ -10,6 +10,8 @@ Shapes: B rows, M modalities, H width.
 import torch
 from torch import nn
 
+from recsys.model.row_products import row_dots, row_sums
+
 
 def masked_softmax(scores_BM: torch.Tensor, present_BM: torch.Tensor) -> torch.Tensor:
     """Softmax over the modalities that are there: weights [B, M], 0 where `present_BM` is 0.
@@ -50,10 +52,10 @@ class AttentionUMCM(Fusion):
         self, user_BH: torch.Tensor, modalities_BMH: torch.Tensor, present_BM: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (fused [B, H], weights [B, M])."""
-        scores_BM = torch.einsum("bh,bmh->bm", user_BH, modalities_BMH)
+        scores_BM = row_dots(user_BH, modalities_BMH)
         weights_BM = masked_softmax(scores_BM, present_BM)
         kept_BM = self.dropout(weights_BM)
-        return torch.einsum("bm,bmh->bh", kept_BM, modalities_BMH), weights_BM
+        return row_sums(kept_BM, modalities_BMH), weights_BM
 
 
 class SenetUMCM(Fusion):
@@ -77,7 +79,7 @@ class SenetUMCM(Fusion):
         hidden_BH = torch.relu(self.squeeze(squeezed_BM)) * user_BH
         weights_BM = masked_softmax(self.excite(hidden_BH), present_BM)
         count_B1 = present_BM.sum(dim=1, keepdim=True).clamp_min(1.0)
-        return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH) / count_B1, weights_BM
+        return row_sums(weights_BM, modalities_BMH) / count_B1, weights_BM
 
 
 class MixtureUMCM(Fusion):
@@ -98,9 +100,9 @@ class MixtureUMCM(Fusion):
         outputs = [expert(user_BH, modalities_BMH, present_BM) for expert in self.experts]
         fused_BJH = torch.stack([fused for fused, _ in outputs], dim=1)
         weights_BJM = torch.stack([weights for _, weights in outputs], dim=1)
-        gate_BJ = torch.softmax(torch.einsum("bh,bjh->bj", user_BH, fused_BJH), dim=1)
-        fused_BH = torch.einsum("bj,bjh->bh", gate_BJ, fused_BJH)
-        return fused_BH, torch.einsum("bj,bjm->bm", gate_BJ, weights_BJM)
+        gate_BJ = torch.softmax(row_dots(user_BH, fused_BJH), dim=1)
+        fused_BH = row_sums(gate_BJ, fused_BJH)
+        return fused_BH, row_sums(gate_BJ, weights_BJM)
 
 
 class GlobalUMCM(Fusion):
@@ -119,7 +121,7 @@ class GlobalUMCM(Fusion):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (fused [B, H], weights [B, M])."""
         weights_BM = masked_softmax(self.scores.expand_as(present_BM), present_BM)
-        return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH), weights_BM
+        return row_sums(weights_BM, modalities_BMH), weights_BM
 
 
 class ConcatUMCM(Fusion):

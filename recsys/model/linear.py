@@ -1,8 +1,8 @@
 """The matrix products of the dense part, with backward passes that do no more than they must.
 
-Called by the towers and the full cross network. On a CPU the products are oneDNN's. In fp32 torch takes
-MKL's, which leave a tenth of an AMD processor's rate unused; in bf16 it takes oneDNN's, but copies the
-bias into every row first (LOG.md, 2026-11-26).
+Called by towers, projections and cross networks. On a CPU the products are oneDNN's. In fp32 torch takes
+MKL's, which leave a tenth of an AMD processor's rate unused, and more than half of one with AVX-512; in
+bf16 it takes oneDNN's, but copies the bias into every row first (LOG.md, 2026-11-26 and 2026-11-27).
 Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
 """
 
@@ -20,8 +20,27 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_p
         _ONEDNN_DTYPES.add(torch.bfloat16)
 
 
+_TENSOR_CORE_COLUMNS = 8
+"""Widths of bf16 matrices that an NVIDIA GPU's fast products take are multiples of this."""
+
+
+def linear(
+    x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return x W^T + b [B, O], in the autocast precision where one is on; b may be None: none."""
+    x_BI, weight_OI = _aligned(x_BI, weight_OI)
+    if torch.compiler.is_compiling():
+        return F.linear(x_BI, weight_OI, bias_O)
+    x_BI, weight_OI = _autocast(x_BI, weight_OI)
+    if bias_O is not None:
+        (bias_O,) = _autocast(bias_O)
+    with torch.autocast(x_BI.device.type, enabled=False):
+        return _Linear.apply(x_BI, weight_OI, bias_O)
+
+
 def linear_relu(x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
     """Return relu(x W^T + b) [B, O], in the autocast precision where one is on."""
+    x_BI, weight_OI = _aligned(x_BI, weight_OI)
     if torch.compiler.is_compiling():
         return torch.relu(F.linear(x_BI, weight_OI, bias_O))
     x_BI, weight_OI, bias_O = _autocast(x_BI, weight_OI, bias_O)
@@ -49,13 +68,25 @@ def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
 
 
-def linear_of_joined(parts: Sequence[torch.Tensor], linear: nn.Linear) -> torch.Tensor:
-    """Return linear(parts side by side) [B, O] without putting them side by side."""
-    weights_OI = linear.weight.split([part.shape[1] for part in parts], dim=1)
-    out_BO = F.linear(parts[0], weights_OI[0], linear.bias)
+def linear_of_joined(parts: Sequence[torch.Tensor], layer: nn.Linear) -> torch.Tensor:
+    """Return layer(parts side by side) [B, O] without putting them side by side."""
+    weights_OI = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    out_BO = F.linear(parts[0], weights_OI[0], layer.bias)
     for part_BI, weight_OI in zip(parts[1:], weights_OI[1:], strict=True):
         out_BO = out_BO + F.linear(part_BI, weight_OI)
     return out_BO
+
+
+def _aligned(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both with columns of zeros behind them, where a GPU multiplies bf16 of an odd width.
+
+    Products of such widths run on slow kernels, which took a quarter of a step on an H200, and those of
+    their gradients do not share their B rows out (LOG.md, 2026-11-27).
+    """
+    missing = -x_BI.shape[1] % _TENSOR_CORE_COLUMNS
+    if not missing or x_BI.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return x_BI, weight_OI
+    return F.pad(x_BI, (0, missing)), F.pad(weight_OI, (0, missing))
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -79,6 +110,35 @@ def _linear(
     return F.linear(x_BI, weight_OI, bias_O)
 
 
+def _weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
+    """grad^T x [O, I]."""
+    if _onednn(x_BI):
+        # oneDNN reads the rows of its second factor transposed, if they are contiguous; of any other
+        # transposed matrix it copies one value after the other.
+        return _linear(grad_BO.t().contiguous(), x_BI.contiguous().t())
+    return grad_BO.t() @ x_BI
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        """Return x W^T + b [B, O]."""
+        x_BI, weight_OI, bias_O = inputs
+        ctx.save_for_backward(x_BI, weight_OI)
+        return _linear(x_BI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x_BI, weight_OI = ctx.saved_tensors
+        grad_BO = gradients[0]
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _linear(grad_BO, weight_OI.t()) if needs_x else None,
+            _weight_gradient(grad_BO, x_BI) if needs_weight else None,
+            grad_BO.sum(dim=0) if needs_bias else None,
+        )
+
+
 class _LinearRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -94,8 +154,7 @@ class _LinearRelu(torch.autograd.Function):
         x_BI, weight_OI, y_BO = ctx.saved_tensors
         grad_BO = torch.ops.aten.threshold_backward(gradients[0], y_BO, 0)
         grad_x_BI = _linear(grad_BO, weight_OI.t()) if ctx.needs_input_grad[0] else None
-        # Of two transposed matrices oneDNN makes copies first; here MKL's product is the faster one.
-        return grad_x_BI, grad_BO.t() @ x_BI, grad_BO.sum(dim=0)
+        return grad_x_BI, _weight_gradient(grad_BO, x_BI), grad_BO.sum(dim=0)
 
 
 class _FullCross(torch.autograd.Function):
@@ -130,7 +189,7 @@ class _FullCross(torch.autograd.Function):
                 grad_x0_BN = grad_BN * gate_BN
             else:
                 grad_x0_BN = grad_x0_BN.addcmul_(grad_BN, gate_BN)
-            grad_kernels.append(grad_gate_BN.t() @ xl_BN)
+            grad_kernels.append(_weight_gradient(grad_gate_BN, xl_BN))
             grad_biases.append(grad_gate_BN.sum(dim=0)[:, None])
             grad_BN = _linear(grad_gate_BN, kernels[layer].t()).add_(grad_BN)
         assert grad_x0_BN is not None, "a cross network has a layer"

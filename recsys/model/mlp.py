@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from recsys.model.linear import linear_relu
+from recsys.model.linear import linear, linear_relu
 
 
 class Tower(nn.Module):
@@ -43,6 +43,8 @@ class Tower(nn.Module):
             if layers and isinstance(layer, nn.Linear) and isinstance(layers[0], nn.ReLU):
                 layers.pop(0)
                 x_BI = linear_relu(x_BI, layer.weight, layer.bias)
+            elif isinstance(layer, nn.Linear):
+                x_BI = linear(x_BI, layer.weight, layer.bias)
             else:
                 x_BI = layer(x_BI)
         return x_BI

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from recsys.model.linear import joined
+from recsys.model.linear import joined, linear, linear_relu
 
 
 class Projections(nn.Module):
@@ -37,9 +37,9 @@ class Projections(nn.Module):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (ReLU(W_m e_m + b_m) [B, H], present [B]) of every modality, in order."""
         projected = []
-        for name, linear in self.linear.items():
+        for name, layer in self.linear.items():
             vector_BE, present_B = modalities[name]
-            projected.append((torch.relu(linear(vector_BE)), present_B))
+            projected.append((linear_relu(vector_BE, layer.weight, layer.bias), present_B))
         return projected
 
     def user(
@@ -52,6 +52,7 @@ class Projections(nn.Module):
         parts = [user_BX]
         for name, (vector_BE, present_B) in zip(self.interests, interests, strict=True):
             if self.shared_projection:
-                vector_BE = self.linear[name](vector_BE) * present_B[:, None]
+                layer = self.linear[name]
+                vector_BE = linear(vector_BE, layer.weight, layer.bias) * present_B[:, None]
             parts.append(vector_BE)
         return joined(parts)

@@ -16,8 +16,10 @@ from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.dense_columns import DenseVectors, dense_vectors, split_dense
 from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
+from recsys.model.linear import linear
 from recsys.model.mlp import Tower
 from recsys.model.projections import Projections
+from recsys.model.row_products import row_dots
 
 SPARSE_MODALITY = "ids"
 """Name of the modality made of the item's sparse features, beside semantic, style and text."""
@@ -61,7 +63,7 @@ class SecondOrder(nn.Module):
     ) -> torch.Tensor:
         """Return the terms of p [B, M, D]: of the features, then of every modality."""
         terms = [self._sum(item_BY, self.item_dense)]
-        terms += [linear(modalities[name][0]) for name, linear in self.items.items()]
+        terms += [linear(modalities[name][0], layer.weight) for name, layer in self.items.items()]
         return torch.stack(terms, dim=1)
 
     def forward(
@@ -298,7 +300,7 @@ class UmairFps(nn.Module):
             fused_BC, weights_BM = self.umcm(user_BH, vectors_BMH, present_BM)
             parts.insert(0, fused_BC)
             if self.match is not None:
-                match_BM = torch.einsum("bh,bmh->bm", user_BH, vectors_BMH) * present_BM
+                match_BM = row_dots(user_BH, vectors_BMH) * present_BM
                 parts.append(match_BM)
                 direct_B = direct_B + self.match(match_BM)[:, 0]
         if self.second_order is not None:

@@ -168,7 +168,7 @@ def loader_rate(
         arrays=DeviceArrays(dataset, device) if gathers else None,
     )
     rates = []
-    for epoch in range(3):
+    for epoch in range(2):
         rows, begun = 0, time.perf_counter()
         for batch in loader.batches(epoch):
             batch.to(device, non_blocking=True)
