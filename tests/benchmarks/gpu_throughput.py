@@ -290,7 +290,8 @@ def floors(report: dict, shape: str, precision: str) -> dict[str, float]:
     counted = [
         case["matrix_flops"]
         for case in report["cases"]
-        if "matrix_flops" in case and case["case"].split()[0] == shape
+        if "matrix_flops" in case
+        and (case["case"].split()[0] == "paper") == (shape == "paper")  # b and c have one model
     ]
     if not counted:
         return {}
