@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys.model.linear import full_cross, joined, linear_of_joined, linear_relu
+from recsys.model.linear import full_cross, joined, linear, linear_of_joined, linear_relu
 
 B, IN, OUT, LAYERS = 9, 5, 7, 3
 
@@ -48,6 +48,20 @@ def test_full_cross_equals_autograds_in_value_and_gradient(dtype):
     kernels, biases = rest[:LAYERS], rest[LAYERS:]
     loose = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     assert_same(full_cross(x, kernels, biases), plain_cross(x, kernels, biases), inputs, **loose)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_equals_autograds_in_value_and_gradient(dtype, has_bias):
+    inputs = tensors((B, IN), (OUT, IN), (OUT,), dtype=dtype)[: 2 + has_bias]
+    assert_same(linear(*inputs), F.linear(*inputs), inputs)
+
+
+def test_linear_of_a_slice_and_a_transposed_weight_is_taken_as_it_is():
+    wide, weight, bias = tensors((B, IN + 3), (IN, OUT), (OUT,))
+    x = wide[:, 2:-1]
+    inputs = [wide, weight, bias]
+    assert_same(linear(x, weight.t(), bias), F.linear(x, weight.t(), bias), inputs)
 
 
 def test_input_without_gradient_gets_none_and_weights_theirs():

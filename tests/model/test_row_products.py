@@ -1,0 +1,44 @@
+"""Products within rows against torch.einsum, in value and gradient."""
+
+import pytest
+import torch
+
+from recsys.model.row_products import row_dots, row_sums
+from tests.model.test_linear import assert_same, tensors
+
+B, M, H = 5, 3, 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dots_of_a_row_equal_einsum(dtype):
+    inputs = tensors((B, H), (B, M, H), dtype=dtype)
+    assert_same(row_dots(*inputs), torch.einsum("bh,bmh->bm", *inputs), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_a_row_equal_einsum(dtype):
+    inputs = tensors((B, M), (B, M, H), dtype=dtype)
+    assert_same(row_sums(*inputs), torch.einsum("bm,bmh->bh", *inputs), inputs)
+
+
+def test_autocast_and_mixed_precisions_give_gradients_of_the_inputs_precision():
+    weights, modalities = inputs = tensors((B, M), (B, M, H))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = row_sums(weights, modalities)
+    assert out.dtype == torch.bfloat16
+    expected = torch.einsum("bm,bmh->bh", *inputs)
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+    out.float().sum().backward()
+    assert weights.grad.dtype == modalities.grad.dtype == torch.float32
+    assert row_dots(weights.new_ones(B, H), modalities.bfloat16()).dtype == torch.float32
+
+
+def test_compiled_forms_are_the_same_equations():
+    from recsys.model import row_products
+
+    weights, modalities = tensors((B, M), (B, M, H))
+    vector = modalities[:, 0]
+    torch.testing.assert_close(row_products._dots(vector, modalities), row_dots(vector, modalities))
+    torch.testing.assert_close(
+        row_products._sums(weights, modalities), row_sums(weights, modalities)
+    )
