@@ -112,8 +112,10 @@ def _linear(
 
 def _weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
     """grad^T x [O, I]."""
-    if _onednn(x_BI):
-        # oneDNN reads the rows of its second factor transposed, if they are contiguous; of any other
+    if _onednn(x_BI) and len(
+        x_BI
+    ):  # of padding alone there is nothing to sum, which oneDNN refuses
+        # It reads the rows of its second factor transposed, if they are contiguous; of any other
         # transposed matrix it copies one value after the other.
         return _linear(grad_BO.t().contiguous(), x_BI.contiguous().t())
     return grad_BO.t() @ x_BI

@@ -57,6 +57,14 @@ def test_linear_equals_autograds_in_value_and_gradient(dtype, has_bias):
     assert_same(linear(*inputs), F.linear(*inputs), inputs)
 
 
+@pytest.mark.parametrize("product", [linear, linear_relu])
+def test_batch_without_rows_has_gradients_of_zero(product):
+    x, weight, bias = inputs = tensors((0, IN), (OUT, IN), (OUT,))
+    product(x, weight, bias).sum().backward()
+    assert [tuple(tensor.grad.shape) for tensor in inputs] == [(0, IN), (OUT, IN), (OUT,)]
+    assert not weight.grad.any() and not bias.grad.any()
+
+
 def test_linear_of_a_slice_and_a_transposed_weight_is_taken_as_it_is():
     wide, weight, bias = tensors((B, IN + 3), (IN, OUT), (OUT,))
     x = wide[:, 2:-1]
