@@ -40,6 +40,8 @@ class ReadAhead:
     the batches do not depend on it."""
     pin_memory: bool = False
     """Leave batches in page-locked memory, from which they are copied to a GPU while it computes."""
+    arrays: DeviceArrays | None = None
+    """Gather the ids of batches on their device; None: the loader gathers them."""
 
 
 class Loader:
@@ -68,14 +70,12 @@ class Loader:
         shuffle: bool,
         seed: int,
         ahead: ReadAhead = ReadAhead(),
-        arrays: DeviceArrays | None = None,
     ):
         """Divide the split into lanes.
 
         Args:
             shuffle: permute blocks of a lane and rows in a block anew for each (seed, epoch, lane).
             ahead: threads that read and batch before the step asks.
-            arrays: gather the ids of the batches on their device; None: they are gathered here.
         """
         self.dataset = dataset
         self.global_batch_size = global_batch_size
@@ -83,7 +83,6 @@ class Loader:
         self.shuffle = shuffle
         self.seed = seed
         self.ahead = ahead
-        self.arrays = arrays
         self.scalar_features = [
             f.name for f in dataset.features if f.source == "interaction" and not f.is_list
         ]
@@ -199,9 +198,10 @@ class Loader:
         users, items = columns.get("user_row", zeros), columns.get("item_row", zeros)
         features = self.dataset.features
         made: Features | RowFeatures
-        if self.arrays is not None:
-            rows_CN, counts = self.arrays.rows(columns, ids_FN)
-            made = RowFeatures(self.arrays, torch.from_numpy(rows_CN), counts, self.batch_size)
+        arrays = self.ahead.arrays
+        if arrays is not None:
+            rows_CN, counts = arrays.rows(columns, ids_FN)
+            made = RowFeatures(arrays, torch.from_numpy(rows_CN), counts, self.batch_size)
         elif len(ids_FN) == len(features):
             lengths_FB = np.zeros((len(features), self.batch_size), dtype=np.int32)
             lengths_FB[:, :num_real] = 1

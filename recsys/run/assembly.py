@@ -281,8 +281,8 @@ def loader_of(
             pin_memory=on_gpu,
             num_readers=spare_threads,
             num_makers=num_makers,
+            arrays=arrays,
         ),
-        arrays=arrays,
     )
 
 

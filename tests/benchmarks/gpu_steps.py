@@ -164,8 +164,12 @@ def loader_rate(
         num_lanes=8,
         shuffle=True,
         seed=0,
-        ahead=ReadAhead(num_readers=8, num_makers=makers, pin_memory=on_gpu),
-        arrays=DeviceArrays(dataset, device) if gathers else None,
+        ahead=ReadAhead(
+            num_readers=8,
+            num_makers=makers,
+            pin_memory=on_gpu,
+            arrays=DeviceArrays(dataset, device) if gathers else None,
+        ),
     )
     rates = []
     for epoch in range(2):

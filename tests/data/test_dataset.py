@@ -442,7 +442,8 @@ def test_batches_gathered_by_a_device_are_those_of_the_host(world, world_size):
     assert can_hold(data) and num_bytes(data) > 0
     arrays = DeviceArrays(data, torch.device("cpu"))
     of_host = rank_batches(world, world_size, features=features)
-    gathered = rank_batches(world, world_size, features=features, arrays=arrays)
+    ahead = ReadAhead(num_prefetch=0, arrays=arrays)
+    gathered = rank_batches(world, world_size, features=features, ahead=ahead)
     for expected, found in zip(of_host, gathered, strict=True):
         moved = [batch.to(torch.device("cpu")) for batch in found]
         assert_same(expected, moved)
