@@ -95,13 +95,15 @@ class LoopConfig:
     """Settings of launch/train.py."""
     refresh: list[str] = field(
         default_factory=lambda: [
-            "optim.dense_learning_rate=3.0e-4",
-            "optim.table.learning_rate=1.0e-3",
-            "optim.decay=constant",
+            "train.splits=[all]",
+            "train.order=shuffled",
+            "train.epochs=1",
+            "optim.dense_learning_rate=2.0e-3",
+            "optim.table.learning_rate=2.0e-3",
         ]
     )
-    """More settings of launch/train.py for the warm start of a night: steps as large as in the first
-    training make the model forget it."""
+    """More settings of launch/train.py for the warm start of a night. By default one pass over the whole
+    log: after a pass over the day alone (train.order=time), ids that were never trained score best."""
     export: list[str] = field(
         default_factory=lambda: ["precision=fp32", "map=false", "thumbnail_pixels=0"]
     )

@@ -76,14 +76,14 @@ def _learn_more(config: LoopConfig, workspace: Path, day: int, seed: int) -> lis
     """Return the jobs that teach the model of the night before a day's log, and export the change."""
     data = ["data=loop", override("workspace", workspace)]
     name = override("run.name", run_name(day))
-    from_before = [override("init", run_name(day - 1)), "train.order=time"]
+    from_before = override("init", run_name(day - 1))
     base = override("base", workspace / "bundles" / CURRENT)
     return [
         Step("prepare", [*data, *_SPLIT, "append=true"]),
         Step("embed", [*data, *config.embed]),
         Step(
             "train",
-            [*data, *config.train, *config.refresh, *from_before, name, _seed(seed)],
+            [*data, *config.train, *config.refresh, from_before, name, _seed(seed)],
         ),
         Step("export", [*data, *config.export, name, base]),
     ]

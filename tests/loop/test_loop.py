@@ -70,7 +70,7 @@ def test_a_refreshing_night_appends_starts_warm_and_exports_the_change():
     assert steps == [
         ("prepare", *data, *split, "append=true"),
         ("embed", *data, "e=1"),
-        ("train", *data, "t=2", "r=4", "init=day-002", "train.order=time", "run.name=day-003",
+        ("train", *data, "t=2", "r=4", "init=day-002", "run.name=day-003",
          "run.seed=7"),
         ("export", *data, "x=3", "run.name=day-003", "base=W/bundles/current"),
     ]  # fmt: skip
