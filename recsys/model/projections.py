@@ -5,6 +5,7 @@ Shapes: B rows, E modality width, H common width, X width of the user input.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,8 @@ class Projections(nn.Module):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (ReLU(W_m e_m + b_m) [B, H], present [B]) of every modality, in order."""
         projected = []
-        for name, layer in self.linear.items():
+        for name in self.linear:
+            layer: Any = self.linear[name]
             vector_BE, present_B = modalities[name]
             projected.append((linear_relu(vector_BE, layer.weight, layer.bias), present_B))
         return projected
@@ -52,7 +54,7 @@ class Projections(nn.Module):
         parts = [user_BX]
         for name, (vector_BE, present_B) in zip(self.interests, interests, strict=True):
             if self.shared_projection:
-                layer = self.linear[name]
+                layer: Any = self.linear[name]
                 vector_BE = linear(vector_BE, layer.weight, layer.bias) * present_B[:, None]
             parts.append(vector_BE)
         return joined(parts)

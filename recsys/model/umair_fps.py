@@ -5,7 +5,7 @@ Shapes: B rows, D table width, E modality width, M modalities, H tower width, N 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -63,7 +63,8 @@ class SecondOrder(nn.Module):
     ) -> torch.Tensor:
         """Return the terms of p [B, M, D]: of the features, then of every modality."""
         terms = [self._sum(item_BY, self.item_dense)]
-        terms += [linear(modalities[name][0], layer.weight) for name, layer in self.items.items()]
+        weights: dict[str, Any] = {name: layer.weight for name, layer in self.items.items()}
+        terms += [linear(modalities[name][0], weight) for name, weight in weights.items()]
         return torch.stack(terms, dim=1)
 
     def forward(
