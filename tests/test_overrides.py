@@ -173,7 +173,7 @@ def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
     ):
         composed("train", "profil=true")
     with pytest.raises(
-        ValueError, match=r"train.epoch: unknown key; expected one of compile, epochs"
+        ValueError, match=r"train.epoch: unknown key; expected one of arrays_on_gpu_bytes, compile, epochs"
     ):
         read_job(composed("train", "train.epoch=3"), train.KEYS)
 

@@ -59,7 +59,8 @@ def test_a_rewritten_cross_network_computes_the_same(form, many_rows):
         assert count["linear"] + count["matmul"] <= 8
         assert count["einsum"] == 0, "experts by one product"
         assert (count["_linear_pointwise"] == 6) == many_rows
-        assert (count["tanh"] == 0) == many_rows, "tanh is part of the product"
+        # The first tanh of a layer is of a product that the gates share; the second is part of its own.
+        assert count["tanh"] == (2 if many_rows else 4)
 
 
 @pytest.mark.parametrize("form", UMCM_FORMS)

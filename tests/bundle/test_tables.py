@@ -62,13 +62,13 @@ def test_rows_beyond_a_table_are_unknown_and_left_out_of_lists(tmp_path, rng):
         interests=(), widths=Widths(modalities={}), manifest=manifest,
     )  # fmt: skip
     added = tiny_world.NUM_ITEMS
-    history = Lookup(spec, ["history"], {"item_id": table})
+    history = Lookup(spec, ["history"], [], {"item_id": table})
     lists = [np.array([3, added, 7]), np.array([added + 1])]
     found, _ = history({"history": column_of(lists, is_list=True)}, 2)
     np.testing.assert_allclose(found[0].numpy(), values[[3, 7]].mean(axis=0), rtol=1e-6)
     assert (found[1] == 0).all()
-    items = Lookup(spec, ["item_id"], {"item_id": table})
-    found, _ = items({"item_id": (torch.tensor([added, 4]), None)}, 2)
+    items = Lookup(spec, ["item_id"], [], {"item_id": table})
+    found, _ = items({"item_id": (torch.tensor([added, 4]), None, None)}, 2)
     np.testing.assert_array_equal(found.numpy(), values[[0, 4]])
 
 

@@ -103,6 +103,7 @@ def save(env: Env, folder: Path, rank: int, where: str, in_background: bool) -> 
         random={},
         dense={},
         dense_optimizer={},
+        id_maps={},
         index={"state": {"step": 7, "best_metric": None}},
     )
     before = {

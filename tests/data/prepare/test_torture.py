@@ -41,7 +41,7 @@ def refused(tmp_path, made, *patterns):
         prepared(tmp_path, made)
     for pattern in patterns:
         assert re.search(pattern, str(caught.value)), str(caught.value)
-    assert not (tmp_path / "w").exists() or not list((tmp_path / "w").iterdir())
+    assert not (tmp_path / "w").exists()
 
 
 # Bytes
@@ -97,7 +97,7 @@ def test_broken_bytes_are_refused_or_every_row_is_accounted_for(tmp_path, name, 
             manifest, _ = prepared(folder, recipe(source, interactions__file=name))
         except ValueError as error:
             assert name in str(error) or "split" in str(error)
-            assert not list((folder / "w").iterdir())
+            assert not (folder / "w").exists()
         else:
             counted(manifest)
 

@@ -139,7 +139,7 @@ def test_the_folder_opens_from_a_disk(folder, chromium, tmp_path):
     page.locator("#grid li[aria-setsize='120'] .open").first.wait_for()
     # The map, with the person's taste.
     page.get_by_role("link", name="Map").click()
-    page.locator("#map-panel").wait_for()
+    page.locator("#map-legend li, #map-legend span").first.wait_for()  # the first colours are there
     page.goto((moved / "map.html").as_uri() + f"#colour=taste&person={user}")
     page.locator("#map-legend", has_text=user).wait_for()
     page.locator("#map").focus()

@@ -110,7 +110,7 @@ def test_an_answer_carries_the_id_of_its_request(server):
             422,
             "4102444800",
         ),
-        ("/v1/items", {"id": "n"}, 422, "expected a picture, a text or features"),
+        ("/v1/items", {"id": "n"}, 422, "expected a picture, a text, features or vectors"),
         ("/v1/nothing", {}, 404, "POST /v1/nothing"),
         ("/v1/version", {}, 405, "Method Not Allowed"),
     ],
