@@ -58,8 +58,9 @@ class Server:
             time.sleep(0.01)
 
     def lines(self, event: str) -> list[dict]:
-        """Lines of the log about one kind of event."""
-        lines = [text for text in self.said().splitlines() if text.startswith('{"time"')]
+        """Lines of the log about one kind of event; one that is being written is not yet there."""
+        whole, _, _ = self.said().rpartition("\n")
+        lines = [text for text in whole.splitlines() if text.startswith('{"time"')]
         return [line for text in lines if (line := json.loads(text))["event"] == event]
 
     def said(self) -> str:
