@@ -172,9 +172,8 @@ def test_a_key_of_a_schema_needs_no_plus_and_another_is_named():
         ValueError, match=r"profil: unknown key; expected one of data, init, mlflow, model, .*"
     ):
         composed("train", "profil=true")
-    with pytest.raises(
-        ValueError, match=r"train.epoch: unknown key; expected one of arrays_on_gpu_bytes, compile, epochs"
-    ):
+    expected = r"train.epoch: unknown key; expected one of arrays_on_gpu_bytes, compile, epochs"
+    with pytest.raises(ValueError, match=expected):
         read_job(composed("train", "train.epoch=3"), train.KEYS)
 
 

@@ -1,7 +1,6 @@
 """HEAD: every page and route that GET answers is answered with the same headers and no body."""
 
 import http.client
-
 import time
 
 import pytest
