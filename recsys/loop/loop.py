@@ -7,14 +7,12 @@ command goes on.
 
 import dataclasses
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from recsys.demo.days import DayWorld, draw_days, write_pictures, write_start
@@ -151,12 +149,7 @@ def _start(config: LoopConfig, world: DayWorld, folder: Path, jobs: Jobs) -> Non
 def _jobs_of_this_process() -> Iterator[Jobs]:
     """Yield a runner of jobs, which SIGTERM and SIGINT end with this process, and the servers too."""
     jobs = Jobs()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        jobs.stop()
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = jobs.end_with_this_process()
     try:
         yield jobs
     finally:

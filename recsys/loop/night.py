@@ -3,26 +3,17 @@
 Called by arm.py. Every command is one of launch/, in a process of its own, as a person would type it.
 """
 
-import os
-import shlex
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from recsys.bundle.spec import CURRENT
 from recsys.demo.days import day_start, part_name
-from recsys.errors import UserError
 from recsys.loop.config import LoopConfig, Night
 from recsys.overrides import override
+from recsys.runtime.child_jobs import LAUNCH, ChildJobs
 
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-_LAST_LINES = 8
 _SPLIT = ["data.split.strategy=random", "data.history.scope=past"]
 """The last day is trained on too: rows are held out at random."""
 
@@ -105,56 +96,16 @@ def _seed(seed: int) -> str:
     return override("run.seed", seed)
 
 
-class Jobs:
-    """Runs jobs, several arms' side by side, each on one thread."""
+class Jobs(ChildJobs):
+    """Runs jobs of nights, several arms' side by side, each on one thread."""
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.RLock()  # a signal may interrupt the thread that holds it
-        self.is_stopped = False
+        super().__init__("stopped; the same command goes on with the day that each arm was in")
 
     def run(self, step: Step, logs: Path) -> float:
         """Run one job and return its seconds; its output goes to `<logs>/<name>.log`.
 
         Raises:
-            UserError: it failed, with the last lines it wrote; or the jobs were stopped.
+            UserError: as `wait_for`.
         """
-        logs.mkdir(parents=True, exist_ok=True)
-        log, started = logs / f"{step.name}.log", time.perf_counter()
-        with log.open("wb") as stream:
-            process = self._start(step.command(), stream)
-            code = process.wait()
-            with self._lock:
-                self._running.discard(process)
-        self.refuse_stopped()
-        if code:
-            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            said = "\n".join(last)
-            raise UserError(
-                f"{shlex.join(step.command())}: failed with code {code} ({log}):\n{said}"
-            )
-        return time.perf_counter() - started
-
-    def _start(self, command: Sequence[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
-        with self._lock:
-            self.refuse_stopped()
-            process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            self._running.add(process)
-        return process
-
-    def refuse_stopped(self) -> None:
-        """Raise UserError where the jobs were stopped."""
-        if self.is_stopped:
-            raise UserError("stopped; the same command goes on with the day that each arm was in")
-
-    def stop(self) -> None:
-        """End what runs, and start nothing more: trainings save, and the same command goes on."""
-        self.is_stopped = True
-        with self._lock:
-            for process in self._running:
-                process.terminate()
+        return self.wait_for(step.command(), logs / f"{step.name}.log", threads=1)

@@ -8,9 +8,6 @@ measured is what users get, and a killed study goes on where its runs stopped.
 import dataclasses
 import json
 import os
-import shlex
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -41,6 +37,7 @@ from recsys.overrides import override
 from recsys.run.config import RunConfig
 from recsys.run.fingerprint import changes, fingerprint, scored_from
 from recsys.run.folder import as_stored, is_grown, read_stored
+from recsys.runtime.child_jobs import LAUNCH, ChildJobs
 from recsys.runtime.limits import usable_cores
 from recsys.runtime.threads import threads_of_process
 from recsys.schema import read_manifest
@@ -49,7 +46,6 @@ from recsys.train.log import DIVERGED
 
 _GROWING = ("data.identity", "data.features")
 """Keys of a run that appended days change."""
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Hydra keeps the state of a composition in globals; searches run in threads.
 _composing = threading.Lock()
 
@@ -281,20 +277,11 @@ class Commands:
         for index in range(num_parallel):
             self.shares.put(set(cores[index * share : (index + 1) * share]))
         self.pool = ThreadPoolExecutor(num_parallel)
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.is_stopped = False
+        self.jobs = ChildJobs("stopped; the same command goes on")
 
     def end_with_this_process(self) -> None:
         """Have SIGTERM and SIGINT end the jobs, too: trainings save, and the same command goes on."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.is_stopped = True
-            for process in list(self.running):
-                process.terminate()
-            sys.exit(128 + number)
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        self.jobs.end_with_this_process()
 
     def train(self, runs: Sequence[StudyRun], *, overwrite: bool) -> None:
         """Train the runs that are not finished; an interrupted one goes on from its checkpoint."""
@@ -359,30 +346,12 @@ class Commands:
         command += [str(LAUNCH / f"{name}.py"), *self.data, override("workspace", workspace)]
         command += [] if run_name is None else [override("run.name", run_name)]
         command += overrides
-        self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{run_name or workspace.name}-{name}.log"
         cores = self.shares.get()
         try:
-            with open(log, "w", encoding="utf-8") as stream:
-                if self.is_stopped:
-                    raise UserError(f"{name} {run_name or workspace}: not started, stopped before")
-                process = subprocess.Popen(
-                    command,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-                )
-                self.running.add(process)
-                if self.is_stopped:  # by a signal between these two lines
-                    process.terminate()
-                os.sched_setaffinity(process.pid, cores)
-                code = process.wait()
-                self.running.discard(process)
+            self.jobs.wait_for(command, log, threads=self.threads, cores=cores)
         finally:
             self.shares.put(cores)
-        if code:
-            last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-6:])
-            raise UserError(f"{shlex.join(command)}: failed with code {code} ({log}):\n{last}")
 
     def _all(self, one: Callable[[Any], str], entries: Sequence[Any]) -> None:
         try:
