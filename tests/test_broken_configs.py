@@ -15,25 +15,6 @@ from hypothesis import strategies as st
 
 from embedding.image.config import ImageConfig
 from embedding.text.config import TextConfig
-from launch import (
-    compare,
-    demo,
-    embed,
-    evaluate,
-    events,
-    export,
-    loadtest,
-    loop,
-    neighbours,
-    plan,
-    prepare,
-    progressive,
-    recommend,
-    serve,
-    sweep,
-    sync,
-    train,
-)
 from recsys.config import from_config, plain, read_job
 from recsys.data.planned_manifest import planned_manifest
 from recsys.data.recipe import Recipe, named_features
@@ -42,6 +23,7 @@ from recsys.run.config import SECTIONS, read_run_config
 from recsys.sharding.cluster import ClusterConfig
 from recsys.study.suite import SuiteConfig
 from tests import tiny_world
+from tests.jobs import JOBS
 from tests.test_configs import CONFIGS, composed
 
 VALUES = [None, True, -1, 0, 1, 3, 1_000, 1.5, math.nan, math.inf, -math.inf]
@@ -145,27 +127,6 @@ def test_group_of_configs_broken_at_random_is_refused_by_name_or_read(group, max
             assert any(key and key in str(error) for key in touched), str(error)
 
     check()
-
-
-JOBS = {
-    "compare": compare,
-    "demo": demo,
-    "embed": embed,
-    "evaluate": evaluate,
-    "events": events,
-    "export": export,
-    "loadtest": loadtest,
-    "loop": loop,
-    "neighbours": neighbours,
-    "plan": plan,
-    "prepare": prepare,
-    "progressive": progressive,
-    "recommend": recommend,
-    "serve": serve,
-    "sweep": sweep,
-    "sync": sync,
-    "train": train,
-}
 
 
 REQUIRED = {

@@ -25,7 +25,6 @@ from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.state import TrainState
 from recsys.checkpoint.write import save_checkpoint
 from recsys.data.dataset import Dataset
-from recsys.data.loader import Loader, ReadAhead
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.rows import _ids, write_predictions
@@ -48,6 +47,7 @@ from recsys.train.log import _forget_after
 from tests.checkpoint.test_saver import ALONE, Ranker
 from tests.data.small_log import ITEMS, prepared, recipe, write_source
 from tests.feature_tables import write_table
+from tests.loaders import loader_in_order
 from tests.test_files import damaged
 
 DAMAGES = ["missing", "empty", "half", "garbage"]
@@ -93,16 +93,7 @@ def read_everything(workspace):
     features = [feature.name for feature in manifest.features]
     for split, spec in manifest.splits.items():
         dataset = Dataset(prepared_folder, manifest, split=split, features=features)
-        loader = Loader(
-            dataset,
-            global_batch_size=4,
-            rank=0,
-            world_size=1,
-            num_lanes=1,
-            shuffle=False,
-            seed=0,
-            ahead=ReadAhead(num_prefetch=0),
-        )
+        loader = loader_in_order(dataset, 4)
         assert len(list(loader.batches(epoch=0))) > 0
         rows = pq.read_table(prepared_folder / spec.files[0])
         columns = {n: rows.column(n).to_numpy() for n in ("row_id", "user_row", "item_row")}

@@ -11,51 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from launch import (
-    compare,
-    demo,
-    embed,
-    evaluate,
-    events,
-    export,
-    loadtest,
-    loop,
-    neighbours,
-    plan,
-    prepare,
-    progressive,
-    recommend,
-    serve,
-    sweep,
-    sync,
-    train,
-)
+from launch import compare, evaluate, neighbours, plan, prepare, sweep, train
 from recsys.config import from_config, plain, read_job
 from recsys.job import typed_arguments
 from recsys.overrides import override, top_level, typed
 from recsys.sharding.tables import TableConfig
 from recsys.study.runs import study_run
+from tests.jobs import JOBS
 from tests.test_configs import CONFIGS
 
-JOBS = {
-    "compare": compare,
-    "demo": demo,
-    "embed": embed,
-    "evaluate": evaluate,
-    "events": events,
-    "export": export,
-    "loadtest": loadtest,
-    "loop": loop,
-    "neighbours": neighbours,
-    "plan": plan,
-    "prepare": prepare,
-    "progressive": progressive,
-    "recommend": recommend,
-    "serve": serve,
-    "sweep": sweep,
-    "sync": sync,
-    "train": train,
-}
 PARSER = OverridesParser.create()
 LOOKS_LIKE_SOMETHING_ELSE = ["20240601", "1e3", "007", "true", "1_000", "-5", "nan", "1.50", "0x10"]
 LOOKS_LIKE_SOMETHING_ELSE += ["[a]", "{a: 1}", "a=b", "x(1)", "it's", 'say "x"', "a b", "#1", "\\"]

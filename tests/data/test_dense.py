@@ -9,11 +9,11 @@ import pytest
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
 from recsys.data.dense import MOST_DEVIATIONS, encode_dense
-from recsys.data.loader import Loader, ReadAhead
 from recsys.data.recipe import Recipe
 from recsys.errors import UserError
 from recsys.schema import DenseSpec, read_manifest
 from tests.data.small_log import INTERACTIONS, prepared, recipe, write_source
+from tests.loaders import loader_in_order
 
 AMOUNTS = ["1", "3", "", "7", "-2", "0.5", "100", "-100", "2", "4", "nan", "8"]
 """Of the rows of the small log; training rows are 0, 1, 4, 5, 8 and 9."""
@@ -31,16 +31,7 @@ def with_amounts(tmp_path, amounts, **options):
 def stored(workspace, names, split):
     """The loader's numbers of a split by row id, and its padding."""
     dataset = Dataset(workspace / "prepared", read_manifest(workspace), split=split, features=names)
-    loader = Loader(
-        dataset,
-        global_batch_size=8,
-        rank=0,
-        world_size=1,
-        num_lanes=1,
-        shuffle=False,
-        seed=0,
-        ahead=ReadAhead(num_prefetch=0),
-    )
+    loader = loader_in_order(dataset, 8)
     (batch,) = loader.batches(0)
     rows = batch.row_id_B[: batch.num_real].tolist()
     numbers = batch.features.dense_BK.numpy()

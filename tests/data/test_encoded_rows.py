@@ -18,7 +18,7 @@ from recsys.config import from_config
 from recsys.data.dataset import Dataset
 from recsys.data.dense import encode_dense
 from recsys.data.encode import Encoder
-from recsys.data.loader import Loader, ReadAhead, features_of
+from recsys.data.loader import features_of
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.raw_text import json_array
 from recsys.data.recipe import SPLITS, Recipe
@@ -26,6 +26,7 @@ from recsys.demo.world import WorldConfig, draw_world
 from recsys.errors import UserError
 from recsys.schema import read_manifest, weights_column
 from tests.data.small_log import prepared, recipe, write_source
+from tests.loaders import loader_in_order
 
 TEXTS = st.one_of(
     st.text(st.sampled_from(list("aAbB19.|,- \t\u00a0\u3000\u200b")), max_size=7),
@@ -486,16 +487,7 @@ def test_encoded_raw_rows_are_the_features_of_the_loaders_batch(small):
     """Rows of the test split: their raw ids, and the columns of their items."""
     names = ["genres", "user_id", "item_id", "year"]
     data = Dataset(small / "prepared", read_manifest(small), split="test", features=names)
-    loader = Loader(
-        data,
-        global_batch_size=8,
-        rank=0,
-        world_size=1,
-        num_lanes=1,
-        shuffle=False,
-        seed=0,
-        ahead=ReadAhead(num_prefetch=0),
-    )
+    loader = loader_in_order(data, 8)
     (batch,) = loader.batches(0)
     raw = raw_texts(small.parent)
     log = raw["interaction"].take(batch.row_id_B[: batch.num_real].tolist())

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from recsys.config import from_config
 from recsys.data.dataset import Dataset
-from recsys.data.loader import Loader, ReadAhead
 from recsys.data.recipe import Recipe
 from recsys.data.weighted import normalised, parts_sql, split_elements
 from recsys.errors import UserError
 from recsys.schema import read_manifest
 from tests.data.small_log import ITEMS, prepared, recipe, write_source
+from tests.loaders import loader_in_order
 
 COLOURS = ["red:3|sky:1", "red", "sky:0.5|mud:0|red:0.5", "", "red:0|sky:0"]
 """Of the items 10, 20, 30, 40 and 50."""
@@ -58,16 +58,7 @@ def test_weights_of_a_row_sum_to_one_and_other_ids_weigh_one(tmp_path):
     dataset = Dataset(
         workspace / "prepared", read_manifest(workspace), split="train", features=names
     )
-    loader = Loader(
-        dataset,
-        global_batch_size=8,
-        rank=0,
-        world_size=1,
-        num_lanes=1,
-        shuffle=False,
-        seed=0,
-        ahead=ReadAhead(num_prefetch=0),
-    )
+    loader = loader_in_order(dataset, 8)
     (batch,) = loader.batches(0)
     sparse = batch.features.sparse
     assert sparse["history"].weights().tolist() == [1] * len(sparse["history"].values())

@@ -1,0 +1,41 @@
+"""Jobs of launch/ that have a configuration, by name: all but doctor."""
+
+from launch import (
+    compare,
+    demo,
+    embed,
+    evaluate,
+    events,
+    export,
+    loadtest,
+    loop,
+    neighbours,
+    plan,
+    prepare,
+    progressive,
+    recommend,
+    serve,
+    sweep,
+    sync,
+    train,
+)
+
+JOBS = {
+    "compare": compare,
+    "demo": demo,
+    "embed": embed,
+    "evaluate": evaluate,
+    "events": events,
+    "export": export,
+    "loadtest": loadtest,
+    "loop": loop,
+    "neighbours": neighbours,
+    "plan": plan,
+    "prepare": prepare,
+    "progressive": progressive,
+    "recommend": recommend,
+    "serve": serve,
+    "sweep": sweep,
+    "sync": sync,
+    "train": train,
+}
