@@ -69,11 +69,6 @@ class Delta:
     """Ids that the parent knew and this bundle does not know, by table: how many."""
     version: int = DELTA_VERSION
 
-    @property
-    def folder_name(self) -> str:
-        """Name of its folder."""
-        return f"{self.sequence:06d}-{self.name}"
-
 
 def write_delta(folder: Path, delta: Delta) -> None:
     """Write delta.json, by which the delta is complete."""

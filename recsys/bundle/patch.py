@@ -28,7 +28,6 @@ from recsys.files import read_array, writing
 
 _BLOCK_ROWS = 65_536
 _COPY_BYTES = 1 << 26
-_MANY_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ class DeviceArrays:
         history = dataset.manifest.history
         if history is not None:
             self._folder = history.folder(dataset.split)
-            self._longest = {"history": history.max_length, "history_recent": history.recent_length}
+            self._longest = {
+                f.name: dataset.longest_history(f) for f in self.features if f.source == "history"
+            }
 
     def rows(
         self, columns: Mapping[str, np.ndarray], ids_FN: np.ndarray
