@@ -80,8 +80,7 @@ def linear_of_joined(parts: Sequence[torch.Tensor], layer: nn.Linear) -> torch.T
 def _aligned(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both with columns of zeros behind them, where a GPU multiplies bf16 of an odd width.
 
-    Products of such widths run on slow kernels, which took a quarter of a step on an H200, and those of
-    their gradients do not share their B rows out (LOG.md, 2026-11-27).
+    Products of such widths run on slower kernels (LOG.md, 2026-11-27).
     """
     missing = -x_BI.shape[1] % _TENSOR_CORE_COLUMNS
     if not missing or x_BI.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
@@ -112,10 +111,9 @@ def _linear(
 
 def _weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
     """grad^T x [O, I]."""
-    if _onednn(x_BI) and len(
-        x_BI
-    ):  # of padding alone there is nothing to sum, which oneDNN refuses
-        # It reads the rows of its second factor transposed, if they are contiguous; of any other
+    # A batch of padding alone has nothing to sum, which oneDNN refuses.
+    if _onednn(x_BI) and len(x_BI):
+        # oneDNN reads the rows of its second factor transposed, if they are contiguous; of any other
         # transposed matrix it copies one value after the other.
         return _linear(grad_BO.t().contiguous(), x_BI.contiguous().t())
     return grad_BO.t() @ x_BI
