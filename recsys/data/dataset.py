@@ -185,8 +185,7 @@ class Dataset:
         if feature.name == f"{feature.source}_id":
             return rows_B, ones
         name = f"{feature.source}s/{feature.name}"
-        is_user, manifest = feature.source == "user", self.manifest
-        num_rows = manifest.num_user_rows if is_user else manifest.num_item_rows
+        num_rows = self.num_side_rows(feature.source)
         if not feature.is_list:
             return np.asarray(self.array(f"{name}.values", num_rows)[rows_B]), ones
         values = self.array(f"{name}.values")
@@ -206,20 +205,22 @@ class Dataset:
         Args:
             rows_B: rows of the users, or of the items, whose feature it is [B].
         """
-        is_user, manifest = feature.source == "user", self.manifest
-        num_rows = manifest.num_user_rows if is_user else manifest.num_item_rows
+        num_rows = self.num_side_rows(feature.source)
         return np.asarray(self.array(f"{feature.source}s/{feature.name}.values", num_rows)[rows_B])
 
-    def train_count(self) -> np.ndarray | None:
-        """Return earlier interactions by item row [num_item_rows]; None where there are no items.
+    def train_count(self, side: str) -> np.ndarray | None:
+        """Return earlier interactions by user or item row [rows of the side]; None where it has no ids.
 
-        Those of the training split and of the windows before this split. Drawn negatives are none
-        (`Manifest.is_interaction`).
+        Those of the training split and of the windows before this split: what a model that scores the
+        split may know. Drawn negatives are none (`Manifest.is_interaction`).
+
+        Args:
+            side: `user` or `item`.
         """
-        num_rows = self.manifest.num_item_rows
+        num_rows = self.num_side_rows(side)
         if not num_rows:
             return None
-        return self._before(self.array("items/train_count", num_rows), is_drawn=False)
+        return self._before(side, self.array(f"{side}s/train_count", num_rows), is_drawn=False)
 
     def drawn_count(self) -> np.ndarray | None:
         """Return earlier drawn negatives by item row [num_item_rows]; None without items."""
@@ -227,27 +228,36 @@ class Dataset:
         if not num_rows:
             return None
         if (self.prepared / "items" / "drawn_count.npy").is_file():
-            return self._before(self.array("items/drawn_count", num_rows), is_drawn=True)
+            return self._before("item", self.array("items/drawn_count", num_rows), is_drawn=True)
         # Data prepared before the array existed.
         counts = np.zeros(num_rows, dtype=np.int64)
         if self.manifest.rows_drawn:
-            counts += self._count(["train"], is_drawn=True)
+            counts += self._count("item", ["train"], is_drawn=True)
         return counts
 
-    def _before(self, counts: np.ndarray, *, is_drawn: bool) -> np.ndarray:
-        """Return counts [num_item_rows] of training rows and of the windows before this split."""
+    def num_side_rows(self, side: str) -> int:
+        """Return the rows of users or items, unknown row included; 0 where there are no ids of them."""
+        return self.manifest.num_user_rows if side == "user" else self.manifest.num_item_rows
+
+    def _before(self, side: str, counts: np.ndarray, *, is_drawn: bool) -> np.ndarray:
+        """Return counts [rows of the side] without this window and those after it.
+
+        Args:
+            counts: of the training split and of all windows, by user or item row.
+        """
         names = self.manifest.splits_in_time
         later = [name for name in names[names.index(self.split) :] if is_window(name)]
-        return counts - self._count(later, is_drawn=is_drawn) if later else counts
+        return counts - self._count(side, later, is_drawn=is_drawn) if later else counts
 
-    def _count(self, splits: Sequence[str], *, is_drawn: bool) -> np.ndarray:
-        """Return the rows of splits by item row [num_item_rows]: drawn negatives, or all others."""
-        counts = np.zeros(self.manifest.num_item_rows, dtype=np.int64)
+    def _count(self, side: str, splits: Sequence[str], *, is_drawn: bool) -> np.ndarray:
+        """Return the rows of splits by user or item row [rows of the side]: drawn ones, or all others."""
+        counts = np.zeros(self.num_side_rows(side), dtype=np.int64)
+        columns = ["row_id", f"{side}_row"]
         for name in splits:
-            for group in read_columns(self.prepared, self.manifest, name, ["row_id", "item_row"]):
-                is_read = self.manifest.is_interaction(group.column("row_id").to_numpy())
-                items = group.column("item_row").to_numpy()[is_read != is_drawn]
-                counts += np.bincount(items, minlength=len(counts))
+            for group in read_columns(self.prepared, self.manifest, name, columns):
+                row_id_N, row_N = (group.column(column).to_numpy() for column in columns)
+                is_counted_N = self.manifest.is_interaction(row_id_N) != is_drawn
+                counts += np.bincount(row_N[is_counted_N], minlength=len(counts))
         return counts
 
 

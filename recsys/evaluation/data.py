@@ -48,8 +48,13 @@ class EvaluationData:
 
     @functools.cached_property
     def train_count(self) -> NDArray[np.int64] | None:
-        """Training interactions by item row [I]; None where there are no items."""
-        return self.dataset.train_count()
+        """Interactions before the split by item row [I]; None where there are no items."""
+        return self.dataset.train_count("item")
+
+    @functools.cached_property
+    def user_train_count(self) -> NDArray[np.int64] | None:
+        """Interactions before the split by user row [U]; None where there are no users."""
+        return self.dataset.train_count("user")
 
     @functools.cached_property
     def item_counts(self) -> ItemCounts | None:

@@ -135,6 +135,7 @@ def _segments(
         item_counts=data.item_counts,
         has_vector=data.has_vector,
         config=config.segments,
+        user_train_count_U=data.user_train_count,
         first_time_I=data.first_time,
         id_maps=scored.id_maps,
     )

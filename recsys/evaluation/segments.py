@@ -99,6 +99,7 @@ def segments(
     item_counts: ItemCounts | None,
     has_vector: Mapping[str, NDArray[np.bool_]],
     config: SegmentsConfig,
+    user_train_count_U: NDArray[np.int64] | None = None,
     first_time_I: NDArray[np.int64] | None = None,
     id_maps: Mapping[str, NDArray[np.int32]] = MappingProxyType({}),
 ) -> Iterator[Segment]:
@@ -108,6 +109,8 @@ def segments(
         row_values: columns of the scored rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
         item_counts: None where there are no items.
         has_vector: by modality, whether each item row has a vector [I].
+        user_train_count_U: interactions of every user before the split, which stand in for histories;
+            None where there are no users.
         first_time_I: of every item's first interaction; None where there are no items or no times.
         id_maps: table row of every item [I] or user [U], by table, of tables with a fixed capacity.
     """
@@ -124,10 +127,9 @@ def segments(
     known_N = is_known(user_row_N)
     if "history_end" in row_values:
         yield from _by_history(row_values["history_end"], known_N, config)
-    elif manifest.num_user_rows:
-        counts_U = read_array(prepared / "users" / "train_count.npy", PREPARE_AGAIN, mmap=True)
+    elif user_train_count_U is not None:
         of = "training rows of the user"
-        yield from _by_history(counts_U[user_row_N], known_N, config, of=of)
+        yield from _by_history(user_train_count_U[user_row_N], known_N, config, of=of)
     yield from _by_missing(has_vector, item_row_N)
     if manifest.num_item_rows:
         yield from _by_item_attributes(prepared / "items.parquet", item_row_N, config.num_values)

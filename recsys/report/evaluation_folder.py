@@ -14,7 +14,7 @@ from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.result import write_result
 from recsys.evaluation.rows import write_predictions
-from recsys.files import PREPARE_AGAIN, new_folder, read_array
+from recsys.files import new_folder
 from recsys.report.evaluation_page import DataCounts, write_report
 from recsys.report.items import read_items
 from recsys.schema import SplitSpec
@@ -62,11 +62,10 @@ def data_counts(data: EvaluationData) -> DataCounts:
     facts["sparse features"] = ", ".join(f.name for f in manifest.features)
     if manifest.dense:
         facts["dense features"] = ", ".join(f.name for f in manifest.dense)
-    by_user = data.prepared / "users" / "train_count.npy"
     return DataCounts(
         facts=facts,
         by_item=None if data.train_count is None else np.asarray(data.train_count)[1:],
-        by_user=read_array(by_user, PREPARE_AGAIN)[1:] if by_user.is_file() else None,
+        by_user=None if data.user_train_count is None else np.asarray(data.user_train_count)[1:],
     )
 
 

@@ -329,8 +329,11 @@ def test_reading_a_range_equals_a_slice_of_the_whole(world):
 
 def test_training_counts_are_those_of_the_train_split(world):
     data = Dataset(*world, split="test", features=["item_id"])
-    items = [e["item"] for e in expected_examples(*world, "train", []).values()]
-    assert data.train_count().tolist() == np.bincount(items, minlength=51).tolist()
+    rows = expected_examples(*world, "train", []).values()
+    for side in ("user", "item"):
+        count = data.num_side_rows(side)
+        expected = np.bincount([row[side] for row in rows], minlength=count)
+        assert data.train_count(side).tolist() == expected.tolist()
 
 
 def test_unknown_feature_is_refused_with_those_there_are(world):

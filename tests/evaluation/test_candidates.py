@@ -160,7 +160,7 @@ def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
 def test_drawn_training_negatives_are_counted_apart(tmp_path):
     manifest, workspace = drawn_world(tmp_path)
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
-    assert dataset.train_count().sum() == 40 * 6
+    assert dataset.train_count("item").sum() == 40 * 6
     assert dataset.drawn_count().sum() == 4 * 40 * 6
     stored = dataset.drawn_count().tolist()
     (workspace / "prepared" / "items" / "drawn_count.npy").unlink()

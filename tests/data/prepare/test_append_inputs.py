@@ -224,7 +224,7 @@ def test_a_day_reads_its_own_files_and_neither_earlier_rows_nor_earlier_raw_file
 def test_the_chain_says_what_a_run_on_an_ancestor_knows(place):
     source, workspace, made = place
     base = read_manifest(workspace)
-    counts = Dataset(workspace / "prepared", base, split="test", features=[]).train_count()
+    counts = Dataset(workspace / "prepared", base, split="test", features=[]).train_count("item")
     with pytest.raises(UserError, match="split=next: the prepared data has no window yet"):
         base.split_named("next")
     write_day(source, 1, DAY_1)
@@ -244,7 +244,7 @@ def test_the_chain_says_what_a_run_on_an_ancestor_knows(place):
         more = np.zeros(4, dtype=np.int64)
         for _, item, *_ in rows:
             more[ids_of(workspace, "item_id").index(item)] += 1
-        assert (data.train_count() - counts).tolist() == more.tolist()
+        assert (data.train_count("item") - counts).tolist() == more.tolist()
 
 
 def test_negatives_of_a_window_are_none_of_the_users_earlier_items(tmp_path):
