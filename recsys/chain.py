@@ -18,8 +18,6 @@ FIRST_SPLITS = ("train", "valid", "test")
 """Splits that a first preparation makes; every appended window becomes one more."""
 NEXT = "next"
 """Name that stands for the newest window wherever a job takes a split."""
-SPLIT_PATTERN = r"^(train|valid|test|next|window_[0-9]{4,})$"
-"""Form of the names by which jobs take a split."""
 _WINDOW = re.compile(r"window_(\d{4,})")
 
 
@@ -74,7 +72,8 @@ def resolve_split(asked: str, ordered: Sequence[str]) -> str:
             )
         return ordered[-1]
     if asked not in ordered:
-        raise UserError(f"split={asked}: expected one of {', '.join(ordered)}, or {NEXT}")
+        newest = f", or {NEXT} for {ordered[-1]}" if is_window(ordered[-1]) else ""
+        raise UserError(f"split={asked}: no such split; there are {', '.join(ordered)}{newest}")
     return asked
 
 

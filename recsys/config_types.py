@@ -42,7 +42,6 @@ BOUNDS = {
     "less_than_equal": "{le} or less",
     "less_than": "less than {lt}",
     "multiple_of": "a multiple of {multiple_of}",
-    "string_pattern_mismatch": "text of the form {pattern}",
 }
 """Words for a bound, by pydantic's name of the error."""
 

@@ -321,6 +321,20 @@ def test_config_classes_are_frozen_and_explain_every_field():
     assert not found, "a line of text below each field: unit, meaning of null"
 
 
+def test_no_value_is_checked_by_a_regular_expression_that_its_error_would_show():
+    """pydantic's error shows the expression; a function of ours says in words what is expected."""
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", ""))
+        in ("Field", "StringConstraints", "Query", "Path", "Body", "Header")
+        and any(keyword.arg in ("pattern", "regex") for keyword in node.keywords)
+    ]
+    assert not found, found
+
+
 def test_every_file_says_what_it_is():
     found = [
         name_of(path)

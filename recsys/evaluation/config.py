@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.chain import SPLIT_PATTERN
 from recsys.evaluation.candidates import RankingConfig
 from recsys.evaluation.segments import SegmentsConfig
 
@@ -33,7 +32,7 @@ class EvaluateConfig:
     }
     """As recsys/config.py reads it."""
 
-    split: Annotated[str, Field(pattern=SPLIT_PATTERN)] = "test"
+    split: str = "test"
     """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
     seed: int = 0
     """Of resampled users, drawn candidates, shuffled inputs and sample users."""

@@ -14,7 +14,6 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from recsys.chain import SPLIT_PATTERN
 from recsys.errors import UserError
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import EvaluationResult
@@ -75,7 +74,7 @@ class CompareConfig:
     """Processes of every training; together with `parallel` no more than the machine's cores."""
     overwrite: bool = False
     """Train runs anew whose settings or data have changed; false: stop and say which."""
-    split: Annotated[str, Field(pattern=SPLIT_PATTERN)] = "test"
+    split: str = "test"
     """`train`, `valid`, `test`, an appended window such as window_0001, or `next`: the newest window."""
 
 

@@ -225,7 +225,6 @@ def test_learned_weights_that_follow_the_sensitivities_correlate(rng, tmp_path):
 
 def test_settings_that_cannot_be_met_are_named_all_at_once():
     given = {
-        "split": "tset",
         "bootstrap": {"num_replicates": 1, "level": 95},
         "ranking": {"ks": []},
         "sample_users": -1,
@@ -233,7 +232,6 @@ def test_settings_that_cannot_be_met_are_named_all_at_once():
     with pytest.raises(ValueError) as caught:
         from_config(EvaluateConfig, given, "")
     for part in (
-        "split=tset: expected text of the form ^(train|valid|test|next|",
         "bootstrap.num_replicates=1: expected 2 or more",
         "bootstrap.level=95: expected less than 1",
         "ranking.ks=[]",

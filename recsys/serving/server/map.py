@@ -6,6 +6,7 @@ Shapes: N items.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +22,7 @@ from recsys.serving.server.problems import ProblemError
 from recsys.serving.shown import Shown, ShownItem
 
 MAX_ROWS = 200
+_ROW = re.compile("[0-9]{1,9}")
 _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
 _BYTES = "application/octet-stream"
 
@@ -83,15 +85,16 @@ async def items(
     http: Request,
     response: Response,
     version: str,
-    rows: Annotated[str, Query(pattern=r"^\d{1,9}(,\d{1,9})*$", max_length=10 * MAX_ROWS)],
+    rows: Annotated[str, Query(max_length=10 * MAX_ROWS)],
 ) -> MapItems:
     """Return the items of some rows, from 1, separated by commas; 200 at most."""
     shown = _of_version(http, version)
-    asked = [int(row) for row in rows.split(",")]
+    asked = [int(row) if _ROW.fullmatch(row) else 0 for row in rows.split(",")]
     if len(asked) > MAX_ROWS or not all(1 <= row <= shown.num_items for row in asked):
         raise ProblemError(
             422,
-            f"rows: {rows[:100]!r} given; expected {MAX_ROWS} at most, of 1 to {shown.num_items}",
+            f"rows: {rows[:100]!r} given; expected numbers from 1 to {shown.num_items}, separated by "
+            f"commas, {MAX_ROWS} at most",
         )
     response.headers.update(_FOR_GOOD)
     return MapItems(shown.version, [shown.at(row) for row in asked])

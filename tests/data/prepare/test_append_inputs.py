@@ -227,12 +227,16 @@ def test_the_chain_says_what_a_run_on_an_ancestor_knows(place):
     counts = Dataset(workspace / "prepared", base, split="test", features=[]).train_count("item")
     with pytest.raises(UserError, match="split=next: the prepared data has no window yet"):
         base.split_named("next")
+    with pytest.raises(UserError, match="split=tset: no such split; there are train, valid, test$"):
+        base.split_named("tset")
     write_day(source, 1, DAY_1)
     one = appended(made, workspace)
     write_day(source, 2, DAY_2)
     two = appended(made, workspace)
     assert two.splits_in_time == ["train", "valid", "test", "window_0001", "window_0002"]
     assert (one.split_named("next"), two.split_named("next")) == ("window_0001", "window_0002")
+    with pytest.raises(UserError, match="test, window_0001, or next for window_0001$"):
+        one.split_named("window_0002")
     assert [known.identity for known in two.chain] == [base.identity, one.identity]
     known = two.ancestor(base.identity)
     assert known.table_rows == {table.name: table.num_rows for table in base.tables}

@@ -60,7 +60,9 @@ def test_items_are_named_by_row(server, bundle, address):
     "rows", ["", "0", "121", "1,,2", "a", "-1", ",".join(["1"] * (MAX_ROWS + 1))]
 )
 def test_rows_that_there_are_not_are_refused(server, address, rows):
-    assert server.ask("GET", f"{address}/items?rows={rows}").status == 422
+    answer = server.ask("GET", f"{address}/items?rows={rows}")
+    assert answer.status == 422
+    assert "expected numbers from 1 to 120, separated by commas" in answer.json["detail"]
 
 
 def test_another_bundles_map_and_unknown_names_are_told(server, address):
