@@ -91,6 +91,8 @@ class FeatureManifest:
     """Checksum of the item ids in row order (Manifest.items_checksum)."""
     made_of: str = ""
     """Checksum of the texts or picture names in row order (Manifest.column_checksums); "": not known."""
+    made_of_before: str = ""
+    """Of own vectors that grew: `made_of` of the table that vectors were added to."""
     num_masked: int = 0
     """Rows without a vector, row 0 included."""
     masked: dict[str, int] = field(default_factory=dict)
@@ -364,7 +366,8 @@ def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], 
         raise UserError(
             f"{folder}: made for other items ({made.count:,} rows, checksum "
             f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
-            f"checksum {manifest.items_checksum[:12]}. Run launch/embed.py again"
+            f"checksum {manifest.items_checksum[:12]}. Run "
+            f"launch/{'prepare' if folder.name in manifest.vectors else 'embed'}.py again"
         )
     if folder.name in manifest.vectors:
         if made.made_of != manifest.vectors[folder.name]:

@@ -112,7 +112,8 @@ class VectorsRecipe:
 
     file: str = ""
     """.npy file below `source`, a vector for each row of the items file in its order; or Parquet, a list
-    of numbers by item id. An item without a vector, or with zeros alone, lacks the modality."""
+    of numbers by item id; or a folder or pattern of such files, whose rows follow each other in the order
+    of their paths. An item without a vector, or with zeros alone, lacks the modality."""
     column: str | None = None
     """Column of the vectors in a Parquet file; null: the modality's own name."""
     item_id: str | None = None

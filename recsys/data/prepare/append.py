@@ -11,8 +11,8 @@ those of the earlier folder.
 """
 
 import dataclasses
-import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
@@ -23,6 +23,7 @@ from recsys.data.prepare.append_steps import Step, run_steps
 from recsys.data.prepare.engine import opened_engine
 from recsys.data.prepare.object_store import fetched
 from recsys.data.prepare.pipeline import column_checksums
+from recsys.data.prepare.writing import link
 from recsys.data.recipe import Recipe
 from recsys.data.sql import short
 from recsys.errors import UserError
@@ -48,7 +49,9 @@ def append(
     _check_recipe(recipe, manifest)
     prepared = workspace / "prepared"
     try:
-        with new_folder(prepared) as beside:
+        # The tables of own vectors take their places first: after a kill in between, the same append
+        # again reads of them the items before alone.
+        with new_folder(prepared) as beside, ExitStack() as tables:
             with (
                 fetched(recipe, beside / "source") as local,
                 opened_engine(beside / "work", memory_limit, threads) as engine,
@@ -60,6 +63,8 @@ def append(
                     folder=beside,
                     manifest=manifest,
                     window=window_name(len(manifest.chain) + 1),
+                    features=workspace / "features",
+                    tables=tables,
                 )
                 grown = run_steps(step, since)
             shutil.rmtree(beside / "work")
@@ -83,10 +88,6 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
     Raises:
         UserError: names the keys that differ, with both values.
     """
-    if recipe.items and recipe.items.vectors:
-        raise UserError(
-            "append=true: items.vectors: own vectors cannot be appended yet; prepare all days anew"
-        )
     stored = from_config(Recipe, manifest.recipe, "data", stored=True)
     before, now = (_flat(dataclasses.asdict(r)) for r in (stored, recipe))
     differing = sorted(
@@ -120,7 +121,7 @@ def _finished(step: Step, grown: Manifest) -> Manifest:
         name = old.relative_to(step.before).as_posix()
         if old.is_dir() or name == "manifest.json" or (step.folder / name).exists():
             continue
-        _link(old, step.folder / name)
+        link(old, step.folder / name)
         if name in step.manifest.checksums:
             checksums[name] = step.manifest.checksums[name]
     for path in sorted(step.folder.rglob("*")):
@@ -136,12 +137,3 @@ def _finished(step: Step, grown: Manifest) -> Manifest:
             column_checksums(step.folder, grown) if is_new else step.manifest.column_checksums
         ),
     )
-
-
-def _link(old: Path, new: Path) -> None:
-    """Give a finished file a second name; copy it where that is not possible."""
-    new.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(old, new)
-    except OSError:  # a file system without links, or with few of them for one file
-        shutil.copyfile(old, new)

@@ -5,11 +5,10 @@ grown data, and its manifest. Called by append.py.
 """
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from recsys.data.prepare.catalogue import items_checksum, write_users
 from recsys.data.prepare.checks import naming_damaged_files
@@ -22,6 +21,7 @@ from recsys.data.prepare.grown_catalogue import (
     grow_features,
     grow_items,
 )
+from recsys.data.prepare.grown_vectors import grow_vectors, open_known_vectors
 from recsys.data.prepare.growth import (
     KnownTable,
     grow_vocabulary,
@@ -40,7 +40,7 @@ from recsys.data.prepare.new_files import (
     seconds_of,
 )
 from recsys.data.prepare.numbering import count_unknown, place, without_ids
-from recsys.data.prepare.pictures import look_for_pictures
+from recsys.data.prepare.pictures import num_missing_of
 from recsys.data.prepare.pipeline import draw, warn_of_lacking_classes
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.vocab import FeatureTable
@@ -53,6 +53,7 @@ from recsys.data.prepare.window_history import (
 from recsys.data.recipe import FeatureRecipe, Recipe, source_file
 from recsys.data.sql import quoted
 from recsys.errors import UserError
+from recsys.files import new_folder
 from recsys.job import stage
 from recsys.schema import Ancestor, DenseSpec, Manifest, SplitSpec
 
@@ -73,6 +74,14 @@ class Step:
     """Of the earlier data."""
     window: str
     """Name of the new split."""
+    features: Path
+    """Folder of the feature tables."""
+    tables: ExitStack
+    """Takes the tables of own vectors that grow: they take their places when it ends."""
+
+    def new_table(self, modality: str) -> Path:
+        """Return an empty folder, which takes the place of a feature table when the append is done."""
+        return self.tables.enter_context(new_folder(self.features / modality))
 
     def num_before(self, side: str) -> int:
         """Return the earlier rows of users or items, unknown row included."""
@@ -90,7 +99,9 @@ def run_steps(step: Step, since: str | None) -> Manifest:
         new = find_new_files(step.recipe, step.manifest, since)
         inputs = open_inputs(step.engine, step.recipe, new.paths)
         check_columns(inputs, step.manifest)
-        inputs = dataclasses.replace(inputs, known=_known_ids(step))
+        known = _known_ids(step)
+        vectors = open_known_vectors(step.features, step.manifest, known)
+        inputs = dataclasses.replace(inputs, known=known, known_vectors=vectors)
         opened.done(f"{len(new.files):,} new files")
     say_missing_days(step.manifest, new)
     with naming_damaged_files(inputs.sources):
@@ -119,10 +130,13 @@ def run_steps(step: Step, since: str | None) -> Manifest:
         specs = Specs(of_log.tables + tuple(t for s in sides for t in s.tables.values()))
         longest |= {name: length for side in sides for name, length in side.longest.items()}
         manifest = _grown_manifest(step, split, specs, longest)
+        checksum = items_checksum(step.engine, vocabularies["item"])
         return dataclasses.replace(
             manifest,
             missing_images=manifest.missing_images + _missing_pictures(step),
-            items_checksum=items_checksum(step.engine, vocabularies["item"]),
+            items_checksum=checksum,
+            vectors=step.manifest.vectors
+            | grow_vectors(inputs, vocabularies["item"], counts["item"], checksum, step.new_table),
             rows_in=manifest.rows_in + log.num_rows_in,
             rows_drawn=manifest.rows_drawn + rows_drawn,
             rows_dropped=_sums(manifest.rows_dropped, log.num_dropped),
@@ -344,13 +358,8 @@ def _missing_pictures(step: Step) -> int:
     items, file = step.recipe.items, step.folder / "items.parquet"
     if not (items and items.image and file.is_file()):
         return 0
-    table = pq.read_table(
-        file,
-        columns=["item_row", "image"],
-        filters=[("item_row", ">=", step.num_before("item"))],
-    )
-    rows = zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
-    return look_for_pictures(rows, source_file(step.recipe, items.image_root)).num_missing
+    root = source_file(step.recipe, items.image_root)
+    return num_missing_of(file, step.num_before("item"), root)
 
 
 def _grown_manifest(

@@ -17,7 +17,8 @@ from recsys.data.prepare.pairs import pair_columns
 from recsys.data.prepare.pictures import pattern_columns
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.timestamps import TimeFormat, format_problems, recognised_format
-from recsys.data.prepare.vectors import OwnVectors
+from recsys.data.prepare.vector_tables import KnownVectors
+from recsys.data.prepare.vectors import OwnVectors, vectors_key
 from recsys.data.recipe import (
     SPLITS,
     FeatureRecipe,
@@ -26,7 +27,6 @@ from recsys.data.recipe import (
     PairsRecipe,
     Recipe,
     UsersRecipe,
-    source_file,
 )
 from recsys.data.sql import quoted
 from recsys.data.text_format import TextFormat
@@ -63,6 +63,8 @@ class Inputs:
     """Vectors of the items that the recipe brings along."""
     known: dict[str, Table] = field(default_factory=dict)
     """Ids that an append finds numbered (id, row, count), by side; empty: nothing is appended to."""
+    known_vectors: dict[str, KnownVectors] = field(default_factory=dict)
+    """Own vectors that an append finds, by modality."""
 
     @property
     def sources(self) -> list[Source]:
@@ -133,7 +135,7 @@ def open_inputs(
         items=_catalogue("item", items_source, items),
         users=_catalogue("user", users_source, users),
         pairs=tuple(pairs),
-        vectors=tuple(_vectors(engine, recipe, items_source, problems)),
+        vectors=tuple(_vectors(engine, recipe, items_source, problems, only)),
     )
     _note_columns(engine, recipe, inputs, problems)
     problems.raise_if_any()
@@ -155,21 +157,31 @@ def _time_format(engine: Engine, log: InteractionsRecipe, inputs: Inputs) -> Tim
 
 
 def _vectors(
-    engine: Engine, recipe: Recipe, source: Source | None, problems: Problems
+    engine: Engine,
+    recipe: Recipe,
+    source: Source | None,
+    problems: Problems,
+    only: Mapping[str, tuple[Path, ...]] | None,
 ) -> Iterator[OwnVectors]:
     """Yield the own vectors of the items; note those that cannot be opened."""
     items = recipe.items
-    if items is None or source is None or items.item_id not in source.columns:
+    if items is None or (source and items.item_id not in source.columns):
+        return
+    if source is None and only is None:  # the items file could not be opened
         return
     for name, section in items.vectors.items():
+        key = vectors_key(name)
+        if only is not None and key not in only:
+            continue
         try:
             yield OwnVectors(
                 engine,
                 name,
                 section,
-                source_file(recipe, section.file),
+                Path(recipe.source),
                 items=source,
                 id_column=items.item_id,
+                only=only[key] if only is not None else None,
             )
         except UserError as error:
             problems.found.append(str(error))

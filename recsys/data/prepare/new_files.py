@@ -6,7 +6,7 @@ items file that has changed is read again, whole; a log file only from a stated 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,8 +14,9 @@ from pathlib import Path
 from recsys.chain import RawFile
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.inputs import Inputs
-from recsys.data.prepare.raw_files import find_files
+from recsys.data.prepare.raw_files import find_paths
 from recsys.data.prepare.sources import Source, differences_of
+from recsys.data.prepare.vectors import vectors_key
 from recsys.data.recipe import Recipe
 from recsys.errors import UserError
 from recsys.files import sha256_of
@@ -39,11 +40,9 @@ class NewFiles:
 def read_files(recipe: Recipe, inputs: Inputs) -> tuple[RawFile, ...]:
     """Return the files that were read of every section, as the manifest keeps them."""
     root = Path(recipe.source)
-    return tuple(
-        _raw_file(section, path, root)
-        for section, source in sections_of(inputs)
-        for path in source.raw_paths
-    )
+    paths = [(section, source.raw_paths) for section, source in sections_of(inputs)]
+    paths += [(vectors_key(own.name), own.paths) for own in inputs.vectors]
+    return tuple(_raw_file(section, path, root) for section, own in paths for path in own)
 
 
 def sections_of(inputs: Inputs) -> Iterator[tuple[str, Source]]:
@@ -119,7 +118,7 @@ def find_new_files(recipe: Recipe, manifest: Manifest, since: str | None) -> New
     found: list[RawFile] = []
     for section, name in _places(recipe).items():
         new = []
-        for path in find_files(root, name, section).paths:
+        for path in find_paths(root, name, section):
             earlier = known.get((section, path.relative_to(root).as_posix()))
             if earlier and earlier.num_bytes == path.stat().st_size:
                 continue
@@ -132,6 +131,7 @@ def find_new_files(recipe: Recipe, manifest: Manifest, since: str | None) -> New
         if new:
             paths[section] = tuple(new)
     problems.raise_if_any()
+    paths = _with_vectors_by_row(recipe, root, paths, {section for section, _ in known})
     if LOG not in paths:
         num_known = sum(section == LOG for section, _ in known)
         raise UserError(
@@ -157,7 +157,28 @@ def _places(recipe: Recipe) -> dict[str, str]:
         )
     places = {LOG: log.file}
     places |= {"items": recipe.items.file} if recipe.items else {}
+    vectors = recipe.items.vectors if recipe.items else {}
+    places |= {vectors_key(name): own.file for name, own in vectors.items()}
     return places | ({"users": recipe.users.file} if recipe.users else {})
+
+
+def _with_vectors_by_row(
+    recipe: Recipe, root: Path, new: dict[str, tuple[Path, ...]], known: Collection[str]
+) -> dict[str, tuple[Path, ...]]:
+    """Return the new files by section, those of vectors by row together with the items files alone.
+
+    Args:
+        known: sections of the files that were read earlier.
+    """
+    paths = dict(new)
+    for name, own in (recipe.items.vectors if recipe.items else {}).items():
+        key, file = vectors_key(name), root / own.file
+        is_by_row = all(path.suffix.lower() == ".npy" for path in new.get(key, (file,)))
+        if is_by_row and "items" in new and file.is_file():
+            paths[key] = (file,)  # of all rows of the items file, which is read again
+        elif is_by_row and "items" not in new and key not in known:
+            paths.pop(key, None)  # read by a version that kept no list of them
+    return paths
 
 
 def _unusable(

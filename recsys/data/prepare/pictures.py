@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from recsys.data.prepare.checks import Problems, rows_of
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import Source
@@ -84,6 +86,15 @@ class Pictures:
     """Items whose picture is outside of the image root, through a symbolic link."""
     first_outside: tuple[int, str] | None = None
     """Row and path of the first of them; None if there is none."""
+
+
+def num_missing_of(items_file: Path, first_row: int, root: Path) -> int:
+    """Return how many items of items.parquet, from a row on, have no picture file below `root`."""
+    table = pq.read_table(
+        items_file, columns=["item_row", "image"], filters=[("item_row", ">=", first_row)]
+    )
+    rows = zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+    return look_for_pictures(rows, root).num_missing
 
 
 def look_for_pictures(rows: Iterable[tuple[int, str | None]], root: Path) -> Pictures:

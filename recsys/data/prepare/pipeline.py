@@ -6,6 +6,7 @@ folder is built beside and renamed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ from recsys.data.prepare.object_store import fetched
 from recsys.data.prepare.pairs import PairCounts, build_pairs
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.split import split_log
+from recsys.data.prepare.vector_tables import write_table
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
 from recsys.data.recipe import Recipe, source_file
 from recsys.data.specs import history_features
@@ -164,7 +166,7 @@ def run_steps(
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
     warn_of_lacking_classes(splits)
     checksum = items_checksum(engine, vocabularies["item"])
-    vectors = _write_vectors(inputs, vocabularies["item"], checksum, vector_folders)
+    vectors = _write_vectors(inputs, vocabularies["item"], num_items + 1, checksum, vector_folders)
     pairs = _write_pairs(engine, recipe, inputs, folder)
     specs = specs.with_max_ids(longest).with_column_types(recipe, inputs)
     return dataclasses.replace(
@@ -304,10 +306,21 @@ def _write_pairs(engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path) -
 
 
 def _write_vectors(
-    inputs: Inputs, items: Table, items_checksum: str, folders: dict[str, Path]
+    inputs: Inputs, items: Table, num_item_rows: int, items_checksum: str, folders: dict[str, Path]
 ) -> dict[str, str]:
     """Write the feature tables of own vectors; return the checksum of each, by modality."""
-    return {own.name: own.write(items, items_checksum, folders[own.name]) for own in inputs.vectors}
+    return {
+        own.name: write_table(
+            own.name,
+            own.path.name,
+            functools.partial(own.by_row, items),
+            width=own.width,
+            num_rows=num_item_rows,
+            items_checksum=items_checksum,
+            folder=folders[own.name],
+        )
+        for own in inputs.vectors
+    }
 
 
 def _described(recipe: Recipe, pairs: PairCounts) -> Manifest:

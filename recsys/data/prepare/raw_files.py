@@ -63,12 +63,10 @@ def find_files(root: Path, name: str, key: str) -> RawFiles:
         UserError: nothing is there, files of several kinds, or partitions that do not agree.
     """
     place = root / name
-    if place.is_file():
+    paths = find_paths(root, name, key)
+    if paths == [place]:
         kind, compression = _kind_of(place)
         return RawFiles(place=place, paths=(place,), kind=kind, compression=compression)
-    paths = _below(place, root) if place.is_dir() else _matching(root, name)
-    if not paths:
-        raise UserError(_nothing(place, key))
     kind, compression = _kinds_of(place, paths, key)
     columns = _partitions(place, paths, root)
     # The database reads columns from the whole path.
@@ -85,6 +83,24 @@ def find_files(root: Path, name: str, key: str) -> RawFiles:
         partitions=columns,
         foreign_partitions=foreign if columns else (),
     )
+
+
+def find_paths(root: Path, name: str, key: str) -> list[Path]:
+    """Return the files of any kind that a section of a recipe names, in row order.
+
+    Args:
+        root, name, key: as those of `find_files`.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    place = root / name
+    if place.is_file():
+        return [place]
+    paths = _below(place, root) if place.is_dir() else _matching(root, name)
+    if not paths:
+        raise UserError(_nothing(place, key))
+    return paths
 
 
 def _matching(root: Path, name: str) -> list[Path]:

@@ -39,7 +39,7 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
             engine, inputs.items, _tag_and_picture_conditions(items, inputs.items.source), problems
         )
     for own in inputs.vectors:
-        own.check(problems)
+        own.check(problems, inputs.listed("item"), inputs.known_vectors.get(own.name))
     if inputs.users:
         _check_catalogue(engine, inputs.users, [], problems)
     for pairs, source in inputs.pairs:

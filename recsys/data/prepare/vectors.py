@@ -1,12 +1,11 @@
 """Own vectors: vectors of the items that somebody else made, as modalities without an encoder.
 
-In: the files of items.vectors, .npy [N, E] by row of the items file or Parquet by item id. Out: feature
-tables features/<name>/ as embedding/features/store.py describes them. All checks come first, so that they
-are reported with every other problem of the input. Shapes: N items, E vector width.
+In: the files of items.vectors, .npy [N, E] by row of the items files or Parquet by item id. Out: vectors
+by item row, of which vector_tables.py makes feature tables. All checks come first, so that they are
+reported with every other problem of the input. Shapes: N items, E vector width, V numbers.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,28 +13,21 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from embedding.features.store import (
-    MASK_CODES,
-    ROW,
-    FeatureManifest,
-    ShardSpec,
-    spec_of,
-    write_feature_manifest,
-    write_shard,
-)
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.raw_files import find_paths
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.text_files import path_list
+from recsys.data.prepare.vector_tables import SHARD_ROWS, KnownVectors, Rows, by_shard, scaled
 from recsys.data.raw_text import text_sql
 from recsys.data.recipe import VectorsRecipe
 from recsys.data.sql import quoted, short
 from recsys.errors import UserError
-from recsys.job import say
 
-SHARD_ROWS = 65_536
-"""Rows of a shard, and of a piece that is held in memory."""
-SCALING = "divided by one number: root mean square 1 over all items"
+
+def vectors_key(name: str) -> str:
+    """Return the config key of the vectors of a modality: the section of their files."""
+    return f"items.vectors.{name}"
 
 
 class OwnVectors:
@@ -46,29 +38,35 @@ class OwnVectors:
         engine: Engine,
         name: str,
         section: VectorsRecipe,
-        path: Path,
+        root: Path,
         *,
-        items: Source,
+        items: Source | None,
         id_column: str,
+        only: tuple[Path, ...] | None = None,
     ):
-        """Open the file.
+        """Open the files.
 
         Args:
-            items: the items file, with ids in `id_column`.
+            root: the folder `data.source`.
+            items: the items files, with ids in `id_column`; None: an append reads none.
+            only: the files to read, of those that there are; None: all.
 
         Raises:
-            UserError: it is missing, broken, or holds no vectors.
+            UserError: a file is missing, broken, or holds no vectors.
         """
-        self.engine, self.name, self.items, self.path = engine, name, items, path
+        self.engine, self.name, self.items = engine, name, items
         self.id_column = id_column
-        self.array: np.ndarray | None = None
+        self.paths = only or tuple(find_paths(root, section.file, vectors_key(name)))
+        self.path = self.paths[0] if len(self.paths) == 1 else root / section.file
+        self.arrays: list[np.ndarray] = []
         self.relation = ""
-        if not path.is_file() or path.suffix.lower() not in (".npy", ".parquet"):
+        endings = {path.suffix.lower() for path in self.paths}
+        if endings not in ({".npy"}, {".parquet"}):
             raise UserError(
-                f"{path}: expected a .npy or .parquet file of vectors (items.vectors.{name}.file)"
+                f"{self.path}: expected .npy or .parquet files of vectors ({vectors_key(name)}.file)"
             )
-        if path.suffix.lower() == ".npy":
-            self.array = _opened_array(path, name)
+        if endings == {".npy"}:
+            self.arrays = [_opened_array(path, name) for path in self.paths]
         else:
             self._open_table(section)
 
@@ -78,7 +76,7 @@ class OwnVectors:
         Raises:
             UserError: the file cannot be read, or lacks the columns.
         """
-        reader = f"read_parquet({path_list([self.path])}, hive_partitioning=false)"
+        reader = f"read_parquet({path_list(self.paths)}, hive_partitioning=false)"
         try:
             described = self.engine.rows(f"DESCRIBE SELECT * FROM {reader}")
         except duckdb.Error as error:
@@ -102,21 +100,55 @@ class OwnVectors:
             f"try_cast({quoted(column)} AS FLOAT[]) AS vector FROM {reader})"
         )
 
-    def check(self, problems: Problems) -> None:
-        """Note everything for which the vectors cannot be those of the items."""
-        place = f"{self.path} (items.vectors.{self.name})"
-        if self.array is not None:
-            num_items = self.engine.one(f"SELECT count(*) FROM {self.items.view}")[0]
-            if len(self.array) != num_items:
-                problems.found.append(
-                    f"{place}: {len(self.array):,} vectors, but the items file has {num_items:,} rows; "
-                    f"expected one for each, in its order"
-                )
-        else:
-            problems.found += [f"{place}: {wrong}" for wrong in self._wrong_ids()]
-        width, bad, first = 0, 0, 0
+    def check(
+        self, problems: Problems, listed: str | None, known: KnownVectors | None = None
+    ) -> None:
+        """Note everything for which the vectors cannot be those of the items.
+
+        Args:
+            listed: SQL of (id) of all items.
+            known: of an append, the vectors before.
+        """
+        wrong = [*(self._wrong_count() if self.arrays else self._wrong_ids(listed))]
+        lengths, bad, first = self._lengths()
+        if bad:
+            wrong.append(
+                f"vectors with a value that is no finite number: {bad:,}, first at data row {first:,}"
+            )
+        width = known.table.dim if known else next(iter(lengths), 0)
+        others = "those of the prepared data" if known else "others"
+        wrong += [
+            f"a vector of {length:,} numbers at data row {row:,}, {others} have {width:,}; expected "
+            f"vectors of one length"
+            for length, row in lengths.items()
+            if length != width
+        ]
+        if not width:
+            wrong.append("no vectors; expected one for some item at least")
+        if known and not wrong:
+            wrong += self._changed(known)
+        problems.found += [f"{self.path} ({vectors_key(self.name)}): {text}" for text in wrong]
+
+    def _wrong_count(self) -> Iterator[str]:
+        """Yield what is wrong with the number of vectors that have no ids."""
+        num_vectors = sum(map(len, self.arrays))
+        if self.items is None:
+            yield (
+                f"{num_vectors:,} vectors by row of the items file, which has not changed; give new "
+                f"vectors together with the rows of new items: known items keep theirs"
+            )
+            return
+        num_items = self.engine.one(f"SELECT count(*) FROM {self.items.view}")[0]
+        if num_vectors != num_items:
+            yield (
+                f"{num_vectors:,} vectors, but the items file has {num_items:,} rows; expected one for "
+                f"each, in its order"
+            )
+
+    def _lengths(self) -> tuple[dict[int, int], int, int]:
+        """Return the first row of each length, how many vectors are not finite, and the first of them."""
         lengths: dict[int, int] = {}
-        at = 0
+        bad, first, at = 0, 0, 0
         for vectors, lengths_N in self._pieces():
             for length in np.unique(lengths_N[lengths_N > 0]).tolist():
                 lengths.setdefault(length, at + int(np.argmax(lengths_N == length)))
@@ -125,27 +157,16 @@ class OwnVectors:
                 first = first if bad else at + int(np.argmax(is_bad_N))
                 bad += int(is_bad_N.sum())
             at += len(lengths_N)
-            width = width or next(iter(lengths), 0)
-        if bad:
-            problems.found.append(
-                f"{place}: vectors with a value that is no finite number: {bad:,}, first at data row "
-                f"{first:,}"
-            )
-        for length, row in list(lengths.items())[1:]:
-            problems.found.append(
-                f"{place}: a vector of {length:,} numbers at data row {row:,}, others have {width:,}; "
-                f"expected vectors of one length"
-            )
-        if not width:
-            problems.found.append(f"{place}: no vectors; expected one for some item at least")
+        in_order = sorted(lengths.items(), key=lambda item: item[1])
+        return dict(in_order), bad, first
 
-    def _wrong_ids(self) -> Iterator[str]:
+    def _wrong_ids(self, listed: str | None) -> Iterator[str]:
         """Yield what is wrong with the ids of a table."""
-        ids = f"SELECT {quoted(self.id_column)} FROM {self.items.view}"
+        ids = listed or "SELECT NULL AS id"
+        is_unknown = f"id NOT IN (SELECT id FROM ({ids}) WHERE id IS NOT NULL)"
         nulls, unknown, example = self.engine.one(
-            f"SELECT count(*) FILTER (WHERE id IS NULL), count(*) FILTER (WHERE id NOT IN ({ids} "
-            f"WHERE {quoted(self.id_column)} IS NOT NULL)), min(id) FILTER (WHERE id NOT IN "
-            f"({ids} WHERE {quoted(self.id_column)} IS NOT NULL)) FROM {self.relation}"
+            f"SELECT count(*) FILTER (WHERE id IS NULL), count(*) FILTER (WHERE {is_unknown}), "
+            f"min(id) FILTER (WHERE {is_unknown}) FROM {self.relation}"
         )
         twice, repeated = self.engine.one(
             f"SELECT count(*), min(id) FROM (SELECT id FROM {self.relation} WHERE id IS NOT NULL "
@@ -158,102 +179,102 @@ class OwnVectors:
         if twice:
             yield f"duplicate id: {twice:,}, for example {repeated!r}"
 
+    def _changed(self, known: KnownVectors) -> Iterator[str]:
+        """Yield which items have another vector than the prepared data has of them."""
+        count, first = 0, 0
+        for rows_N, vectors_NE in self.by_row(known.items):
+            for at, start, stop in by_shard(rows_N):
+                stored_NE, has_N = known.stored(start, stop)
+                own_N = rows_N[at] - start
+                now_NE = scaled(vectors_NE[at], known.scale)
+                is_other_N = has_N[own_N] & (stored_NE[own_N] != now_NE).any(axis=1)
+                if is_other_N.any():
+                    first = first or int(rows_N[at][is_other_N][0])
+                    count += int(is_other_N.sum())
+        if count:
+            (example,) = self.engine.one(f"SELECT id FROM {known.items} WHERE row = {first}")
+            yield (
+                f"other vectors than before of {count:,} known items, for example {example!r}: runs "
+                f"were trained on those before. Give known items their vectors as they were, or "
+                f"prepare anew without append"
+            )
+
     def _pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the vectors in file order: numbers end to end [V], and how many each has [N]."""
-        if self.array is None:
-            yield from self._lists(f"SELECT vector FROM {self.relation}")
-            return
-        for start in range(0, len(self.array), SHARD_ROWS):
-            part_NE = np.asarray(self.array[start : start + SHARD_ROWS], dtype=np.float32)
-            yield part_NE.reshape(-1), np.full(len(part_NE), part_NE.shape[1])
+        if not self.arrays:
+            yield from map(_flat, self._vectors())
+        for array in self.arrays:
+            for start in range(0, len(array), SHARD_ROWS):
+                part_NE = np.asarray(array[start : start + SHARD_ROWS], dtype=np.float32)
+                yield part_NE.reshape(-1), np.full(len(part_NE), part_NE.shape[1])
 
-    def _lists(self, query: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the lists of a query's only column: numbers end to end [V], and how many each has [N]."""
-        for batch in self.engine.batches(query):
-            lists = batch.column(0).cast(pa.large_list(pa.float32()))
-            lengths_N = pa.compute.fill_null(pa.compute.list_value_length(lists), 0)
-            values = lists.flatten().to_numpy(zero_copy_only=False)
-            yield values.astype(np.float32), lengths_N.to_numpy(zero_copy_only=False).astype(int)
+    def _vectors(self) -> Iterator[pa.Array]:
+        """Yield the lists of a table, in file order."""
+        for batch in self.engine.batches(f"SELECT vector FROM {self.relation}"):
+            yield batch.column(0)
 
-    def _in_row_order(self, vocabulary: Table) -> Iterator[np.ndarray]:
-        """Yield the vectors [n, E] of the item rows from 1 on, all zero where an item has none."""
-        if self.array is None:
-            query = (
-                f"SELECT s.vector FROM {vocabulary} v LEFT JOIN {self.relation} s ON s.id = v.id "
-                f"ORDER BY v.row"
-            )
-            for values, lengths_N in self._lists(query):
-                has_N = lengths_N > 0
-                vectors_NE = np.zeros((len(lengths_N), self.width), dtype=np.float32)
-                vectors_NE[has_N] = values.reshape(-1, self.width)
-                yield vectors_NE
-            return
-        query = (
-            f"SELECT s.source_row FROM {vocabulary} v LEFT JOIN (SELECT source_row, "
-            f"{quoted(self.id_column)} AS id FROM {self.items.view}) s ON s.id = v.id "
-            f"ORDER BY v.row"
-        )
-        for batch in self.engine.batches(query):
-            rows_N = pa.compute.fill_null(batch.column(0), -1).to_numpy(zero_copy_only=False)
-            vectors_NE = np.zeros((len(rows_N), self.width), dtype=np.float32)
-            vectors_NE[rows_N >= 0] = self.array[rows_N[rows_N >= 0]]
-            yield vectors_NE
-
-    @functools.cached_property
-    def width(self) -> int:
-        """Numbers of a vector, E."""
-        if self.array is not None:
-            return int(self.array.shape[1])
-        return int(self.engine.one(f"SELECT max(len(vector)) FROM {self.relation}")[0])
-
-    def write(self, vocabulary: Table, items_checksum: str, folder: Path) -> str:
-        """Write the feature table into an empty folder; return the checksum of the vectors.
+    def by_row(self, vocabulary: Table) -> Iterator[Rows]:
+        """Yield the rows of the items that have a vector, and their vectors, in pieces.
 
         Args:
             vocabulary: of the items (id, row).
-            items_checksum: of the manifest.
         """
-        # Asked for before the first stream: the database answers one query at a time.
+        # Asked for before the stream: the database answers one query at a time.
         width = self.width
-        squares, num_vectors = 0.0, 0
-        digest = hashlib.sha256()
-        for vectors_NE in self._in_row_order(vocabulary):
-            has_N = vectors_NE.any(axis=1)
-            squares += float(np.square(vectors_NE, dtype=np.float64).sum())
-            num_vectors += int(has_N.sum())
-            digest.update(vectors_NE.tobytes())
-        scale = (squares / max(num_vectors * width, 1)) ** -0.5 if squares else 1.0
-        first = np.zeros((1, width), dtype=np.float32)  # the unknown item
-        shards: list[ShardSpec] = []
-        masked, count = 0, 0
-        for vectors_NE in _in_shards(first, self._in_row_order(vocabulary)):
-            scaled_NE = vectors_NE * np.float32(scale)
-            rows = np.zeros(len(scaled_NE), dtype=ROW)
-            rows["masked"] = np.where(vectors_NE.any(axis=1), 0, MASK_CODES["none"])
-            entry = write_shard(folder, len(shards), count, scaled_NE, rows)
-            shards.append(spec_of(entry))
-            masked += sum(entry.masked.values())
-            count += len(scaled_NE)
-        made_of = digest.hexdigest()
-        write_feature_manifest(
-            folder,
-            FeatureManifest(
-                name=self.name,
-                encoder=f"own vectors of {self.path.name}",
-                revision=made_of[:16],
-                dim=width,
-                count=count,
-                items_checksum=items_checksum,
-                made_of=made_of,
-                num_masked=masked,
-                masked={"none": masked},
-                scaling=SCALING,
-                scale=scale,
-                shards=tuple(shards),
-            ),
+        if self.arrays:
+            assert self.items is not None, "vectors without ids are those of an items file"
+            query = (
+                f"SELECT v.row, s.source_row FROM {vocabulary} v JOIN (SELECT source_row, "
+                f"{quoted(self.id_column)} AS id FROM {self.items.view}) s ON s.id = v.id "
+                f"ORDER BY v.row"
+            )
+            for batch in self.engine.batches(query):
+                rows_N, places_N = (batch.column(name).to_numpy() for name in ("row", "source_row"))
+                yield _with_vectors(rows_N, _gathered(self.arrays, places_N))
+            return
+        query = (
+            f"SELECT s.vector, v.row FROM {vocabulary} v JOIN {self.relation} s ON s.id = v.id "
+            f"WHERE len(s.vector) > 0 ORDER BY v.row"
         )
-        say(f"vectors {self.name}: {num_vectors:,} of {count - 1:,} items, {width} numbers each")
-        return made_of
+        for batch in self.engine.batches(query):
+            values, _ = _flat(batch.column(0))
+            yield _with_vectors(batch.column(1).to_numpy(), values.reshape(-1, width))
+
+    @functools.cached_property
+    def width(self) -> int:
+        """Numbers of a vector, E; 0 where there is no vector."""
+        if self.arrays:
+            return int(self.arrays[0].shape[1])
+        return int(self.engine.one(f"SELECT coalesce(max(len(vector)), 0) FROM {self.relation}")[0])
+
+
+def _with_vectors(rows_N: np.ndarray, vectors_NE: np.ndarray) -> Rows:
+    """Return the rows whose vectors are not all zero: an item of zeros lacks the modality."""
+    has_N = vectors_NE.any(axis=1)
+    return rows_N[has_N].astype(np.int64), vectors_NE[has_N]
+
+
+def _gathered(arrays: list[np.ndarray], places_N: np.ndarray) -> np.ndarray:
+    """Return rows of arrays that follow each other, float32 [N, E].
+
+    Args:
+        places_N: row numbers through all arrays [N].
+    """
+    starts = np.cumsum([0, *map(len, arrays)])
+    vectors_NE = np.zeros((len(places_N), arrays[0].shape[1]), dtype=np.float32)
+    array_N = np.searchsorted(starts, places_N, side="right") - 1
+    for index in np.unique(array_N).tolist():
+        is_own_N = array_N == index
+        vectors_NE[is_own_N] = arrays[index][places_N[is_own_N] - starts[index]]
+    return vectors_NE
+
+
+def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of lists end to end, float32 [V], and how many each has [N]."""
+    lists = column.cast(pa.large_list(pa.float32()))
+    lengths_N = pa.compute.fill_null(pa.compute.list_value_length(lists), 0)
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    return values.astype(np.float32), lengths_N.to_numpy(zero_copy_only=False).astype(int)
 
 
 def _opened_array(path: Path, name: str) -> np.ndarray:
@@ -284,15 +305,3 @@ def _are_finite(values: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
     bad = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
     ends_N = np.cumsum(lengths_N)
     return bad[ends_N] == bad[ends_N - lengths_N]
-
-
-def _in_shards(first: np.ndarray, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield rows [n, E] in pieces of SHARD_ROWS, the last one shorter."""
-    held = first
-    for piece in pieces:
-        held = np.concatenate([held, piece])
-        while len(held) >= SHARD_ROWS:
-            yield held[:SHARD_ROWS]
-            held = held[SHARD_ROWS:]
-    if len(held):
-        yield held

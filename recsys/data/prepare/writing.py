@@ -1,5 +1,7 @@
 """Query results as files: Parquet, arrays by row, and lists by key, streamed in bounded pieces."""
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,6 +160,15 @@ def write_parts(
     if writer:
         writer.close()
     return files, file_rows
+
+
+def link(old: Path, new: Path) -> None:
+    """Give a finished file a second name; copy it where that is not possible."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(old, new)
+    except OSError:  # a file system without links, or with few of them for one file
+        shutil.copyfile(old, new)
 
 
 def row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding.features.store import open_features
-from recsys.data.prepare import vectors as vectors_file
+from recsys.data.prepare import vector_tables
 from tests.data.small_log import prepared, recipe, write_source
 
 IDS = ["10", "20", "30", "40", "50"]
@@ -29,7 +29,7 @@ def table_of(manifest, workspace, name):
 
 
 def test_vectors_by_row_and_by_id_are_the_same_modality(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(vectors_file, "SHARD_ROWS", 4)
+    monkeypatch.setattr(vector_tables, "SHARD_ROWS", 4)
     source = write_source(tmp_path / "raw")
     vectors = rng.normal(size=(5, 3)).astype(np.float32) * 100
     vectors[2] = 0
@@ -82,6 +82,7 @@ def test_everything_wrong_with_vectors_is_reported_at_once(tmp_path, rng):
     np.save(source / "nan.npy", broken)
     np.save(source / "flat.npy", np.zeros(5))
     (source / "none.npy").write_bytes(b"no array")
+    (source / "clip.csv").write_text("0.1,0.2")
     lists = [[1.0, 2.0], [1.0, 2.0, 3.0], [1.0, float("inf")], [0.5, 0.5]]
     pq.write_table(
         pa.table({"item_id": ["10", "20", "77", "10"], "v": lists}), source / "v.parquet"
@@ -109,6 +110,7 @@ def test_everything_wrong_with_vectors_is_reported_at_once(tmp_path, rng):
         "b": {"file": "none.npy"},
         "c": {"file": "v.parquet"},
         "d": {"file": "gone.npy"},
+        "e": {"file": "clip.csv"},
     }
     with pytest.raises(ValueError) as caught:
         prepared(tmp_path, made(source, **sections))
@@ -117,7 +119,8 @@ def test_everything_wrong_with_vectors_is_reported_at_once(tmp_path, rng):
         "flat.npy: holds float64 (5,); expected numbers [items, width]",
         "none.npy: cannot be read",
         "column 'c' (items.vectors.c.column) is missing; the file has item_id, v",
-        "gone.npy: expected a .npy or .parquet file of vectors (items.vectors.d.file)",
+        "gone.npy: no such file; check data.source and the recipe's file names (items.vectors.d)",
+        "clip.csv: expected .npy or .parquet files of vectors (items.vectors.e.file)",
     ):
         assert text in said, said
     assert not list((tmp_path / "w" / "features").glob("*"))

@@ -1,0 +1,250 @@
+"""Feature tables of own vectors: made whole by prepare, and grown by an append.
+
+In: rows and vectors of the items, in the order of rows. Out: features/<name>/ as
+embedding/features/store.py describes it. An append keeps the scale and the vectors of the items before:
+its shards that nothing is added to are hard links. Shapes: N rows of items, E vector width.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedding.features.store import (
+    MASK_CODES,
+    ROW,
+    FeatureManifest,
+    FeatureTable,
+    ShardSpec,
+    entry_file,
+    spec_of,
+    write_feature_manifest,
+    write_shard,
+)
+from recsys.data.prepare.engine import Table
+from recsys.data.prepare.writing import link
+from recsys.errors import UserError
+from recsys.job import say
+
+SHARD_ROWS = 65_536
+"""Rows of a shard, and of a piece that is held in memory."""
+SCALING = "divided by one number: root mean square 1 over all items"
+Rows = tuple[np.ndarray, np.ndarray]
+"""Item rows [n], ascending, and their vectors, float32 [n, E]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownVectors:
+    """Vectors that an append finds: the items before keep theirs."""
+
+    table: FeatureTable
+    made_of: str
+    """Checksum of the vectors before (Manifest.vectors)."""
+    items: Table
+    """Vocabulary of the items before (id, row, count)."""
+    num_rows: int
+    """Rows of the items before, row 0 included; a table that a killed append left behind has more."""
+
+    @property
+    def scale(self) -> float:
+        """Number by which the vectors are multiplied."""
+        scale = self.table.manifest.scale
+        assert scale is not None, "open_known has looked"
+        return scale
+
+    def stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows [start, stop) as stored, float16 [n, E], and which of them have a vector [n].
+
+        Items that came later have none.
+        """
+        known = min(max(self.num_rows - start, 0), stop - start)
+        stored_NE = np.zeros((stop - start, self.table.dim), dtype=np.float16)
+        has_N = np.zeros(stop - start, dtype=bool)
+        if known:
+            stored_NE[:known] = self.table.read(start, start + known)
+            has_N[:known] = self.table.has_vector(np.arange(start, start + known))
+        return stored_NE, has_N
+
+    def shard(self, index: int, start: int, stop: int) -> ShardSpec | None:
+        """Return the shard of this number if it has the rows [start, stop), all of them known."""
+        shards = self.table.manifest.shards
+        spec = shards[index] if index < len(shards) and stop <= self.num_rows else None
+        return spec if spec and (spec.start_row, spec.end_row) == (start, stop) else None
+
+
+def open_known(folder: Path, made_of: str, items: Table, num_rows: int) -> KnownVectors:
+    """Return the vectors of a folder that an append adds to.
+
+    Args:
+        folder: features/<name>/.
+        made_of, items, num_rows: as KnownVectors has them.
+
+    Raises:
+        UserError: they are missing, broken, not those of the prepared data, or of a version that kept
+            no scale.
+    """
+    try:
+        table = FeatureTable(folder)
+    except UserError as error:
+        raise UserError(
+            f"{error}; for own vectors: prepare all days anew without append"
+        ) from error
+    made = table.manifest
+    if made_of not in (made.made_of, made.made_of_before) or made.scale is None:
+        raise UserError(
+            f"{folder}: not the vectors that the prepared data was made with, or of a version that kept "
+            f"no scale of them; nothing can be appended to them: prepare all days anew without append"
+        )
+    return KnownVectors(table=table, made_of=made_of, items=items, num_rows=num_rows)
+
+
+def write_table(
+    name: str,
+    files: str,
+    pieces: Callable[[], Iterable[Rows]],
+    *,
+    width: int,
+    num_rows: int,
+    items_checksum: str,
+    folder: Path,
+) -> str:
+    """Write a feature table into an empty folder; return the checksum of the vectors.
+
+    Args:
+        files: name of the files, for people.
+        pieces: yields the vectors, ascending by row through all pieces; called twice.
+        num_rows: of the items, row 0 included.
+        items_checksum: of the manifest.
+    """
+    squares, num_vectors = 0.0, 0
+    digest = hashlib.sha256()
+    for start, vectors_NE in in_shards(pieces(), num_rows, width):
+        squares += float(np.square(vectors_NE, dtype=np.float64).sum())
+        num_vectors += int(vectors_NE.any(axis=1).sum())
+        digest.update(vectors_NE[0 if start else 1 :].tobytes())
+    scale = (squares / max(num_vectors * width, 1)) ** -0.5 if squares else 1.0
+    shards: list[ShardSpec] = []
+    for start, vectors_NE in in_shards(pieces(), num_rows, width):
+        has_N = np.asarray(vectors_NE.any(axis=1))
+        shards.append(_write_shard(folder, len(shards), start, scaled(vectors_NE, scale), has_N))
+    made_of, num_masked = digest.hexdigest(), num_rows - num_vectors
+    write_feature_manifest(
+        folder,
+        FeatureManifest(
+            name=name,
+            encoder=f"own vectors of {files}",
+            revision=made_of[:16],
+            dim=width,
+            count=num_rows,
+            items_checksum=items_checksum,
+            made_of=made_of,
+            num_masked=num_masked,
+            masked={"none": num_masked},
+            scaling=SCALING,
+            scale=scale,
+            shards=tuple(shards),
+        ),
+    )
+    say(f"vectors {name}: {num_vectors:,} of {num_rows - 1:,} items, {width} numbers each")
+    return made_of
+
+
+def write_grown_table(
+    known: KnownVectors, pieces: Iterable[Rows], num_rows: int, items_checksum: str, folder: Path
+) -> str:
+    """Write a feature table with the items that an append adds; return the checksum of the vectors.
+
+    An item that has a vector keeps it; one that had none gets the one it is given now.
+
+    Args:
+        pieces: vectors of new and of known items, ascending by row through all pieces.
+        num_rows: of the items now, row 0 included.
+        items_checksum: of the grown manifest.
+        folder: empty.
+    """
+    digest = hashlib.sha256(known.made_of.encode())
+    shards: list[ShardSpec] = []
+    num_vectors = num_new = 0
+    for start, given_NE in in_shards(pieces, num_rows, known.table.dim):
+        stop = start + len(given_NE)
+        stored_NE, has_N = known.stored(start, stop)
+        new_N = np.flatnonzero(given_NE.any(axis=1) & ~has_N)
+        digest.update((start + new_N).tobytes() + given_NE[new_N].tobytes())
+        stored_NE[new_N], has_N[new_N] = scaled(given_NE[new_N], known.scale), True
+        shard = None if len(new_N) else known.shard(len(shards), start, stop)
+        if shard:
+            entry = entry_file(known.table.folder, len(shards)).name
+            for name in (shard.file, shard.rows_file, entry):
+                link(known.table.folder / name, folder / name)
+        else:
+            shard = _write_shard(folder, len(shards), start, stored_NE, has_N)
+        shards.append(shard)
+        num_new += len(new_N)
+        num_vectors += int(has_N.sum())
+    made_of = digest.hexdigest() if num_new else known.made_of
+    num_masked = num_rows - num_vectors
+    before = known.table.manifest
+    write_feature_manifest(
+        folder,
+        dataclasses.replace(
+            before,
+            count=num_rows,
+            items_checksum=items_checksum,
+            made_of=made_of,
+            made_of_before=known.made_of,
+            num_masked=num_masked,
+            masked={"none": num_masked},
+            shards=tuple(shards),
+        ),
+    )
+    say(f"vectors {before.name}: {num_new:,} new, {num_vectors:,} of {num_rows - 1:,} items")
+    return made_of
+
+
+def scaled(vectors_NE: np.ndarray, scale: float) -> np.ndarray:
+    """Return vectors [n, E] as they are stored, float16."""
+    return (vectors_NE * np.float32(scale)).astype(np.float16)
+
+
+def _write_shard(
+    folder: Path, index: int, start: int, stored_NE: np.ndarray, has_N: np.ndarray
+) -> ShardSpec:
+    """Write a shard of vectors float16 [n, E]; `has_N`: which rows have one [n]."""
+    rows = np.zeros(len(stored_NE), dtype=ROW)
+    rows["masked"] = np.where(has_N, 0, MASK_CODES["none"])
+    return spec_of(write_shard(folder, index, start, stored_NE, rows))
+
+
+def in_shards(
+    pieces: Iterable[Rows], num_rows: int, width: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first row of every shard and its vectors [n, E], all zero where an item has none.
+
+    Args:
+        pieces: rows and vectors, ascending through all of them.
+        num_rows: of the items, row 0 included.
+    """
+    stream = iter(pieces)
+    held: Rows | None = None
+    for start in range(0, num_rows, SHARD_ROWS):
+        stop = min(start + SHARD_ROWS, num_rows)
+        vectors_NE = np.zeros((stop - start, width), dtype=np.float32)
+        while held := held or next(stream, None):
+            rows_N, given_NE = held
+            end = int(np.searchsorted(rows_N, stop))
+            vectors_NE[rows_N[:end] - start] = given_NE[:end]
+            held = (rows_N[end:], given_NE[end:]) if end < len(rows_N) else None
+            if held:
+                break
+        yield start, vectors_NE
+
+
+def by_shard(rows_N: np.ndarray) -> Iterator[tuple[slice, int, int]]:
+    """Yield the places of ascending rows [N] of one shard, and the shard's rows [start, stop)."""
+    for start in (np.unique(rows_N // SHARD_ROWS) * SHARD_ROWS).tolist():
+        stop = start + SHARD_ROWS
+        first, last = np.searchsorted(rows_N, (start, stop)).tolist()
+        yield slice(first, last), start, stop
