@@ -103,8 +103,7 @@ def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
         return None, problems
     general, unknown = schema, unknown_kinds(schema, tree[0], key)
     schema = with_chosen_kinds(schema, tree[0])
-    # JSON mode: nested dictionaries are read as dataclasses, and yet every type is strict.
-    adapter = TypeAdapter(list[schema], config=ConfigDict(extra="forbid", strict=True))
+    adapter = _adapter(schema)
     mended = True
     while mended:
         try:
@@ -118,6 +117,15 @@ def _read(schema: Any, given: Any, key: str) -> tuple[Any, list[str]]:
     paths = [e["loc"][1:] for e in errors]
     broken = {path[:depth] for path in paths for depth in range(len(path) + 1)}
     return None, problems + list(_problems_beside(schema, tree[0], key, broken))
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    """Return the reader of lists of a dataclass, which takes milliseconds to make.
+
+    In JSON mode nested dictionaries are read as dataclasses, and yet every type is strict.
+    """
+    return TypeAdapter(list[schema], config=ConfigDict(extra="forbid", strict=True))
 
 
 def _problems_beside(

@@ -16,8 +16,6 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {title: body for title, body in re.findall(r"(?ms)^## (.+?)\n(.*?)(?=^## |\Z)", PAGE)}
 BLOCK = re.compile(r"(?ms)^`([^`\n]+)`(, new|, at the end|):\n\n```(\w+)\n(.*?)^```$")
 COMMANDS = re.compile(r"(?ms)^```sh\n(.*?)^```$")
-SLOW = ("test_contract.py", "test_encoders.py", "test_encoded_rows.py")
-"""Tests that take longer than a few seconds for one example."""
 
 
 def parts_of(hunk, *kept):
@@ -98,6 +96,7 @@ def test_a_section_touches_as_many_files_as_the_table_says(title):
     assert len({name for name, *_ in BLOCK.findall(SECTIONS[title])}) == int(said)
 
 
+@pytest.mark.slow
 def test_the_examples_are_formatted_and_keep_the_rules_of_the_code(extended):
     touched = sorted({name for name, *_ in BLOCK.findall(PAGE) if name.endswith(".py")})
     for task in ("check", "format --check"):
@@ -115,12 +114,8 @@ COMMANDS_OF_SECTIONS = {c: title for title, body in SECTIONS.items() for c in co
 
 @pytest.mark.parametrize(
     "command",
-    [
-        pytest.param(
-            c, marks=[pytest.mark.slow] * any(file in c for file in SLOW), id=f"{title}: {c}"
-        )
-        for c, title in COMMANDS_OF_SECTIONS.items()
-    ],
+    [pytest.param(c, id=f"{title}: {c}") for c, title in COMMANDS_OF_SECTIONS.items()],
 )
+@pytest.mark.slow
 def test_the_examples_pass_the_tests_that_their_sections_name(extended, command):
     assert " passed" in run(extended, f"{command} -q")

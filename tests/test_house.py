@@ -15,9 +15,14 @@ def function(text):
     return next(house.functions_of(source(text)))
 
 
+@pytest.fixture(scope="module")
+def sources():
+    return house.read_sources()
+
+
 @pytest.mark.parametrize("measure", house.MEASURES)
-def test_the_code_keeps_its_bounds(measure):
-    measured = measure(house.read_sources())
+def test_the_code_keeps_its_bounds(measure, sources):
+    measured = measure(sources)
     assert measured.holds, "\n".join([measured.name, *measured.offenders])
 
 

@@ -4,6 +4,7 @@ CONTRIBUTING.md states the rules; a failure here names file and line.
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -85,6 +86,14 @@ def name_of(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trees_are_forgotten():
+    """The syntax trees are parsed once for this module, and do not stay in memory after it."""
+    yield
+    tree_of.cache_clear()
+
+
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=name_of(path))
 

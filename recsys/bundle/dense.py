@@ -12,7 +12,8 @@ Shapes: B rows, as in recsys/bundle/items.py.
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,24 @@ class DenseHalf:
     def _load(self, name: str) -> Callable:
         path = self._folder / f"{name}.pt2"
         with reading(path, EXPORT_AGAIN):
-            program = torch.export.load(path)
-        return as_function(rewrite(program, many_rows=name in _MANY_ROWS))
+            found = path.stat()
+            version = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            return _function(_GraphFile(version, name in _MANY_ROWS, path))
+
+
+@dataclass(frozen=True)
+class _GraphFile:
+    """A graph's file as it is now; a folder that is renamed leaves it the same."""
+
+    version: tuple[int, ...]
+    many_rows: bool
+    path: Path = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _function(file: _GraphFile) -> Callable:
+    """Load a graph, once for all that open its bundle: an export opens it several times."""
+    return as_function(rewrite(torch.export.load(file.path), many_rows=file.many_rows))
 
 
 def _run(graph: Callable, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:

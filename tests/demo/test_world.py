@@ -126,13 +126,13 @@ def test_too_small_a_world_is_refused(tmp_path):
         draw(tmp_path, WorldConfig(num_items=3))
 
 
-def test_the_command_draws_once_and_says_where_to_look(tmp_path, command):
+def test_the_command_draws_once_and_says_where_to_look(tmp_path, command, job):
     sizes = ["world.num_items=50", "world.num_users=20", "world.num_exposures=200"]
     done = command("demo", f"workspace={tmp_path}", "processes=1", *sizes)
     assert done.returncode == 0 and "contact_sheet.png" in done.stdout
-    again = command("demo", f"workspace={tmp_path}", *sizes)
+    again = job("demo", f"workspace={tmp_path}", *sizes)
     assert again.returncode == 0 and "drawn already" in again.stdout
-    other = command("demo", f"workspace={tmp_path}", "world.num_users=30", *sizes[::2])
+    other = job("demo", f"workspace={tmp_path}", "world.num_users=30", *sizes[::2])
     assert other.returncode == 1 and "overwrite=true" in other.stderr
     world = json.loads((tmp_path / "truth" / "world.json").read_text())
     assert 0.5 < world["oracle_auc"] < 1 and "logit" in world["formula"]

@@ -80,10 +80,10 @@ def test_moments_are_utc_and_are_checked():
     assert "since='yesterday': expected a moment such as" in problem
 
 
-def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command):
+def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command, job):
     world = tmp_path / "world"
     sizes = ["world.num_items=50", "world.num_users=40", "world.num_exposures=400", "processes=1"]
-    done = command("demo", f"workspace={world}", *sizes)
+    done = job("demo", f"workspace={world}", *sizes)
     assert done.returncode == 0, done.stderr
     drawn = pq.read_table(world / "raw" / "interactions.parquet").to_pylist()
     pairs = list({(row["user_id"], row["item_id"]): None for row in drawn})[:100]
@@ -104,7 +104,7 @@ def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command):
     assert "122 events" in done.stdout
     next_line = next(k for k in done.stdout.splitlines() if "next: " in k).split("next: ")[1]
     arguments = next_line.split()[2:]
-    done = command("prepare", *arguments)
+    done = job("prepare", *arguments)
     assert done.returncode == 0, done.stderr
     prepared = tmp_path / "world-events" / "prepared"
     manifest = json.loads((prepared / "manifest.json").read_text())

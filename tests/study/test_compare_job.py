@@ -24,13 +24,13 @@ SMALL = '"model.embedding_dim=4","model.tower_dims=[8]","model.deep_dims=[8]","t
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, command):
+def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, command, job):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
     sizes = ["world.num_items=120", "world.num_users=60", "world.num_exposures=1500"]
     base = ["data=demo", f"workspace={tmp_path}"]
     for name, more in (("demo", ["processes=1", *sizes]), ("prepare", ["data=demo"])):
-        done = command(name, f"workspace={tmp_path}", *more)
+        done = job(name, f"workspace={tmp_path}", *more)
         assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path)
     for index, name in enumerate(("semantic", "style", "text")):
@@ -52,7 +52,7 @@ def test_suite_trains_what_is_missing_and_sweep_reads_validation_only(tmp_path, 
     trials = list((tmp_path / "runs").glob("*-trial*"))
     assert len(trials) == 4 and not list((tmp_path / "runs").glob("*-trial*/eval"))
 
-    again = command("compare", *suite, "seeds=2", "trials=2")
+    again = job("compare", *suite, "seeds=2", "trials=2")
     assert again.returncode == 0, again.stderr
     assert "train: 4 of 4 runs are there" in again.stdout
     assert "evaluate on test: 4 of 4 are there" in again.stdout

@@ -18,7 +18,7 @@ from tests.small_runs import losses, metrics, options, write_features
 from tests.test_files import limited
 
 
-def test_train_evaluate_compare_tell_their_story(workspace, command):
+def test_train_evaluate_compare_tell_their_story(workspace, command, job):
     """As a user types it, from another folder; two ranks."""
     done = command("train", *options(workspace, "story", "train.epochs=2"), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -59,9 +59,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, command):
     report = (folder / "eval" / "test" / "report.html").read_text(encoding="utf-8")
     assert "What it recommends" in report and "data:image/jpeg" in report
 
-    one = command(
-        "evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid"
-    )
+    one = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid")
     assert one.returncode == 0, one.stderr[-2000:]
     done = command("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
     assert done.returncode == 0 and "oracle (true probabilities)" in done.stdout
@@ -104,7 +102,7 @@ def decided(plan: dict) -> dict:
     }
 
 
-def test_plan_shown_is_the_plan_trained(workspace, command):
+def test_plan_shown_is_the_plan_trained(workspace, command, job):
     """plan.py cluster=cpu_2, a training that plans for itself, and one that takes the saved plan."""
     more = ["optim.table.name=rowwise_adagrad", "plan.replicate_modality_bytes=0"]
     more += ["tables.user_id.sharding=table_wise"]
@@ -114,7 +112,7 @@ def test_plan_shown_is_the_plan_trained(workspace, command):
     assert done.stdout.index("fits cpu_2") < done.stdout.index("sharding plan, 2 rank(s)")
     page = (shown / "plan.html").read_text()
     assert "modality_text" in page and "http" not in page.split("</style>")[1]
-    done = command("train", *options(workspace, "auto", "train.epochs=1", *more), ranks=2)
+    done = job("train", *options(workspace, "auto", "train.epochs=1", *more), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     plan = read_plan_of(shown)
     assert decided(read_plan_of(workspace / "runs" / "auto")) == decided(plan)
@@ -128,7 +126,7 @@ def test_plan_shown_is_the_plan_trained(workspace, command):
     (workspace / "moved.json").write_text(json.dumps(moved))
     saved = f"plan={workspace / 'moved.json'}"
     # Without the other keys of the section, which the saved plan stands for.
-    done = command("train", *options(workspace, "saved", "train.epochs=1", more[0], saved), ranks=2)
+    done = job("train", *options(workspace, "saved", "train.epochs=1", more[0], saved), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_plan_of(workspace / "runs" / "saved") == moved
     np.testing.assert_allclose(losses(workspace, "saved"), losses(workspace, "auto"), rtol=1e-5)

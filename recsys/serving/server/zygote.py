@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     for module in ("recsys.serving.server.worker", *arguments[1:]):
         importlib.import_module(module)
-    use_threads(1)
+    if "torch" in sys.modules:  # An opener may do without.
+        use_threads(1)
     gc.collect()
     gc.freeze()
     while True:
