@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedding.starting_weights import NAMES, weights_path
 from recsys.files import EMBED_AGAIN, put_back, read_json, sha256_of
-from recsys.schema import Manifest, local_path
+from recsys.schema import Manifest
 
 _FILE = "config.json"
-
-NAMES = ("none", "torchvision", "scratch")
-"""Starting weights that are no path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +88,9 @@ def stamp_of(settings: Any, path_key: str, manifest: Manifest, seed: int) -> Sta
     given, is_image = str(getattr(settings, path_key)), path_key == "weights"
     content = None
     if given not in NAMES:
-        path = local_path(given, f"encoder.{'image' if is_image else 'text'}.{path_key}")
-        is_there = path.is_file() if is_image else path.is_dir()
-        content = fingerprint(path) if is_there else None
+        path = weights_path(given, f"encoder.{'image' if is_image else 'text'}.{path_key}")
+        is_there = path is not None and (path.is_file() if is_image else path.is_dir())
+        content = fingerprint(path) if path and is_there else None
     return Stamp(
         settings=settings,
         path_key=path_key,

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from embedding.features.store import FeatureTable, finished_shard
 from embedding.image.backbone import build_backbone
+from embedding.image.config import ImageConfig
 from embedding.text.encoder import load_text_encoder
 from recsys.config import from_config
 from recsys.config_files import check_config_folder
@@ -116,7 +117,7 @@ def test_weights_file_that_holds_code_is_refused_and_not_run(tmp_path, form):
             content = stream.getvalue()
     weights.write_bytes(content)
     with pytest.raises(ValueError, match=r"encoder.image.weights=.*: cannot be read"):
-        build_backbone("squeezenet1_0", str(weights))
+        build_backbone(ImageConfig(backbone="squeezenet1_0", weights=str(weights)))
     assert not mark.exists()
 
 

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from embedding.holdout import tenths_problems
+from embedding.image.pictures import Framing
 
 FAMILIES = ("resnet", "wide_resnet", "resnext", "convnext", "squeezenet")
 """First letters of the names of networks of torchvision.models that can be a backbone."""
+TIMM = "timm/"
+"""First letters of a backbone of timm; its name there follows."""
 StyleHead = Literal["auto", "gram_max", "moments", "gram_pca", "palette", "contrastive"]
 
 
@@ -15,12 +18,18 @@ class ImageConfig:
     """Image encoder; presets in configs/encoder/image/."""
 
     backbone: str = "resnet_tiny"
-    """`resnet_tiny`, or a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name."""
+    """`resnet_tiny`; a ResNet, ConvNeXt or SqueezeNet of torchvision.models by name; or `timm/NAME`, a
+    model of timm by name, `timm/hf-hub:OWNER/NAME` of a hub, or `timm/local-dir:FOLDER`."""
     weights: str = "none"
-    """Weights the network starts from: `none` (random), `torchvision` (its download), or a file
-    (.safetensors, or a torch file of tensors)."""
+    """Weights the network starts from: `none` (random), `torchvision` or `timm` (the library's download,
+    or the files of the folder), a file (.safetensors, or a torch file of tensors), or
+    `package:NAME/FILE` of an installed Python package."""
     size: int = 96
     """Side of the square input, in pixels."""
+    framing: Framing = "crop"
+    """How a picture becomes a square: `crop` (its centre) or `pad` (white around it)."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of colours in which the network reads a picture."""
     semantic_head: Literal["pool", "discriminant"] = "discriminant"
     """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
     within a content is whitened)."""
@@ -28,7 +37,8 @@ class ImageConfig:
     """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
     where the items have artists, else palette."""
     style_blocks: list[str] = field(default_factory=list)
-    """Names of the early blocks the style head reads; empty: the default of the family."""
+    """Names of the early blocks the style head reads, for a model of timm the numbers of its stages;
+    empty: the default of the family, for timm the stages of at least an eighth of the side."""
     style_dim: int = 128
     """Width of gram_pca, palette and contrastive."""
     style_steps: int = 600
@@ -59,12 +69,18 @@ class ImageConfig:
     while it runs."""
 
     def problems(self) -> list[str]:
-        """Return a text for a network of no known family, and for a share that cannot be held out."""
+        """Return a text for an unknown network, another library's weights, or an unholdable share."""
         found = tenths_problems(self.held_out_tenths)
-        if self.backbone != "resnet_tiny" and not self.backbone.startswith(FAMILIES):
+        library = "timm" if self.backbone.startswith(TIMM) else "torchvision"
+        if self.backbone != "resnet_tiny" and not self.backbone.startswith((*FAMILIES, TIMM)):
             found.append(
-                f"backbone={self.backbone!r}: expected resnet_tiny or a ResNet, ConvNeXt or "
-                f"SqueezeNet of torchvision"
+                f"backbone={self.backbone!r}: expected resnet_tiny, a ResNet, ConvNeXt or SqueezeNet of "
+                f"torchvision, or timm/NAME"
+            )
+        elif self.weights in ("timm", "torchvision") and self.weights != library:
+            found.append(
+                f"weights={self.weights}: expected {library}, none or a file, as backbone="
+                f"{self.backbone!r} is a network of {library}"
             )
         return found
 

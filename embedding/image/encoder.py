@@ -1,12 +1,11 @@
 """Image encoder: one network, two outputs, in one pass.
 
-Semantics: global average over the last convolutional stage. Style: a head of
+Semantics: the pooled last features of the network. Style: a head of
 embedding/image/style.py over early blocks. Each goes through a projection
 (embedding/image/projection.py) fitted on a sample.
 Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from embedding.image.backbone import build_backbone
+from embedding.image.config import ImageConfig
 from embedding.image.projection import Projection, Sample, build_projection
 from embedding.image.style import STYLE_HEADS
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 SEMANTIC_HEADS = {"pool": "identity", "discriminant": "discriminant"}
 """Projection of the pooled last stage by encoder.image.semantic_head."""
@@ -31,62 +29,43 @@ OUTPUTS = ("semantic", "style")
 class ImageEncoder(nn.Module):
     """Network, the two heads, and their scaling, fitted on a sample of the data."""
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        weights: str,
-        style_head: str,
-        semantic_head: str = "pool",
-        style_blocks: Iterable[str] = (),
-        style_dim: int = 128,
-        style_steps: int = 600,
-    ):
-        """Build the network and find the blocks the style head reads.
+    def __init__(self, config: ImageConfig, folder: Path | None = None):
+        """Build the network with its starting weights, and heads that are not fitted yet.
+
+        Args:
+            config: with a style head other than `auto` (chosen_style_head).
+            folder: of a finished encoder; `load` follows. None: an encoder is made.
 
         Raises:
-            UserError: unknown network or block.
+            UserError: unknown network or block, a missing package, or weights that do not fit.
         """
         super().__init__()
-        self.body, default_blocks = build_backbone(backbone, weights)
-        self.style = STYLE_HEADS[style_head]
+        self.backbone = build_backbone(config, folder)
+        self.body = self.backbone.network
+        self.is_bgr = config.channels == "bgr"
+        self.style = STYLE_HEADS[config.style_head]
         self.projections: dict[str, Projection] = {
-            "semantic": build_projection(SEMANTIC_HEADS[semantic_head], dim=0, steps=0),
-            "style": build_projection(self.style.projection, dim=style_dim, steps=style_steps),
+            "semantic": build_projection(SEMANTIC_HEADS[config.semantic_head], dim=0, steps=0),
+            "style": build_projection(
+                self.style.projection, dim=config.style_dim, steps=config.style_steps
+            ),
         }
-        self.style_blocks = list(style_blocks) or default_blocks
         self.scaling: dict[str, torch.Tensor] = {}
-        self._maps: dict[str, torch.Tensor] = {}
-        modules = dict(self.body.named_modules())
-        for block in self.style_blocks:
-            if block not in modules:
-                raise UserError(
-                    f"encoder.image.style_blocks: {block!r} is no module of {backbone}; it has "
-                    f"{', '.join(n for n in modules if n and n.count('.') < 2)}"
-                )
-            modules[block].register_forward_hook(self._keeper(block))
         self.mean: torch.Tensor
         self.std: torch.Tensor
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+        for name in ("mean", "std"):
+            channels = torch.tensor(getattr(self.backbone, name))[:, None, None]
+            self.register_buffer(name, channels, persistent=False)
 
-    def _keeper(self, block: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            self._maps[block] = output
-
-        return keep
-
-    def last_map(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """Return the last convolutional map [B, D, H, W] of uint8 pictures [B, S, S, 3]."""
+    def features(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return (pooled last features [B, D], maps of style blocks) of uint8 pictures [B, S, S, 3]."""
         x_B3SS = pixels_BSS3.permute(0, 3, 1, 2).float().div(255.0)
-        x_B3SS = (x_B3SS - self.mean) / self.std
-        return self.body(x_B3SS.contiguous(memory_format=torch.channels_last))
+        x_B3SS = ((x_B3SS.flip(1) if self.is_bgr else x_B3SS) - self.mean) / self.std
+        return self.backbone.features(x_B3SS.contiguous(memory_format=torch.channels_last))
 
     def statistics(self, pixels_BSS3: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """Return raw statistics, each [B, R], by output, of uint8 pictures [B, S, S, 3]."""
-        pooled_BD = self.last_map(pixels_BSS3).mean(dim=(2, 3))
-        maps = [self._maps[block] for block in self.style_blocks]
-        self._maps.clear()
+        pooled_BD, maps = self.features(pixels_BSS3)
         return {
             "semantic": [pooled_BD],
             "style": self.style.statistics(pixels_BSS3, maps),
@@ -176,8 +155,9 @@ class ImageEncoder(nn.Module):
         }
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write weights.safetensors and config.json."""
+        """Write weights.safetensors, config.json, and what the backbone needs besides."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save(folder)
         tensors = {f"body.{k}": v for k, v in self.body.state_dict().items()} | self.fitted_state()
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()},

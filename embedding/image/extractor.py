@@ -13,6 +13,7 @@ import numpy as np
 
 from embedding.features.extractor import batched
 from embedding.features.reuse import row_hashes
+from embedding.image.config import ImageConfig
 from embedding.image.pictures import load_pictures
 
 
@@ -22,16 +23,13 @@ class ImageExtractor:
     column = "image"
     row_hash = "XXH3-128 of the picture's name, size and time of change"
 
-    def __init__(
-        self, encoder: Any, *, image_root: Path, size: int, batch_size: int, num_threads: int
-    ):
+    def __init__(self, encoder: Any, config: ImageConfig, *, image_root: Path, num_threads: int):
         """Args: encoder: an ImageEncoder; num_threads: that decode pictures."""
         self.encoder = encoder
+        self.config = config
         self.image_root = image_root.resolve()
-        self.size = size
-        self.batch_size = batch_size
         self.num_threads = num_threads
-        blank = encoder.encode(np.zeros((1, size, size, 3), dtype=np.uint8))
+        blank = encoder.encode(np.zeros((1, config.size, config.size, 3), dtype=np.uint8))
         self.dims = {name: blank[name].shape[1] for name in ("semantic", "style")}
 
     def hashes(self, values: list[str | None]) -> np.ndarray:
@@ -56,11 +54,13 @@ class ImageExtractor:
 
     def batches(self, values: list[str]) -> list[np.ndarray]:
         """Return int [B] positions, `batch_size` at a time, in order."""
-        return list(batched(np.arange(len(values)), self.batch_size))
+        return list(batched(np.arange(len(values)), self.config.batch_size))
 
     def load(self, values: list[str]) -> tuple[np.ndarray, list[str | None]]:
         """Return (uint8 [N, S, S, 3] of the usable pictures, a reason or None for each value)."""
-        pixels, reasons = load_pictures(None, self.image_root, values, self.size)
+        pixels, reasons = load_pictures(
+            None, self.image_root, values, self.config.size, self.config.framing
+        )
         good = [index for index, reason in enumerate(reasons) if reason is None]
         return (pixels if len(good) == len(reasons) else pixels[good]), reasons
 

@@ -66,31 +66,19 @@ class ImageMaker:
         """Return what the encoder that is asked for depends on."""
         return stamp_of(self.config, "weights", self.manifest, self.seed)
 
-    def build(self, weights: str) -> ImageEncoder:
-        """Return the network with heads that are not fitted yet; `weights`: as in ImageConfig."""
-        encoder = ImageEncoder(
-            backbone=self.config.backbone,
-            weights=weights,
-            semantic_head=self.config.semantic_head,
-            style_head=self.config.style_head,
-            style_blocks=self.config.style_blocks,
-            style_dim=self.config.style_dim,
-            style_steps=self.config.style_steps,
-        )
+    def build(self, folder: Path | None = None) -> ImageEncoder:
+        """Return the network with heads that are not fitted yet; `folder`: of a finished encoder."""
+        encoder = ImageEncoder(self.config, folder)
         encoder.to(self.env.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return encoder
 
     def load(self) -> ImageExtractor:
         """Load the finished encoder; its folder holds the whole network."""
-        encoder = self.build("none")
+        encoder = self.build(self.folder)
         encoder.load(self.folder)
         encoder.eval()
         return ImageExtractor(
-            encoder,
-            image_root=self.root,
-            size=self.config.size,
-            batch_size=self.config.batch_size,
-            num_threads=self.env.threads,
+            encoder, self.config, image_root=self.root, num_threads=self.env.threads
         )
 
     def make(self, stamp: Stamp) -> dict[str, Any]:
@@ -103,7 +91,7 @@ class ImageMaker:
         # An untrained network begins with the same weights every time: a killed run that had not
         # ended its first pass is repeated, not replaced by another.
         torch.manual_seed(self.seed)
-        encoder = self.build(self.config.weights)
+        encoder = self.build()
         training = self.folder.with_name(".image.training")
         if self.config.pretext_epochs:
             self._train(encoder, catalogue, sample, training, stamp)
@@ -137,7 +125,7 @@ class ImageMaker:
     def _load(self, catalogue: Catalogue, sample: PictureSample, picked: np.ndarray) -> Pictures:
         """Return the usable pictures at positions `picked` int [N] of the sample."""
         rows = [sample.rows[i] for i in np.sort(picked)]
-        return load_usable(catalogue, self.root, rows, self.config.size)
+        return load_usable(catalogue, self.root, rows, self.config)
 
     def _train(
         self,

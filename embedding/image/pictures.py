@@ -15,12 +15,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from recsys.errors import UserError
 from recsys.spreadsheet import write_csv
+
+Framing = Literal["crop", "pad"]
+"""How a picture becomes a square: its centre is cut out, or white is put around it."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 """Formats that are read; JPEG includes MPO, as phones write it. Left out of Pillow's list: formats that
@@ -124,12 +128,15 @@ def resolve_picture(root: Path, name: str) -> Path:
     return path
 
 
-def load_picture(path: Path, size: int) -> np.ndarray:
+def load_picture(path: Path, size: int, framing: Framing = "crop") -> np.ndarray:
     """Return an RGB picture as uint8 [size, size, 3].
 
-    The centre square is cut out, scaled to `size` and turned upright as its EXIF says. Transparency
-    is laid on white, an animation is its first frame, 16-bit colours are scaled to 8. The content of a
-    file decides its format, not its extension.
+    The centre square is cut out, or white is put around the picture; it is scaled to `size` and turned
+    upright as its EXIF says. Transparency is laid on white, an animation is its first frame, 16-bit
+    colours are scaled to 8. The content of a file decides its format, not its extension.
+
+    Args:
+        framing: `crop` or `pad`.
 
     Raises:
         UnusablePictureError: a reason of REASONS.
@@ -139,7 +146,7 @@ def load_picture(path: Path, size: int) -> np.ndarray:
     try:
         _check_file(path)
         with Image.open(path, formats=FORMATS) as opened:
-            return _pixels(opened, path, size)
+            return _pixels(opened, path, size, framing)
     except UnusablePictureError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -172,7 +179,7 @@ def _check_file(path: Path) -> None:
         raise UnusablePictureError("too_large", f"{path}: {found.st_size:,} bytes")
 
 
-def _pixels(opened: ImageFile.ImageFile, path: Path, size: int) -> np.ndarray:
+def _pixels(opened: ImageFile.ImageFile, path: Path, size: int, framing: Framing) -> np.ndarray:
     """Check the header, then decode to uint8 [size, size, 3]."""
     if opened.width * opened.height > MAX_PIXELS:
         raise UnusablePictureError("too_large", f"{path}: {opened.width} x {opened.height} pixels")
@@ -185,7 +192,7 @@ def _pixels(opened: ImageFile.ImageFile, path: Path, size: int) -> np.ndarray:
     is_large = opened.width * opened.height > LARGE_PIXELS
     with _one_large_picture if is_large else nullcontext():
         opened.load()
-        picture = _as_rgb(_centre(opened), size)
+        picture = _padded(opened, size) if framing == "pad" else _cropped(opened, size)
     turn = _TURNS.get(_orientation(opened))
     return np.asarray(picture if turn is None else picture.transpose(turn))
 
@@ -198,24 +205,36 @@ def _orientation(decoded: Image.Image) -> int:
         return 1
 
 
-def _centre(picture: Image.Image) -> Image.Image:
-    """Cut the centre square out; before any scaling, so that no strip is ever blown up."""
+def _cropped(picture: Image.Image, size: int) -> Image.Image:
+    """Return the centre square as RGB; it is cut out before any scaling, so that no strip is blown up."""
     side = min(picture.size)
-    if picture.size == (side, side):
-        return picture
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+    if picture.size != (side, side):
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    return _as_rgb(picture, (size, size))
 
 
-def _as_rgb(square: Image.Image, size: int) -> Image.Image:
-    """Return the square as RGB of `size`; it is scaled before it is laid on a ground."""
-    if square.mode.startswith("I") or square.mode == "F":
-        return Image.fromarray(_grey(square, size)).convert("RGB")
-    if square.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in square.info:
-        layered = _scaled(_converted(square, "RGBA"), size)
+def _padded(picture: Image.Image, size: int) -> Image.Image:
+    """Return the whole picture as RGB on a white square; it is scaled first, at least one pixel wide."""
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    whole = _as_rgb(picture, (width, height))
+    if whole.size == (size, size):
+        return whole
+    ground = Image.new("RGB", (size, size), (255, 255, 255))
+    ground.paste(whole, ((size - width) // 2, (size - height) // 2))
+    return ground
+
+
+def _as_rgb(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the picture as RGB of `size`; it is scaled before it is laid on a ground."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return Image.fromarray(_grey(picture, size)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layered = _scaled(_converted(picture, "RGBA"), size)
         ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layered).convert("RGB")
-    return _scaled(_converted(square, "RGB"), size)
+    return _scaled(_converted(picture, "RGB"), size)
 
 
 def _converted(picture: Image.Image, mode: str) -> Image.Image:
@@ -223,30 +242,37 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _scaled(square: Image.Image, size: int) -> Image.Image:
-    if square.size == (size, size):
-        return square
-    return square.resize((size, size), Image.Resampling.BILINEAR)
+def _scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.BILINEAR)
 
 
-def _grey(square: Image.Image, size: int) -> np.ndarray:
-    """Return uint8 [size, size] of a picture of deep greys.
+def _grey(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 [height, width] of a picture of deep greys, scaled to (width, height).
 
     White is 65535 where the format says 16 bits, else the first of 1 (for fractions), 255 and 65535
     that no pixel exceeds, else the largest pixel.
     """
-    values = np.asarray(_scaled(square, size), dtype=np.float64)
+    values = np.asarray(_scaled(picture, size), dtype=np.float64)
     values = np.clip(np.nan_to_num(values, nan=0, posinf=0, neginf=0), 0, None)
     most = float(values.max())
-    tops = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(square.mode, (65535.0,))
+    tops = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(picture.mode, (65535.0,))
     white = next((top for top in tops if most <= top), most)
     return np.rint(values / white * 255.0).astype(np.uint8)
 
 
 def load_pictures(
-    pool: ThreadPoolExecutor | None, root: Path, names: Sequence[str | None], size: int
+    pool: ThreadPoolExecutor | None,
+    root: Path,
+    names: Sequence[str | None],
+    size: int,
+    framing: Framing = "crop",
 ) -> tuple[np.ndarray, list[str | None]]:
     """Decode pictures in parallel; without a pool one by one.
+
+    Args:
+        framing: `crop` or `pad`, as in load_picture.
 
     Returns:
         (uint8 [N, size, size, 3], reasons [N]): a reason where the picture is masked (its pixels are
@@ -257,7 +283,7 @@ def load_pictures(
         if name is None:
             return "none"
         try:
-            return load_picture(resolve_picture(root, name), size)
+            return load_picture(resolve_picture(root, name), size, framing)
         except UnusablePictureError as error:
             return error.reason
 

@@ -54,14 +54,15 @@ class TagClassifier(nn.Module):
     """The encoder's body with a linear tag head."""
 
     def __init__(self, encoder: ImageEncoder, dim: int, num_tags: int):
-        """Args: dim: channels of the body's last map."""
+        """Args: dim: width of the pooled features."""
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(dim, num_tags)
 
     def forward(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
         """Return tag logits [B, T] of uint8 pictures [B, S, S, 3]."""
-        return self.head(self.encoder.last_map(pixels_BSS3).float().mean(dim=(2, 3)))
+        pooled_BD, _ = self.encoder.features(pixels_BSS3)
+        return self.head(pooled_BD.float())
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -155,7 +156,7 @@ class _Training:
         torch.manual_seed(config.seed)
         with torch.no_grad():
             one = torch.from_numpy(data.pixels[data.rows[:1]]).to(env.device)
-            dim = encoder.last_map(one).shape[1]
+            dim = encoder.features(one)[0].shape[1]
         self.classifier = TagClassifier(encoder, dim, len(data.tags)).to(env.device)
         self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = self.classifier

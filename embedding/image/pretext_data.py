@@ -102,7 +102,7 @@ def tag_data(
         mine = np.array_split(np.arange(len(rows)), env.world_size)[env.rank]
         for piece in np.array_split(mine, max(1, len(mine) // _DECODED_AT_ONCE)):
             names = catalogue.column("image", [rows[i] for i in piece])
-            pixels[piece], usable[piece] = decoded(root, names, config.size)
+            pixels[piece], usable[piece] = decoded(root, names, config)
         return usable
 
     kept = np.flatnonzero(np.logical_or.reduce(gather(decode)))

@@ -70,17 +70,19 @@ def choose_pictures(catalogue: Catalogue, config: ImageConfig, seed: int) -> Pic
     )
 
 
-def decoded(root: Path, names: list[str | None], size: int) -> tuple[np.ndarray, np.ndarray]:
+def decoded(
+    root: Path, names: list[str | None], config: ImageConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Return (uint8 [N, S, S, 3], bool [N] usable) of picture files."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        pixels, reasons = load_pictures(pool, root.resolve(), names, size)
+        pixels, reasons = load_pictures(pool, root.resolve(), names, config.size, config.framing)
     return pixels, np.array([reason is None for reason in reasons], dtype=bool)
 
 
-def load_usable(catalogue: Catalogue, root: Path, rows: list[int], size: int) -> Pictures:
+def load_usable(catalogue: Catalogue, root: Path, rows: list[int], config: ImageConfig) -> Pictures:
     """Return the pictures at ascending item rows that can be used, [N, S, S, 3]."""
     columns = {name: catalogue.column(name, rows) for name in ("image", "artist", "content")}
-    pixels, usable = decoded(root, columns["image"], size)
+    pixels, usable = decoded(root, columns["image"], config)
     good = np.flatnonzero(usable)
     return Pictures(
         pixels=pixels[good],

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding.image.pictures import UnusablePictureError, jpeg_of, load_picture
+from embedding.image.pictures import Framing, UnusablePictureError, jpeg_of, load_picture
 from recsys.errors import UserError
 from recsys.serving.requests import NewItem
 
 THUMBNAIL_PIXELS = 256
 
 
-def uploaded_pixels(content: bytes, size: int) -> np.ndarray:
+def uploaded_pixels(content: bytes, size: int, framing: Framing = "crop") -> np.ndarray:
     """Return a picture file as uint8 [size, size, 3].
+
+    Args:
+        framing: `crop` or `pad`, as in embedding.image.pictures.load_picture.
 
     Raises:
         UserError: the file is no usable picture.
@@ -27,7 +30,7 @@ def uploaded_pixels(content: bytes, size: int) -> np.ndarray:
         file.write(content)
         file.flush()
         try:
-            return load_picture(Path(file.name), size)
+            return load_picture(Path(file.name), size, framing)
         except UnusablePictureError as error:
             detail = str(error).replace(f"{file.name}: ", "")
             raise UserError(

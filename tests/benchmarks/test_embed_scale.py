@@ -15,6 +15,7 @@ from PIL import Image
 
 from embedding.features.extraction import MadeBy, extract_features
 from embedding.features.extractor import Extractor
+from embedding.image.config import ImageConfig
 from embedding.image.encoder import ImageEncoder
 from embedding.image.extractor import ImageExtractor
 from embedding.image.heads import fit_heads
@@ -131,7 +132,8 @@ def test_pictures_pass_at_the_speed_of_the_network(tmp_path, backbone, size, kin
     batch_size = 64
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    encoder = ImageEncoder(backbone=backbone, weights="none", style_head="gram_pca")
+    config = ImageConfig(backbone=backbone, style_head="gram_pca", size=size, batch_size=batch_size)
+    encoder = ImageEncoder(config)
     encoder.to(memory_format=torch.channels_last).eval()
     names = draw(tmp_path / "images", count, kind)
     begun = time.perf_counter()
@@ -143,9 +145,7 @@ def test_pictures_pass_at_the_speed_of_the_network(tmp_path, backbone, size, kin
     fit_heads(encoder, sample, num_views=1, batch_size=batch_size, seed=0)
     batches = torch.from_numpy(pixels).split(batch_size)
     manifest = prepare(tmp_path / "w", image=names)
-    extractor = ImageExtractor(
-        encoder, image_root=tmp_path / "images", size=size, batch_size=batch_size, num_threads=2
-    )
+    extractor = ImageExtractor(encoder, config, image_root=tmp_path / "images", num_threads=2)
 
     @torch.inference_mode()
     def bare(_):
@@ -155,7 +155,7 @@ def test_pictures_pass_at_the_speed_of_the_network(tmp_path, backbone, size, kin
     @torch.inference_mode()
     def body(_):
         for batch in batches:
-            encoder.last_map(batch)
+            encoder.features(batch)
 
     def job(number):
         assert extract(extractor, tmp_path / "w", manifest, str(number)) == count

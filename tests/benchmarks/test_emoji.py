@@ -61,12 +61,13 @@ def chosen(pictures: Pictures, rows: np.ndarray) -> Pictures:
 
 
 def built(real_data, semantic_head="discriminant", style_head="contrastive") -> ImageEncoder:
-    return ImageEncoder(
+    config = ImageConfig(
         backbone="squeezenet1_0",
         weights=str(real_data / "weights" / "squeezenet1_0.safetensors"),
         semantic_head=semantic_head,
         style_head=style_head,
-    ).eval()
+    )
+    return ImageEncoder(config).eval()
 
 
 def found(encoder, pictures, *, num_views=2, seed=0, without=None, anonymous=False):

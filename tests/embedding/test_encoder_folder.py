@@ -103,7 +103,7 @@ class Maker(ImageMaker):
 
     def make(self, stamp: Stamp):
         self.num_made += 1
-        encoder = self.build(self.config.weights).eval()
+        encoder = self.build().eval()
         known = Pictures(pixels=pictures(8, 32), artists=[None] * 8, contents=[None] * 8)
         fit_heads(encoder, known, num_views=1, batch_size=8, seed=0)
         encoder.save(self.folder, stamp.content())
@@ -125,7 +125,7 @@ def opened(tmp_path):
 
 
 def test_an_unchanged_encoder_loads_without_the_weights_it_started_from(tmp_path, opened):
-    from embedding.image.backbone import tiny_resnet
+    from embedding.image.torchvision_backbone import tiny_resnet
 
     here, there = tmp_path / "here.pt", tmp_path / "there.pt"
     torch.save(tiny_resnet().state_dict(), here)

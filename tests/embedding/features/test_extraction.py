@@ -22,6 +22,7 @@ from embedding.features.extractor import batched
 from embedding.features.pipeline import Threads, lookahead
 from embedding.features.reuse import EarlierTables, row_hashes
 from embedding.features.store import ROW, FeatureTable, read_feature_manifest, write_shard
+from embedding.image.config import ImageConfig
 from embedding.image.extractor import ImageExtractor
 from embedding.image.picture_folder import check_pictures
 from recsys.config import from_config
@@ -366,7 +367,8 @@ def test_a_picture_replaced_under_its_name_is_encoded_anew(tmp_path):
 
     def run(workspace, **more):
         encoder = Brightness()
-        network = ImageExtractor(encoder, image_root=root, size=8, batch_size=4, num_threads=2)
+        config = ImageConfig(size=8, batch_size=4)
+        network = ImageExtractor(encoder, config, image_root=root, num_threads=2)
         done = extract(workspace, prepare(workspace, names), network, **more)
         assert done.num_encoded == encoder.count
         return done

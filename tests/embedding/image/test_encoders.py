@@ -24,7 +24,8 @@ def pictures(count, size=48, seed=0):
 def fitted(backbone="resnet_tiny", count=40, num_views=2, **heads):
     """An untrained network with heads fitted on seeded noise by two hands."""
     torch.manual_seed(0)
-    encoder = ImageEncoder(backbone=backbone, weights="none", style_steps=5, **heads).eval()
+    config = {"semantic_head": "pool", "style_head": "contrastive", "style_steps": 5} | heads
+    encoder = ImageEncoder(ImageConfig(backbone=backbone, **config)).eval()
     artists = ["a" if i % 2 else "b" for i in range(count)]
     sample = Pictures(pixels=pictures(count), artists=artists, contents=[None] * count)
     fit_heads(encoder, sample, num_views=num_views, batch_size=16, seed=0)
@@ -76,7 +77,7 @@ def test_saved_encoder_gives_the_same_vectors(tmp_path, semantic_head, style_hea
     heads = {"semantic_head": semantic_head, "style_head": style_head}
     encoder = fitted(**heads)
     encoder.save(tmp_path, {"a": 1})
-    other = ImageEncoder(backbone="resnet_tiny", weights="none", **heads).eval()
+    other = ImageEncoder(ImageConfig(**heads), tmp_path).eval()
     other.load(tmp_path)
     for name, vectors in encoder.encode(pictures(4)).items():
         assert torch.equal(vectors, other.encode(pictures(4))[name])
@@ -91,7 +92,7 @@ def test_a_vector_does_not_depend_on_the_batch_it_is_encoded_in():
 
 
 def test_no_picture_to_fit_on_is_named():
-    encoder = ImageEncoder(backbone="resnet_tiny", weights="none", style_head="gram_max").eval()
+    encoder = ImageEncoder(ImageConfig(style_head="gram_max")).eval()
     nothing = Pictures(pixels=pictures(0), artists=[], contents=[])
     with pytest.raises(ValueError, match="no usable picture to fit the image encoder's heads"):
         fit_heads(encoder, nothing, num_views=1, batch_size=4, seed=0)
@@ -112,9 +113,8 @@ def test_hands_are_measured_on_unseen_pictures():
         artists=[f"hand {h}" for h in hands],
         contents=[f"content {i // 4}" for i in range(count)],
     )
-    encoder = ImageEncoder(
-        backbone="resnet_tiny", weights="none", style_head="contrastive", style_steps=60
-    ).eval()
+    config = ImageConfig(semantic_head="pool", style_head="contrastive", style_steps=60)
+    encoder = ImageEncoder(config).eval()
     fit_heads(encoder, everything, num_views=2, batch_size=16, seed=0)
     known = measure(encoder, everything, held_out_artists=["hand 3"], batch_size=16)
     assert known["style"]["hand"] == {"share": 1.0, "count": 60}
@@ -123,22 +123,23 @@ def test_hands_are_measured_on_unseen_pictures():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="encoder.image.backbone='vgg16': expected resnet_tiny or"):
+    with pytest.raises(ValueError, match="encoder.image.backbone='vgg16': expected resnet_tiny, a"):
         from_config(ImageConfig, {"backbone": "vgg16"}, "encoder.image")
     with pytest.raises(ValueError, match="encoder.image.backbone='resnet9': Unknown model"):
-        ImageEncoder(backbone="resnet9", weights="none", style_head="gram_max")
+        ImageEncoder(ImageConfig(backbone="resnet9", style_head="gram_max"))
     with pytest.raises(
         ValueError, match="encoder.image.style_head='colour': expected auto, gram_max"
     ):
         from_config(ImageConfig, {"style_head": "colour"}, "encoder.image")
     assert set(typing.get_args(StyleHead)) == {"auto", *STYLE_HEADS}
     with pytest.raises(ValueError, match="encoder.image.weights=none.pt: no such file"):
-        ImageEncoder(backbone="resnet_tiny", weights="none.pt", style_head="gram_max")
+        ImageEncoder(ImageConfig(weights="none.pt", style_head="gram_max"))
 
 
 def test_real_squeezenet_weights_load(real_data):
     path = real_data / "weights" / "squeezenet1_0.safetensors"
-    encoder = ImageEncoder(backbone="squeezenet1_0", weights=str(path), style_head="gram_max")
+    config = ImageConfig(backbone="squeezenet1_0", weights=str(path), style_head="gram_max")
+    encoder = ImageEncoder(config)
     assert sum(p.numel() for p in encoder.body.parameters()) > 700_000
 
 

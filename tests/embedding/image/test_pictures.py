@@ -516,6 +516,23 @@ def test_a_long_strip_is_cut_before_it_is_scaled(tmp_path, size):
     assert centre(strip) == [5, 6, 7]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "L"])
+@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
+def test_a_padded_picture_is_whole_in_the_middle_of_white(tmp_path, mode, size):
+    dark = {"RGB": (10, 20, 30), "RGBA": (10, 20, 30, 255), "I;16": 0, "L": 9}[mode]
+    path = save(tmp_path / "p.png", mode, dark, size=size)
+    pixels = load_picture(path, 16, "pad")
+    upright = pixels if size[0] > size[1] else pixels.transpose(1, 0, 2)
+    assert (upright[:4] == 255).all() and (upright[12:] == 255).all()
+    assert (upright[4:12] < 255).all()
+
+
+def test_a_long_strip_is_scaled_before_it_is_padded(tmp_path):
+    strip = save(tmp_path / "strip.png", "RGB", (5, 6, 7), size=(200_000, 1))
+    pixels = load_picture(strip, 64, "pad")
+    assert (pixels[31] == [5, 6, 7]).all() and (pixels[:31] == 255).all()
+
+
 def with_scans(count: int) -> bytes:
     """A progressive JPEG whose last scan is repeated: each time costs a pass over the picture."""
     whole = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)

@@ -46,7 +46,7 @@ def two_colours():
 
 def train(data, folder, *, epochs, patience=0, learning_rate=3e-3, env=ALONE, stamp=STAMP):
     torch.manual_seed(0)
-    encoder = ImageEncoder(backbone="resnet_tiny", weights="none", style_head="gram_max")
+    encoder = ImageEncoder(ImageConfig(style_head="gram_max"))
     score = train_on_tags(
         encoder,
         data,
