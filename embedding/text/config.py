@@ -17,6 +17,12 @@ class TextConfig:
     """`scratch`, a Sentence-Transformers folder, or a hub name."""
     max_tokens: int = 128
     """Longer texts are cut."""
+    prompt: str | None = None
+    """Text before every text of an item and every positive of a pair, such as `passage: ` for E5, or the
+    name of one of the model's prompts; null: the model's default prompt, if it has one."""
+    query_prompt: str | None = None
+    """The same before words that people search with and before every anchor of a pair; null: as
+    `prompt`."""
     batch_size: int = 64
     """Texts a forward pass."""
     epochs: int = 0

@@ -20,22 +20,23 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from embedding.starting_weights import weights_path
 from embedding.text.vocabulary import word_pieces
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading
 from recsys.listing import write_listing
-from recsys.schema import local_path
 
 
 def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> SentenceTransformer:
-    """Load a folder or hub name.
+    """Load a folder, a folder within an installed package, or a hub name.
 
     Raises:
         UserError: neither a folder nor a hub name that can be reached.
     """
+    folder = weights_path(path, "encoder.text.path")
     try:
-        folder = local_path(path, "encoder.text.path")
-        model = SentenceTransformer(str(folder) if folder.is_dir() else path, device=str(device))
+        is_there = folder is not None and folder.is_dir()
+        model = SentenceTransformer(str(folder) if is_there else path, device=str(device))
     except Exception as error:  # the hub client raises many kinds; all mean: not there
         raise UserError(
             f"encoder.text.path={path!r}: no Sentence-Transformers folder and no hub name that can be "
@@ -44,6 +45,44 @@ def load_text_encoder(path: str, max_tokens: int, device: torch.device) -> Sente
     known = model.max_seq_length
     model.max_seq_length = min(max_tokens, known) if known else max_tokens
     return model
+
+
+def set_prompts(model: SentenceTransformer, prompt: str | None, query_prompt: str | None) -> None:
+    """Store the prompts of items and of queries in the model, whose folder keeps them.
+
+    The library's names are `document` and `query`; items have the model's default prompt.
+
+    Args:
+        prompt: text, name of a prompt that the model has, or None: the model's default prompt.
+        query_prompt: the same for queries; None: as `prompt`.
+
+    Raises:
+        UserError: a bare word that is no prompt of the model: a name misspelt.
+    """
+    if prompt is None and query_prompt is None:
+        return
+    known = dict(model.prompts)
+    for key, given in (("prompt", prompt), ("query_prompt", query_prompt)):
+        if given and given not in known and given.isidentifier():
+            raise UserError(
+                f"encoder.text.{key}={given}: expected a prompt of the model "
+                f"({', '.join(known)}), or text with its punctuation, such as 'query: '"
+            )
+    of_items = prompts_of(model)[0] if prompt is None else known.get(prompt, prompt)
+    of_queries = of_items if query_prompt is None else known.get(query_prompt, query_prompt)
+    model.prompts |= {"document": of_items, "query": of_queries}
+    model.default_prompt_name = "document"
+
+
+def prompts_of(model: SentenceTransformer) -> tuple[str, str]:
+    """Return the texts before an item's text and before a query; empty: none.
+
+    They differ only where the default is `document`, as `set_prompts` makes it: another model's prompt
+    for queries is used when it is asked for.
+    """
+    of_items = model.prompts.get(model.default_prompt_name or "") or ""
+    has_both = model.default_prompt_name == "document"
+    return of_items, (model.prompts.get("query") or "") if has_both else of_items
 
 
 def build_scratch_encoder(
@@ -132,9 +171,13 @@ class TextEncoder:
         order = np.argsort([-len(tokens) for tokens in counted], kind="stable")
         return np.split(order, range(self.batch_size, len(order), self.batch_size))
 
-    def tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Return the network's input for one batch, padded to its longest text; one thread at a time."""
-        prompt = self.model.prompts.get(self.model.default_prompt_name or "")
+    def tokens(self, texts: Sequence[str], *, are_queries: bool = False) -> dict[str, Any]:
+        """Return the network's input for one batch, padded to its longest text; one thread at a time.
+
+        Args:
+            are_queries: words that people search with, not texts of items.
+        """
+        prompt = prompts_of(self.model)[are_queries] or None
         return self.model.preprocess(list(texts), prompt=prompt)
 
     @torch.inference_mode()
@@ -145,10 +188,11 @@ class TextEncoder:
         vectors_BD = self.model(inputs)["sentence_embedding"].float()
         return torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
 
-    def raw(self, texts: Sequence[str]) -> np.ndarray:
+    def raw(self, texts: Sequence[str], *, are_queries: bool = False) -> np.ndarray:
         """Return unit-length sentence vectors, float32 [N, D], N > 0; batched by length."""
         parts = [
-            (at, self.vectors(self.tokens([texts[i] for i in at]))) for at in self.batches(texts)
+            (at, self.vectors(self.tokens([texts[i] for i in at], are_queries=are_queries)))
+            for at in self.batches(texts)
         ]
         out = np.empty((len(texts), parts[0][1].shape[1]), dtype=np.float32)
         for at, vectors in parts:
@@ -168,9 +212,13 @@ class TextEncoder:
         # One factor for all dimensions keeps the angles between centred vectors.
         self.deviation = np.full_like(self.mean, max(vectors.std(axis=0).mean(), 1e-6))
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return scaled vectors, float32 [N, D]; N > 0."""
-        return self.scaled(self.raw(texts))
+    def encode(self, texts: Sequence[str], *, are_queries: bool = False) -> np.ndarray:
+        """Return scaled vectors, float32 [N, D]; N > 0.
+
+        Args:
+            are_queries: words that people search with, not texts of items.
+        """
+        return self.scaled(self.raw(texts, are_queries=are_queries))
 
     def scaled(self, raw: np.ndarray) -> np.ndarray:
         """Return unit-length vectors [N, D] scaled as fitted."""

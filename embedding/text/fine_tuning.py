@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from embedding.text.config import TextConfig
-from embedding.text.encoder import has_bfloat16
+from embedding.text.encoder import has_bfloat16, prompts_of
 from embedding.text.pairs import BatchPlan, Pairs
 from embedding.text.retrieval import Retrieval, RetrievalTask, retrieve
 from embedding.text.vocabulary import extend_vocabulary
@@ -146,10 +146,11 @@ class RetrievalEvaluator(BaseEvaluator):
     ) -> dict[str, float]:
         """Return recall@1 by task; called on rank 0 alone, whose `encode` all ranks share."""
 
-        def encode(texts: list[str]) -> np.ndarray:
+        def encode(texts: list[str], are_queries: bool) -> np.ndarray:
             """Return unit vectors float32 [N, D]."""
             return model.encode(
                 texts,
+                prompt=prompts_of(model)[are_queries],
                 batch_size=self.batch_size,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
@@ -320,6 +321,9 @@ def _trainer(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    of_items, of_queries = prompts_of(model)
+    if of_items or of_queries:
+        arguments.prompts = {"anchor": of_queries, "positive": of_items}
     # One process is one device: without torchrun the library would spread over all GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = PairTrainer(

@@ -12,7 +12,12 @@ from typing import Any
 from embedding.encoder_folder import Stamp, read_stamp, stamp_of
 from embedding.features.catalogue import Catalogue, drawn, sample_rows
 from embedding.text.config import TextConfig
-from embedding.text.encoder import TextEncoder, build_scratch_encoder, load_text_encoder
+from embedding.text.encoder import (
+    TextEncoder,
+    build_scratch_encoder,
+    load_text_encoder,
+    set_prompts,
+)
 from embedding.text.extractor import TextExtractor
 from embedding.text.fine_tuning import fine_tune
 from embedding.text.pairs import Split, readable
@@ -160,5 +165,6 @@ class TextMaker:
                 )
             else:
                 model = load_text_encoder(self.config.path, self.config.max_tokens, self.env.device)
+            set_prompts(model, self.config.prompt, self.config.query_prompt)
             model.save(str(made / "untrained"), create_model_card=False)
             write_json(made / "config.json", stamp.content())

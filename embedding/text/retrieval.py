@@ -104,16 +104,23 @@ def _place(entry: tuple[tuple[str, str], list[int]]) -> tuple[int, bool, int, st
 
 
 def retrieve(
-    encode: Callable[[list[str]], np.ndarray], tasks: Sequence[RetrievalTask]
+    encode: Callable[[list[str], bool], np.ndarray], tasks: Sequence[RetrievalTask]
 ) -> list[Retrieval]:
-    """Return the metrics of an encoder; `encode`: texts to unit vectors [N, E], called once."""
-    texts = list(dict.fromkeys(t for task in tasks for t in [*task.queries, *task.candidates]))
-    row_of = {text: row for row, text in enumerate(texts)}
-    vectors_NE = encode(texts) if texts else np.zeros((0, 0))
+    """Return the metrics of an encoder.
+
+    Args:
+        encode: texts, and whether they are queries, to unit vectors [N, E]; called once for either.
+    """
+    queries = _Encoded(encode, [text for task in tasks for text in task.queries], are_queries=True)
+    candidates = _Encoded(
+        encode, [text for task in tasks for text in task.candidates], are_queries=False
+    )
     results = []
     for task in tasks:
-        queries_QE = vectors_NE[[row_of[text] for text in task.queries]]
-        candidates_CE = vectors_NE[[row_of[text] for text in task.candidates]]
+        queries_QE, candidates_CE = (
+            queries.vectors(task.queries),
+            candidates.vectors(task.candidates),
+        )
         better, equal = places(queries_QE @ candidates_CE.T, task.targets, task.ignored)
         results.append(
             Retrieval(
@@ -127,6 +134,25 @@ def retrieve(
             )
         )
     return results
+
+
+class _Encoded:
+    """Texts, each encoded once."""
+
+    def __init__(
+        self,
+        encode: Callable[[list[str], bool], np.ndarray],
+        texts: Sequence[str],
+        *,
+        are_queries: bool,
+    ):
+        distinct = list(dict.fromkeys(texts))
+        self._row_of = {text: row for row, text in enumerate(distinct)}
+        self._vectors_NE = encode(distinct, are_queries) if distinct else np.zeros((0, 0))
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the vectors [N, E] of texts."""
+        return self._vectors_NE[[self._row_of[text] for text in texts]]
 
 
 def places(

@@ -32,7 +32,7 @@ class Encoders:
         Raises:
             UserError: the bundle has no text encoder.
         """
-        return self._text_encoder.encode([words])[0]
+        return self._text_encoder.encode([words], are_queries=True)[0]
 
     def picture(self, content: bytes) -> dict[str, NDArray[np.float32]]:
         """Return the vectors [E] of a picture file by modality: `semantic` and `style`.
@@ -42,8 +42,8 @@ class Encoders:
         """
         from recsys.serving.uploads import uploaded_pixels
 
-        encoder, size = self._image_encoder
-        pixels_SS3 = uploaded_pixels(content, size)
+        encoder, settings = self._image_encoder
+        pixels_SS3 = uploaded_pixels(content, settings.size, settings.framing)
         return {
             name: vectors[0].numpy()
             for name, vectors in encoder.encode(pixels_SS3[None].copy()).items()
@@ -59,26 +59,18 @@ class Encoders:
         return folder
 
     @cached_property
-    def _image_encoder(self) -> tuple[Any, int]:
-        """Return the network and the side of its input."""
+    def _image_encoder(self) -> tuple[Any, Any]:
+        """Return the encoder and its ImageConfig."""
         from embedding.image.config import ImageConfig
         from embedding.image.encoder import ImageEncoder
 
         folder = self._folder("image")
         with reading(folder / "config.json", EXPORT_AGAIN):
             settings = ImageConfig(**read_json(folder / "config.json", EXPORT_AGAIN)["settings"])
-        encoder = ImageEncoder(
-            backbone=settings.backbone,
-            weights="none",
-            semantic_head=settings.semantic_head,
-            style_head=settings.style_head,
-            style_blocks=settings.style_blocks,
-            style_dim=settings.style_dim,
-            style_steps=settings.style_steps,
-        )
+        encoder = ImageEncoder(settings, folder)
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder.load(folder)
-        return encoder.eval(), settings.size
+        return encoder.eval(), settings
 
     @cached_property
     def _text_encoder(self) -> Any:

@@ -13,8 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from embedding.text.config import TextConfig
-from embedding.text.encoder import TextEncoder, has_bfloat16, load_text_encoder
-from embedding.text.fine_tuning import fine_tune, newest_checkpoint, read_evaluations
+from embedding.text.encoder import TextEncoder, has_bfloat16, load_text_encoder, set_prompts
+from embedding.text.fine_tuning import (
+    PairTrainer,
+    fine_tune,
+    newest_checkpoint,
+    read_evaluations,
+)
 from embedding.text.pairs import BatchPlan, Pairs
 from embedding.text.retrieval import retrieval_tasks
 from embedding.text.vocabulary import extend_vocabulary, word_pieces
@@ -69,6 +74,39 @@ def test_an_encoder_learns_translations_and_leaves_a_standard_folder(tmp_path):
     loaded = TextEncoder(load_text_encoder(str(tmp_path / "model"), 8, CPU), 8)
     loaded.load_scaling(tmp_path)
     np.testing.assert_allclose(loaded.encode(pairs.anchor), encoder.encode(pairs.anchor), atol=1e-5)
+
+
+def test_pairs_are_trained_and_examined_with_the_prompts_they_are_encoded_with(tmp_path):
+    pairs = pairs_of_words(24)
+    model = scratch(pairs, tmp_path)
+    set_prompts(model, "word1 ", "word2 ")
+    asked = []
+    encode = model.encode
+
+    def listening(texts, **settings):
+        asked.append((texts[0], settings["prompt"]))
+        return encode(texts, **settings)
+
+    model.encode = listening
+    collated = []
+    original = PairTrainer.compute_loss
+
+    def looking(self, model, inputs, *more, **named):
+        collated.append({key: ids[0].tolist() for key, ids in inputs.items() if "input_ids" in key})
+        return original(self, model, inputs, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PairTrainer, "compute_loss", looking)
+        train(model, pairs, tmp_path / "run", retrieval_tasks(pairs, 100), epochs=1)
+    first, second = (
+        model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        for prompt in ("word2", "word1")
+    )
+    for batch in collated:
+        assert batch["anchor_input_ids"][: len(first)] == first
+        assert batch["positive_input_ids"][: len(second)] == second
+    assert {prompt for _, prompt in asked} == {"word1 ", "word2 "}
+    assert all(text.startswith("word") == (prompt == "word2 ") for text, prompt in asked)
 
 
 def test_texts_longer_than_the_model_are_cut(tmp_path):

@@ -79,17 +79,17 @@ def test_small_languages_are_examined_together_and_queries_have_a_limit():
     assert retrieval_tasks(pairs, most_queries=0) == []
 
 
-def test_every_text_is_encoded_once_and_results_carry_their_counts():
+def test_every_text_is_encoded_once_in_each_role_and_results_carry_their_counts():
     pairs = Pairs(["x", "y"], ["y", "z"], ["relation"] * 2, ["1", "2"], ["", ""])
     asked = []
 
-    def encode(texts):
-        asked.append(texts)
+    def encode(texts, are_queries):
+        asked.append((are_queries, texts))
         vectors = {"x": [1, 0, 0], "y": [0, 1, 0], "z": [0, 1, 0]}
         return np.array([vectors[text] for text in texts], dtype=np.float32)
 
     (result,) = retrieve(encode, retrieval_tasks(pairs, 10))
-    assert asked == [["x", "y", "z"]]
+    assert asked == [(True, ["x", "y"]), (False, ["y", "z"])]
     # x is as far from y as from z; y meets itself and z alike.
     assert (result.num_queries, result.num_candidates) == (2, 2)
     assert result.recall_at_1 == pytest.approx(0.5) and result.mrr == pytest.approx(0.75)
