@@ -23,8 +23,8 @@ _KEY = "encoder.image.weights"
 class TorchvisionBackbone:
     """Network up to its last convolutional stage; hooks keep the maps of the style blocks."""
 
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, weights: str, style_blocks: Sequence[str]):
         """Build the network and find its style blocks.
