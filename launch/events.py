@@ -24,7 +24,13 @@ def job(cfg: DictConfig) -> None:
     (config,) = read_job(cfg, KEYS)
     store = Store.open(config.place)
     with stage(f"events of {store.name}") as writing:
-        counts = write_event_log(store, config.path, since=config.start, until=config.end)
+        counts = write_event_log(
+            store,
+            config.path,
+            since=config.start,
+            until=config.end,
+            position_bias=config.position_bias,
+        )
         store.close()
         writing.done(f"{counts.events:,} events, {counts.rows:,} rows, {counts.likes:,} liked")
     say(f"results: {config.path}")

@@ -42,6 +42,8 @@ class PooledSplits(Dataset):
         Args:
             kinds: `with_times` and `is_trained_on` of Dataset.
         """
+        if "train" in splits:  # whose rows always have their sample weights: those of all splits do
+            kinds = {**kinds, "is_trained_on": True}
         super().__init__(prepared, manifest, split=splits[0], features=features, **kinds)
         self._datasets = [
             Dataset(prepared, manifest, split=name, features=features, **kinds) for name in splits

@@ -59,8 +59,9 @@ _LOG = pa.schema([
     ("hidden", pa.bool_()),
     ("position", pa.int32()),
     ("propensity", pa.float64()),
+    ("weight", pa.float64()),
 ])
-"""Columns of a log of events, which the log before day 1 has too."""
+"""Columns of a log of events with weights, which the log before day 1 has too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,10 @@ def write_pictures(world: DayWorld, folder: Path, processes: int) -> None:
 
 
 def start_log(world: DayWorld) -> pa.Table:
-    """Return the log before day 1, by time: what some recommender showed to the first users."""
+    """Return the log before day 1, by time: what some recommender showed to the first users.
+
+    It showed one picture at a time, so that every row was looked at.
+    """
     config = world.config
     rng = np.random.default_rng([world.seed, 21])
     first = world.users_until(0)
@@ -270,6 +274,7 @@ def start_log(world: DayWorld) -> pa.Table:
         "hidden": none,
         "position": [None] * config.num_exposures,
         "propensity": [None] * config.num_exposures,
+        "weight": [1.0] * config.num_exposures,
     }
     return pa.table(columns, schema=_LOG)
 

@@ -49,6 +49,8 @@ class VisitorsConfig:
     """Pictures that a visitor is shown."""
     position_bias: Annotated[float, Field(ge=0)] = 0.5
     """Exponent b of the position bias: a visitor looks at place j with probability j ** -b; 0: at all."""
+    known_bias: bool = True
+    """Whether the site knows b, and weighs rows by it (position_bias= of launch/events.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +47,42 @@ def run_loop(config: LoopConfig, workspace: Path) -> dict[int, DayWorld]:
 def _run(config: LoopConfig, workspace: Path, jobs: Jobs) -> dict[int, DayWorld]:
     """Run what is not over yet."""
     worlds = {seed: draw_days(config.world, seed) for seed in config.seeds}
+    folders = {seed: seed_folder(workspace, seed) for seed in worlds}
     for seed, world in worlds.items():
-        _start(config, world, seed_folder(workspace, seed), jobs)
+        _paint(config, world, folders[seed])
+    starts = [partial(_start, config, world, folders[seed], jobs) for seed, world in worlds.items()]
+    _side_by_side(starts, config.parallel, jobs)
     progress = Progress(len(config.seeds) * len(config.arms) * config.world.num_days)
-    runs = [
-        (seed, ArmRun(arm, config, worlds[seed], seed_folder(workspace, seed), jobs))
+
+    def live(seed: int, arm: ArmRun) -> None:
+        arm.run(lambda sentence: progress.done(f"seed {seed} {sentence}"))
+
+    arms = [
+        partial(live, seed, ArmRun(arm, config, worlds[seed], folders[seed], jobs))
         for seed in config.seeds
         for arm in config.arms
     ]
+    _side_by_side(arms, config.parallel, jobs)
+    return worlds
 
+
+def _side_by_side(tasks: Sequence[Callable[[], None]], parallel: int, jobs: Jobs) -> None:
+    """Run tasks in threads, `parallel` at a time; the first that fails stops the others and is raised."""
     failures: list[BaseException] = []
 
-    def run(entry: tuple[int, ArmRun]) -> None:
-        seed, arm = entry
+    def run(task: Callable[[], None]) -> None:
         try:
             jobs.refuse_stopped()
-            arm.run(lambda sentence: progress.done(f"seed {seed} {sentence}"))
+            task()
         except BaseException as error:
             failures.append(error)
-            jobs.stop()  # the other arms, too; the same command goes on with them
+            jobs.stop()  # the same command goes on with the others
             raise
 
-    with ThreadPoolExecutor(config.parallel) as pool:
-        wait([pool.submit(run, entry) for entry in runs])
+    with ThreadPoolExecutor(parallel) as pool:
+        wait([pool.submit(run, task) for task in tasks])
     if failures:
         raise failures[0]
-    return worlds
 
 
 def seed_folder(workspace: Path, seed: int) -> Path:
@@ -128,17 +139,23 @@ def _differences(there: dict[str, Any], given: dict[str, Any]) -> list[str]:
     ]
 
 
+def _paint(config: LoopConfig, world: DayWorld, folder: Path) -> None:
+    """Paint the pictures of a seed, unless they are there."""
+    pictures = folder / "pictures"
+    if pictures.is_dir():
+        return
+    folder.mkdir(exist_ok=True)
+    with stage(f"seed {world.seed} pictures") as painting, new_folder(pictures) as made:
+        write_pictures(world, made, config.parallel)
+        painting.done(f"{len(world.item_day):,}")
+
+
 def _start(config: LoopConfig, world: DayWorld, folder: Path, jobs: Jobs) -> None:
-    """Make what all arms of a seed start from: pictures, and a workspace with a bundle."""
-    pictures, start = folder / "pictures", folder / "start"
-    if not pictures.is_dir():
-        folder.mkdir(exist_ok=True)
-        with stage(f"seed {world.seed} pictures") as painting, new_folder(pictures) as made:
-            write_pictures(world, made, config.parallel)
-            painting.done(f"{len(world.item_day):,}")
+    """Make the workspace with a bundle that all arms of a seed start from."""
+    start = folder / "start"
     if not start.is_dir():
         with new_folder(start) as made:
-            write_start(world, made / "raw", pictures)
+            write_start(world, made / "raw", folder / "pictures")
     with stage(f"seed {world.seed} start") as starting:
         steps = start_steps(config, start, world.seed)
         seconds = run_steps(jobs, steps, start / "nights", 0)

@@ -49,6 +49,7 @@ def night_steps(
         return []
     since, until = (datetime.fromtimestamp(day_start(d), UTC).isoformat() for d in (day, day + 1))
     log = workspace / "raw" / "interactions" / part_name(day)
+    visitors = config.visitors
     events = Step(
         "events",
         [
@@ -56,6 +57,7 @@ def night_steps(
             override("since", since),
             override("until", until),
             override("out", log),
+            override("position_bias", visitors.position_bias if visitors.known_bias else 0.0),
         ],
     )
     if night == "refresh":

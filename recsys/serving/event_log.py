@@ -7,10 +7,12 @@ configs/data/events.yaml. Called by launch/events.py.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from recsys.errors import UserError
 from recsys.files import new_file
@@ -43,6 +45,9 @@ class EventLogConfig:
     """Moment after the last one, written alike; null: no end."""
     out: str | None = None
     """Parquet file; null: raw/events.parquet in the workspace."""
+    position_bias: Annotated[float, Field(ge=0)] | None = None
+    """Exponent b of the position bias: place j of a list is looked at with probability j ** -b. The log
+    then has a column `weight` for interactions.weight; null: none."""
 
     @property
     def place(self) -> str:
@@ -88,7 +93,9 @@ class Counts:
     likes: int
 
 
-def write_event_log(store: Store, path: Path, *, since: float, until: float) -> Counts:
+def write_event_log(
+    store: Store, path: Path, *, since: float, until: float, position_bias: float | None = None
+) -> Counts:
     """Write the events of a period [since, until) as a log.
 
     A pair's `label` is 1 where the item was liked, and its `timestamp` that of the first like, else of
@@ -96,6 +103,7 @@ def write_event_log(store: Store, path: Path, *, since: float, until: float) -> 
 
     Args:
         since, until: seconds since 1970.
+        position_bias: exponent of the position bias, by which rows are weighed; None: no weights.
 
     Raises:
         UserError: the period has no events.
@@ -124,6 +132,8 @@ def write_event_log(store: Store, path: Path, *, since: float, until: float) -> 
             f"period (since=, until=) or store (events=)"
         )
     log = _pairs(events)
+    if position_bias is not None:
+        log = log.append_column("weight", _examination_weights(log, position_bias))
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path, log.nbytes) as beside:
         pq.write_table(log, beside)
@@ -158,6 +168,18 @@ def _pairs(events: pa.Table) -> pa.Table:
     })
     order = [(name, "ascending") for name in ("timestamp", "user_id", "item_id")]
     return log.sort_by(order)
+
+
+def _examination_weights(log: pa.Table, exponent: float) -> pa.Array:
+    """Return the weight of every row: the probability that somebody looked at the item.
+
+    It is 1 where the person did something with the item, or where no place is known. Any other row at
+    place j is a negative with probability j ** -exponent. These are inverse propensity weights of clicks
+    (Joachims, Swaminathan and Schnabel, WSDM 2017) times that probability: likes keep the weight 1.
+    """
+    did_something = pc.or_(pc.equal(log["label"], 1), pc.or_(log["opened"], log["hidden"]))
+    looked = pc.power(pc.cast(log["position"], pa.float64()), -exponent)
+    return pc.if_else(did_something, 1.0, pc.coalesce(looked, 1.0))
 
 
 def _seconds(given: str, key: str) -> float:

@@ -5,6 +5,7 @@ import torch
 
 from recsys.data.dataset import Dataset
 from recsys.data.loader import Loader
+from recsys.data.passes import PooledSplits
 from recsys.model.loss import bce_loss
 from tests.data.small_log import INTERACTIONS, prepared, recipe, write_source
 
@@ -52,6 +53,18 @@ def test_training_rows_have_their_weight_and_other_splits_one(tmp_path):
             weight for weight, is_real in weights_of(workspace, manifest, split).values() if is_real
         ]
         assert real == [1.0] * 3
+
+
+def test_rows_of_splits_that_are_read_together_have_their_weights(tmp_path):
+    manifest, workspace = weighted(tmp_path, WEIGHTS)
+    splits = ["train", "valid", "test"]
+    for kinds in ({}, {"is_trained_on": True}):
+        pooled = PooledSplits(
+            workspace / "prepared", manifest, splits=splits, features=["item_id"], **kinds
+        )
+        rows = pooled.read(0, pooled.num_rows)
+        found = dict(zip(*(rows[n].to_pylist() for n in ("row_id", "sample_weight")), strict=True))
+        assert found == pytest.approx({n: float(weight) for n, weight in enumerate(WEIGHTS)})
 
 
 @pytest.mark.parametrize("bad", ["-0.5", "", "nan", "inf", "much"])

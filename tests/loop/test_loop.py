@@ -48,7 +48,8 @@ def test_a_night_anew_runs_these_commands():
     data = ("data=loop", "workspace=W")
     assert flat(night_steps("anew", config, Path("W"), 3, 7)) == [
         ("events", "workspace=W", "since='2025-01-03T00:00:00+00:00'",
-         "until='2025-01-04T00:00:00+00:00'", "out=W/raw/interactions/day-003.parquet"),
+         "until='2025-01-04T00:00:00+00:00'", "out=W/raw/interactions/day-003.parquet",
+         "position_bias=0.5"),
         ("prepare", *data, "data.split.strategy=random", "data.history.scope=past"),
         ("embed", *data, "e=1"),
         ("train", *data, "t=2", "run.name=day-003", "run.seed=7"),

@@ -61,6 +61,28 @@ def test_the_probability_of_a_shown_item_is_in_the_log(tmp_path):
     assert [(row["item_id"], row["propensity"]) for row in rows] == [("a", 0.25), ("b", None)]
 
 
+def test_a_row_that_nobody_did_anything_with_weighs_as_often_as_its_place_is_looked_at(tmp_path):
+    store = store_with(
+        tmp_path / "events.db",
+        ("u", "a", "shown", 1.0),
+        ("u", "b", "liked", 2.0),
+        ("u", "c", "opened", 3.0),
+        ("u", "d", "shown", 4.0),
+        ("u", "e", "hidden", 5.0),
+    )
+    placeless = StoredEvent(id="s", user="u", item="f", kind="shown", time=6)
+    with store.writing() as transaction:
+        transaction.add_events([placeless])
+    path = tmp_path / "events.parquet"
+    write_event_log(store, path, since=0, until=50, position_bias=0.5)
+    weights = {row["item_id"]: row["weight"] for row in pq.read_table(path).to_pylist()}
+    assert weights == {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.5, "e": 1.0, "f": 1.0}
+    write_event_log(store, path, since=0, until=50, position_bias=0.0)
+    assert set(pq.read_table(path)["weight"].to_pylist()) == {1.0}
+    write_event_log(store, path, since=0, until=50)
+    assert "weight" not in pq.read_table(path).column_names
+
+
 def test_a_period_without_events_is_refused_and_nothing_is_written(tmp_path):
     store = store_with(tmp_path / "events.db", ("u", "a", "liked", 10.0))
     with pytest.raises(

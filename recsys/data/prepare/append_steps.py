@@ -41,7 +41,7 @@ from recsys.data.prepare.new_files import (
 )
 from recsys.data.prepare.numbering import count_unknown, place, without_ids
 from recsys.data.prepare.pictures import num_missing_of
-from recsys.data.prepare.pipeline import draw, warn_of_lacking_classes
+from recsys.data.prepare.pipeline import draw, image_root, warn_of_lacking_classes
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.window_history import (
@@ -134,6 +134,7 @@ def run_steps(step: Step, since: str | None) -> Manifest:
         return dataclasses.replace(
             manifest,
             missing_images=manifest.missing_images + _missing_pictures(step),
+            image_root=image_root(step.recipe),
             items_checksum=checksum,
             vectors=step.manifest.vectors
             | grow_vectors(inputs, vocabularies["item"], counts["item"], checksum, step.new_table),

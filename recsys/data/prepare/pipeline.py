@@ -344,10 +344,16 @@ def _described(recipe: Recipe, pairs: PairCounts) -> Manifest:
         pairs_kept=pairs.num_kept,
         pairs_dropped=pairs.dropped,
         pairs_cleaned=pairs.num_cleaned,
-        image_root=(
-            str(source_file(recipe, items.image_root).resolve()) if items and items.image else None
-        ),
+        image_root=image_root(recipe),
     )
+
+
+def image_root(recipe: Recipe) -> str | None:
+    """Return the folder that picture paths are relative to; None without pictures."""
+    items = recipe.items
+    if items is None or items.image is None:
+        return None
+    return str(source_file(recipe, items.image_root).resolve())
 
 
 def column_checksums(prepared: Path, manifest: Manifest) -> dict[str, str]:

@@ -141,6 +141,20 @@ def test_numbers_of_new_days_are_scaled_by_the_statistics_of_the_first(tmp_path)
     assert by_user == {None: 0, "u1": -0.5, "u2": 1, "u3": 3, "u4": 0}
 
 
+def test_a_list_of_which_the_weights_alone_are_new_is_described_anew(tmp_path, capsys):
+    source, workspace = tmp_path / "raw", tmp_path / "w"
+    write_day(source, 0, FIRST)
+    (source / "tastes").mkdir()
+    (source / "tastes" / "0.csv").write_text("user_id,likes\nu1,red:2|sky:1\nu2,red:3|sky:3\n")
+    feature = {"kind": "id_list", "weight_separator": ":"}
+    made = recipe(source, users={"file": "tastes/*.csv", "features": {"likes": feature}})
+    prepared_base(made, workspace)
+    write_day(source, 1, [("u1", "i1", 50, 1)])
+    (source / "tastes" / "1.csv").write_text("user_id,likes\nu1,red:2|sky:5\nu2,red:3|sky:3\n")
+    appended(made, workspace)
+    assert "1 users described anew" in capsys.readouterr().out
+
+
 def test_weights_of_new_lists_follow_and_those_of_described_users_are_replaced(tmp_path):
     source, workspace = tmp_path / "raw", tmp_path / "w"
     write_day(source, 0, FIRST)

@@ -303,6 +303,22 @@ def test_embed_encodes_the_new_items_alone_after_an_append(place):
     assert network.encoded[3:] == ["k4", "k5"]
 
 
+def test_pictures_of_new_items_are_read_from_the_folder_that_the_new_files_are_in(place, tmp_path):
+    """A workspace that was copied with its raw files appends to the copy, not to where it was made."""
+    source, workspace, made = place
+    made = dataclasses.replace(made, items=dataclasses.replace(made.items, image="{item_id}.png"))
+    assert prepared_base(made, workspace).image_root == str(source)
+    moved = tmp_path / "moved"
+    shutil.copytree(source, moved)
+    with (moved / "items.csv").open("a") as file:
+        file.write("i4,k4\n")
+    (moved / "i4.png").write_bytes(b"a picture")
+    write_day(moved, 1, DAY_1)
+    manifest = appended(dataclasses.replace(made, source=str(moved)), workspace)
+    assert manifest.image_root == str(moved)
+    assert manifest.missing_images == len(ITEMS)
+
+
 def test_new_days_are_appended_by_the_command(place, job):
     source, workspace, _ = place
     (source / "data").mkdir()
