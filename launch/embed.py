@@ -25,6 +25,7 @@ from recsys.report.neighbour_accuracy import show_neighbour_accuracy
 from recsys.report.retrieval import show_retrieval
 from recsys.runtime.collectives import share
 from recsys.runtime.env import start, stop
+from recsys.runtime.hosts import once_a_host
 from recsys.schema import read_manifest
 
 KEYS = (WorkspaceConfig, EmbedConfig)
@@ -43,7 +44,7 @@ def job(cfg: DictConfig) -> None:
     place, config = read_job(cfg, KEYS)
     workspace = place.folder
     env = start(config.device, threads=config.run.threads, timeout_seconds=TIMEOUT_SECONDS)
-    manifest = read_manifest(workspace)
+    manifest = once_a_host(lambda: read_manifest(workspace))
     encoders = makers(workspace, manifest, config.encoder, seed=config.seed, env=env)
     if manifest.has_images and not config.forget_missing:
         share(lambda: check_pictures(workspace, manifest))

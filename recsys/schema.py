@@ -252,8 +252,6 @@ def read_manifest(workspace: str | Path) -> Manifest:
     Raises:
         UserError: the file is missing (says to run prepare), is not JSON, or has another version.
     """
-    # Every rank reads it for itself: one small file, beside which each rank of each host opens others.
-    # With rank 0's answer a host without the workspace would only fail later.
     path = Path(workspace) / "prepared" / "manifest.json"
     put_back(path.parent)
     if not path.is_file():

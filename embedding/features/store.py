@@ -33,8 +33,7 @@ from recsys.files import (
     write_json,
 )
 from recsys.record_types import misfits
-from recsys.runtime.collectives import sharing_errors
-from recsys.runtime.env import is_first_of_host
+from recsys.runtime.hosts import once_a_host
 from recsys.schema import Manifest, check_inside
 
 STORE_VERSION = 2
@@ -239,21 +238,26 @@ def spec_of(entry: ShardEntry) -> ShardSpec:
 class FeatureTable:
     """A complete table of vectors; shards are memory-mapped when they are read."""
 
-    def __init__(self, folder: Path):
-        """Open the manifest and check that every shard is there with its size.
+    def __init__(self, folder: Path, manifest: FeatureManifest | None = None):
+        """Open the table; without its manifest, read that and check every shard's file.
 
-        Raises:
-            UserError: a file is missing, truncated or has another shape.
+        Args:
+            manifest: of a table that another process of this host has opened and checked.
         """
         self.folder = folder
-        self.manifest = read_feature_manifest(folder)
+        self.manifest = read_feature_manifest(folder) if manifest is None else manifest
         self.name = self.manifest.name
         self.dim = self.manifest.dim
         self.num_rows = self.manifest.count
         self._starts = [shard.start_row for shard in self.manifest.shards]
         # A process may hold some 65,000 maps, fewer than a large table has shards.
         self._open = lru_cache(maxsize=64)(self._map)
-        expected = 0
+        if manifest is None:
+            self._check_shards()
+
+    def _check_shards(self) -> None:
+        """Raise UserError unless every shard is there with its shape, right after the one before."""
+        folder, expected = self.folder, 0
         for index, shard in enumerate(self.manifest.shards):
             path = folder / shard.file
             values = self._map(index)
@@ -335,7 +339,8 @@ def open_features(
 ) -> dict[str, FeatureTable]:
     """Open feature tables by name; all ranks call this.
 
-    The first rank of each host compares small tables with their sha256 (`VERIFY_BYTES`) for the others.
+    The first rank of each host reads the manifests, looks at every file, and compares small tables with
+    their sha256 (`VERIFY_BYTES`); the others take its word.
 
     Args:
         manifest: of the prepared data whose items, texts and pictures the vectors must be of.
@@ -346,13 +351,18 @@ def open_features(
         UserError: a table is missing, broken, or was made for other items, texts or pictures; on every
             rank.
     """
-    with sharing_errors():
-        tables = {name: FeatureTable(workspace / "features" / name) for name in names}
+    folders = {name: workspace / "features" / name for name in names}
+
+    def checked() -> dict[str, FeatureManifest]:
+        tables = {name: FeatureTable(folder) for name, folder in folders.items()}
         for table in tables.values():
             _check_source(table, manifest, say)
-            if is_first_of_host() and 2 * table.num_rows * table.dim <= VERIFY_BYTES:
+            if 2 * table.num_rows * table.dim <= VERIFY_BYTES:
                 table.verify()
-    return tables
+        return {name: table.manifest for name, table in tables.items()}
+
+    manifests = once_a_host(checked)
+    return {name: FeatureTable(folder, manifests[name]) for name, folder in folders.items()}
 
 
 def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], None]) -> None:

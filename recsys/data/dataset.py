@@ -6,7 +6,6 @@ and evaluation. Shapes: B rows asked for.
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,9 @@ from recsys.chain import is_window
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
 from recsys.schema import DenseSpec, FeatureSpec, Manifest, weights_column
+
+_FOOTERS = 32
+"""Footers of files that a data set keeps; the least lately read one is forgotten."""
 
 
 class Dataset:
@@ -76,53 +78,61 @@ class Dataset:
         ]
         self.columns += [f.name for f in self.dense if f.source == "interaction"]
         self._arrays: dict[str, np.ndarray] = {}
+        self._file_starts = np.cumsum([0, *self.spec.file_rows])
+        """First row of each file [K + 1], the end of the split included."""
+        # A footer takes up to a megabyte, a large log has thousands of files.
+        self._footers = functools.lru_cache(maxsize=_FOOTERS)(self._row_groups)
 
-    @functools.cached_property
-    def _parts(self) -> list[pq.ParquetFile]:
-        parts = []
-        for name, num_rows in zip(self.spec.files, self.spec.file_rows, strict=True):
-            path = self.prepared / name
-            with reading(path, PREPARE_AGAIN):
-                part = pq.ParquetFile(path, memory_map=True)
-            if part.metadata.num_rows != num_rows:
-                raise UserError(
-                    f"{path}: has {part.metadata.num_rows:,} rows, the manifest says {num_rows:,}; "
-                    f"run launch/prepare.py again"
-                )
-            parts.append(part)
-        return parts
+    def check_files(self, part: int = 0, num_parts: int = 1) -> None:
+        """Compare the rows of the split's files with the manifest; none stays open.
 
-    @functools.cached_property
-    def _row_groups(self) -> tuple[list[tuple[int, int]], np.ndarray]:
-        """(part, row group in it) in reading order, and the first row of each [number of row groups]."""
-        groups, counts = [], []
-        for number, part in enumerate(self._parts):
-            for group in range(part.num_row_groups):
-                groups.append((number, group))
-                counts.append(part.metadata.row_group(group).num_rows)
-        return groups, np.cumsum([0, *counts[:-1]])
+        Args:
+            part, num_parts: of the files, in the manifest's order, only these are looked at.
+
+        Raises:
+            UserError: a file is missing, broken or of another number of rows.
+        """
+        for number in range(part, len(self.spec.files), num_parts):
+            self._row_groups(number)
+
+    def _row_groups(self, number: int) -> tuple[pq.FileMetaData, np.ndarray]:
+        """Return a file's footer, and the first row of each row group and the file's end [G + 1]."""
+        path, num_rows = self.prepared / self.spec.files[number], self.spec.file_rows[number]
+        with reading(path, PREPARE_AGAIN), pq.ParquetFile(path, memory_map=True) as file:
+            footer = file.metadata
+        if footer.num_rows != num_rows:
+            raise UserError(
+                f"{path}: has {footer.num_rows:,} rows, the manifest says {num_rows:,}; "
+                f"run launch/prepare.py again"
+            )
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        return footer, np.cumsum([0, *rows])
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Return rows [start, stop) of the split, reading only the row groups that hold them."""
-        groups, starts = self._row_groups
+        starts = self._file_starts
         first = int(np.searchsorted(starts, start, side="right")) - 1
         last = int(np.searchsorted(starts, stop, side="left"))
-        tables = []
-        for part, members in itertools.groupby(groups[first:last], key=lambda g: g[0]):
-            with reading(self.prepared / self.spec.files[part], PREPARE_AGAIN):
-                tables.append(
-                    self._reader(part).read_row_groups(
-                        [group for _, group in members], columns=self.columns, use_threads=False
-                    )
-                )
-        return pa.concat_tables(tables).slice(start - int(starts[first]), stop - start)
+        return pa.concat_tables([
+            self._read_file(number, max(start - int(starts[number]), 0), stop - int(starts[number]))
+            for number in range(first, last)
+            if self.spec.file_rows[number]
+        ])
 
-    def _reader(self, part: int) -> pq.ParquetFile:
-        """Return a reader of its own for each call: threads read at the same time."""
-        known = self._parts[part].metadata
-        return pq.ParquetFile(
-            self.prepared / self.spec.files[part], memory_map=True, metadata=known
-        )
+    def _read_file(self, number: int, start: int, stop: int) -> pa.Table:
+        """Return rows [start, stop) of one file, as far as it has them."""
+        footer, starts = self._footers(number)
+        stop = min(stop, int(starts[-1]))
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = int(np.searchsorted(starts, stop, side="left"))
+        path = self.prepared / self.spec.files[number]
+        # A reader of its own for each call: threads read at the same time.
+        with (
+            reading(path, PREPARE_AGAIN),
+            pq.ParquetFile(path, memory_map=True, metadata=footer) as file,
+        ):
+            rows = file.read_row_groups(range(first, last), columns=self.columns, use_threads=False)
+        return rows.slice(start - int(starts[first]), stop - start)
 
     def array(self, name: str, length: int | None = None) -> np.ndarray:
         """Return a memory-mapped side array [length] such as `items/genres.values`.

@@ -51,6 +51,11 @@ class PooledSplits(Dataset):
         self._ends = np.cumsum([dataset.num_rows for dataset in self._datasets])
         self.num_rows = int(self._ends[-1])
 
+    def check_files(self, part: int = 0, num_parts: int = 1) -> None:
+        """Compare the rows of the files of every split with the manifest, as a Dataset does of one."""
+        for dataset in self._datasets:
+            dataset.check_files(part, num_parts)
+
     def read(self, start: int, stop: int) -> pa.Table:
         """Return rows [start, stop) of the splits end to end."""
         tables = []

@@ -30,6 +30,7 @@ from recsys.run.lineage import Course, Parent, course_of
 from recsys.run.matching import match_tables
 from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import Env, agents_of_start
+from recsys.runtime.hosts import once_a_host
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
@@ -72,7 +73,7 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
         UserError: the data lacks a class or a feature table, the configuration does not fit the data,
             or the folder holds another run.
     """
-    manifest = read_manifest(workspace)
+    manifest = once_a_host(lambda: read_manifest(workspace))
     course = share(lambda: course_of(workspace, config, manifest))
     check_classes(manifest, config.train.metric, course.splits, validates=course.validates)
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]

@@ -52,6 +52,11 @@ def is_first_of_host() -> bool:
     return _local_rank() == 0
 
 
+def rank_of_first_here() -> int:
+    """Return the global rank of this host's first rank: torchrun numbers the ranks of a host in a row."""
+    return rank_from_environment() - _local_rank()
+
+
 def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 

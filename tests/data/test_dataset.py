@@ -5,6 +5,7 @@ written in small row groups and parts, so that blocks, groups and parts all end 
 """
 
 import itertools
+import os
 import threading
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from recsys.batch import Batch
 from recsys.config import from_config
 from recsys.data import lanes as lanes_file
 from recsys.data.dataset import Dataset, jagged
-from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes
+from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes, planned_bytes
 from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.prepare import writing as writing_file
 from recsys.data.prepare.pipeline import prepare
@@ -385,6 +386,24 @@ def test_part_with_other_rows_than_the_manifest_is_named(world, tmp_path):
         next(loader(broken).batches(0))
 
 
+def test_every_part_is_looked_at_by_one_rank(world, tmp_path):
+    broken = copied(world, tmp_path)
+    files = world[1].splits["train"].files
+    (tmp_path / files[0]).write_bytes((tmp_path / files[-1]).read_bytes())
+    data = Dataset(*broken, split="train", features=["user_id"])
+    data.check_files(1, 2)
+    with pytest.raises(ValueError, match=r"part-00000.parquet: has .* rows, the manifest says 210"):
+        data.check_files(0, 2)
+
+
+def test_no_part_stays_open_after_a_read(world):
+    data = Dataset(world[0], world[1], split="train", features=["user_id"])
+    assert data.read(0, data.num_rows).num_rows == data.num_rows
+    kept = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    kept += Path("/proc/self/maps").read_text().splitlines()
+    assert not [name for name in kept if name.endswith(".parquet")]
+
+
 def test_prefetched_batches_are_the_same(world):
     plain = list(loader(world).batches(0, 2))
     assert_same(plain, list(loader(world, ahead=ReadAhead(num_prefetch=3)).batches(0, 2)))
@@ -459,6 +478,24 @@ def test_batches_gathered_by_a_device_are_those_of_the_host(world, world_size):
 def is_list_of_log(manifest, name):
     feature = next(f for f in manifest.features if f.name == name)
     return feature.source == "interaction" and feature.is_list
+
+
+def test_bytes_of_arrays_are_known_before_there_are_any(world):
+    """But for the histories: every training positive may be an entry of one."""
+    prepared, manifest = world
+    features = [f.name for f in manifest.features if not is_list_of_log(manifest, f.name)]
+    data = Dataset(prepared, manifest, split="train", features=features)
+    lengths = dict.fromkeys(features, 1.0)
+    for feature in data.features:
+        if feature.is_list and feature.source != "history":
+            values = data.array(f"{feature.source}s/{feature.name}.values")
+            num_rows = (
+                manifest.num_user_rows if feature.source == "user" else manifest.num_item_rows
+            )
+            lengths[feature.name] = len(values) / num_rows
+    planned = planned_bytes(manifest, features, lengths)
+    assert num_bytes(data) <= planned + 100 and planned < 1.5 * num_bytes(data)
+    assert planned_bytes(manifest, FEATURES, lengths) == 0  # lists of the log
 
 
 def test_lists_of_the_log_are_left_to_the_host(world):
