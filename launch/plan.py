@@ -27,7 +27,7 @@ from recsys.run.planning import (
     read_tables,
     smallest_and_fastest,
 )
-from recsys.run.suggestions import suggest
+from recsys.run.suggestions import half_precision_exchange, suggest
 from recsys.runtime.env import silence_libraries
 from recsys.schema import local_path
 from recsys.sharding.plan import write_plan
@@ -64,6 +64,8 @@ def job(cfg: DictConfig) -> None:
             say("none is enough alone (row-wise sharding, half precision, more hosts)")
         raise
     print_plan(plan)
+    quicker = half_precision_exchange(planned, plan)
+    print_suggestions([quicker] if quicker else [])
 
     # 3. For programs and for the browser.
     folder = place.folder / "plans" / cluster.name

@@ -6,7 +6,7 @@ padding, F features, V ids.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torchrec.streamable import Pipelineable
 
 from recsys.batch import Features
 from recsys.data.dataset import Dataset
-from recsys.schema import FeatureSpec
+from recsys.schema import FeatureSpec, Manifest
 
 USER, ITEM, HISTORY_END, FIRST_SCALAR = range(4)
 """Columns of a batch's rows: user, item, leading entries of the history that it may see, then its ids."""
@@ -24,11 +24,14 @@ USER, ITEM, HISTORY_END, FIRST_SCALAR = range(4)
 
 def can_hold(dataset: Dataset) -> bool:
     """Return whether every feature is one id of the row itself, or an array of ids by user or item."""
-    rows = [table.num_rows for table in dataset.manifest.tables]
-    fits = max(rows, default=0) <= np.iinfo(np.int32).max and not dataset.dense
-    return fits and not any(
+    return not dataset.dense and _are_held(dataset.manifest, dataset.features)
+
+
+def _are_held(manifest: Manifest, features: Sequence[FeatureSpec]) -> bool:
+    rows = [table.num_rows for table in manifest.tables]
+    return max(rows, default=0) <= np.iinfo(np.int32).max and not any(
         feature.is_weighted or (feature.source == "interaction" and feature.is_list)
-        for feature in dataset.features
+        for feature in features
     )
 
 
@@ -49,6 +52,46 @@ def array_names(dataset: Dataset) -> list[str]:
 def num_bytes(dataset: Dataset) -> int:
     """Return the bytes that the arrays of the features take on the device."""
     return sum(dataset.array(name).nbytes for name in array_names(dataset))
+
+
+def planned_bytes(
+    manifest: Manifest, names: Sequence[str], feature_lengths: Mapping[str, float]
+) -> int:
+    """Return what `num_bytes` will be in a training, about, without the arrays; 0 where none is held.
+
+    Args:
+        names: features of a batch, dense ones too.
+        feature_lengths: ids a row of every feature.
+    """
+    by_name = {feature.name: feature for feature in manifest.features}
+    features = [by_name[name] for name in names if name in by_name]
+    if len(features) < len(names) or not _are_held(manifest, features):
+        return 0
+    num_rows = {"user": manifest.num_user_rows, "item": manifest.num_item_rows}
+    offset_bytes, id_bytes = 8, 4
+    total = 0.0
+    for feature in features:
+        if feature.source in num_rows and feature.name != f"{feature.source}_id":
+            ids_per_row = feature_lengths[feature.name]
+            total += (id_bytes * ids_per_row + offset_bytes * feature.is_list) * num_rows[
+                feature.source
+            ]
+    if any(feature.source == "history" for feature in features):
+        total += offset_bytes * manifest.num_user_rows + id_bytes * _history_entries(
+            manifest, feature_lengths
+        )
+    return int(total)
+
+
+def _history_entries(manifest: Manifest, feature_lengths: Mapping[str, float]) -> float:
+    """Return the most items that the histories of a training hold."""
+    history = manifest.history
+    assert history is not None, "a history feature comes with a history"
+    if "train" not in manifest.splits:  # nothing is prepared
+        return manifest.num_user_rows * feature_lengths["history"]
+    is_shared = history.scope == "past" and not history.is_by_split
+    splits = manifest.splits.values() if is_shared else [manifest.splits["train"]]
+    return sum(split.num_positives for split in splits)
 
 
 class DeviceArrays:

@@ -18,9 +18,18 @@ from recsys.model.history import History
 TABLE_PREFIX = "modality_"
 
 
-def stored_dim(dim: int) -> int:
-    """Return the table width for vectors of width `dim`: one mask column more, rounded up to 4."""
-    return (dim + 1 + 3) // 4 * 4
+_LARGE_BYTES = 1 << 30
+"""Size above which a table may have to be cut by columns."""
+
+
+def stored_dim(dim: int, num_rows: int) -> int:
+    """Return the table width for vectors of width `dim`: one mask column more, rounded up to 4.
+
+    A large table's is rounded up to 8, so that it has halves: 1028 = 4 x 257 has no part that FBGEMM
+    could hold, 1032 = 8 x 3 x 43 has several.
+    """
+    multiple = 4 if 2 * num_rows * dim <= _LARGE_BYTES else 8
+    return -(-(dim + 1) // multiple) * multiple
 
 
 class ModalityTables(nn.Module):
@@ -64,7 +73,7 @@ class ModalityTables(nn.Module):
                 EmbeddingBagConfig(
                     name=TABLE_PREFIX + name,
                     num_embeddings=num_rows,
-                    embedding_dim=stored_dim(dim),
+                    embedding_dim=stored_dim(dim, num_rows),
                     feature_names=[item_feature]
                     + (self.history_features if name in self.pooled else []),
                     pooling=PoolingType.SUM,

@@ -108,7 +108,7 @@ def _print(
 
 
 def print_suggestions(suggestions: Iterable[Suggestion]) -> int:
-    """Print changes that make a plan fit, as they are found; return their number."""
+    """Print changes that make a plan fit or quicker, as they are found; return their number."""
     count = 0
     for count, suggestion in enumerate(suggestions, start=1):
         console().print(f"  {count}. {suggestion.change}", highlight=False, soft_wrap=True)

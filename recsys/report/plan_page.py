@@ -23,6 +23,7 @@ PARTS = {
     "gradient_bytes": ("gradients", COLOURS[3]),
     "buffer_bytes": ("buffers, caches", "#8a94a3"),
     "dense_bytes": ("dense part", "#d0a928"),
+    "array_bytes": ("arrays of the data", "#3f8f8b"),
     "copy_bytes": ("copies for checkpoints", "#7a5ea8"),
 }
 """Contents of a rank's memory, in the order they are stacked."""

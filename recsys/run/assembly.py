@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.dataset import Dataset
-from recsys.data.device_arrays import DeviceArrays, array_names, can_hold, num_bytes
+from recsys.data.device_arrays import (
+    DeviceArrays,
+    array_names,
+    can_hold,
+    num_bytes,
+    planned_bytes,
+)
 from recsys.data.loader import Loader, ReadAhead
 from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
 from recsys.errors import UserError
-from recsys.model.build import build_ranker
+from recsys.model.build import batch_features, build_ranker
 from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker
 from recsys.run.components import fit_components
 from recsys.run.config import RunConfig
+from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
 from recsys.sharding.apply import ShardedRanker, shard_ranker, share_plan
@@ -81,18 +88,20 @@ def plan_model(
     ranker: Ranker,
     tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
-    saves: bool = True,
+    trains: bool = True,
 ) -> Plan:
     """Return the best plan for a cluster.
 
     Args:
-        saves: checkpoints are written, of copies in host memory where tables are on accelerators, and
-            where train.save_in_background asks for them.
+        trains: checkpoints are written, of copies in host memory where tables are on accelerators, and
+            where train.save_in_background asks for them; accelerators keep arrays of the data, as
+            train.arrays_on_gpu_bytes allows.
 
     Raises:
         UserError: constraints that do not fit the tables or the cluster.
         DoesNotFitError: no plan holds all tables.
     """
+    on_gpu = cluster.device == "cuda"
     return plan_tables(
         model=ranker,
         cluster=cluster,
@@ -100,8 +109,19 @@ def plan_model(
         config=config.plan,
         feature_lengths=feature_lengths(manifest, config.plan),
         global_batch_size=config.train.global_batch_size,
-        host_copies=saves and (cluster.device == "cuda" or config.train.save_in_background),
+        host_copies=trains and (on_gpu or config.train.save_in_background),
+        array_bytes=_array_bytes(ranker, manifest, config) if trains and on_gpu else 0,
     )
+
+
+def _array_bytes(ranker: Ranker, manifest: Manifest, config: RunConfig) -> int:
+    """Return the bytes of the data's arrays that a GPU keeps a copy of in training, by the manifest."""
+    lengths = feature_lengths(manifest, config.plan)
+    names = batch_features(ranker)
+    if any(table.ids for table in config.tables.values()):
+        return 0
+    num_bytes = planned_bytes(manifest, names, lengths)
+    return num_bytes if num_bytes <= config.train.arrays_on_gpu_bytes else 0
 
 
 def feature_lengths(manifest: Manifest, plan: PlanConfig) -> dict[str, float]:
@@ -133,12 +153,12 @@ def plan_and_shard(
     manifest: Manifest,
     vectors: Mapping[str, Vectors],
     env: Env,
-    saves: bool = True,
+    trains: bool = True,
 ) -> tuple[Ranker, Plan, ShardedRanker]:
     """Build the ranker, plan its tables for this world or read the plan, and shard it.
 
     Args:
-        saves: leave room for what saving checkpoints takes.
+        trains: leave memory for what training takes beside the tables (plan_model).
 
     Returns the ranker (its tables now sharded in place), the plan, and what trains it.
 
@@ -162,7 +182,7 @@ def plan_and_shard(
             ranker=ranker,
             tables=tables,
             cluster=local_cluster(env),
-            saves=saves,
+            trains=trains,
         )
 
     allow_tf32(config.model.dense_precision == "tf32")
@@ -195,7 +215,8 @@ def _check_similarity(ranker: Ranker, manifest: Manifest, plan: Plan, most_bytes
     if ranker.inputs.similarity is None or ranker.inputs.modality is None or replicated:
         return
     dims = ranker.inputs.modality.dims
-    modality_bytes = sum(2 * manifest.num_item_rows * stored_dim(dim) for dim in dims.values())
+    num_rows = manifest.num_item_rows
+    modality_bytes = sum(2 * num_rows * stored_dim(dim, num_rows) for dim in dims.values())
     raise UserError(
         f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
         f"whole on every rank: they take {modality_bytes:,} bytes, "
@@ -259,9 +280,16 @@ def loader_of(
 ) -> Loader:
     """Return the loader of any rows for this rank, with the run's batches, lanes and seed.
 
+    All ranks call this: each looks at a share of the data set's files.
+
     Args:
         num_lanes: in place of train.num_lanes.
+
+    Raises:
+        UserError: a file is missing, broken or of other rows than the manifest says; on every rank.
     """
+    with sharing_errors():
+        dataset.check_files(env.rank, env.world_size)
     on_gpu = env.device.type == "cuda"
     spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
     arrays = _device_arrays(dataset, config, env) if on_gpu and shuffle else None

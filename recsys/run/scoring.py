@@ -88,7 +88,7 @@ def open_run(
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
     vectors = open_features(workspace, modalities, manifest, say)
     ranker, _, sharded = plan_and_shard(
-        config=config, manifest=manifest, vectors=vectors, env=env, saves=False
+        config=config, manifest=manifest, vectors=vectors, env=env, trains=False
     )
     checkpoint = best_checkpoint(workspace / "runs" / config.run.name / "checkpoints")
     check_whole(checkpoint, env)

@@ -1,7 +1,7 @@
-"""Suggestions for tables that do not fit a cluster; each is planned before it is printed.
+"""Suggestions for tables that do not fit a cluster, or wait for the network; each is planned first.
 
-In: everything that decides a plan, and the reason why there is none. Out: changes that work, with the
-keys to set and the verdict of the plan they lead to. Called by launch/plan.py.
+In: everything that decides a plan, and the plan, or the reason why there is none. Out: changes that work,
+with the keys to set and the verdict of the plan they lead to. Called by launch/plan.py.
 """
 
 import dataclasses
@@ -15,10 +15,13 @@ from recsys.model.modality import TABLE_PREFIX
 from recsys.run.assembly import build_plannable
 from recsys.run.planning import Planned
 from recsys.sharding.optimizers import TableOptimConfig
+from recsys.sharding.plan import Plan
 from recsys.sharding.shortage import DoesNotFitError
 from recsys.sharding.tables import TableConfig
 
 _MOST_HOSTS = 128
+_WORTHWHILE = 0.9
+"""Share of a step's time below which a quicker step is worth a suggestion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,27 @@ def suggest(planned: Planned, reason: DoesNotFitError) -> Iterator[Suggestion]:
             if verdict is not None:
                 yield Suggestion(change=change, keys=keys, verdict=verdict)
                 break
+
+
+def half_precision_exchange(planned: Planned, plan: Plan) -> Suggestion | None:
+    """Return the plan with vectors and gradients sent in half precision, where it is a tenth quicker.
+
+    fp16 keeps more digits, bf16 the range that gradients need.
+    """
+    exchanges: dict[str, Any] = {"forward_communication": "fp16", "backward_communication": "bf16"}
+    if plan.num_ranks == 1 or planned.config.plan.forward_communication != "fp32":
+        return None
+    halved = dataclasses.replace(planned.config.plan, **exchanges)
+    config = dataclasses.replace(planned.config, plan=halved)
+    before = plan.summary.critical_path_ms
+    after = dataclasses.replace(planned, config=config).plan().summary.critical_path_ms
+    if after > _WORTHWHILE * before:
+        return None
+    return Suggestion(
+        change="send vectors and their gradients in half precision",
+        keys=" ".join(f"plan.{key}={value}" for key, value in exchanges.items()),
+        verdict=f"critical path of a step {after:.3f} ms instead of {before:.3f} ms",
+    )
 
 
 def _verdict(planned: Planned) -> str | None:

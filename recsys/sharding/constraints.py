@@ -59,7 +59,8 @@ def constrain(
         raise UserError("configuration: " + "\n  ".join(problems))
     constraints = {}
     for table, settings in tables.items():
-        width = column_width(settings.width, config.min_partition)
+        num_pieces = cluster.hosts if settings.is_frozen else 2
+        width = column_width(settings.width, config.min_partition, num_pieces)
         kinds = _sharding_types(settings, cluster, column_width=width)
         kernels = {DENSE_KERNEL if kind == DATA_PARALLEL else settings.kernel for kind in kinds}
         cache = None
@@ -77,7 +78,7 @@ def constrain(
     return constraints
 
 
-def column_width(width: int, asked: int | None) -> int:
+def column_width(width: int, asked: int | None, num_pieces: int = 2) -> int:
     """Return the columns of a column shard, at least, for a table of `width` columns.
 
     Every shard gets all ids of its table, and row-wise Adagrad keeps one value a row for each, so
@@ -85,11 +86,13 @@ def column_width(width: int, asked: int | None) -> int:
 
     Args:
         asked: plan.min_partition.
+        num_pieces: most pieces of a table; a frozen one, which keeps no state, has one for each host.
     """
     if asked is not None:
         return asked
     proper = [w for w in range(4, width, 4) if width % w == 0]
-    return max(proper, default=width)
+    wide = [w for w in proper if w >= max(_NARROW, width / num_pieces)]
+    return min(wide, default=max(proper, default=width))
 
 
 def _sharding_types(
@@ -110,8 +113,10 @@ def _sharding_types(
     kinds = [
         kind
         for kind in SHARDING_TYPES
-        if kind != "grid_shard"
-        and (cluster.hosts > 1 or kind not in HOST_TYPES)
+        if (cluster.hosts > 1 or kind not in HOST_TYPES)
+        # Row-wise Adagrad keeps a value for every row of every piece: trained tables are cut both ways
+        # where the configuration says so.
+        and (kind != "grid_shard" or settings.is_frozen)
         and (kind not in _COLUMN_TYPES or column_width >= _NARROW)
         and (kind != DATA_PARALLEL or (adam and not settings.is_half))
     ]

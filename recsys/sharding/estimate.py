@@ -61,6 +61,7 @@ def forecast(
     options: Sequence[ShardingOption],
     dense: DensePart,
     host_copies: bool,
+    array_bytes: int,
     batch_size_per_rank: int,
     feature_lengths: Mapping[str, float],
     communication: Communication,
@@ -72,6 +73,7 @@ def forecast(
         options: every shard with rank, storage and perf.
         host_copies: trainable tables are copied to host memory for checkpoints; a replicated one by
             rank 0.
+        array_bytes: of the data's arrays that every accelerator keeps a copy of.
         feature_lengths: ids a row of every feature.
     """
     chosen = {option.name: option for option in options}
@@ -96,7 +98,7 @@ def forecast(
             )
         )
     everything = [piece for held in pieces.values() for piece in held]
-    ranks = _rank_loads(everything, tables, cluster, dense, batch_size_per_rank)
+    ranks = _rank_loads(everything, tables, cluster, dense, array_bytes, batch_size_per_rank)
     return Plan(
         num_ranks=cluster.num_ranks,
         batch_size_per_rank=batch_size_per_rank,
@@ -215,6 +217,7 @@ def _rank_loads(
     tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
     dense: DensePart,
+    array_bytes: int,
     batch_size_per_rank: int,
 ) -> list[RankLoad]:
     """Return the memory and the work of every rank, the dense part included."""
@@ -222,7 +225,10 @@ def _rank_loads(
     for piece in pieces:
         for rank in range(cluster.num_ranks) if piece.rank is None else [piece.rank]:
             of_rank[rank].append(piece)
-    loads = [_rank_load(rank, held, tables, cluster, dense) for rank, held in enumerate(of_rank)]
+    loads = [
+        _rank_load(rank, held, tables, cluster, dense, array_bytes)
+        for rank, held in enumerate(of_rank)
+    ]
     dense_ms = 6e3 * dense.parameters * batch_size_per_rank / (cluster.dense_tflops * 1e12)
     exchange_ms = _all_reduce_ms(4 * dense.parameters, cluster)
     return [
@@ -239,6 +245,7 @@ def _rank_load(
     tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
     dense: DensePart,
+    array_bytes: int,
 ) -> RankLoad:
     """Return the memory and the lookups of one rank; the work of the dense part is not in it."""
     on_accelerator = cluster.device == "cuda"
@@ -248,8 +255,9 @@ def _rank_load(
     copies = sum(p.copy_bytes for p in pieces if (p.rank or 0) == rank)
     in_ddr = sum(p.held_bytes for p in in_main_memory)
     in_hbm = sum(p.held_bytes for p in pieces) - in_ddr
-    hbm = in_hbm + buffers + dense.bytes_per_rank if on_accelerator else 0
-    ddr = in_ddr + copies + (0 if on_accelerator else buffers + dense.bytes_per_rank)
+    beside_tables = buffers + dense.bytes_per_rank
+    hbm = in_hbm + beside_tables + array_bytes if on_accelerator else 0
+    ddr = in_ddr + copies + (0 if on_accelerator else beside_tables)
     reserved = int(cluster.reserved_share * cluster.table_memory_bytes)
     used = hbm if on_accelerator else ddr
     return RankLoad(
@@ -263,6 +271,7 @@ def _rank_load(
         buffer_bytes=buffers,
         copy_bytes=copies,
         dense_bytes=dense.bytes_per_rank,
+        array_bytes=array_bytes,
         reserved_bytes=reserved,
         hbm_bytes=hbm,
         ddr_bytes=ddr,

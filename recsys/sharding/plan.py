@@ -154,6 +154,8 @@ class RankLoad:
     dense_ms: float
     headroom_bytes: int
     """Free beside what is used and reserved, of the memory that holds the tables."""
+    array_bytes: int = 0
+    """Arrays of the data that the accelerator keeps a copy of (train.arrays_on_gpu_bytes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,10 @@ def write_plan(path: Path, plan: Plan) -> None:
     content |= {"dense": vars(plan.dense), "summary": summary}
     for name in ("tables", "ranks", "shards"):
         content[name] = [vars(record) for record in getattr(plan, name)]
+    if not any(rank.array_bytes for rank in plan.ranks):  # as earlier versions wrote it
+        content["ranks"] = [{**rank} for rank in content["ranks"]]
+        for rank in content["ranks"]:
+            del rank["array_bytes"]
     write_json(path, content)
 
 

@@ -1,4 +1,4 @@
-"""Parts of TorchRec's planner with six corrections (torchrec 1.8), put together by search.py.
+"""Parts of TorchRec's planner with seven corrections (torchrec 1.8), put together by search.py.
 
 1. Options come in one order, the simplest first (TorchRec iterates over sets of strings, whose order
    changes from process to process, and with it which of two equal plans wins).
@@ -7,7 +7,8 @@
 4. Frozen tables have no backward pass.
 5. The time in which ids travel counts (TorchRec estimates it and leaves it out of the sum, so that it
    likes to cut a table into columns four wide).
-6. Everything that is no table (dense part, replicated frozen tables) is taken from a rank's memory
+6. A piece of rows gets the ids of its rows (TorchRec lets all ids travel to each piece).
+7. Everything that is no table (dense part, replicated frozen tables) is taken from a rank's memory
    before tables are placed, on CPU as on GPU.
 """
 
@@ -115,20 +116,28 @@ class StorageEstimator(EmbeddingStorageEstimator):
 
 
 class PerfEstimator(EmbeddingPerfEstimator):
-    """TorchRec's times with the way of the ids counted, and no backward pass for frozen tables."""
+    """TorchRec's times with the way of the ids counted, for a piece of rows that of its own ids, and no
+    backward pass for frozen tables."""
 
     tables: Mapping[str, TableSettings]
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: Any) -> None:
         """Set the times of every shard."""
         super().estimate(sharding_options, sharder_data_map)
+        ranks, ranks_of_host = self._topology.world_size, self._topology.local_world_size
+        num_pieces = {
+            "row_wise": ranks,
+            "table_row_wise": ranks_of_host,
+            "grid_shard": ranks_of_host,
+        }
         for option in sharding_options:
             frozen = self.tables[option.name].is_frozen
+            share_of_ids = 1 / num_pieces.get(option.sharding_type, 1)
             for shard in option.shards:
                 assert shard.perf is not None, "TorchRec's estimator has filled it"
                 if frozen:
                     shard.perf.bwd_compute = shard.perf.bwd_comms = 0.0
-                shard.perf.fwd_comms += shard.perf.input_dist_comms
+                shard.perf.fwd_comms += shard.perf.input_dist_comms * share_of_ids
                 shard.perf.input_dist_comms = 0.0
 
 

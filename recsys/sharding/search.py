@@ -16,7 +16,7 @@ from torchrec.distributed.planner.types import ParameterConstraints, PlannerErro
 from recsys.model.ranker import Ranker
 from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.constraints import constrain
-from recsys.sharding.estimate import forecast
+from recsys.sharding.estimate import ID_BYTES, forecast
 from recsys.sharding.plan import DATA_PARALLEL, Communication, DensePart, Plan, PlanConfig
 from recsys.sharding.planner import (
     Enumerator,
@@ -49,6 +49,7 @@ def plan_tables(
     feature_lengths: Mapping[str, float],
     global_batch_size: int,
     host_copies: bool,
+    array_bytes: int = 0,
 ) -> Plan:
     """Return the best plan for a cluster.
 
@@ -56,6 +57,7 @@ def plan_tables(
         feature_lengths: ids a row of every feature.
         host_copies: count the copies of trainable tables in host memory that checkpoints are written
             from.
+        array_bytes: of the data's arrays that every accelerator keeps a copy of.
 
     Raises:
         UserError: constraints that do not fit the tables or the cluster.
@@ -79,7 +81,7 @@ def plan_tables(
         tables=tables,
         config=config,
         batch_size_per_rank=batch_size,
-        unsharded_bytes=dense.bytes_per_rank + frozen_bytes,
+        unsharded_bytes=dense.bytes_per_rank + frozen_bytes + array_bytes,
         host_copies=host_copies,
     )
     return forecast(
@@ -88,6 +90,7 @@ def plan_tables(
         options=options,
         dense=dense,
         host_copies=host_copies,
+        array_bytes=array_bytes,
         batch_size_per_rank=batch_size,
         feature_lengths=feature_lengths,
         communication=_communication(config),
@@ -116,7 +119,7 @@ def search_tables(
     *,
     module: nn.Module,
     cluster: ClusterConfig,
-    constraints: Mapping[str, ParameterConstraints],
+    constraints: dict[str, ParameterConstraints],
     tables: Mapping[str, TableSettings],
     config: PlanConfig,
     batch_size_per_rank: int,
@@ -128,16 +131,16 @@ def search_tables(
     Args:
         module: holds the EmbeddingBagCollections at the paths the plan shall name.
         constraints: of the tables in `module`.
-        unsharded_bytes: held by every rank besides (dense part, replicated frozen tables).
+        unsharded_bytes: held by every rank besides (dense part, replicated frozen tables, arrays).
         host_copies: count the copies that checkpoints are written from.
 
     Raises:
         DoesNotFitError: no plan holds all tables.
     """
     topology = cluster.topology()
-    many = len(constraints) * cluster.num_ranks > _FULL_UP_TO
-    fast = config.search == "fast" or (config.search == "auto" and many)
-    constraints = _pruned(constraints, tables, cluster) if fast else dict(constraints)
+    fast = _is_fast(config, len(constraints) * cluster.num_ranks)
+    if fast:
+        constraints = _pruned(constraints, tables, cluster, batch_size_per_rank)
     storage = StorageEstimator(topology=topology, constraints=constraints)
     perf = PerfEstimator(topology=topology, constraints=constraints)
     storage.tables, storage.copies, perf.tables = tables, host_copies, tables
@@ -174,20 +177,47 @@ def search_tables(
     return recorder.options
 
 
+def _is_fast(config: PlanConfig, num_shards: int) -> bool:
+    return config.search == "fast" or (config.search == "auto" and num_shards > _FULL_UP_TO)
+
+
 def _pruned(
     constraints: Mapping[str, ParameterConstraints],
     tables: Mapping[str, TableSettings],
     cluster: ClusterConfig,
+    batch_size_per_rank: int,
 ) -> dict[str, ParameterConstraints]:
-    """Leave a small table its uncut option and a middling one those of few shards."""
+    """Leave a small table its uncut options and a middling one those of few shards."""
+    shares = {t: tables[t].num_bytes / cluster.table_memory_bytes for t in constraints}
+    num_small = sum(share < _SMALL_SHARE for share in shares.values())
+    # More small tables than ranks are shared out evenly, and each burdens a rank by that much less.
+    relief = min(1.0, cluster.num_ranks / max(num_small, 1))
     pruned = {}
     for table, constraint in constraints.items():
-        share = tables[table].num_bytes / cluster.table_memory_bytes
         kinds = constraint.sharding_types or []
-        if "table_wise" in kinds and share < _MIDDLE_SHARE:
-            everywhere = ("row_wise", DATA_PARALLEL)
-            few = [kind for kind in kinds if kind not in everywhere]
+        if "table_wise" in kinds and shares[table] < _MIDDLE_SHARE:
+            kept = [kind for kind in kinds if kind not in ("row_wise", DATA_PARALLEL)]
+            if shares[table] < _SMALL_SHARE:
+                kept = ["table_wise"]
+                is_cheap = _reduced_bytes(tables[table]) < relief * _sent_bytes(
+                    tables[table], constraint, batch_size_per_rank * cluster.num_ranks
+                )
+                kept += [DATA_PARALLEL] * (DATA_PARALLEL in kinds and is_cheap)
             constraint = copy.copy(constraint)
-            constraint.sharding_types = ["table_wise"] if share < _SMALL_SHARE else few
+            constraint.sharding_types = kept
         pruned[table] = constraint
     return pruned
+
+
+def _reduced_bytes(settings: TableSettings) -> int:
+    """Return what a rank sends to reduce the gradient of a replicated table: every value twice."""
+    return 2 * 4 * settings.rows * settings.width
+
+
+def _sent_bytes(
+    settings: TableSettings, constraint: ParameterConstraints, rows_of_step: int
+) -> float:
+    """Return what the rank of an uncut table receives and sends: ids, vectors and their gradients."""
+    ids_per_row = sum(constraint.pooling_factors or ())
+    vectors = 2 * 4 * len(settings.features) * settings.width
+    return rows_of_step * (ID_BYTES * ids_per_row + vectors)

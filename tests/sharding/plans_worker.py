@@ -30,6 +30,8 @@ LARGE_ROWS = 300_000
 TABLES = ("user_id", "item_id")
 SHARDINGS = ("data_parallel", "table_wise", "row_wise", "column_wise")
 HOST_SHARDINGS = ("table_row_wise", "table_column_wise", "grid_shard")
+VECTORS = {**tiny_world.vectors(), "semantic": tiny_world.Vectors(10, 1)}
+"""One of them is 12 columns wide as stored: three pieces of 4 on two hosts."""
 
 
 def cases() -> dict[str, dict]:
@@ -43,6 +45,12 @@ def cases() -> dict[str, dict]:
     communication = {"forward_communication": "bf16", "backward_communication": "fp16"}
     found["half_communication"] = {**both(sharding="row_wise"), "plan": communication}
     found["half_tables"] = both(sharding="row_wise", precision="fp16")
+    for kind in (*SHARDINGS[1:], *HOST_SHARDINGS):
+        frozen = {f"modality_{name}": {"sharding": kind} for name in VECTORS}
+        found[f"frozen_{kind}"] = {
+            "tables": {**found["table_wise"]["tables"], **frozen},
+            "plan": {"min_partition": 4},
+        }
     return found
 
 
@@ -70,7 +78,7 @@ def build(case: dict, optimizer: str, env, user_rows: int = tiny_world.NUM_USERS
     torch.manual_seed(0)
     manifest = tiny_world.manifest(user_rows)
     ranker, plan, sharded = plan_and_shard(
-        config=config(case, optimizer), manifest=manifest, vectors=tiny_world.vectors(), env=env
+        config=config(case, optimizer), manifest=manifest, vectors=VECTORS, env=env
     )
     features = batch_features(ranker)
     share = GLOBAL_BATCH // env.world_size

@@ -15,8 +15,8 @@ from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
 from recsys.run.assembly import build_plannable
 from recsys.run.config import read_run_config
-from recsys.run.planning import Planned, rate_clusters, smallest_and_fastest
-from recsys.run.suggestions import suggest
+from recsys.run.planning import Planned, rate_clusters, read_cluster, smallest_and_fastest
+from recsys.run.suggestions import half_precision_exchange, suggest
 from recsys.runtime.env import Env
 from recsys.sharding.apply import check_matches
 from recsys.sharding.cluster import GIB, ClusterConfig, local_cluster
@@ -59,31 +59,99 @@ def billions(**sections):
 
 def test_billions_of_rows_fit_64_gpus_as_hand_arithmetic_says():
     """Values: (2e9 + 5e8 + 1e7) rows x 128 x 4 bytes; state of row-wise Adagrad: 4 bytes a row;
-    frozen: 5e8 rows x (1028 + 260 + 516) x 2 bytes, a mask column and padding included."""
+    frozen: 5e8 rows x (1032 + 264 + 520) x 2 bytes, a mask column and padding included."""
     values = 2_510_000_000 * 128 * 4
     state = 2_510_000_000 * 4
-    frozen = 500_000_000 * (1028 + 260 + 516) * 2
+    frozen = 500_000_000 * (1032 + 264 + 520) * 2
     plan = billions().plan()
     summary = plan.summary
     assert summary.fits
-    assert summary.table_bytes == values + state + frozen == 3_099_160_000_000
+    assert summary.table_bytes == values + state + frozen == 3_111_160_000_000
     assert sum(r.weight_bytes for r in plan.ranks) == values
     assert sum(r.frozen_bytes for r in plan.ranks) == frozen
-    # 48.4 GB a rank of 84.9 GB, of which 15 % stay free; buffers are a small part of it.
+    # 48.6 GB a rank of 84.9 GB, of which 15 % stay free; buffers are a small part of it.
+    assert 64 * 48.6e9 < sum(rank.hbm_bytes for rank in plan.ranks) < 1.1 * 64 * 48.6e9
     for rank in plan.ranks:
-        assert 0.98 * 48.4e9 < rank.hbm_bytes < 1.1 * 48.4e9
         capacity = int(79.1 * GIB)
-        assert rank.headroom_bytes == capacity - int(0.15 * capacity) - rank.hbm_bytes
-    assert "3,099.2 GB over 64 rank(s)" in summary.verdict
+        assert rank.headroom_bytes == capacity - int(0.15 * capacity) - rank.hbm_bytes >= 0
+    assert "3,111.2 GB over 64 rank(s)" in summary.verdict
     assert table(plan, "user_id").sharding == "row_wise"
+
+
+def test_vectors_of_billions_cross_the_network_in_less_than_five_milliseconds():
+    """Cut by rows over all ranks, every rank reduces a whole vector of every row of the batch."""
+    by_rows = {
+        f"modality_{name}": {"sharding": "row_wise"} for name in ("semantic", "style", "text")
+    }
+    model = {"embedding_dim": 128, "interest_modalities": ["semantic", "style", "text"]}
+    cluster = read_cluster("h100_8x8")
+    everything = dataclasses.replace(billions(), cluster=cluster)
+    free, cut_by_rows = (
+        dataclasses.replace(everything, config=read_run_config({"model": model, **sections})).plan()
+        for sections in ({}, {"tables": by_rows})
+    )
+    assert free.summary.critical_path_ms < 5 < cut_by_rows.summary.critical_path_ms / 3
+    for table_plan in free.tables:
+        if table_plan.frozen:
+            assert table_plan.sharding == "grid_shard"
+            same = table(cut_by_rows, table_plan.table)
+            assert 7 * table_plan.output_bytes_per_step < same.output_bytes_per_step
+
+
+def test_half_precision_is_suggested_where_the_network_is_waited_for():
+    cluster = read_cluster("h100_8x8")
+    everything = dataclasses.replace(billions(), cluster=cluster)
+    before = everything.plan()
+    suggestion = half_precision_exchange(everything, before)
+    halved = {"forward_communication": "fp16", "backward_communication": "bf16"}
+    after = dataclasses.replace(billions(plan=halved), cluster=cluster)
+    assert suggestion.keys == " ".join(f"plan.{key}={value}" for key, value in halved.items())
+    assert f"{after.plan().summary.critical_path_ms:.3f} ms instead of" in suggestion.verdict
+    assert half_precision_exchange(after, after.plan()) is None
+    alone = planned(ClusterConfig())
+    assert half_precision_exchange(alone, alone.plan()) is None
+
+
+def test_ids_of_a_piece_of_rows_travel_to_it_alone():
+    """TorchRec's own estimate sends all ids to each of them: 64 times too many for row_wise."""
+    rows = {"user_id": 2_000_000_000, "item_id": 1_000, "tags": 1_000}
+    keys = {"plan": {"feature_lengths": {"user_id": 1000.0}}}
+    tables = {"user_id": {"sharding": "row_wise", "width": 4}}
+    plan = planned(
+        dataclasses.replace(H100, inter_host_gb_per_second=50), rows, tables=tables, **keys
+    )
+    user = table(plan.plan(), "user_id")
+    ids_ms = user.input_bytes_per_step / 64 / 50e6
+    assert 64 * ids_ms < user.communication_ms < 64 * ids_ms * 1.3
+
+
+def test_small_tables_are_replicated_where_many_ranks_would_wait_for_the_one_that_holds_them():
+    """One rank would get the ids of 65,536 rows and send as many vectors; a gradient is 230 KB."""
+    rows = {"user_id": 3_601, "item_id": 1_001, "tags": 21}
+    free = planned(H100, rows)
+    whole = {name: {"sharding": "table_wise"} for name in rows}
+    by_rank = dataclasses.replace(free, config=read_run_config({"tables": whole})).plan()
+    plan = free.plan()
+    assert {t.sharding for t in plan.tables} == {"data_parallel"}
+    assert plan.summary.time_imbalance < 2 < by_rank.summary.time_imbalance
+    assert plan.summary.critical_path_ms < by_rank.summary.critical_path_ms
+
+
+def test_a_small_table_of_many_rows_stays_whole():
+    """Its gradient costs every rank more than its ids cost the rank that holds it."""
+    rows = {"user_id": 99_000, "item_id": 1_001, "tags": 21}
+    plan = planned(H100, rows).plan()
+    assert table(plan, "user_id").sharding == "table_wise"
+    assert table(plan, "item_id").sharding == "data_parallel"
 
 
 def test_what_does_not_fit_names_the_table_and_by_how_much():
     one_host = dataclasses.replace(H100, hosts=1)
     with pytest.raises(DoesNotFitError) as raised:
         dataclasses.replace(billions(), cluster=one_host).plan()
-    # A share of user_id: 2e9 / 8 rows x (512 + 4) bytes = 129 GB, of 84.9 GB x 0.85 = 72.2 GB.
-    assert raised.value.table == "user_id"
+    # A share of the semantic vectors: 5e8 / 8 rows x 1032 x 2 bytes = 129 GB, of 84.9 GB x 0.85 = 72.2
+    # GB. One of user_id, 2e9 / 8 rows x (512 + 4) bytes, is as large; its buffers are not.
+    assert raised.value.table == "modality_semantic"
     assert "takes 129.0 GB" in str(raised.value) and "72.2 GB of a rank's 84.9 GB" in str(
         raised.value
     )
@@ -215,6 +283,21 @@ def test_copies_of_tables_on_accelerators_need_host_memory():
     larger = dataclasses.replace(host, host_memory_gib=32)
     copied = [rank.copy_bytes for rank in planned(larger, rows, model=model).plan().ranks]
     assert 15.6e9 <= sum(copied) < 15.7e9
+
+
+def test_arrays_of_the_data_that_a_gpu_keeps_are_counted():
+    """By hand: tags of 5,000 items, 4 each as planned; histories of 40,000 users, 50 items each."""
+    arrays = 5_000 * (8 + 4 * 4) + 40_000 * (8 + 4 * 50)
+    with_arrays, without, too_small = (
+        planned(H100, train={"arrays_on_gpu_bytes": limit}).plan()
+        for limit in (4_000_000_000, 0, arrays - 1)
+    )
+    for rank, other in zip(with_arrays.ranks, without.ranks, strict=True):
+        assert rank.array_bytes == arrays and other.array_bytes == 0
+        assert rank.hbm_bytes == other.hbm_bytes + arrays
+        assert rank.headroom_bytes == other.headroom_bytes - arrays
+    assert too_small == without
+    assert {rank.array_bytes for rank in planned().plan().ranks} == {0}
 
 
 def test_the_estimate_of_a_job_on_a_gpu_has_the_dense_rate_of_a_gpu(monkeypatch):

@@ -38,6 +38,20 @@ def test_sharding_type_scores_alike_on_four_ranks_of_two_hosts(sharding):
     assert_alike(run(4, 2), sharding, 1e-6)
 
 
+@pytest.mark.parametrize("sharding", SHARDINGS[1:])
+def test_frozen_tables_of_any_sharding_type_score_alike_on_two_ranks(sharding):
+    case = f"frozen_{sharding}"
+    frozen = {n: s for n, s in run(2)["shardings"][case].items() if n.startswith("modality_")}
+    assert len(frozen) == 3 and set(frozen.values()) == {sharding}
+    assert_alike(run(2), case, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS[1:])
+def test_frozen_tables_of_any_sharding_type_score_alike_on_four_ranks_of_two_hosts(sharding):
+    assert_alike(run(4, 2), f"frozen_{sharding}", 1e-6)
+
+
 def test_pinned_tables_score_alike():
     assert_alike(run(2), "pinned", 1e-6)
 
