@@ -13,7 +13,8 @@ Shapes: N items of the files, V ids, B rows asked for, M modalities, H hidden, D
 Y item features side by side, E modality width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,10 @@ class Rows:
             self._added = room
         self._added[self._num_added] = row
         self._num_added += 1
+
+    def drop(self, num_rows: int) -> None:
+        """Take so many of the last added rows away."""
+        self._num_added -= num_rows
 
     def blocks(self, num_rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first row, rows [B, ...]) of everything in row order, at most num_rows at a time."""
@@ -213,19 +218,40 @@ class Items:
         row = len(self)
         for part, rows in self.parts.items():
             rows.append(torch.from_numpy(np.asarray(item.parts[part])))
+        self._append_vectors(item.vectors)
+        for name, feature in self.features.items():
+            feature.append(item.features.get(name, _unknown(feature)), item.weights.get(name))
+        self.train_count.append(torch.tensor(0))
+        return row
+
+    @contextmanager
+    def temporary(self, vectors: Sequence[Mapping[str, NDArray]]) -> Iterator[range]:
+        """Keep rows of vectors alone behind those of all items, within a block, and yield them.
+
+        Histories may have them; they are no items, and no search finds them. None may be added meanwhile.
+
+        Args:
+            vectors: of each row, vector [E] by modality.
+        """
+        num_items = len(self)
+        for by_modality in vectors:
+            self._append_vectors(by_modality)
+        try:
+            yield range(num_items, num_items + len(vectors))
+        finally:
+            for rows in (*self.vectors.values(), self.has_vector):
+                rows.drop(len(vectors))
+
+    def _append_vectors(self, vectors: Mapping[str, NDArray | None]) -> None:
         for name, rows in self.vectors.items():
-            vector = item.vectors.get(name)
+            vector = vectors.get(name)
             rows.append(
                 rows.fixed.new_zeros(rows.fixed.shape[1:])
                 if vector is None
                 else torch.from_numpy(np.asarray(vector))
             )
-        has_V = [int(item.vectors.get(name) is not None) for name in self.modalities]
+        has_V = [int(vectors.get(name) is not None) for name in self.modalities]
         self.has_vector.append(torch.tensor(has_V, dtype=torch.uint8))
-        for name, feature in self.features.items():
-            feature.append(item.features.get(name, _unknown(feature)), item.weights.get(name))
-        self.train_count.append(torch.tensor(0))
-        return row
 
 
 def _unknown(feature: FeatureRows) -> NDArray:

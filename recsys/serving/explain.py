@@ -64,7 +64,7 @@ class Explainer:
     """Explains the scores of one bundle."""
 
     def __init__(self, bundle: Bundle, router: Router, title_of: Callable[[int], str]):
-        """Args: title_of: the title of an item's row, or its id."""
+        """Args: title_of: the title of an item's row, or its id; words for an uploaded picture."""
         self._bundle, self._router, self._title_of = bundle, router, title_of
 
     @torch.inference_mode()
@@ -117,11 +117,17 @@ class Explainer:
         if near:
             by = max(near, key=lambda name: near[name].deviations * item.weights.get(name, 1.0))
             titles = " and ".join(map(self._title_of, near[by].rows))
+            num_items = len(self._bundle.items)  # rows behind them are of uploaded pictures
+            named = [
+                pair
+                for pair in zip(near[by].rows, near[by].cosines, strict=True)
+                if pair[0] < num_items
+            ]
             return Reason(
                 f"Close in {_WORDS.get(by, by)} to {titles}, which you liked.",
                 by,
-                [self._bundle.item_id(row) for row in near[by].rows],
-                near[by].cosines,
+                [self._bundle.item_id(row) for row, _ in named],
+                [cosine for _, cosine in named],
                 item.weights.get(by),
             )
         if len(likes) and item.weights.get("ids"):

@@ -98,15 +98,6 @@ class ItemSearch:
         vector_E = torch.from_numpy(vectors[_one_of(by, list(self._router.content))])
         return self._near(vector_E[None], by, request.k, request.filters)
 
-    def nearest_to_picture(self, picture: bytes) -> list[int]:
-        """Return the row of the item nearest to a picture by each of its modalities."""
-        rows = []
-        for name, vector_E in self._encoders.picture(picture).items():
-            if name in self._router.content:
-                hits = self._router.content[name].search(torch.from_numpy(vector_E)[None], 1)
-                rows.append(int(hits.rows_QK[0, 0]))
-        return [row for row in dict.fromkeys(rows) if row > UNKNOWN_ROW]
-
     def card(self, item: str) -> ItemCard:
         """Return what the catalogue says of an item."""
         row, items = self.row(item), self._bundle.items

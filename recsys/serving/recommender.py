@@ -27,6 +27,7 @@ from recsys.serving.encoders import Encoders
 from recsys.serving.explain import Explainer, Listed, with_objection
 from recsys.serving.filters import ItemFilter
 from recsys.serving.item_search import ItemSearch
+from recsys.serving.pictures import UploadedPictures
 from recsys.serving.requests import (
     ExplainRequest,
     Explanation,
@@ -70,6 +71,7 @@ class Recommender:
         self.router = Router(bundle, self.scorer, self._filter)
         self._visitors = Visitors(bundle)
         self._encoders = Encoders(bundle)
+        self._pictures = UploadedPictures(bundle, self._encoders, self.router)
         self._search = ItemSearch(bundle, self.router, self._filter, self._encoders)
         self._explainer = Explainer(bundle, self.router, self._title)
         self._answers = Answers(bundle, self.router, self._explainer, self._search.shown)
@@ -127,7 +129,14 @@ class Recommender:
         Raises:
             UserError: one of the requests names something that the bundle lacks.
         """
-        wanted = [self._wanted(request) for request in requests]
+        with self._pictures.rows_of(requests) as pictured:
+            return self._recommended(requests, pictured)
+
+    def _recommended(
+        self, requests: Sequence[RecommendRequest], pictured: Sequence[Sequence[int]]
+    ) -> list[Recommendations]:
+        """Return the answer to each request, given the item rows of its pictures."""
+        wanted = list(map(self._wanted, requests, pictured))
         visitors = [asked.visitor for asked in wanted]
         users, dials_UM = self._users(visitors)
         users_UR = self.router.user_vectors(users, dials_UM)
@@ -157,9 +166,8 @@ class Recommender:
         users, dials_UM = self._users([asked.visitor for asked in wanted])
         return self.router.candidates(wanted, self.router.user_vectors(users, dials_UM))
 
-    def _wanted(self, request: RecommendRequest) -> Wanted:
-        nearest = map(self._search.nearest_to_picture, request.pictures)
-        visitor = self._visitor_of(request, [row for rows in nearest for row in rows])
+    def _wanted(self, request: RecommendRequest, pictured: Sequence[int]) -> Wanted:
+        visitor = self._visitor_of(request, pictured)
         excluded = self.bundle.item_rows(request.filters.exclude_items)
         if request.exclude_seen:
             excluded = np.concatenate([excluded, visitor.seen])
@@ -354,5 +362,7 @@ class Recommender:
         return logits_C.numpy(), weights_CM.numpy()
 
     def _title(self, row: int) -> str:
+        if row >= len(self.bundle.items):
+            return "a picture of yours"
         item, title, _ = self._search.shown.of(row)
         return f'"{title}"' if title else item

@@ -124,8 +124,8 @@ class RecommendRequest(VisitorRequest):
     """Ask for a list of items for a user, for liked items, for pictures, or for nobody in particular."""
 
     pictures: list[Picture] = Field(default=[], max_length=MAX_PICTURES)
-    """Pictures that the visitor likes, as files (PNG, JPEG, WebP, ...): each counts as a like of the item
-    nearest to it by every modality of pictures. Needs the image encoder."""
+    """Pictures that the visitor likes, as files (PNG, JPEG, WebP, ...): each is a liked item of unknown
+    id, the latest of the history, of which the model reads the vectors. Needs the image encoder."""
     k: int = Field(default=20, ge=1, le=MAX_ITEMS)
     """Items answered."""
     candidates: int = Field(default=500, ge=1, le=MAX_CANDIDATES)

@@ -72,7 +72,7 @@ class Visitors:
         """Return the visitor of a request.
 
         Args:
-            pictured: item rows that uploaded pictures count as in the history, without being seen.
+            pictured: item rows of uploaded pictures in the history; they are not seen.
 
         Raises:
             UserError: a feature or a dial that the bundle lacks, or a value of the wrong type.

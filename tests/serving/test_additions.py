@@ -10,7 +10,7 @@ from PIL import Image
 from recsys.errors import UserError
 from recsys.serving.additions import EncodedItem
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import NewItem
+from recsys.serving.requests import NewItem, RecommendRequest
 
 
 def picture_of(workspace, recommender, row):
@@ -111,9 +111,49 @@ def test_what_cannot_be_added_is_refused_with_the_reason(recommender):
         recommender.add_item("new", picture=bomb.getvalue())
 
 
-def test_pictures_count_as_the_items_nearest_to_them(recommender, tiny_workspace):
+def test_an_uploaded_picture_is_a_liked_item_of_its_vectors_and_an_unknown_id(
+    recommender, tiny_workspace
+):
     content = picture_of(tiny_workspace, recommender, 7)
-    by_picture = recommender.recommend(pictures=[content], k=5)
-    assert by_picture.history >= 1
-    liked = recommender.bundle.item_id(7)
-    assert liked not in [item.id for item in by_picture.items], "it counts as seen"
+    asked = {"k": 200, "candidates": 5000, "explain": True}
+    item = recommender.bundle.item_id(7)
+    before = len(recommender.bundle.items)
+    pictured = recommender.recommend(pictures=[content], **asked)
+    assert item in [found.id for found in pictured.items], "a picture is no item that was seen"
+    assert pictured.history == 1 and pictured.unknown_likes == []
+    recommender.add_item("new", picture=content, title="Mine")
+    not_new = {"exclude_items": ["new"]}
+    liked = recommender.recommend(likes=["new"], filters=not_new, **asked)
+    again = recommender.recommend(pictures=[content], filters=not_new, **asked)
+    assert len(recommender.bundle.items) == before + 1
+    assert [(i.id, i.score, i.weights) for i in again.items] == [
+        (i.id, i.score, i.weights) for i in liked.items
+    ]
+    reasons = [(a.reason, b.reason) for a, b in zip(again.items, liked.items, strict=True)]
+    assert any(of_liked.likes for _, of_liked in reasons)
+    for of_picture, of_liked in reasons:
+        assert of_picture.text == of_liked.text.replace('"Mine"', "a picture of yours")
+        assert of_picture.likes == of_picture.similarities == []
+
+
+def test_pictures_of_requests_that_are_answered_together_stay_apart(recommender, tiny_workspace):
+    files = [picture_of(tiny_workspace, recommender, row) for row in (3, 7, 11)]
+    requests = [
+        RecommendRequest(pictures=pictures, k=20, candidates=5000)
+        for pictures in (files[:1], [], files[1:])
+    ]
+    together = recommender.recommend_many(requests)
+    alone = [recommender.recommend_many([request])[0] for request in requests]
+    assert [a.history for a in together] == [1, 0, 2]
+    for one, other in zip(together, alone, strict=True):
+        assert [item.id for item in one.items] == [item.id for item in other.items]
+
+
+def test_a_model_without_vectors_of_histories_reads_the_items_nearest_to_a_picture(
+    recommender, tiny_workspace
+):
+    content = picture_of(tiny_workspace, recommender, 7)
+    pictures = recommender._pictures
+    pictures._read = set()
+    with pictures.rows_of([RecommendRequest(pictures=[content])]) as (rows,):
+        assert 7 in rows and all(0 < row < len(recommender.bundle.items) for row in rows)
