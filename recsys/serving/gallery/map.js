@@ -19,8 +19,9 @@ const person = new Person({
   failed: (error) => failed(error),
 });
 const state = {
-  card: null, layout: null, colour: null, only: null, painted: null, taste: null,
+  card: null, laying: null, layout: null, colour: null, only: null, painted: null, taste: null,
   arrays: new Map(), places: null, from: null, morph: null, hovered: -1, frame: 0, arranged: 0, turn: 0,
+  address: null,
 };
 let [points, cards, pictures] = [null, null, null];
 const camera = new Camera(canvas, {
@@ -72,6 +73,7 @@ async function array(kind, name) {
 // Choose a layout; points glide there from where they are.
 async function layOut(name) {
   const turn = ++state.turn;
+  state.laying = name;
   press("map-layouts", name);
   try {
     const layout = await array("layouts", name);
@@ -320,12 +322,34 @@ function tellCount() {
     : `${present.toLocaleString("en")} of ${items.toLocaleString("en")} pictures; the others have no ${MODALITIES[state.layout]}`;
 }
 
+// Name what is shown in the address, unless the address has changed since it was read: its event comes.
 function address() {
-  if (!state.layout) return;
+  if (!state.layout || location.hash !== state.address) return;
   const { layout, colour: by } = state;
   const whose = person.id ? { person: person.id } : {};
   history.replaceState(null, "", addressOf({ layout, ...(by ? { colour: by } : {}), ...whose }));
+  state.address = location.hash;
   $("map-back").href = galleryAddress(whose);
+}
+
+// Show what the address names; what it leaves out stays, and is the first of its kind at the start.
+async function follow() {
+  state.address = location.hash;
+  const { layouts, groups } = state.card;
+  const { layout, colour: by, person: id } = asked();
+  const isNew = Boolean(id) && id !== person.id;
+  if (isNew) {
+    document.getElementById("dialog").close();
+    person.become(id);
+  }
+  const chosen = (names, wanted, now) => names.includes(wanted) ? wanted : now ?? names[0];
+  const laid = chosen(layouts, layout, state.laying);
+  const coloured = chosen([...Object.keys(groups), "taste"], by ?? (isNew ? "taste" : null), state.colour);
+  await Promise.all([
+    ...(laid === state.laying ? [] : [layOut(laid)]),
+    ...(coloured === state.colour && !isNew ? [] : [colour(coloured)]),
+  ]);
+  address();
 }
 
 function controls({ layouts, groups }) {
@@ -352,13 +376,9 @@ $("map-surprise").addEventListener("click", () => {
   person.become(null);
   anew(showTaste)();
 });
-// The dialog names people by their addresses.
+// The dialog names people by their addresses. As long as nothing can be drawn, `start` will read the address.
 addEventListener("hashchange", () => {
-  const { person: id } = asked();
-  if (!id || id === person.id) return;
-  document.getElementById("dialog").close();
-  person.become(id);
-  anew(() => colour("taste"))();
+  if (points) anew(follow)();
 });
 $("person").addEventListener("input", async ({ target }) => {
   try {
@@ -389,18 +409,12 @@ async function start() {
     state.card = card;
     cards = new Cards(card.version, get);
     pictures = new Pictures($("map-pictures"), cards);
-    const wanted = asked();
-    points ??= makePoints(canvas, wanted.drawn === "webgl");
+    points ??= makePoints(canvas, asked().drawn === "webgl");
     canvas.dataset.drawn = points.isAccelerated ? "webgl" : "processor";
     controls(card);
     inset();
     camera.fit(true);
-    if (wanted.person) person.become(wanted.person);
-    const chosen = (list, name) => list.includes(name) ? name : list[0];
-    await Promise.all([
-      layOut(chosen(card.layouts, wanted.layout)),
-      colour(chosen([...Object.keys(card.groups), "taste"], wanted.colour ?? (person.id ? "taste" : null))),
-    ]);
+    await follow();
   } catch (error) {
     failed(error, start);
   }

@@ -98,6 +98,28 @@ def test_an_address_opens_its_layout_colours_and_person(page, server):
     assert page.locator("#person").input_value() == user
 
 
+@pytest.mark.parametrize("during", ["/v1/map", "/layouts/semantic", "/groups/artist"])
+def test_an_address_that_changes_while_the_map_starts_is_followed(page, during):
+    page.add_init_script(
+        f"""
+        const ask = window.fetch;
+        window.fetch = async (path, ...more) => {{
+          const answer = await ask(path, ...more);
+          const isIt = new URL(path, location).pathname.endsWith("{during}");
+          if (isIt) location.hash = "layout=style&colour=tags";
+          return answer;
+        }};
+        """
+    )
+    page.goto(f"{page.address}gallery/map.html")
+    page.wait_for_function("() => document.querySelector('#map-layouts [aria-pressed=true]')")
+    page.locator("#map-message").wait_for(state="hidden")
+    page.locator("#map-colours [value=tags][aria-pressed=true]").wait_for()
+    assert (pressed(page, "map-layouts"), pressed(page, "map-colours")) == ("style", "tags")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("location.hash") == "#layout=style&colour=tags"
+
+
 def test_one_group_is_shown_alone_and_all_again(map_page):
     first = map_page.locator("#map-legend button").first
     first.click()
