@@ -30,13 +30,14 @@ class Histories:
             DamagedFileError: a file is missing or broken.
         """
         self._values, self._offsets = (
-            read_array(folder / f"{name}.{part}.npy", EXPORT_AGAIN, mmap=True)
+            # Plain views: indexing a memmap costs several times as much.
+            np.asarray(read_array(folder / f"{name}.{part}.npy", EXPORT_AGAIN, mmap=True))
             for part in ("values", "offsets")
         )
 
     def of(self, user_row: int) -> NDArray[np.int64]:
         """Return a user's liked item rows [T], oldest first; an item's user rows of `likers`."""
-        start, stop = int(self._offsets[user_row]), int(self._offsets[user_row + 1])
+        start, stop = self._offsets.item(user_row), self._offsets.item(user_row + 1)
         return np.asarray(self._values[start:stop], np.int64)
 
     def holding(self, item_row: int) -> NDArray[np.int64]:

@@ -5,15 +5,13 @@ process.py.
 """
 
 import asyncio
-import inspect
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -50,6 +48,7 @@ from recsys.serving.server.problems import (
     fault,
     invalid_parameters,
 )
+from recsys.serving.server.questions import QuestionRoute, Questions
 from recsys.serving.server.session import Sessions, ended_cookie
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.store import Store, StoredEvent, StoreError, Transaction
@@ -57,8 +56,6 @@ from recsys.serving.store import Store, StoredEvent, StoreError, Transaction
 API_VERSION = "1"
 _WRONG_TOKEN_SECONDS = 0.5
 """Time after which a wrong token is answered: guessing is slow."""
-_UPLOADS = (RecommendRequest, SearchRequest, NewItem)
-"""Requests that may have pictures."""
 
 
 class SignIn(BaseModel):
@@ -177,24 +174,7 @@ class Front:
             raise busy("the event store does not answer") from error
 
 
-class CheckedRoute(APIRoute):
-    """Route whose body is read by BodyReader; FastAPI's own reading is slower and has no limits."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the function of a request that answers it."""
-        endpoint: Any = self.endpoint
-        schema = inspect.signature(endpoint).parameters["body"].annotation
-        may_upload = schema in _UPLOADS
-
-        async def handle(request: Request) -> Response:
-            front: Front = request.app.state.front
-            body = await front.bodies.read(request, schema, may_upload=may_upload)
-            return await endpoint(request, body)
-
-        return handle
-
-
-questions = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["recommender"])
+questions = APIRouter(prefix="/v1", route_class=QuestionRoute, tags=["recommender"])
 others = APIRouter()
 
 
@@ -344,8 +324,8 @@ async def metrics(http: Request) -> Response:
     return Response(http.app.state.front.metrics.text(), media_type=CONTENT_TYPE)
 
 
-def make_app(front: Front) -> FastAPI:
-    """Return the application; its OpenAPI document is at /openapi.json."""
+def make_app(front: Front) -> Questions:
+    """Return the ASGI application; its OpenAPI document is at /openapi.json."""
     problem: dict[int | str, dict[str, Any]] = {
         "4XX": {"model": Problem, "description": "The request is refused; says why"},
         503: {"model": Problem, "description": "No time now; Retry-After says when"},
@@ -369,7 +349,7 @@ def make_app(front: Front) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(Exception, _fault)
     app.openapi()  # kept: it takes 0.1 s, in which no request would be answered
-    return app
+    return Questions(app, questions)
 
 
 async def _problem(request: Request, error: Any) -> Response:

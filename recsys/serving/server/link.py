@@ -75,10 +75,14 @@ class Link:
             self.ready = message
         return message
 
-    @property
-    def can_take(self) -> bool:
-        """Whether a batch may be sent: one is computed, and one waits so that no time is lost."""
-        return not self.is_retiring and len(self.outstanding) < 2
+    def can_take(self, *, is_full: bool) -> bool:
+        """Return whether a batch may be sent.
+
+        Args:
+            is_full: nothing can join it any more. Such a batch may wait for the one that is computed, so
+                that no time is lost; others wait at the front for company, which shares a batch's costs.
+        """
+        return not self.is_retiring and len(self.outstanding) < (2 if is_full else 1)
 
     @property
     def since(self) -> float:

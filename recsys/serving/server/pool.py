@@ -110,7 +110,8 @@ class Pool:
     def _feed(self) -> None:
         """Send what waits to workers that can take it."""
         while self._queue:
-            free = [link for link in self._links if link.can_take]
+            is_full = self._is_full()
+            free = [link for link in self._links if link.can_take(is_full=is_full)]
             if not free:
                 break
             link = min(free, key=lambda link: len(link.outstanding))
@@ -123,6 +124,13 @@ class Pool:
                 }
                 link.send(Batch(jobs[0].method, [job.request for job in jobs], newer), jobs)
         self._metrics.queue.set(len(self._queue))
+
+    def _is_full(self) -> bool:
+        """Return whether the next batch will not grow by waiting."""
+        first = self._queue[0]
+        is_batched = first.method in _BATCHED and not first.is_suspect
+        most = min(self._config.max_batch, self._config.max_queue)
+        return not is_batched or len(self._queue) >= most
 
     def _take(self) -> list[Job]:
         """Return the next batch: requests of one method; a suspect alone; [] where all were given up."""

@@ -5,6 +5,7 @@ begun is answered, events are stored, workers end. Called by launch/serve.py.
 """
 
 import asyncio
+import gc
 import os
 import socket
 import time
@@ -109,6 +110,9 @@ async def _run(config: ServeConfig, opener: str, listener: socket.socket) -> Non
         pools, thread, BodyReader(config), metrics, hidden, sessions, config.explore.default
     )
     server = _Server(config, front, listener)
+    # A collection of everything there is would take 50 ms, in which no request is answered.
+    gc.collect()
+    gc.freeze()
     keepers = [
         asyncio.create_task(run) for pool in pools for run in (pool.run(), pool.deltas.run())
     ]

@@ -235,16 +235,35 @@ def test_slow_clients_are_answered_408(started):
     assert raw(server, b"") == b"", "a silent connection is closed"
 
 
+def test_requests_that_come_while_a_worker_computes_are_answered_together(started):
+    server = started()
+    waiting = [_sent(server, {"user": "slow"})]
+    time.sleep(0.1)
+    waiting += [_sent(server, {"user": user, "k": 3}) for user in USERS[:3]]
+    for connection in waiting:
+        assert connection.makefile("rb").read().split()[1] == b"200"
+    text = server.ask("GET", "/metrics").body.decode()
+    batches = dict(line.split() for line in text.splitlines() if line[0] != "#")
+    assert float(batches["tessera_batch_requests_sum"]) == 4
+    assert float(batches["tessera_batch_requests_count"]) == 2
+
+
+def _sent(server, body):
+    """A connection over which a request to recommend has gone."""
+    content = json.dumps(body).encode()
+    head = b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(
+        head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+    )
+    return connection
+
+
 def test_a_full_queue_and_a_late_answer_are_503(started):
     server = started(max_queue=1, request_seconds=0.8)
-    request = json.dumps({"user": "slow"}).encode()
-    head = b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    sent = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(request) + request
     open_ones = []
     for _ in range(4):  # one is computed, one waits at the worker, one in the queue
-        connection = socket.create_connection(("127.0.0.1", server.port))
-        connection.sendall(sent)
-        open_ones.append(connection)
+        open_ones.append(_sent(server, {"user": "slow"}))
         time.sleep(0.05)
     received = [connection.makefile("rb").read() for connection in open_ones]
     statuses = [answer.split()[1] for answer in received]
