@@ -3,11 +3,14 @@
 Shapes: B rows, N input width, K experts, R rank.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
 
-from recsys.model.linear import full_cross, linear
+from recsys.model.linear import full_cross
+from recsys.model.mixture import low_rank_mixture
 
 CROSS_FORMS = ("low_rank_mixture", "low_rank", "full", "none")
 
@@ -33,29 +36,23 @@ class BatchedMixtureCrossNet(LowRankMixtureCrossNet):
     K] tensor is never made.
     """
 
+    def __init__(self, in_features: int, num_layers: int, *, num_experts: int, low_rank: int):
+        """The activation is tanh."""
+        super().__init__(
+            in_features,
+            num_layers,
+            num_experts=num_experts,
+            low_rank=low_rank,
+            activation=torch.tanh,
+        )
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, N] to [B, N]."""
-        num_experts, rank, width = self._num_experts, self._low_rank, self._in_features
-        gates_KN = [gate.weight for gate in self.gates] if num_experts > 1 else []
-        x0_BN = input
-        xl_BN = input
-        for layer in range(self._num_layers):
-            V_KRN, U_KNR = self.V_kernels[layer], self.U_kernels[layer]
-            # Experts and gates read the same rows: [K * R + K, N] is one factor.
-            into = torch.cat([V_KRN.reshape(num_experts * rank, width), *gates_KN])
-            hidden = linear(xl_BN, into)
-            hidden_BKR = self._activation(hidden[:, : num_experts * rank])
-            hidden_BKR = hidden_BKR.reshape(-1, num_experts, rank)
-            hidden_BKR = self._activation(
-                torch.einsum("bkr,ksr->bks", hidden_BKR, self.C_kernels[layer])
-            )
-            if num_experts > 1:
-                gates_BK = torch.softmax(hidden[:, num_experts * rank :], dim=1)
-                hidden_BKR = hidden_BKR * gates_BK[:, :, None]
-            U_N_KR = U_KNR.permute(1, 0, 2).reshape(width, num_experts * rank)
-            expert_BN = linear(hidden_BKR.flatten(start_dim=1), U_N_KR, self.bias[layer][:, 0])
-            xl_BN = torch.addcmul(xl_BN, x0_BN, expert_BN)
-        return xl_BN
+        parts: Any = (self.V_kernels, self.C_kernels, self.U_kernels, self.bias)
+        gates: Any = [] if self.gates is None else [gate.weight for gate in self.gates]
+        return low_rank_mixture(
+            input, list(zip(*parts, strict=True)), torch.cat(gates) if gates else None
+        )
 
 
 def build_cross(
@@ -63,9 +60,7 @@ def build_cross(
 ) -> nn.Module:
     """Return the cross network called `form`, one of CROSS_FORMS: [B, in_dim] to [B, in_dim]."""
     if form == "low_rank_mixture":
-        return BatchedMixtureCrossNet(
-            in_dim, num_layers, num_experts=num_experts, low_rank=rank, activation=torch.tanh
-        )
+        return BatchedMixtureCrossNet(in_dim, num_layers, num_experts=num_experts, low_rank=rank)
     if form == "low_rank":
         return LowRankCrossNet(in_dim, num_layers, low_rank=rank)
     if form == "full":

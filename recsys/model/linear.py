@@ -31,9 +31,9 @@ def linear(
     x_BI, weight_OI = _aligned(x_BI, weight_OI)
     if torch.compiler.is_compiling():
         return F.linear(x_BI, weight_OI, bias_O)
-    x_BI, weight_OI = _autocast(x_BI, weight_OI)
+    x_BI, weight_OI = in_autocast_precision(x_BI, weight_OI)
     if bias_O is not None:
-        (bias_O,) = _autocast(bias_O)
+        (bias_O,) = in_autocast_precision(bias_O)
     with torch.autocast(x_BI.device.type, enabled=False):
         return _Linear.apply(x_BI, weight_OI, bias_O)
 
@@ -43,7 +43,7 @@ def linear_relu(x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tenso
     x_BI, weight_OI = _aligned(x_BI, weight_OI)
     if torch.compiler.is_compiling():
         return torch.relu(F.linear(x_BI, weight_OI, bias_O))
-    x_BI, weight_OI, bias_O = _autocast(x_BI, weight_OI, bias_O)
+    x_BI, weight_OI, bias_O = in_autocast_precision(x_BI, weight_OI, bias_O)
     with torch.autocast(x_BI.device.type, enabled=False):
         return _LinearRelu.apply(x_BI, weight_OI, bias_O)
 
@@ -57,7 +57,7 @@ def full_cross(
         for kernel_NN, bias_N1 in zip(kernels_LNN, biases_LN1, strict=True):
             xl_BN = torch.addcmul(xl_BN, x_BN, F.linear(xl_BN, kernel_NN, bias_N1[:, 0]))
         return xl_BN
-    x_BN, *parameters = _autocast(x_BN, *kernels_LNN, *biases_LN1)
+    x_BN, *parameters = in_autocast_precision(x_BN, *kernels_LNN, *biases_LN1)
     with torch.autocast(x_BN.device.type, enabled=False):
         return _FullCross.apply(x_BN, *parameters)
 
@@ -88,7 +88,8 @@ def _aligned(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> tuple[torch.Tensor,
     return F.pad(x_BI, (0, missing)), F.pad(weight_OI, (0, missing))
 
 
-def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def in_autocast_precision(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the tensors in the precision of autocast, where that is on; shapes [...] stay."""
     device_type = tensors[0].device.type
     if not torch.is_autocast_enabled(device_type):
         return tensors
@@ -100,22 +101,30 @@ def _onednn(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in _ONEDNN_DTYPES
 
 
-def _linear(
+def product(
     x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x W^T + b; W may be a transposed view."""
+    """x W^T + b [B, O], without a gradient; W may be a transposed view."""
     if _onednn(x_BI):
         return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_BI, weight_OI, bias_O)
 
 
-def _weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
-    """grad^T x [O, I]."""
+def tanh_product(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """tanh(x W^T) [B, O], without a gradient."""
+    if _onednn(x_BI):
+        # torch's own tanh takes twice as long as the product of 128 columns (LOG.md, 2026-11-27).
+        return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, None, "tanh", [], "")
+    return F.linear(x_BI, weight_OI).tanh_()
+
+
+def weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
+    """grad^T x [O, I], without a gradient."""
     # A batch of padding alone has nothing to sum, which oneDNN refuses.
     if _onednn(x_BI) and len(x_BI):
         # oneDNN reads the rows of its second factor transposed, if they are contiguous; of any other
         # transposed matrix it copies one value after the other.
-        return _linear(grad_BO.t().contiguous(), x_BI.contiguous().t())
+        return product(grad_BO.t().contiguous(), x_BI.contiguous().t())
     return grad_BO.t() @ x_BI
 
 
@@ -125,7 +134,7 @@ class _Linear(torch.autograd.Function):
         """Return x W^T + b [B, O]."""
         x_BI, weight_OI, bias_O = inputs
         ctx.save_for_backward(x_BI, weight_OI)
-        return _linear(x_BI, weight_OI, bias_O)
+        return product(x_BI, weight_OI, bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -133,8 +142,8 @@ class _Linear(torch.autograd.Function):
         grad_BO = gradients[0]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _linear(grad_BO, weight_OI.t()) if needs_x else None,
-            _weight_gradient(grad_BO, x_BI) if needs_weight else None,
+            product(grad_BO, weight_OI.t()) if needs_x else None,
+            weight_gradient(grad_BO, x_BI) if needs_weight else None,
             grad_BO.sum(dim=0) if needs_bias else None,
         )
 
@@ -145,7 +154,7 @@ class _LinearRelu(torch.autograd.Function):
         """Return relu(x W^T + b) [B, O]."""
         x_BI, weight_OI, bias_O = inputs
         # Not oneDNN's own relu behind the product: it makes 0 of NaN, and a broken model would score.
-        y_BO = _linear(x_BI, weight_OI, bias_O).relu_()
+        y_BO = product(x_BI, weight_OI, bias_O).relu_()
         ctx.save_for_backward(x_BI, weight_OI, y_BO)
         return y_BO
 
@@ -153,8 +162,8 @@ class _LinearRelu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x_BI, weight_OI, y_BO = ctx.saved_tensors
         grad_BO = torch.ops.aten.threshold_backward(gradients[0], y_BO, 0)
-        grad_x_BI = _linear(grad_BO, weight_OI.t()) if ctx.needs_input_grad[0] else None
-        return grad_x_BI, _weight_gradient(grad_BO, x_BI), grad_BO.sum(dim=0)
+        grad_x_BI = product(grad_BO, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        return grad_x_BI, weight_gradient(grad_BO, x_BI), grad_BO.sum(dim=0)
 
 
 class _FullCross(torch.autograd.Function):
@@ -167,7 +176,7 @@ class _FullCross(torch.autograd.Function):
         for kernel_NN, bias_N1 in zip(
             parameters[:num_layers], parameters[num_layers:], strict=True
         ):
-            gate_BN = _linear(xl_BN, kernel_NN, bias_N1[:, 0])
+            gate_BN = product(xl_BN, kernel_NN, bias_N1[:, 0])
             saved += [xl_BN, gate_BN]
             xl_BN = torch.addcmul(xl_BN, x0_BN, gate_BN)
         ctx.save_for_backward(x0_BN, *parameters[:num_layers], *saved)
@@ -189,8 +198,8 @@ class _FullCross(torch.autograd.Function):
                 grad_x0_BN = grad_BN * gate_BN
             else:
                 grad_x0_BN = grad_x0_BN.addcmul_(grad_BN, gate_BN)
-            grad_kernels.append(_weight_gradient(grad_gate_BN, xl_BN))
+            grad_kernels.append(weight_gradient(grad_gate_BN, xl_BN))
             grad_biases.append(grad_gate_BN.sum(dim=0)[:, None])
-            grad_BN = _linear(grad_gate_BN, kernels[layer].t()).add_(grad_BN)
+            grad_BN = product(grad_gate_BN, kernels[layer].t()).add_(grad_BN)
         assert grad_x0_BN is not None, "a cross network has a layer"
         return grad_BN.add_(grad_x0_BN), *reversed(grad_kernels), *reversed(grad_biases)

@@ -18,7 +18,7 @@ from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import linear
 from recsys.model.mlp import Tower
-from recsys.model.projections import Projections
+from recsys.model.projections import Projections, Vector
 from recsys.model.row_products import row_dots
 
 SPARSE_MODALITY = "ids"
@@ -231,8 +231,13 @@ class UmairFps(nn.Module):
 
     def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B], modality weights [B, M])."""
-        user = self.user_side(inputs.user_BX, inputs.interests)
-        item = self.item_side(inputs.item_BY, inputs.modalities)
+        interests, modalities = inputs.interests, inputs.modalities
+        if self.components is not None:
+            interests = self.components.interests(self.projections.interests, interests)
+            modalities = self.components.items(modalities)
+        user_BX, projected = self.projections.both(inputs.user_BX, interests, modalities)
+        user = self._user_side(inputs.user_BX, user_BX)
+        item = self._item_side(inputs.item_BY, modalities, projected)
         return self.combine(user, item, inputs.similarity_BS)
 
     def user_side(
@@ -246,16 +251,16 @@ class UmairFps(nn.Module):
         """
         if self.components is not None:
             interests = self.components.interests(self.projections.interests, interests)
-        user_BH = self.user_tower(self.projections.user(user_BX, interests))
+        return self._user_side(user_BX, self.projections.user(user_BX, interests))
+
+    def _user_side(self, features_BX: torch.Tensor, user_BX: torch.Tensor) -> UserSide:
+        """Return the user's half of features [B, X], and of these beside the interests [B, .]."""
+        user_BH = self.user_tower(user_BX)
         if self.second_order is None:
             return UserSide(user_BH=user_BH, query_BD=user_BH[:, :0])
-        return UserSide(user_BH=user_BH, query_BD=self.second_order.user(user_BX))
+        return UserSide(user_BH=user_BH, query_BD=self.second_order.user(features_BX))
 
-    def item_side(
-        self,
-        item_BY: torch.Tensor,
-        modalities: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    ) -> ItemSide:
+    def item_side(self, item_BY: torch.Tensor, modalities: Mapping[str, Vector]) -> ItemSide:
         """Return what depends on the item alone.
 
         Args:
@@ -264,11 +269,17 @@ class UmairFps(nn.Module):
         """
         if self.components is not None:
             modalities = self.components.items(modalities)
+        return self._item_side(item_BY, modalities, self.projections.items(modalities))
+
+    def _item_side(
+        self, item_BY: torch.Tensor, modalities: Mapping[str, Vector], projected: Sequence[Vector]
+    ) -> ItemSide:
+        """Return the item's half of features [B, Y], vectors [B, E] and projected ones [B, H]."""
         vectors, present = [], []
         if self.item_tower is not None:
             vectors.append(self.item_tower(item_BY))
             present.append(item_BY.new_ones(item_BY.shape[0]))
-        for vector_BH, present_B in self.projections.items(modalities):
+        for vector_BH, present_B in projected:
             vectors.append(self.dropout(vector_BH))
             present.append(present_B)
         if not vectors:

@@ -83,15 +83,18 @@ CONTENDERS = [
 ]
 
 
+def training_program(ranks: int) -> list[str]:
+    """Return how launch/train.py is started on some ranks of this machine."""
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*start, str(ROOT / "launch" / "train.py")]
+
+
 def tessera_command(workspace: Path, contender: Contender, name: str, threads: int) -> list[str]:
     """Return the training command: the real one, as a user would type it."""
-    start = [sys.executable]
-    if contender.ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone"]
-        start += [f"--nproc-per-node={contender.ranks}"]
     return [
-        *start,
-        str(ROOT / "launch" / "train.py"),
+        *training_program(contender.ranks),
         *("data=ctr", "data.source=none", f"workspace={workspace}", f"run.name={name}"),
         *("model=dcn_v2", "model.deep_dims=[400,400,400]", "model.tower_dims=[16]"),
         *("model.dropout=0.0", "model.interest_modalities=[]", "optim=defaults"),
@@ -105,12 +108,17 @@ def run_tessera(workspace: Path, shape: Shape, contender: Contender, threads: in
     name = f"{contender.variant}_{contender.ranks}"
     shutil.rmtree(workspace / "runs", ignore_errors=True)
     peak = run_watched(tessera_command(workspace, contender, name, threads), threads)
-    lines = (workspace / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
+    rates = read_rates(workspace / "runs" / name, BATCH, shape.train_rows)
+    return rates | {"peak_gib": peak / 2**30}
+
+
+def read_rates(run: Path, batch: int, train_rows: int) -> dict[str, float]:
+    """Return the rates of a run of one pass over `train_rows` rows, and its AUC, by its metrics."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds, rows = 0.0, 0
     for line in metrics:
         if "train/examples_per_second" in line:
-            upto = min(line["step"] * BATCH, shape.train_rows)
+            upto = min(line["step"] * batch, train_rows)
             seconds += (upto - rows) / line["train/examples_per_second"]
             rows = upto
     valid = next(line for line in metrics if "valid/auc" in line)
@@ -118,7 +126,6 @@ def run_tessera(workspace: Path, shape: Shape, contender: Contender, threads: in
         "train_samples_per_second": rows / seconds,
         "eval_samples_per_second": valid["valid/examples_per_second"],
         "auc": valid["valid/auc"],
-        "peak_gib": peak / 2**30,
     }
 
 

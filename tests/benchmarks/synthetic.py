@@ -9,7 +9,15 @@ from tests.feature_tables import write_table
 
 
 def write_prepared(
-    workspace, *, num_rows, num_users, num_items, history_length=20, valid_rows=0, modality_dims=()
+    workspace,
+    *,
+    num_rows,
+    num_users,
+    num_items,
+    history_length=20,
+    recent_length=0,
+    valid_rows=0,
+    modality_dims=(),
 ):
     """Write prepared/ with users, items, tags and histories, and vectors; return its manifest."""
     rng = np.random.default_rng(0)
@@ -72,11 +80,12 @@ def write_prepared(
             feature("artist", "artist", "item", "item", False),
             feature("tags", "tags", "item", "item", True),
             feature("history", "item_id", "history", "user", True),
+            *[feature("history_recent", "item_id", "history", "user", True)] * bool(recent_length),
         ),
         splits=splits,
         num_user_rows=num_users,
         num_item_rows=num_items,
-        history=HistorySpec(max_length=history_length, recent_length=0, scope="train"),
+        history=HistorySpec(max_length=history_length, recent_length=recent_length, scope="train"),
         has_images=bool(modality_dims),
         has_texts=bool(modality_dims),
         items_checksum="c",

@@ -12,7 +12,7 @@ def test_batched_mixture_equals_torchrecs_loop_in_value_and_gradient(num_experts
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "num_experts": num_experts, "low_rank": 3}
     loop = LowRankMixtureCrossNet(10, activation=torch.tanh, **sizes)
-    batched = BatchedMixtureCrossNet(10, activation=torch.tanh, **sizes)
+    batched = BatchedMixtureCrossNet(10, **sizes)
     batched.load_state_dict(loop.state_dict())
     x_BN = torch.randn(7, 10, requires_grad=True)
     y_BN = x_BN.detach().clone().requires_grad_()

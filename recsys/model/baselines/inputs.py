@@ -73,10 +73,9 @@ class Concatenation(nn.Module):
 
     def sides(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (user and context [B, user_dim], item [B, item_dim]); a masked modality is zero."""
-        parts = [inputs.item_BY]
-        for vector_BH, present_B in self.projections.items(inputs.modalities):
-            parts.append(vector_BH * present_B[:, None])
-        return self.projections.user(inputs.user_BX, inputs.interests), joined(parts)
+        user_BX, items = self.projections.both(inputs.user_BX, inputs.interests, inputs.modalities)
+        parts = [vector_BH * present_B[:, None] for vector_BH, present_B in items]
+        return user_BX, joined([inputs.item_BY, *parts])
 
     def forward(self, inputs: DenseInputs) -> torch.Tensor:
         """Return x0 [B, N]."""
