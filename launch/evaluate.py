@@ -1,9 +1,9 @@
 """Score a split with a trained run: metrics with intervals, segments, feature importance, a report.
 
 In: W/prepared/, W/features/, W/runs/<run.name>/checkpoints/. Out: W/runs/<run.name>/eval/<split>/
-with metrics.json, predictions.parquet and report.html; the metrics also go to the run's trackers
-(tracker=). On the drawn world its truth is read too (by nobody else): the best possible AUC, and the
-sensitivities that users were drawn with.
+with metrics.json, predictions.parquet (a folder with a part of each rank) and report.html; the metrics
+also go to the run's trackers (tracker=). On the drawn world its truth is read too (by nobody else): the
+best possible AUC, and the sensitivities that users were drawn with.
 
     torchrun --standalone --nproc-per-node 8 launch/evaluate.py data=demo workspace=W run.name=mine
     python launch/evaluate.py data=demo workspace=W run.name=smoke split=next
@@ -20,7 +20,7 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.two_stages import bundle_of
-from recsys.job import hydra_job, next_command, open_command, run_job, say
+from recsys.job import hydra_job, next_command, open_command, run_job, say, stage
 from recsys.overrides import override
 from recsys.report.evaluation_folder import write_evaluation
 from recsys.report.evaluation_tables import print_metrics
@@ -29,6 +29,7 @@ from recsys.run.lineage import trained_splits
 from recsys.run.scoring import open_run, read_run, score_split, split_loader, track_evaluation
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
+from recsys.runtime.ranks import all_ranks
 from recsys.schema import read_manifest
 from recsys.sharding.plan import PlanConfig
 from recsys.sharding.tables import TablePlacementConfig
@@ -83,18 +84,20 @@ def job(cfg: DictConfig) -> None:
     loader = split_loader(run, config.split)
     scored = score_split(run, loader, config)
 
-    # 4. Metrics, predictions and report, by rank 0: written beside and renamed.
+    # 4. Metrics by all ranks, and the folder of all their predictions: written beside and renamed.
+    ranks = all_ranks()
+    target = workspace / "runs" / name / "eval" / config.split
     with sharing_errors():
-        if scored is not None:
-            data = EvaluationData(workspace=workspace, dataset=loader.dataset, tables=run.tables)
-            bundle = bundle_of(workspace, name, run.checkpoint)
-            evaluation = evaluate(data, scored, config, bundle=bundle)
-            evaluation.result.made_from = scored_from(
-                workspace, run.checkpoint, run.config.model.modalities, config
-            )
-            target = workspace / "runs" / name / "eval" / config.split
-            title = f"{manifest.name} / {name} / {config.split}"
-            write_evaluation(target, title, evaluation, data, config)
+        data = EvaluationData(workspace=workspace, dataset=loader.dataset, tables=run.tables)
+        bundle = bundle_of(workspace, name, run.checkpoint)
+        with stage("metrics"):
+            evaluation = evaluate(data, scored, config, ranks=ranks, bundle=bundle)
+        evaluation.result.made_from = scored_from(
+            workspace, run.checkpoint, run.config.model.modalities, config
+        )
+        title = f"{manifest.name} / {name} / {config.split}"
+        write_evaluation(target, title, evaluation, data, config, ranks)
+        if env.is_first:
             track_evaluation(run, tracking, config.split, evaluation.result)
             print_metrics(evaluation.result, title=f"{name} on {manifest.name}/{config.split}")
             say(f"results: {target} (metrics.json, predictions.parquet, report.html)")

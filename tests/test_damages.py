@@ -195,6 +195,7 @@ def with_run(whole, tmp_path_factory):
     made_from = scored_from(workspace, path, [], EVALUATION)
     write_json(evaluation / "metrics.json", {"all": {"auc": 0.5}, "made_from": made_from})
     rows = np.arange(8)
+    (evaluation / "predictions.parquet").mkdir()
     write_predictions(
         evaluation / "predictions.parquet",
         Predictions(

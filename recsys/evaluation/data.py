@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.features.store import FeatureTable
 from recsys.data.dataset import Dataset, read_columns
 from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.rows import IdsOfRows
 from recsys.evaluation.segments import ItemCounts
-from recsys.files import PREPARE_AGAIN, reading
 from recsys.schema import Manifest
 
 
@@ -88,13 +87,11 @@ class EvaluationData:
         """Mask of the item rows that have a vector [I], by modality."""
         return {name: table.has_vector() for name, table in self.tables.items()}
 
-    @functools.cached_property
-    def user_ids(self) -> NDArray:
-        """The users' ids by row [U]."""
-        file = self.prepared / "users.parquet"
-        with reading(file, PREPARE_AGAIN):
-            table = pq.read_table(file, columns=["user_id"])
-        return table.column(0).to_numpy(zero_copy_only=False)
+    def user_ids(self, rows_U: NDArray[np.int64]) -> list[str]:
+        """Return the ids of known users [U], given by row."""
+        ids = IdsOfRows.read(self.prepared / "users.parquet", "user_id", rows_U)
+        assert ids is not None, "asked for only where there are users"
+        return ids.of(rows_U).to_pylist()
 
     def histories(self, candidates: Candidates) -> dict[int, NDArray[np.int64]]:
         """Return the item rows [T] each ranked user liked before, latest last, by user row.

@@ -1,8 +1,8 @@
-"""Evaluation of a split: everything rank 0 computes from the scores, as one record.
+"""Evaluation of a split: everything the ranks compute from the scores, as one record.
 
-In: scores of the split, of candidates, and with each input shuffled; prepared data and, on the drawn
-world, its truth. Out: the result that metrics.json holds, and what the report shows beside it. Called by
-launch/evaluate.py. Shapes: N rows.
+In: scores of the split, spread over the ranks, and on rank 0 those of candidates and with each input
+shuffled; prepared data and, on the drawn world, its truth. Out: the result that metrics.json holds, and
+what the report shows beside it. Called by launch/evaluate.py on every rank. Shapes: N rows of a rank.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recsys.errors import UserError
 from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.curves import Curves, curves_of, roc_curve
 from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.importance import evaluate_importance
 from recsys.evaluation.planted import PlantedShare, planted_shares
@@ -23,9 +24,12 @@ from recsys.evaluation.ranking import evaluate_candidates
 from recsys.evaluation.result import EvaluationResult
 from recsys.evaluation.samples import SampleUser, choose_users, sample_user
 from recsys.evaluation.segments import ROW_COLUMNS, Segment, read_by_row_id, segments
-from recsys.evaluation.split import RowUsers, evaluate_rows
+from recsys.evaluation.split import RowUsers, evaluate_rows, scored_rows_of
 from recsys.evaluation.two_stages import evaluate_two_stages
+from recsys.metrics.bootstrap import unit_keys
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
+from recsys.metrics.predictions import labelled_scores
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +37,15 @@ class ScoredSplit:
     """Everything that was scored."""
 
     predictions: Predictions
-    """Every row of the split once, in any order."""
+    """Rows of this rank, in any order; every row of the split is on one rank."""
     modality_names: list[str]
     """Of the columns of the weights."""
     candidates: Candidates | None = None
     """None: nobody is ranked."""
     of_candidates: Predictions | None = None
-    """Predictions of the candidates, in any order."""
+    """Predictions of the candidates, in any order, on rank 0."""
     first_rows: Predictions | None = None
-    """Rows that were scored with shuffled inputs, as they are; None: no importance."""
+    """Rows that were scored with shuffled inputs, as they are, on rank 0; None: no importance."""
     shuffled: Mapping[tuple[str, str], Predictions] = field(default_factory=dict)
     """The same rows with one input shuffled, by its kind and name."""
     id_maps: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
@@ -50,16 +54,18 @@ class ScoredSplit:
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """The result of an evaluation, and what the report shows beside it."""
+    """The result of an evaluation, and what the report shows beside it.
+
+    What is gathered on rank 0 is missing on the others: rankings, lists, sample users, importance.
+    """
 
     result: EvaluationResult
     predictions: Predictions
-    """Rows of the split in the order of their score."""
+    """Rows of this rank: a range of the scores of all, ascending."""
     users: RowUsers
     """Of these rows."""
     modality_names: list[str]
-    true_probability_N: NDArray[np.float64] | None = None
-    """Of these rows; None where the truth is not known."""
+    curves: Curves
     planted: dict[str, PlantedShare] = field(default_factory=dict)
     """By modality; empty where the truth is not known."""
     sample_users: list[SampleUser] = field(default_factory=list)
@@ -70,6 +76,7 @@ def evaluate(
     scored: ScoredSplit,
     config: EvaluateConfig,
     *,
+    ranks: Ranks = ALONE,
     bundle: Path | None = None,
 ) -> Evaluation:
     """Return the evaluation of a split.
@@ -80,8 +87,8 @@ def evaluate(
     Raises:
         UserError: not every row was scored, once; a score is NaN.
     """
-    _check_all_scored(data, scored.predictions, config.split)
-    predictions, names = by_score(scored.predictions), scored.modality_names
+    _check_all_scored(data, ranks.total(len(scored.predictions.row_id)), config.split)
+    predictions, names = by_score(scored.predictions, ranks), scored.modality_names
     # 1. All rows, kinds of items, segments.
     row_values = read_by_row_id(
         data.prepared, data.manifest, config.split, predictions.row_id, ROW_COLUMNS
@@ -93,16 +100,21 @@ def evaluate(
     result = evaluate_rows(
         predictions,
         users,
-        segments=_segments(data, scored, predictions, row_values, config),
+        segments=_segments(data, scored, predictions, row_values, config, ranks),
         item_counts=data.item_counts,
         modality_names=names,
         config=config,
+        ranks=ranks,
     )
     evaluation = Evaluation(
-        result=result, predictions=predictions, users=users, modality_names=names
+        result=result,
+        predictions=predictions,
+        users=users,
+        modality_names=names,
+        curves=curves_of(scored_rows_of(predictions, users, ranks), predictions.weights),
     )
     # 2. The truth of the drawn world, where there is one.
-    _add_truth(evaluation, data)
+    _add_truth(evaluation, data, ranks)
     # 3. Candidates: rankings, lists, and sample users of the report.
     if scored.candidates is not None and scored.of_candidates is not None:
         _add_rankings(evaluation, data, scored.candidates, scored.of_candidates, config)
@@ -113,9 +125,16 @@ def evaluate(
             )
     # 4. Shuffled inputs.
     if scored.first_rows is not None:
-        own = users.take(_places(predictions.row_id, scored.first_rows.row_id))
-        result.importance = evaluate_importance(scored.first_rows, scored.shuffled, own, config)
+        units_N = _units_of(data, scored.first_rows, config.split)
+        result.importance = evaluate_importance(scored.first_rows, scored.shuffled, units_N, config)
     return evaluation
+
+
+def _units_of(data: EvaluationData, predictions: Predictions, split: str) -> NDArray[np.uint64]:
+    """Return the bootstrap's units of some rows [N] of a split."""
+    told = read_by_row_id(data.prepared, data.manifest, split, predictions.row_id, ["unknown_user"])
+    users_N = users_of(predictions, data.manifest)
+    return unit_keys(predictions.row_id, users_N, told.get("unknown_user"))
 
 
 def _segments(
@@ -124,6 +143,7 @@ def _segments(
     predictions: Predictions,
     row_values: Mapping[str, NDArray],
     config: EvaluateConfig,
+    ranks: Ranks,
 ) -> Iterator[Segment]:
     """Return the segments of predictions; row_values: columns of their rows [N]."""
     return segments(
@@ -138,12 +158,13 @@ def _segments(
         user_train_count_U=data.user_train_count,
         first_time_I=data.first_time,
         id_maps=scored.id_maps,
+        ranks=ranks,
     )
 
 
-def _check_all_scored(data: EvaluationData, predictions: Predictions, split: str) -> None:
+def _check_all_scored(data: EvaluationData, num_scored: int, split: str) -> None:
     num_rows = data.dataset.num_rows
-    if len(predictions.row_id) == num_rows and num_rows:
+    if num_scored == num_rows and num_rows:
         return
     remedy = (
         f"the files under {data.prepared} do not belong together; run launch/prepare.py again"
@@ -151,25 +172,27 @@ def _check_all_scored(data: EvaluationData, predictions: Predictions, split: str
         else "there is nothing to evaluate; choose another split="
     )
     raise UserError(
-        f"{len(predictions.row_id):,} rows were scored and the manifest counts {num_rows:,} in "
-        f"{split!r}: {remedy}"
+        f"{num_scored:,} rows were scored and the manifest counts {num_rows:,} in {split!r}: {remedy}"
     )
 
 
-def _add_truth(evaluation: Evaluation, data: EvaluationData) -> None:
+def _add_truth(evaluation: Evaluation, data: EvaluationData, ranks: Ranks) -> None:
     """Add the oracle's metrics, and learned weights against planted sensitivities."""
-    predictions = evaluation.predictions
+    predictions, result = evaluation.predictions, evaluation.result
     true_N = true_probabilities(data.truth / "probabilities.parquet", predictions.row_id)
     if true_N is not None:
-        evaluation.true_probability_N = true_N
-        evaluation.result.oracle = oracle_metrics(
-            true_N, labels_N=predictions.label, probabilities_N=predictions.score
-        )
+        true_rows = labelled_scores(predictions.label, true_N, ranks=ranks)
+        result.oracle = oracle_metrics(true_rows, reached_auc=result.all.value("auc"))
+        evaluation.curves.roc["best possible"] = roc_curve(true_rows)
     if data.manifest.num_user_rows and predictions.weights.shape[1]:
         evaluation.planted = planted_shares(
-            predictions, evaluation.modality_names, data.truth / "users.parquet", data.user_ids
+            predictions,
+            evaluation.modality_names,
+            data.truth / "users.parquet",
+            data.user_ids,
+            ranks,
         )
-        evaluation.result.planted = {n: s.correlation for n, s in evaluation.planted.items()}
+        result.planted = {n: s.correlation for n, s in evaluation.planted.items()}
 
 
 def _add_rankings(
@@ -202,7 +225,7 @@ def _add_rankings(
         evaluation.sample_users.append(
             sample_user(
                 user,
-                str(data.user_ids[user]),
+                str(data.user_ids(np.array([user]))[0]),
                 candidates=candidates,
                 scored=in_order,
                 best_K=ranked.best[user],
@@ -211,9 +234,3 @@ def _add_rankings(
                 planted=evaluation.planted,
             )
         )
-
-
-def _places(row_id_N: NDArray[np.int64], wanted_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each wanted row is among the rows [N]; every one is there."""
-    order_N = np.argsort(row_id_N, kind="stable")
-    return order_N[np.searchsorted(row_id_N, wanted_N, sorter=order_N)]

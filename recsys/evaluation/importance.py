@@ -22,16 +22,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.batch import Batch
 from recsys.data.loader import Loader
 from recsys.evaluation.config import EvaluateConfig
-from recsys.evaluation.predict import Predictions, ScoredBatches
+from recsys.evaluation.predict import Predictions, ScoredBatches, on_first_rank
 from recsys.evaluation.result import InputImportance
-from recsys.evaluation.split import RowUsers
 from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import interval
 from recsys.metrics.entropy import log_loss
-from recsys.metrics.resamples import bootstrap_auc
+from recsys.metrics.formulas import bootstrap_auc
 from recsys.model.inputs import DenseInputs
 from recsys.model.ranker import Ranker
 from recsys.runtime.env import Env
+from recsys.runtime.ranks import all_ranks
 from recsys.sharding.apply import ShardedRanker
 
 
@@ -155,25 +155,25 @@ def score_shuffled(
             with shuffle.applied():
                 with_shuffle.score(sharded, on_device)
     sharded.model.train()
-    found = {name: s.gather(env) for name, s in zip(inputs, scored, strict=True)}
-    whole = as_it_is.gather(env)
+    ranks = all_ranks()
+    found = {name: on_first_rank(s.whole(), ranks) for name, s in zip(inputs, scored, strict=True)}
+    whole = on_first_rank(as_it_is.whole(), ranks)
     return whole, {name: p for name, p in found.items() if p is not None}
 
 
 def evaluate_importance(
     whole: Predictions,
     shuffled: Mapping[tuple[str, str], Predictions],
-    users: RowUsers,
+    units_N: NDArray[np.uint64],
     config: EvaluateConfig,
 ) -> list[InputImportance]:
     """Return what AUC and log-loss lose with each input shuffled, the largest loss first.
 
     Args:
-        users: of the rows of `whole`.
+        units_N: keys of the bootstrap's units, of the rows of `whole`.
     """
     order_N = np.argsort(whole.row_id, kind="stable")
-    base = whole.take(order_N)
-    units_N = users.take(order_N).units(order_N.size, np.random.default_rng(config.seed))
+    base, units_N = whole.take(order_N), units_N[order_N]
 
     def replicates(scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the AUC [R] on the same resampled users for every input."""
@@ -182,7 +182,7 @@ def evaluate_importance(
             scores_N,
             units_N,
             num_replicates=config.bootstrap.num_replicates,
-            rng=np.random.default_rng(config.seed),
+            seed=config.seed,
         )
 
     base_R = replicates(base.score)

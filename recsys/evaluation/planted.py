@@ -4,6 +4,7 @@ In: predictions with weights, and users.parquet of the truth. Out: both as share
 correlation. Called by evaluate.py of this folder; training never reads the truth. Shapes: U users.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from recsys.errors import UserError
 from recsys.evaluation.predict import Predictions
 from recsys.files import DRAW_AGAIN, reading
 from recsys.metrics.weights import correlation, mean_by_user
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,11 @@ class PlantedShare:
 
 
 def planted_shares(
-    predictions: Predictions, names: list[str], truth: Path, user_ids: NDArray
+    predictions: Predictions,
+    names: list[str],
+    truth: Path,
+    ids_of: Callable[[NDArray[np.int64]], Sequence[str]],
+    ranks: Ranks = ALONE,
 ) -> dict[str, PlantedShare]:
     """Return each user's planted and learned share [U], by modality.
 
@@ -38,8 +44,9 @@ def planted_shares(
     the model has no such weights.
 
     Args:
+        predictions: of this rank.
         truth: users.parquet of the drawn world.
-        user_ids: by user row [num_user_rows].
+        ids_of: returns the ids [U] of users, given by row [U] in ascending order.
 
     Raises:
         UserError: the truth does not know a user.
@@ -51,9 +58,9 @@ def planted_shares(
     planted = [name for name in names if f"sensitivity_{name}" in table.column_names]
     if len(planted) < 2:
         return {}
-    users, means_UM = mean_by_user(predictions.weights, predictions.user_row)
+    users, means_UM = mean_by_user(predictions.weights, predictions.user_row, ranks)
     at = {user_id: index for index, user_id in enumerate(table.column("user_id").to_pylist())}
-    rows = np.array([at.get(user_ids[user], -1) for user in users], dtype=np.int64)
+    rows = np.array([at.get(user_id, -1) for user_id in ids_of(users)], dtype=np.int64)
     if (rows < 0).any():
         raise UserError(
             f"{truth}: no sensitivities of {np.count_nonzero(rows < 0)} of {users.size} users; the "

@@ -1,6 +1,6 @@
-"""Scores of a whole split: every row exactly once, gathered on rank 0.
+"""Scores of a whole split: every row exactly once, on the rank that scored it.
 
-Called by the training loop (validation) and by launch/evaluate.py. Shapes: N rows of the split,
+Called by the training loop (validation) and by launch/evaluate.py. Shapes: N rows of a rank,
 B rows of a batch, M modalities.
 """
 
@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from recsys.batch import Batch
 from recsys.metrics.predictions import NanScoresError
-from recsys.runtime.collectives import gather_rows
+from recsys.runtime.distributed_sort import sorted_rows
 from recsys.runtime.env import Env
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import Manifest
 from recsys.sharding.apply import ShardedRanker
 
 
 @dataclass
 class Predictions:
-    """Per-row outcome of a pass over a split, in no particular order."""
+    """Per-row outcome of a pass over a split: the rows of one rank."""
 
     row_id: np.ndarray
     """int64 [N]."""
@@ -31,7 +32,7 @@ class Predictions:
     item_row: np.ndarray
     """int64 [N], 0 for unknown items and where there are no items."""
     label: np.ndarray
-    """float64 [N], 0 or 1."""
+    """uint8 [N], 0 or 1."""
     score: np.ndarray
     """float64 [N], predicted probability."""
     weights: np.ndarray
@@ -39,24 +40,34 @@ class Predictions:
 
     def take(self, order: np.ndarray) -> "Predictions":
         """Return the rows in another order [N]."""
-        return Predictions(**{
-            f.name: getattr(self, f.name)[order] for f in dataclasses.fields(self)
-        })
+        return Predictions(**{name: values[order] for name, values in self.columns().items()})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the arrays [N, ...] by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
-def by_score(predictions: Predictions) -> Predictions:
-    """Return the rows in the order of their score: metrics then need not sort, segments neither.
+def by_score(predictions: Predictions, ranks: Ranks = ALONE) -> Predictions:
+    """Return this rank's range of the rows of all ranks, ascending by score; equal scores on one rank.
 
     Raises:
         UserError: NaN scores, with their count.
     """
-    num_nan = np.count_nonzero(np.isnan(predictions.score))
+    counts = np.array([np.count_nonzero(np.isnan(predictions.score)), len(predictions.score)])
+    num_nan, num_rows = ranks.total(counts).tolist()
     if num_nan:
         raise NanScoresError(
-            f"{num_nan:,} of {len(predictions.score):,} scores are NaN: the model diverged, or its "
-            f"inputs hold NaN"
+            f"{num_nan:,} of {num_rows:,} scores are NaN: the model diverged, or its inputs hold NaN"
         )
-    return predictions.take(np.argsort(predictions.score, kind="stable"))
+    return Predictions(**sorted_rows(predictions.columns(), "score", ranks))
+
+
+def on_first_rank(predictions: Predictions, ranks: Ranks) -> Predictions | None:
+    """Return the rows of all ranks on rank 0, and None elsewhere: for as many as fit there."""
+    counts_W = np.zeros(ranks.size, np.int64)
+    counts_W[0] = len(predictions.row_id)
+    gathered = Predictions(**ranks.exchange(predictions.columns(), counts_W))
+    return gathered if ranks.rank == 0 else None
 
 
 def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
@@ -65,48 +76,48 @@ def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
 
 
 class ScoredBatches:
-    """Scores of this rank's batches so far, kept in host memory: B x (6 + M) numbers a batch."""
+    """Scores of this rank's batches so far, kept in host memory."""
 
     def __init__(self) -> None:
-        self.ids_3B: list[torch.Tensor] = []
-        self.floats_BC: list[torch.Tensor] = []
+        self.parts: list[Predictions] = []
 
     def score(self, sharded: ShardedRanker, batch: Batch) -> None:
         """Score a batch that is on the model's device; every rank scores one at the same time."""
         _, scores = sharded.model(batch)
-        self.ids_3B.append(torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu())
-        places_B = torch.arange(len(batch.labels_B), device=batch.labels_B.device)
-        is_real_B = places_B < batch.num_real
-        columns = [batch.labels_B, is_real_B, torch.sigmoid(scores.logits_B.double())]
-        stacked_BC = torch.stack([c.double() for c in columns], dim=1)
-        self.floats_BC.append(torch.cat([stacked_BC, scores.weights_BM.double()], dim=1).cpu())
-
-    def gather(self, env: Env) -> Predictions | None:
-        """Return the rows of all ranks on rank 0, padding dropped, and None elsewhere."""
-        ids_N3 = gather_rows(lambda: torch.cat(self.ids_3B, dim=1).T.contiguous(), env.device)
-        floats_NC = gather_rows(lambda: torch.cat(self.floats_BC), env.device)
-        if ids_N3 is None or floats_NC is None:
-            return None
-        real = floats_NC.numpy()[:, 1] > 0
-        ids, floats = ids_N3.numpy()[real], floats_NC.numpy()[real]
-        return Predictions(
-            row_id=ids[:, 0],
-            user_row=ids[:, 1],
-            item_row=ids[:, 2],
-            label=floats[:, 0],
-            score=floats[:, 2],
-            weights=floats[:, 3:].astype(np.float32),
+        ids_3B = torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu().numpy()
+        columns = [batch.labels_B.double(), torch.sigmoid(scores.logits_B.double())]
+        stacked_B2 = torch.stack(columns, dim=1)
+        floats_BC = torch.cat([stacked_B2, scores.weights_BM.double()], dim=1).cpu().numpy()
+        real = slice(0, batch.num_real)
+        self.parts.append(
+            Predictions(
+                row_id=ids_3B[0, real],
+                user_row=ids_3B[1, real],
+                item_row=ids_3B[2, real],
+                label=floats_BC[real, 0].astype(np.uint8),
+                score=floats_BC[real, 1].copy(),
+                weights=floats_BC[real, 2:].astype(np.float32),
+            )
         )
+
+    def whole(self) -> Predictions:
+        """Return the rows of all batches of this rank."""
+        nothing = np.zeros(0, np.int64)
+        empty = Predictions(*[nothing] * 3, np.zeros(0, np.uint8), np.zeros(0), np.zeros((0, 0)))
+        columns = [part.columns() for part in self.parts or [empty]]
+        self.parts = []
+        return Predictions(**{
+            name: np.concatenate([part.pop(name) for part in columns]) for name in list(columns[0])
+        })
 
 
 @torch.no_grad()
 def predict(
     sharded: ShardedRanker, batches: Iterable[Batch], env: Env, *, progress: str | None = None
-) -> Predictions | None:
-    """Score all batches; return the rows of all ranks on rank 0 and None elsewhere.
+) -> Predictions:
+    """Score all batches; return the rows of this rank, without padding.
 
-    All ranks must see the same number of equally sized batches (the loader's contract); padding
-    rows are dropped after the gathering.
+    All ranks must see the same number of equally sized batches (the loader's contract).
 
     Args:
         progress: text of a progress bar on rank 0; None for no bar.
@@ -119,4 +130,4 @@ def predict(
         mapped = sharded.id_maps.mapped(batch)
         scored.score(sharded, mapped.to(env.device, non_blocking=True))
     sharded.model.train()
-    return scored.gather(env)
+    return scored.whole()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedding.features.store import FeatureTable
 from recsys.evaluation.candidates import Candidates
-from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.config import BootstrapConfig, EvaluateConfig
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.result import ListResult, RankingResult, Rankings
 from recsys.metrics.beyond_accuracy import (
@@ -21,7 +21,7 @@ from recsys.metrics.beyond_accuracy import (
     novelty,
     popularity_lift,
 )
-from recsys.metrics.bootstrap import interval
+from recsys.metrics.bootstrap import drawn_means, interval
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
 
 
@@ -147,15 +147,25 @@ def _ranking(
     config: EvaluateConfig,
 ) -> RankingResult:
     """Return the means over users, and their intervals over resampled users."""
-    _, values = ranking_by_user(relevant_N, score_N, users_N, ks=config.ranking.ks)
-    rng = np.random.default_rng(config.seed)
-    num_users = len(values["mrr"])
-    drawn_RU = rng.integers(num_users, size=(config.bootstrap.num_replicates, num_users))
+    users_U, values = ranking_by_user(relevant_N, score_N, users_N, ks=config.ranking.ks)
     return RankingResult(
         values={name: mean_over_users(of_users) for name, of_users in values.items()},
-        intervals={
-            name: interval(of_users[drawn_RU].mean(axis=1), level=config.bootstrap.level)
-            for name, of_users in values.items()
-        },
+        intervals=intervals_over_users(values, users_U, config.bootstrap, config.seed),
         candidates=candidates,
     )
+
+
+def intervals_over_users(
+    values: Mapping[str, NDArray[np.float64]],
+    users_U: NDArray[np.int64],
+    config: BootstrapConfig,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Return the intervals of means over resampled users, of values by user [U] and name."""
+    return {
+        name: interval(
+            drawn_means(of_users, users_U, num_replicates=config.num_replicates, seed=seed),
+            level=config.level,
+        )
+        for name, of_users in values.items()
+    }

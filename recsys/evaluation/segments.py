@@ -1,8 +1,9 @@
 """Segments of a split: rows of unseen items, of new users, of one artist, of one month.
 
-In: prepared data and the rows that were scored. Out: named masks over these rows,
-one at a time (all at once would be as large as the predictions). Called by launch/evaluate.py.
-Shapes: N scored rows, I item rows, U user rows, F values of an attribute.
+In: prepared data and this rank's rows that were scored. Out: named masks over these rows,
+one at a time (all at once would be as large as the predictions); the same names on every rank, chosen by
+the rows of all. Called by evaluate.py of this folder.
+Shapes: N scored rows of a rank, I item rows, U user rows, V values of an attribute.
 """
 
 import itertools
@@ -10,19 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from recsys.data.codes import codes_of
+from recsys.data.dataset import read_columns
 from recsys.errors import UserError
-from recsys.files import PREPARE_AGAIN, read_array, reading
-from recsys.schema import FeatureSpec, Manifest, is_known
+from recsys.evaluation.attributes import Segment, by_feature, by_item_attributes
+from recsys.files import PREPARE_AGAIN, reading
+from recsys.runtime.distributed_sort import order_statistics
+from recsys.runtime.ranks import ALONE, Ranks
+from recsys.schema import Manifest, is_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +49,6 @@ class SegmentsConfig:
     """Segments with fewer rows get counts and no metrics."""
     min_of_each_class: Annotated[int, Field(ge=1)] = 10
     """The same for their positives and for their negatives: a metric of one class has no value."""
-
-
-class Segment(NamedTuple):
-    """Some of the scored rows."""
-
-    family: str
-    """What is asked: "training rows of the item"."""
-    name: str
-    """The answer these rows share: "unseen"."""
-    mask_N: NDArray[np.bool_]
 
 
 UNKNOWN = "unknown to the vocabulary"
@@ -102,11 +94,12 @@ def segments(
     user_train_count_U: NDArray[np.int64] | None = None,
     first_time_I: NDArray[np.int64] | None = None,
     id_maps: Mapping[str, NDArray[np.int32]] = MappingProxyType({}),
+    ranks: Ranks = ALONE,
 ) -> Iterator[Segment]:
     """Yield the segments that the data can tell, family by family; some may be empty.
 
     Args:
-        row_values: columns of the scored rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
+        row_values: columns of this rank's rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
         item_counts: None where there are no items.
         has_vector: by modality, whether each item row has a vector [I].
         user_train_count_U: interactions of every user before the split, which stand in for histories;
@@ -115,30 +108,42 @@ def segments(
         id_maps: table row of every item [I] or user [U], by table, of tables with a fixed capacity.
     """
     if item_counts is not None:
-        yield from _by_popularity(item_counts, item_row_N, config)
+        yield from _by_popularity(item_counts, item_row_N, config, ranks)
     if first_time_I is not None and "timestamp" in row_values:
-        yield from _by_age(first_time_I[item_row_N], row_values["timestamp"], item_row_N, config)
+        age_N = row_values["timestamp"] - first_time_I[item_row_N]
+        yield from _by_age(age_N, item_row_N, config, ranks)
     for table, of, rows_N in (
         ("item_id", "item", item_row_N),
         ("user_id", "user", user_row_N),
     ):
         if table in id_maps:
-            yield from _by_own_row(f"table row of the {of}", id_maps[table][rows_N], rows_N)
+            family = f"table row of the {of}"
+            yield from _by_own_row(family, id_maps[table][rows_N], rows_N, ranks)
     known_N = is_known(user_row_N)
     if "history_end" in row_values:
-        yield from _by_history(row_values["history_end"], known_N, config)
+        yield from _by_history(row_values["history_end"], known_N, config, ranks)
     elif user_train_count_U is not None:
         of = "training rows of the user"
-        yield from _by_history(user_train_count_U[user_row_N], known_N, config, of=of)
-    yield from _by_missing(has_vector, item_row_N)
+        yield from _by_history(user_train_count_U[user_row_N], known_N, config, ranks, of=of)
+    yield from _by_missing(has_vector, item_row_N, ranks)
+    # Attributes are counted by item or user: in how many rows of all ranks each is.
     if manifest.num_item_rows:
-        yield from _by_item_attributes(prepared / "items.parquet", item_row_N, config.num_values)
+        rows_I = ranks.total(np.bincount(item_row_N, minlength=manifest.num_item_rows))
+        yield from by_item_attributes(
+            prepared / "items.parquet", item_row_N, rows_I, config.num_values
+        )
     for feature in manifest.features:
-        if feature.source in ("item", "user"):
-            rows_N = item_row_N if feature.source == "item" else user_row_N
-            yield from _by_feature(prepared, manifest, feature, rows_N, config.num_values)
+        if feature.source == "item":
+            yield from by_feature(
+                prepared, manifest, feature, item_row_N, rows_I, config.num_values
+            )
+        elif feature.source == "user":
+            rows_U = ranks.total(np.bincount(user_row_N, minlength=manifest.num_user_rows))
+            yield from by_feature(
+                prepared, manifest, feature, user_row_N, rows_U, config.num_values
+            )
     if "timestamp" in row_values:
-        yield from _by_time(row_values["timestamp"], config.num_periods)
+        yield from _by_time(row_values["timestamp"], config.num_periods, ranks)
 
 
 def read_by_row_id(
@@ -150,32 +155,42 @@ def read_by_row_id(
 ) -> dict[str, NDArray]:
     """Return columns [N] of a split's rows, as many of `columns` as it has, in the order of `row_id_N`.
 
+    The split is read one row group at a time.
+
     Raises:
         UserError: a row id is not in the split: the predictions are of another data set.
     """
-    files = [prepared / name for name in manifest.splits[split].files]
-    tables, wanted = [], ["row_id"]
-    for file in files:
-        with reading(file, PREPARE_AGAIN):
-            known = pq.read_schema(file).names
-            wanted = ["row_id", *(name for name in columns if name in known)]
-            tables.append(pq.read_table(file, columns=wanted))
-    table = pa.concat_tables(tables)
-    ids = table.column("row_id").to_numpy()
-    order = np.argsort(ids, kind="stable")
-    at = np.minimum(np.searchsorted(ids, row_id_N, sorter=order), len(ids) - 1)
-    places = order[at]
-    num_strange = np.count_nonzero(ids[places] != row_id_N)
+    known = {"row_id"}
+    for name in manifest.splits[split].files[:1]:
+        with reading(prepared / name, PREPARE_AGAIN):
+            known = set(pq.read_schema(prepared / name).names)
+    wanted = [name for name in columns if name in known]
+    order_N = np.argsort(row_id_N, kind="stable")
+    sorted_N = row_id_N[order_N]
+    values: dict[str, NDArray] = {}
+    is_found_N = np.zeros(len(row_id_N), bool)
+    for group in read_columns(prepared, manifest, split, ["row_id", *wanted]):
+        ids = group.column("row_id").to_numpy()
+        at = np.minimum(np.searchsorted(sorted_N, ids), max(len(sorted_N) - 1, 0))
+        own = np.flatnonzero(sorted_N[at] == ids) if len(sorted_N) else at[:0]
+        places = order_N[at[own]]
+        is_found_N[places] = True
+        for name in wanted:
+            column = group.column(name).to_numpy()
+            if name not in values:
+                values[name] = np.zeros(len(row_id_N), column.dtype)
+            values[name][places] = column[own]
+    num_strange = np.count_nonzero(~is_found_N)
     if num_strange:
         raise UserError(
             f"{num_strange:,} of {len(row_id_N):,} scored rows are not in the split {split!r} of "
             f"{manifest.name!r}: the predictions are of another data set"
         )
-    return {name: table.column(name).to_numpy()[places] for name in wanted[1:]}
+    return values
 
 
 def _by_popularity(
-    item_counts: ItemCounts, item_row_N: NDArray[np.int64], config: SegmentsConfig
+    item_counts: ItemCounts, item_row_N: NDArray[np.int64], config: SegmentsConfig, ranks: Ranks
 ) -> Iterator[Segment]:
     counts_I = item_counts.train_count_I
     num_popular = max(1, round(config.popular_share * (len(counts_I) - 1)))
@@ -184,7 +199,7 @@ def _by_popularity(
     counts_N = counts_I[item_row_N]
     kinds_N = item_counts.kinds(item_row_N)
     family = "training rows of the item"
-    yield from _unknown(family, ~kinds_N["unknown_to_the_vocabulary"])
+    yield from _unknown(family, ~kinds_N["unknown_to_the_vocabulary"], ranks)
     yield Segment(family, "unseen (0)", kinds_N["unseen_in_training"])
     if item_counts.drawn_count_I.any():
         yield Segment(family, "only drawn as negatives (0)", kinds_N["only_drawn_as_negatives"])
@@ -200,17 +215,17 @@ def _by_popularity(
 
 
 def _by_age(
-    first_time_N: NDArray[np.int64],
-    time_N: NDArray[np.int64],
+    age_N: NDArray[np.int64],
     item_row_N: NDArray[np.int64],
     config: SegmentsConfig,
+    ranks: Ranks,
 ) -> Iterator[Segment]:
-    """Rows by the age that their item has at their time."""
+    """Rows by the age in seconds that their item has at their time."""
     family, known_N = "age of the item", is_known(item_row_N)
-    yield from _unknown(family, known_N)
+    yield from _unknown(family, known_N, ranks)
     bounds = sorted(config.age_days)
     seconds = np.array(bounds) * 86_400
-    place_N = np.searchsorted(seconds, time_N - first_time_N, side="right")
+    place_N = np.searchsorted(seconds, age_N, side="right")
     names = [f"{low:g} to {high:g} days" for low, high in itertools.pairwise(bounds)]
     names = [f"under {bounds[0]:g} days", *names, f"{bounds[-1]:g} days or more"] if bounds else []
     for place, name in enumerate(names):
@@ -218,18 +233,18 @@ def _by_age(
 
 
 def _by_own_row(
-    family: str, table_row_N: NDArray[np.int32], rows_N: NDArray[np.int64]
+    family: str, table_row_N: NDArray[np.int32], rows_N: NDArray[np.int64], ranks: Ranks
 ) -> Iterator[Segment]:
     """Rows whose id has a row of its own in a table of fixed capacity, and those that read row 0."""
     known_N, has_row_N = is_known(rows_N), is_known(table_row_N)
-    yield from _unknown(family, known_N)
+    yield from _unknown(family, known_N, ranks)
     yield Segment(family, "its own", known_N & has_row_N)
     yield Segment(family, "row 0: not admitted, or forgotten", known_N & ~has_row_N)
 
 
-def _unknown(family: str, known_N: NDArray[np.bool_]) -> Iterator[Segment]:
+def _unknown(family: str, known_N: NDArray[np.bool_], ranks: Ranks) -> Iterator[Segment]:
     """The rows of ids that the vocabulary lacks, where there are any."""
-    if not known_N.all():
+    if ranks.any(not known_N.all()):
         yield Segment(family, UNKNOWN, ~known_N)
 
 
@@ -237,10 +252,11 @@ def _by_history(
     lengths_N: NDArray,
     known_N: NDArray[np.bool_],
     config: SegmentsConfig,
+    ranks: Ranks,
     of: str = "earlier positives of the user",
 ) -> Iterator[Segment]:
     short = config.short_history
-    yield from _unknown(of, known_N)
+    yield from _unknown(of, known_N, ranks)
     yield Segment(of, "none", known_N & (lengths_N == 0))
     is_short_N = (lengths_N > 0) & (lengths_N <= short)
     yield Segment(of, f"short (1 to {short})", known_N & is_short_N)
@@ -248,135 +264,34 @@ def _by_history(
 
 
 def _by_missing(
-    has_vector: Mapping[str, NDArray[np.bool_]], item_row_N: NDArray[np.int64]
+    has_vector: Mapping[str, NDArray[np.bool_]], item_row_N: NDArray[np.int64], ranks: Ranks
 ) -> Iterator[Segment]:
     if not has_vector:
         return
     family = "modalities of the item"
     known_N = is_known(item_row_N)
     has_all_I = np.logical_and.reduce(list(has_vector.values()))
-    yield from _unknown(family, known_N)
+    yield from _unknown(family, known_N, ranks)
     yield Segment(family, "all there", known_N & has_all_I[item_row_N])
     for name, has_I in has_vector.items():
         yield Segment(family, f"no {name}", known_N & ~has_I[item_row_N])
 
 
-def _by_item_attributes(
-    path: Path, item_row_N: NDArray[np.int64], num_values: int
-) -> Iterator[Segment]:
-    """Tags, artist, and the script of the item's words."""
-    with reading(path, PREPARE_AGAIN):
-        attributes = pq.read_table(path, columns=["tags", "artist", "text"])
-    tags = attributes.column("tags")
-    if tags.null_count < len(tags):
-        codes, values = codes_of(pc.list_flatten(tags))
-        lengths_I = pc.fill_null(pc.list_value_length(tags), 0).to_numpy()
-        items = np.repeat(np.arange(len(tags)), lengths_I)
-        names = dict(enumerate(values))
-        yield from _by_list("tag of the item", codes, items, names, item_row_N, num_values)
-    artist = attributes.column("artist")
-    if artist.null_count < len(artist):
-        codes_I, values = codes_of(artist)
-        names = dict(enumerate(values))
-        yield from _by_code("artist of the item", codes_I[item_row_N], names, num_values)
-    text = attributes.column("text")
-    if text.null_count < len(text):
-        yield from _by_script(text, item_row_N)
-
-
-SCRIPTS = {
-    "Japanese kana": r"[\x{3040}-\x{30ff}]",
-    "Chinese characters, no kana": r"[\x{4e00}-\x{9fff}]",
-    "Hangul": r"[\x{ac00}-\x{d7af}]",
-    "Cyrillic": r"[\x{0400}-\x{04ff}]",
-    "Latin": r"[A-Za-z]",
-}
-"""Told apart by the first of these that a text has (RE2 syntax): the language as far as it shows."""
-
-
-def _by_script(text: pa.ChunkedArray, item_row_N: NDArray[np.int64]) -> Iterator[Segment]:
-    left_I = np.ones(len(text), dtype=bool)
-    for name, pattern in SCRIPTS.items():
-        matches = pc.fill_null(pc.match_substring_regex(text, pattern), False).to_numpy()
-        mask_N = (matches & left_I)[item_row_N]
-        left_I &= ~matches
-        if mask_N.any():
-            yield Segment("script of the item's text", name, mask_N)
-
-
-def _by_feature(
-    prepared: Path,
-    manifest: Manifest,
-    feature: FeatureSpec,
-    rows_N: NDArray[np.int64],
-    num_values: int,
-) -> Iterator[Segment]:
-    """A feature with a vocabulary; ids of users and items themselves are no segments."""
-    table = manifest.table(feature.table)
-    if table.kind != "vocab" or feature.name == f"{feature.source}_id":
-        return
-    file = prepared / "vocab" / f"{table.name}.parquet"
-    with reading(file, PREPARE_AGAIN):
-        vocab = pq.read_table(file, columns=["row", "id"])
-    names = dict(zip(*(vocab.column(i).to_pylist() for i in range(2)), strict=True))
-    family = f"{feature.name.replace('_', ' ')} of the {feature.source}"
-    base = prepared / f"{feature.source}s"
-    codes = read_array(base / f"{feature.name}.values.npy", PREPARE_AGAIN, mmap=True)
-    if not feature.is_list:
-        yield from _by_code(family, codes[rows_N], names, num_values)
-        return
-    offsets = read_array(base / f"{feature.name}.offsets.npy", PREPARE_AGAIN, mmap=True)
-    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    yield from _by_list(family, np.asarray(codes), owners, names, rows_N, num_values)
-
-
-def _by_code(
-    family: str, codes_N: NDArray, names: Mapping[int, str], num_values: int
-) -> Iterator[Segment]:
-    """The most frequent of one value a row."""
-    values, counts = np.unique(codes_N, return_counts=True)
-    for value in values[np.argsort(-counts, kind="stable")][: num_values + 1]:
-        if int(value) in names and num_values:
-            num_values -= 1
-            yield Segment(family, names[int(value)], codes_N == value)
-
-
-def _by_list(
-    family: str,
-    codes: NDArray,
-    owners: NDArray[np.int64],
-    names: Mapping[int, str],
-    rows_N: NDArray[np.int64],
-    num_values: int,
-) -> Iterator[Segment]:
-    """The most frequent of several values a row, in arrays of entries [J].
-
-    Entry j says that owner j has value j.
-    """
-    if not codes.size:
-        return
-    rows_of_owner = np.bincount(rows_N, minlength=int(owners.max()) + 1)
-    counts = np.bincount(codes, weights=rows_of_owner[owners])
-    for value in np.argsort(-counts, kind="stable")[: num_values + 1]:
-        if int(value) in names and num_values and counts[value]:
-            num_values -= 1
-            has_I = np.zeros(len(rows_of_owner), dtype=bool)
-            has_I[owners[codes == value]] = True
-            yield Segment(family, names[int(value)], has_I[rows_N])
-
-
-def _by_time(timestamp_N: NDArray[np.int64], num_periods: int) -> Iterator[Segment]:
+def _by_time(timestamp_N: NDArray[np.int64], num_periods: int, ranks: Ranks) -> Iterator[Segment]:
     """Periods of about equal rows; their names are a number and their first and last day."""
-    if not timestamp_N.size:
+    num_rows = ranks.total(timestamp_N.size)
+    if not num_rows:
         return
-    shares = np.arange(1, num_periods) / num_periods
-    cuts = np.unique(np.quantile(timestamp_N, shares, method="lower"))
+    places = np.floor(np.arange(1, num_periods) / num_periods * (num_rows - 1)).astype(np.int64)
+    cuts = np.unique(order_statistics(np.sort(timestamp_N), places, ranks))
     period_N = np.searchsorted(cuts, timestamp_N, side="right")
-    for period in np.unique(period_N):
+    for period in range(len(cuts) + 1):
         mask_N = period_N == period
-        of_period = timestamp_N[mask_N]
-        days = [_day(of_period.min()), _day(of_period.max())]
-        yield Segment("time", f"{period + 1}: {' to '.join(dict.fromkeys(days))}", mask_N)
+        own = timestamp_N[mask_N]
+        ends = [e for e in ranks.gather((own.min(), own.max()) if own.size else ()) if e]
+        if ends:
+            days = [_day(min(low for low, _ in ends)), _day(max(high for _, high in ends))]
+            yield Segment("time", f"{period + 1}: {' to '.join(dict.fromkeys(days))}", mask_N)
 
 
 def _day(seconds: int) -> str:

@@ -1,7 +1,8 @@
 """Metrics of a split's predictions: over all rows with intervals, by kind of item, by segment.
 
-In: predictions of the split and masks of its rows. Out: the first parts of the result. Called by
-evaluate.py of this folder. Shapes: N rows, M modalities.
+In: predictions of the split, on every rank a range of their scores, and masks of its rows. Out: the first
+parts of the result, the same on every rank. Called by evaluate.py of this folder.
+Shapes: N rows of a rank, M modalities.
 """
 
 from collections.abc import Iterable
@@ -14,11 +15,13 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.result import EvaluationResult, SegmentResult, UnknownUsers
 from recsys.evaluation.segments import ItemCounts, Segment
-from recsys.metrics.bootstrap import bootstrap_units, interval
-from recsys.metrics.predictions import labelled_scores
-from recsys.metrics.resamples import bootstrap_auc
-from recsys.metrics.summary import evaluate_predictions, evaluate_rows_of, intervals, too_small
+from recsys.metrics.bootstrap import interval, unit_keys
+from recsys.metrics.formulas import auc_of
+from recsys.metrics.predictions import LabelledScores, checked_probabilities
+from recsys.metrics.row_sums import RowSums
+from recsys.metrics.summary import evaluate_rows_of, intervals, too_small
 from recsys.metrics.weights import summarise_weights
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import is_known
 
 _INTERVAL_ROWS = 500_000
@@ -35,17 +38,21 @@ class RowUsers:
     """A hash of the user's id where the user row is 0; None: not known, such rows are units of their
     own."""
 
-    def units(self, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the bootstrap's unit of every row [N]."""
-        return bootstrap_units(self.user_row_N, num_rows, rng, unknown_users_N=self.unknown_user_N)
+    def units(self, row_id_N: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the key of the bootstrap's unit of every row [N]."""
+        return unit_keys(row_id_N, self.user_row_N, self.unknown_user_N)
 
-    def take(self, order_N: NDArray[np.int64]) -> "RowUsers":
-        """Return the rows `order_N` [N]."""
-        users_N, unknown_N = self.user_row_N, self.unknown_user_N
-        return RowUsers(
-            user_row_N=None if users_N is None else users_N[order_N],
-            unknown_user_N=None if unknown_N is None else unknown_N[order_N],
-        )
+
+def scored_rows_of(predictions: Predictions, users: RowUsers, ranks: Ranks) -> LabelledScores:
+    """Return predictions in the order of their scores (`by_score`) as the metrics take them."""
+    positive_N, probability_N = checked_probabilities(predictions.label, predictions.score)
+    return LabelledScores(
+        positive_N=positive_N,
+        probability_N=probability_N,
+        user_row_N=users.user_row_N,
+        unit_N=users.units(predictions.row_id),
+        ranks=ranks,
+    )
 
 
 def evaluate_rows(
@@ -56,67 +63,76 @@ def evaluate_rows(
     item_counts: ItemCounts | None,
     modality_names: list[str],
     config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Return metrics over all rows with their intervals, and over every segment; mean weights too.
 
     Args:
-        predictions: sorted by score (`by_score`), else it takes longer.
+        predictions: of this rank, in the order of the scores of all ranks (`by_score`).
+        segments: of these rows; the same ones on every rank.
         item_counts: None where there are no items.
         modality_names: of the columns of `predictions.weights` [N, M].
     """
-    rows = labelled_scores(predictions.label, predictions.score, users.user_row_N)
-    rng = np.random.default_rng(config.seed)
-    units_N = users.units(len(predictions.label), rng)
+    rows = scored_rows_of(predictions, users, ranks)
+    whole = RowSums(rows)
     result = EvaluationResult(
-        all=evaluate_rows_of(rows),
+        all=evaluate_rows_of(rows, whole),
         intervals=intervals(
-            rows,
-            units_N=units_N,
+            whole,
             num_replicates=config.bootstrap.num_replicates,
             level=config.bootstrap.level,
-            rng=rng,
+            seed=config.seed,
         ),
-        unknown_users=_unknown_users(users, units_N),
+        unknown_users=_unknown_users(users, rows),
     )
     if item_counts is not None:
         for kind, mask_N in item_counts.kinds(predictions.item_row).items():
-            result.by_item_kind[kind] = evaluate_rows_of(rows, mask_N)
+            result.by_item_kind[kind] = evaluate_rows_of(rows.where(mask_N))
     for segment in segments:
         result.segments.setdefault(segment.family, {})[segment.name] = _evaluate_segment(
-            predictions, users.user_row_N, units_N, segment.mask_N, modality_names, config
+            rows, predictions.weights, segment.mask_N, modality_names, config
         )
     if predictions.weights.shape[1]:
-        result.weights = summarise_weights(predictions.weights, modality_names)
+        result.weights = summarise_weights(predictions.weights, modality_names, ranks)
     return result
 
 
-def _unknown_users(users: RowUsers, units_N: NDArray[np.int64]) -> UnknownUsers | None:
+def _unknown_users(users: RowUsers, rows: LabelledScores) -> UnknownUsers | None:
     """Count the rows of users whom the vocabulary does not know, and these users where it is known."""
-    if users.user_row_N is None:
+    if users.user_row_N is None or rows.unit_N is None:
         return None
     is_unknown_N = ~is_known(users.user_row_N)
-    is_told = users.unknown_user_N is not None or not is_unknown_N.any()
+    num_rows = rows.ranks.total(int(np.count_nonzero(is_unknown_N)))
+    is_told = users.unknown_user_N is not None or not num_rows
     return UnknownUsers(
-        num_rows=int(np.count_nonzero(is_unknown_N)),
-        num_users=int(np.unique(units_N[is_unknown_N]).size) if is_told else None,
+        num_rows=num_rows,
+        num_users=_num_distinct(rows.unit_N[is_unknown_N], rows.ranks) if is_told else None,
     )
 
 
+def _num_distinct(keys_N: NDArray[np.uint64], ranks: Ranks) -> int:
+    """Return how many different keys all ranks have; each is sent to the rank that it chooses."""
+    keys = np.unique(keys_N)
+    owner = keys % np.uint64(ranks.size)
+    counts_W = np.bincount(owner.astype(np.int64), minlength=ranks.size)
+    columns = {"key": keys[np.argsort(owner, kind="stable")]}
+    return int(ranks.total(np.unique(ranks.exchange(columns, counts_W)["key"]).size))
+
+
 def _evaluate_segment(
-    predictions: Predictions,
-    users_N: NDArray[np.int64] | None,
-    units_N: NDArray[np.int64],
+    rows: LabelledScores,
+    weights_NM: NDArray[np.float32],
     mask_N: NDArray[np.bool_],
     modality_names: list[str],
     config: EvaluateConfig,
 ) -> SegmentResult:
     """Return a segment's metrics, or its counts and why it has none."""
-    labels, scores = predictions.label[mask_N], predictions.score[mask_N]
-    num_rows, num_positives = labels.size, int(labels.sum())
+    part = rows.where(mask_N)
+    num_rows, num_positives = part.num_rows, part.num_positives
     weights: dict[str, float] = {}
-    if predictions.weights.shape[1] and num_rows:
-        means = predictions.weights[mask_N].mean(axis=0, dtype=np.float64)
-        weights = dict(zip(modality_names, means.tolist(), strict=True))
+    if weights_NM.shape[1] and num_rows:
+        sums_M = rows.ranks.total(weights_NM[mask_N].sum(axis=0, dtype=np.float64))
+        weights = dict(zip(modality_names, (sums_M / num_rows).tolist(), strict=True))
     note = too_small(
         num_rows,
         num_positives,
@@ -125,19 +141,15 @@ def _evaluate_segment(
     )
     metrics, auc_interval = None, None
     if not note:
-        own_users = None if users_N is None else users_N[mask_N]
-        metrics = evaluate_predictions(
-            labels_N=labels, probabilities_N=scores, user_rows_N=own_users
-        )
-        if own_users is not None and num_rows <= _INTERVAL_ROWS:
-            replicates = bootstrap_auc(
-                labels,
-                scores,
-                units_N[mask_N],
+        metrics = evaluate_rows_of(part)
+        if rows.user_row_N is not None and num_rows <= _INTERVAL_ROWS:
+            drawn = RowSums(
+                part,
                 num_replicates=config.bootstrap.num_replicates,
-                rng=np.random.default_rng(config.seed),
+                seed=config.seed,
+                only_order=True,
             )
-            auc_interval = interval(replicates, level=config.bootstrap.level)
+            auc_interval = interval(auc_of(drawn), level=config.bootstrap.level)
     return SegmentResult(
         num_rows=num_rows,
         num_positives=num_positives,

@@ -16,8 +16,8 @@ from recsys.bundle.scorer import Profile
 from recsys.bundle.spec import read_spec
 from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.ranking import intervals_over_users
 from recsys.evaluation.result import TwoStageResult
-from recsys.metrics.bootstrap import interval
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
 from recsys.schema import UNKNOWN_ROW, weights_column
 from recsys.serving.recall import recall_of
@@ -79,17 +79,12 @@ def evaluate_two_stages(
         ks=config.ranking.ks,
     )
     by_user = {"candidate_recall": np.array(recalls), **values}
-    rng = np.random.default_rng(config.seed)
-    drawn_RU = rng.integers(len(users), size=(config.bootstrap.num_replicates, len(users)))
     return TwoStageResult(
         bundle=bundle.name,
         num_candidates=NUM_CANDIDATES,
         k=k,
         values={name: mean_over_users(of_users) for name, of_users in by_user.items()},
-        intervals={
-            name: interval(of_users[drawn_RU].mean(axis=1), level=config.bootstrap.level)
-            for name, of_users in by_user.items()
-        },
+        intervals=intervals_over_users(by_user, users, config.bootstrap, config.seed),
     )
 
 

@@ -19,7 +19,7 @@ from recsys.files import read_json
 from recsys.loop.arm import AGAIN
 from recsys.loop.loop import seed_folder
 from recsys.loop.visits import Visit, read_visits, visits_file
-from recsys.metrics.bootstrap import draw_units, interval, sums_of_draws
+from recsys.metrics.bootstrap import interval, poisson_draws
 
 NUM_REPLICATES = 1000
 NEW_DAYS = 3
@@ -177,13 +177,13 @@ def _sums(world: DayWorld, day: int, visits: Sequence[Visit]) -> _Sums:
     return _Sums(visits_U, shown_U, values, items_N, world.item_day <= day, new_N)
 
 
-def _draws(world: DayWorld, seed: int) -> NDArray[np.uint16]:
+def _draws(world: DayWorld, seed: int) -> NDArray[np.uint8]:
     """Return how often each user of a seed is drawn [U, R]: the same for all arms and days."""
-    return draw_units(len(world.user_day), NUM_REPLICATES, np.random.default_rng([seed, 40]))
+    return poisson_draws(np.arange(len(world.user_day)), NUM_REPLICATES, seed)
 
 
 def _estimate(
-    by_seed: Mapping[int, Sequence[_Sums]], name: str, draws: Mapping[int, NDArray[np.uint16]]
+    by_seed: Mapping[int, Sequence[_Sums]], name: str, draws: Mapping[int, NDArray[np.uint8]]
 ) -> Estimate:
     """Return a measure over seeds, with its interval over users drawn [U, R] by seed."""
     above, below = 0.0, 0.0
@@ -191,8 +191,8 @@ def _estimate(
     for seed, sums in by_seed.items():
         top_U, bottom_U = _sum_of_days(sums, name)
         above, below = above + top_U.sum(), below + bottom_U.sum()
-        above_R += sums_of_draws(top_U, draws[seed])
-        below_R += sums_of_draws(bottom_U, draws[seed])
+        above_R += top_U @ draws[seed]
+        below_R += bottom_U @ draws[seed]
     low, high = interval(above_R / np.maximum(below_R, 1))
     return Estimate(value=float(above / max(below, 1)), low=low, high=high)
 
@@ -219,7 +219,7 @@ def _difference(
     found: Mapping[tuple[int, str, int], _Sums],
     arms: tuple[str, str],
     days: Sequence[int],
-    draws: Mapping[int, NDArray[np.uint16]],
+    draws: Mapping[int, NDArray[np.uint8]],
 ) -> ArmDifference:
     """Return the difference of bookmarks a visit; users are drawn in pairs [U, R], and seeds, too."""
     means, replicates = [], []
@@ -229,8 +229,8 @@ def _difference(
         )
         assert (visits_U == others_U).all(), "arms meet the same visitors"
         means.append(float((ours_U - theirs_U).sum() / visits_U.sum()))
-        drawn_R = sums_of_draws(ours_U - theirs_U, draws_UR)
-        replicates.append(drawn_R / np.maximum(sums_of_draws(visits_U, draws_UR), 1))
+        drawn_R = (ours_U - theirs_U) @ draws_UR
+        replicates.append(drawn_R / np.maximum(visits_U @ draws_UR, 1))
     difference_SR = np.stack(replicates)
     drawn_SR = np.random.default_rng(0).integers(len(means), size=difference_SR.shape)
     low, high = interval(difference_SR[drawn_SR, np.arange(NUM_REPLICATES)].mean(axis=0))

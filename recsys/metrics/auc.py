@@ -1,11 +1,11 @@
 """AUC and per-user AUC (GAUC), exact, ties included.
 
-In: labels, scores and user rows of all examples. Out: one float. Called by the metrics registry.
+In: labels, scores and user rows of all examples. Out: one float. Called by comparisons, exports and the
+sums of evaluations.
 
-Accumulation over ranks: neither metric is a sum over rows. Gather labels, scores and user rows of all
-ranks, each row once, and compute on one rank; the order of the rows does not matter, and rows that
-come sorted by score are not sorted again.
-Shapes: N rows, T groups of tied scores, U users, K known users, R replicates.
+Accumulation over ranks: neither metric is a sum over rows. row_sums.py adds up won pairs over ranks that
+each have a range of the scores, and the users' own AUCs over ranks that each have all rows of theirs.
+Shapes: N rows, T groups of tied scores, U users.
 """
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
 from recsys.metrics.predictions import checked_predictions, group_starts
-from recsys.metrics.resamples import Resamples
 from recsys.schema import is_known
 
 
@@ -84,30 +83,6 @@ def auc_by_user(
     auc_U = np.full(starts_U.size, np.nan)
     np.divide(won_twice_U, 2 * pairs_U, out=auc_U, where=pairs_U > 0)
     return users[starts_U], auc_U, num_positives_U + num_negatives_U
-
-
-def auc_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the AUC of every resampled set of users [R]; nan where it lacks one of the classes."""
-    return resamples.ranked["auc"]
-
-
-def gauc_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the GAUC of every resampled set of users [R]: a user's own AUC is the same in each.
-
-    Edge cases: nan without users; unknown users are left out.
-    """
-    rows, units_N, num_units = resamples.rows, resamples.units_N, len(resamples.draws_UR)
-    if rows.user_row_N is None:
-        return np.full(resamples.num_replicates, np.nan)
-    known_N = is_known(rows.user_row_N)
-    units, auc_K, rows_K = auc_by_user(
-        rows.positive_N[known_N], rows.probability_N[known_N], units_N[known_N]
-    )
-    both_K = ~np.isnan(auc_K)
-    weights_U, won_U = np.zeros(num_units), np.zeros(num_units)
-    weights_U[units[both_K]] = rows_K[both_K]
-    won_U[units[both_K]] = rows_K[both_K] * auc_K[both_K]
-    return resamples.of_units(won_U) / resamples.of_units(weights_U)
 
 
 def _pairs(

@@ -1,14 +1,17 @@
-"""The bootstrap over users: how far a metric would move with other users.
+"""The Poisson bootstrap over users: how far a metric would move with other users.
 
-In: the user of every row. Out: units, how often each is drawn, and intervals of replicates. Called by
-resamples.py, evaluations and comparisons.
+In: the user of every row. Out: keys of units, how often each unit is drawn, and intervals of replicates.
+Called by row_sums.py, evaluations and comparisons.
 
 Rows of one user are correlated, so users are drawn, not rows (Efron and Tibshirani, An Introduction to
-the Bootstrap, 1993, with users as the units). A user drawn k times counts each of its rows k times. Two
-models compared on the same rows see the same draws: subtract their replicates for a paired difference.
+the Bootstrap, 1993, with users as the units). Every unit is drawn Poisson(1) times in every replicate,
+independently of the others, which for many units is drawing them with replacement (Chamandy et al.,
+Estimating Uncertainty for Massive Data Streams, Google, 2012). The number of times is a function of the
+unit's key, the replicate and the seed: it is drawn where it is needed, is the same on every rank, and
+costs no memory by user. A user drawn k times counts each of its rows k times. Two models compared on the
+same rows see the same draws: subtract their replicates for a paired difference.
 
-Accumulation over ranks: gather the rows on one rank, as for AUC.
-Shapes: N rows, U units, R replicates.
+Shapes: N rows, U units, R replicates, K kinds of sums.
 """
 
 import numpy as np
@@ -17,61 +20,92 @@ from numpy.typing import ArrayLike, NDArray
 from recsys.errors import UserError
 from recsys.schema import is_known
 
-_MOST_UNITS = 20_000
-_HASHED = np.uint64(1 << 63)
-"""Marks units that are hashes, apart from those that are rows."""
-_PIECE_UNITS = 4096
+_HASHED, _OF_ROW = np.uint64(1 << 63), np.uint64(1 << 62)
+"""Mark keys that are hashes of ids, and row ids, apart from those that are user rows."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_PIECE_UNITS = 1024
 
 
-def bootstrap_units(
-    user_rows_N: ArrayLike | None,
-    num_rows: int,
-    rng: np.random.Generator,
-    *,
+def unit_keys(
+    row_ids_N: ArrayLike,
+    user_rows_N: ArrayLike | None = None,
     unknown_users_N: ArrayLike | None = None,
-) -> NDArray[np.int64]:
-    """Return the unit of every row [N], numbered from 0: its user, known to the vocabulary or not.
+) -> NDArray[np.uint64]:
+    """Return the key of every row's unit [N]: its user, known to the vocabulary or not.
 
     Rows of which nobody says whose they are (no users at all; unknown users without a hash) are
-    independent as far as anybody knows; they are dealt at random to at most 20,000 equal groups,
-    which are then what is drawn (with fewer rows, every row is a group).
+    independent as far as anybody knows; each is a unit.
 
     Args:
+        row_ids_N: tell these rows apart.
+        user_rows_N: 0 for unknown users; None: there are no users.
         unknown_users_N: a hash of the user's id where the user row is the unknown 0; 0 elsewhere.
     """
-    keys_N = np.zeros(num_rows, dtype=np.uint64)
+    keys_N = np.asarray(row_ids_N).astype(np.uint64) | _OF_ROW
+    if unknown_users_N is not None:
+        hashes_N = np.asarray(unknown_users_N, dtype=np.uint64)
+        keys_N = np.where(hashes_N != 0, hashes_N | _HASHED, keys_N)
     if user_rows_N is not None:
-        keys_N = np.asarray(user_rows_N).astype(np.uint64)
-        if unknown_users_N is not None:
-            hashes_N = np.asarray(unknown_users_N, dtype=np.uint64)
-            is_hashed_N = ~is_known(keys_N) & (hashes_N != 0)
-            keys_N = np.where(is_hashed_N, hashes_N | _HASHED, keys_N)
-    is_told_N = keys_N != 0
-    users, codes = np.unique(keys_N[is_told_N], return_inverse=True)
-    num_left = num_rows - codes.size
-    units_N = np.empty(num_rows, dtype=np.int64)
-    units_N[is_told_N] = codes
-    units_N[~is_told_N] = users.size + rng.permutation(num_left) % min(
-        max(num_left, 1), _MOST_UNITS
-    )
-    return units_N
+        users_N = np.asarray(user_rows_N)
+        keys_N = np.where(is_known(users_N), users_N.astype(np.uint64), keys_N)
+    return keys_N
 
 
-def draw_units(num_units: int, num_replicates: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Return how often each unit is drawn in each replicate [U, R]: U of U, with replacement."""
-    draws_RU = np.empty((num_replicates, num_units), dtype=np.uint16)
-    for drawn_U in draws_RU:
-        drawn_U[:] = np.bincount(rng.integers(num_units, size=num_units), minlength=num_units)
-    return np.ascontiguousarray(draws_RU.T)
+def _poisson_of_16_bits() -> NDArray[np.uint8]:
+    """Return the Poisson(1) quantiles of all 16-bit numbers [65536]; their mean is 1 within 1e-5."""
+    shares = np.exp(-1) / np.cumprod([1, *range(1, 12)])
+    middles = (np.arange(1 << 16) + 0.5) / (1 << 16)
+    return np.searchsorted(np.cumsum(shares), middles, side="right").astype(np.uint8)
 
 
-def sums_of_draws(sums_U: NDArray, draws_UR: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """Return sums_U @ draws_UR [R] in pieces: as float64 the draws would take four times their memory."""
-    total_R = np.zeros(draws_UR.shape[1])
-    for start in range(0, len(sums_U), _PIECE_UNITS):
-        stop = start + _PIECE_UNITS
-        total_R += sums_U[start:stop] @ draws_UR[start:stop].astype(np.float64)
-    return total_R
+_POISSON = _poisson_of_16_bits()
+
+
+def poisson_draws(keys_U: NDArray, num_replicates: int, seed: int) -> NDArray[np.uint8]:
+    """Return how often each unit is drawn in each replicate [U, R]; equal keys, equal draws.
+
+    Args:
+        keys_U: whole numbers of 0 or more.
+    """
+    salt_1 = _mixed(np.array([seed & (1 << 64) - 1], np.uint64) + _GOLDEN)
+    base_U = _mixed(np.asarray(keys_U).astype(np.uint64) ^ salt_1)
+    # Each hash of 64 bits holds four draws.
+    steps_W = _GOLDEN * np.arange(1, -(-num_replicates // 4) + 1, dtype=np.uint64)
+    hashes_UW = _mixed(base_U[:, None] + steps_W)
+    return np.take(_POISSON, hashes_UW.view(np.uint16)[:, :num_replicates])
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the finalizer of SplitMix64 (Steele et al., OOPSLA 2014) of every number [...]."""
+    mixed = numbers ^ (numbers >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def drawn_sums(
+    values_KU: NDArray, keys_U: NDArray, *, num_replicates: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the sums over the drawn units [K, R], a unit's values as often as it is drawn."""
+    total_KR = np.zeros((len(values_KU), num_replicates))
+    for start in range(0, len(keys_U), _PIECE_UNITS):
+        part = slice(start, start + _PIECE_UNITS)
+        total_KR += values_KU[:, part] @ poisson_draws(keys_U[part], num_replicates, seed).astype(
+            np.float64
+        )
+    return total_KR
+
+
+def drawn_means(
+    values_U: NDArray, keys_U: NDArray, *, num_replicates: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the mean of the drawn units' values [R]; nan for a replicate that draws none."""
+    both_2U = np.stack([values_U, np.ones(len(values_U))])
+    sum_R, count_R = drawn_sums(both_2U, keys_U, num_replicates=num_replicates, seed=seed)
+    with np.errstate(invalid="ignore"):
+        return sum_R / count_R
 
 
 def interval(replicates_R: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:

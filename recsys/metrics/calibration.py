@@ -1,11 +1,11 @@
 """Calibration of predicted probabilities: ratio, Brier score, bins, ECE.
 
-In: labels and probabilities. Out: floats, and the table of bins that reports draw. Called by the metrics
-registry and the reports.
+In: labels and probabilities. Out: floats, and the table of bins that reports draw. Called by evaluations,
+comparisons and the reports.
 
 Accumulation over ranks: ratio and Brier score are quotients of sums over rows: add up the sums. The
-bins are cut at quantiles of all scores: gather the rows on one rank.
-Shapes: N rows, U units, R replicates.
+bins are cut at quantiles of all scores, which ranks with a range of the scores each find in it.
+Shapes: N rows, B bins, R replicates.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
 from recsys.metrics.bootstrap import interval
-from recsys.metrics.predictions import checked_probabilities
-from recsys.metrics.resamples import Resamples
+from recsys.metrics.predictions import LabelledScores, checked_probabilities, labelled_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,41 +61,55 @@ def calibration_bins(
     Raises:
         UserError: num_bins below 1.
     """
-    if num_bins < 1:
-        raise UserError(f"num_bins={num_bins}: expected at least 1")
-    positive, probabilities = checked_probabilities(labels_N, probabilities_N)
-    if not positive.size:
-        return []
-    order = np.argsort(probabilities, kind="stable")
-    positive, probabilities = positive[order], probabilities[order]
-    last = _last_of_bins(probabilities, num_bins)
-    ends = np.searchsorted(probabilities, last, side="right")
-    starts = np.concatenate([[0], ends[:-1]])
-    rows = ends - starts
-    predictions = np.add.reduceat(probabilities, starts) / rows
-    positives = np.add.reduceat(positive, starts, dtype=np.int64) / rows
+    return bins_of(labelled_scores(labels_N, probabilities_N), num_bins=num_bins)
+
+
+def bins_of(rows: LabelledScores, *, num_bins: int = 10) -> list[CalibrationBin]:
+    """Return the bins as `calibration_bins`, of the rows of all ranks."""
+    last_B = last_of_bins(rows, num_bins)
+    bin_N = bin_of_rows(rows.probability_N, last_B)
+    # Rows are sorted: those of a bin are one piece on every rank.
+    ends_B = np.searchsorted(bin_N, np.arange(len(last_B)), side="right")
+    pieces = [slice(a, b) for a, b in zip([0, *ends_B], ends_B, strict=False)]
+    sums_B3 = rows.ranks.total(
+        np.array([
+            [p.stop - p.start, rows.probability_N[p].sum(), np.count_nonzero(rows.positive_N[p])]
+            for p in pieces
+        ]).reshape(-1, 3)
+    )
+    num_rows_B = sums_B3[:, 0].astype(np.int64)
+    lowest_B = rows.at_places(np.cumsum(num_rows_B) - num_rows_B)
     return [
         CalibrationBin(
-            num_rows=int(rows[i]),
-            lowest=float(probabilities[starts[i]]),
-            highest=float(probabilities[ends[i] - 1]),
-            mean_prediction=float(predictions[i]),
-            positive_rate=float(positives[i]),
+            num_rows=int(count),
+            lowest=float(lowest),
+            highest=float(highest),
+            mean_prediction=float(predicted / count),
+            positive_rate=float(positives / count),
         )
-        for i in range(len(ends))
+        for (_, predicted, positives), count, lowest, highest in zip(
+            sums_B3, num_rows_B, lowest_B, last_B, strict=True
+        )
     ]
 
 
-def bin_of_rows(probabilities_N: NDArray[np.float64], *, num_bins: int = 10) -> NDArray[np.int64]:
-    """Return the number of each row's bin [N], of those that `calibration_bins` makes."""
-    last = _last_of_bins(np.sort(probabilities_N, kind="stable"), num_bins)
-    return np.searchsorted(last, probabilities_N, side="left")
+def last_of_bins(rows: LabelledScores, num_bins: int = 10) -> NDArray[np.float64]:
+    """Return the largest prediction of every bin [B]; a bin ends with what ties at k N / num_bins.
+
+    Raises:
+        UserError: num_bins below 1.
+    """
+    if num_bins < 1:
+        raise UserError(f"num_bins={num_bins}: expected at least 1")
+    cuts = np.arange(1, num_bins + 1) * rows.num_rows // num_bins
+    return np.unique(rows.at_places(cuts[cuts > 0] - 1))
 
 
-def _last_of_bins(sorted_N: NDArray[np.float64], num_bins: int) -> NDArray[np.float64]:
-    """Return the largest prediction of every bin; a bin ends with what ties at k N / num_bins."""
-    cuts = np.arange(1, num_bins + 1) * sorted_N.size // num_bins
-    return np.unique(sorted_N[cuts[cuts > 0] - 1])
+def bin_of_rows(
+    probabilities_N: NDArray[np.float64], last_B: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the number of each row's bin [N], of bins that end with the predictions `last_B`."""
+    return np.searchsorted(last_B, probabilities_N, side="left")
 
 
 def expected_calibration_error(
@@ -114,21 +127,6 @@ def expected_calibration_error(
     return gap / num_rows if num_rows else float("nan")
 
 
-def calibration_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the calibration ratio of every resampled set of users [R]; nan without positives."""
-    positives_R = resamples.num_positives
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio_R = resamples.sums(resamples.rows.probability_N) / positives_R
-    ratio_R[positives_R == 0] = np.nan
-    return ratio_R
-
-
-def brier_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the Brier score of every resampled set of users [R]."""
-    rows = resamples.rows
-    return resamples.sums((rows.probability_N - rows.positive_N) ** 2) / resamples.num_rows
-
-
 @dataclass(frozen=True, kw_only=True)
 class EceReplicates:
     """The expected calibration error over drawn units, and how much of it is noise."""
@@ -138,26 +136,6 @@ class EceReplicates:
     replicates_R: NDArray[np.float64]
     noise_R: NDArray[np.float64]
     """The error that a calibrated model would show: sum_b n_b / N |gap_b of the draw - gap_b|."""
-
-
-def bootstrap_ece(resamples: Resamples) -> EceReplicates:
-    """Return the replicates of ece [R], in the bins of all rows; all nan without rows."""
-    rows, num_units = resamples.rows, len(resamples.draws_UR)
-    if not rows.positive_N.size:
-        nothing_R = np.full(resamples.num_replicates, np.nan)
-        return EceReplicates(estimate=float("nan"), replicates_R=nothing_R, noise_R=nothing_R)
-    bins_N = bin_of_rows(rows.probability_N)
-    gap_N = rows.probability_N - rows.positive_N
-    num_rows_R = resamples.num_rows
-    estimate, replicates_R, noise_R = 0.0, np.zeros(len(num_rows_R)), np.zeros(len(num_rows_R))
-    for b in range(int(bins_N.max()) + 1):
-        gap_U = np.bincount(resamples.units_N, gap_N * (bins_N == b), num_units)
-        whole = float(gap_U.sum()) / rows.positive_N.size
-        gap_R = resamples.of_units(gap_U) / num_rows_R
-        estimate += abs(whole)
-        replicates_R += abs(gap_R)
-        noise_R += abs(gap_R - whole)
-    return EceReplicates(estimate=estimate, replicates_R=replicates_R, noise_R=noise_R)
 
 
 def ece_interval(found: EceReplicates, *, level: float = 0.95) -> tuple[float, float]:

@@ -1,18 +1,17 @@
 """Log-loss and normalised entropy of predicted probabilities.
 
-In: labels and probabilities. Out: one float. Called by the metrics registry.
+In: labels and probabilities. Out: one float. Called by comparisons and the sums of evaluations.
 
 Accumulation over ranks: log-loss is a sum over rows divided by their number, so add up the sums and
 the counts of the ranks; normalised entropy needs the positives as well, and is the quotient of the
 totals (a mean of the ranks' own values is something else).
-Shapes: N rows, R replicates.
+Shapes: N rows.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.predictions import checked_probabilities
-from recsys.metrics.resamples import Resamples
 
 CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1: near the spacing of float32 below 1."""
@@ -54,18 +53,3 @@ def normalised_entropy(
     if rate in (0.0, 1.0):
         return float("nan")
     return loss / float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
-
-
-def log_loss_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the log-loss of every resampled set of users [R]."""
-    rows = resamples.rows
-    losses_N = row_losses(rows.positive_N, rows.probability_N)
-    return resamples.sums(losses_N) / resamples.num_rows
-
-
-def normalised_entropy_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the normalised entropy of every resampled set of users [R]."""
-    rate_R = resamples.num_positives / resamples.num_rows
-    with np.errstate(invalid="ignore", divide="ignore"):
-        entropy_R = -(rate_R * np.log(rate_R) + (1 - rate_R) * np.log1p(-rate_R))
-        return log_loss_replicates(resamples) / entropy_R

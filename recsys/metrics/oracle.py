@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
 from recsys.files import DRAW_AGAIN, reading
-from recsys.metrics.auc import auc
-from recsys.metrics.entropy import log_loss
+from recsys.metrics.formulas import auc_of, log_loss_of
+from recsys.metrics.predictions import LabelledScores
+from recsys.metrics.row_sums import RowSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +54,21 @@ def true_probabilities(path: Path, row_ids_N: ArrayLike) -> NDArray[np.float64] 
     return probability[found]
 
 
-def oracle_metrics(
-    true_N: ArrayLike, *, labels_N: ArrayLike, probabilities_N: ArrayLike
-) -> OracleMetrics:
+def oracle_metrics(true_rows: LabelledScores, *, reached_auc: float) -> OracleMetrics:
     """Return the oracle's AUC and log-loss, and the share of the lift the model recovers.
 
-    lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows. Shapes: N rows.
+    lift_recovered = (AUC - 0.5) / (oracle AUC - 0.5), over the same rows.
+
+    Args:
+        true_rows: labels of the rows of all ranks, scored by their true probabilities.
+        reached_auc: of the model.
 
     Edge cases: nan with one class only.
     """
-    best = auc(labels_N, true_N)
-    reached = auc(labels_N, probabilities_N)
+    sums = RowSums(true_rows)
+    best = float(auc_of(sums)[0])
     return OracleMetrics(
         auc=best,
-        log_loss=log_loss(labels_N, true_N),
-        lift_recovered=(reached - 0.5) / (best - 0.5),
+        log_loss=float(log_loss_of(sums)[0]),
+        lift_recovered=(reached_auc - 0.5) / (best - 0.5),
     )

@@ -1,16 +1,14 @@
 """Area under the precision-recall curve (average precision).
 
-In: labels and scores. Out: one float. Called by the metrics registry.
-
-Accumulation over ranks: as for AUC, gather the rows on one rank.
-Shapes: N rows, T groups of tied scores, R replicates.
+In: labels and scores. Out: one float. Called by whoever has the rows of one process; evaluations over
+ranks count it as AUC (row_sums.py), with what scores more on other ranks.
+Shapes: N rows, T groups of tied scores.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from recsys.metrics.predictions import checked_predictions, group_starts
-from recsys.metrics.resamples import Resamples
 
 
 def pr_auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
@@ -34,8 +32,3 @@ def pr_auc(labels_N: ArrayLike, scores_N: ArrayLike) -> float:
     rows_above_T = scores.size - starts_T
     positives_above_T = num_positives - (np.cumsum(positives_T) - positives_T)
     return float((positives_T * (positives_above_T / rows_above_T)).sum() / num_positives)
-
-
-def pr_auc_replicates(resamples: Resamples) -> NDArray[np.float64]:
-    """Return the average precision of every resampled set of users [R]; nan without positives."""
-    return resamples.ranked["pr_auc"]

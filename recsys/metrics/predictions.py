@@ -1,15 +1,19 @@
-"""Labels and scores as every metric takes them: checked once, float64.
+"""Labels and scores as every metric takes them: checked once, float64, ascending by score.
 
-In: any array-likes of one length. Out: numpy arrays the formulas can trust. Called by every metric.
-Shapes: N rows, T groups of tied scores.
+In: any array-likes of one length, on every rank its own rows. Out: numpy arrays the formulas can trust.
+Called by every metric. Shapes: N rows of a rank, T groups of tied scores, K places.
 """
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
+from recsys.runtime.distributed_sort import sorted_rows
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 class NanScoresError(UserError):
@@ -63,29 +67,115 @@ def checked_probabilities(
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledScores:
-    """Labels and predicted probabilities of N rows, checked, and whose rows they are."""
+    """Checked rows of one rank, ascending by score; the ranks' ranges of scores follow each other.
+
+    Rows of equal scores are on one rank. One process alone has all rows.
+    """
 
     positive_N: NDArray[np.bool_]
     probability_N: NDArray[np.float64]
-    user_row_N: NDArray[np.int64] | None
+    user_row_N: NDArray[np.integer] | None = None
     """0: a user that the vocabulary does not know; None where there are no users."""
+    unit_N: NDArray[np.uint64] | None = None
+    """Key of what the bootstrap draws (`unit_keys`); None: these rows are not resampled."""
+    ranks: Ranks = ALONE
+
+    @functools.cached_property
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (rows, positives) of the ranks with lower scores [2], and of all ranks [2]."""
+        own = np.array([self.positive_N.size, np.count_nonzero(self.positive_N)], np.int64)
+        before, total = self.ranks.before_and_total(own)
+        return before, total
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all ranks."""
+        return int(self.counts[1][0])
+
+    @property
+    def num_positives(self) -> int:
+        """Positives of all ranks."""
+        return int(self.counts[1][1])
+
+    def at_places(self, places_K: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the scores [K] at some places, from 0, of the order of all ranks' rows."""
+        own_K = places_K - self.counts[0][0]
+        is_here_K = (own_K >= 0) & (own_K < self.positive_N.size)
+        found = self.ranks.gather((np.flatnonzero(is_here_K), self.probability_N[own_K[is_here_K]]))
+        scores_K = np.zeros(len(places_K))
+        for at, values in found:
+            scores_K[at] = values
+        return scores_K
+
+    def where(self, keep_N: NDArray[np.bool_]) -> "LabelledScores":
+        """Return the rows of a segment, given as a mask [N] on every rank."""
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del arrays["ranks"]
+        kept = {name: a if a is None else a[keep_N] for name, a in arrays.items()}
+        return LabelledScores(**kept, ranks=self.ranks)
 
 
 def labelled_scores(
-    labels_N: ArrayLike, probabilities_N: ArrayLike, user_rows_N: ArrayLike | None
+    labels_N: ArrayLike,
+    probabilities_N: ArrayLike,
+    user_rows_N: ArrayLike | None = None,
+    *,
+    units_N: ArrayLike | None = None,
+    ranks: Ranks = ALONE,
 ) -> LabelledScores:
-    """Return the record that the formulas of the registry take.
+    """Return rows in any order, of this rank, as the metrics take them: checked, and sorted by score.
+
+    Args:
+        ranks: that each have other rows and all call this.
 
     Raises:
-        UserError: as `checked_probabilities`; user rows of another shape.
+        UserError: as `checked_probabilities`; user rows or units of another shape.
     """
     positive_N, probability_N = checked_probabilities(labels_N, probabilities_N)
-    user_row_N = None if user_rows_N is None else np.asarray(user_rows_N)
-    if user_row_N is not None and user_row_N.shape != positive_N.shape:
-        raise UserError(
-            f"user rows {user_row_N.shape}: expected the shape of the labels, {positive_N.shape}"
-        )
-    return LabelledScores(positive_N=positive_N, probability_N=probability_N, user_row_N=user_row_N)
+    columns: dict[str, NDArray] = {"positive": positive_N, "score": probability_N}
+    for name, given in (("user rows", user_rows_N), ("units", units_N)):
+        if given is not None:
+            columns[name] = of_shape(given, positive_N, name)
+    # Whoever gave the arrays may have no other use of them: large ones are then held once.
+    del labels_N, probabilities_N, user_rows_N, units_N, positive_N, probability_N, given
+    return _record(sorted_rows(columns, "score", ranks), ranks)
+
+
+def ranked_scores(
+    labels_N: ArrayLike, scores_N: ArrayLike, *, units_N: ArrayLike | None = None
+) -> LabelledScores:
+    """Return rows of this process alone, of any scores, as metrics of their order take them.
+
+    Raises:
+        UserError: as `checked_predictions`; units of another shape.
+    """
+    positive_N, score_N = checked_predictions(labels_N, scores_N)
+    columns: dict[str, NDArray] = {"positive": positive_N, "score": score_N}
+    if units_N is not None:
+        columns["units"] = of_shape(units_N, positive_N, "units")
+    return _record(sorted_rows(columns, "score"), ALONE)
+
+
+def _record(columns: dict[str, NDArray], ranks: Ranks) -> LabelledScores:
+    return LabelledScores(
+        positive_N=columns["positive"],
+        probability_N=columns["score"],
+        user_row_N=columns.get("user rows"),
+        unit_N=columns.get("units"),
+        ranks=ranks,
+    )
+
+
+def of_shape(values_N: ArrayLike, like_N: NDArray, name: str) -> NDArray:
+    """Return an array of the shape of another one [N].
+
+    Raises:
+        UserError: it has another shape.
+    """
+    values = np.asarray(values_N)
+    if values.shape != like_N.shape:
+        raise UserError(f"{name} {values.shape}: expected the shape of the labels, {like_N.shape}")
+    return values
 
 
 def group_starts(changes: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:

@@ -1,9 +1,10 @@
 """The folder of an evaluation: runs/<name>/eval/<split>/, written beside and renamed.
 
-In: an evaluation and the data it read. Out: metrics.json, predictions.parquet and report.html. Called by
-launch/evaluate.py.
+In: an evaluation and the data it read. Out: metrics.json and report.html, by rank 0, and
+predictions.parquet, a folder with a part of each rank. Called by launch/evaluate.py on every rank.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +18,59 @@ from recsys.evaluation.rows import write_predictions
 from recsys.files import new_folder
 from recsys.report.evaluation_page import DataCounts, write_report
 from recsys.report.items import read_items
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import SplitSpec
 
 
 def write_evaluation(
-    target: Path, title: str, evaluation: Evaluation, data: EvaluationData, config: EvaluateConfig
+    target: Path,
+    title: str,
+    evaluation: Evaluation,
+    data: EvaluationData,
+    config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write the folder; it appears whole, in the place of an earlier one."""
-    rows = sorted({row for user in evaluation.sample_users for row in user.item_rows})
-    items = read_items(Catalogue(data.prepared), data.manifest, rows) if rows else {}
-    with new_folder(target) as beside:
-        write_result(beside / "metrics.json", evaluation.result)
+    """Write the folder, each rank its predictions; it appears whole, in the place of an earlier one.
+
+    Edge cases: an error on a rank leaves the earlier folder as it was.
+    """
+    with contextlib.ExitStack() as on_first:
+        beside = on_first.enter_context(new_folder(target)) if ranks.rank == 0 else Path()
+        beside = ranks.gather(beside)[0]
+        if ranks.rank == 0:
+            (beside / "predictions.parquet").mkdir()
+            _write_shown(beside, title, evaluation, data, config)
+        ranks.gather(None)  # the folder of the parts is there
         write_predictions(
             beside / "predictions.parquet",
             evaluation.predictions,
             modality_names=evaluation.modality_names,
             prepared=data.prepared,
             unknown_users_N=evaluation.users.unknown_user_N,
+            ranks=ranks,
         )
-        write_report(
-            beside / "report.html",
-            title=title,
-            evaluation=evaluation,
-            level=config.bootstrap.level,
-            counts=data_counts(data),
-            items=items,
-        )
+        ranks.gather(None)  # all parts are written
+
+
+def _write_shown(
+    folder: Path,
+    title: str,
+    evaluation: Evaluation,
+    data: EvaluationData,
+    config: EvaluateConfig,
+) -> None:
+    """Write metrics and report."""
+    rows = sorted({row for user in evaluation.sample_users for row in user.item_rows})
+    items = read_items(Catalogue(data.prepared), data.manifest, rows) if rows else {}
+    write_result(folder / "metrics.json", evaluation.result)
+    write_report(
+        folder / "report.html",
+        title=title,
+        evaluation=evaluation,
+        level=config.bootstrap.level,
+        counts=data_counts(data),
+        items=items,
+    )
 
 
 def data_counts(data: EvaluationData) -> DataCounts:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.evaluation.curves import SCORE_EDGES, WEIGHT_EDGES
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.result import ITEM_KINDS, EvaluationResult, SegmentResult
-from recsys.metrics.calibration import calibration_bins
 from recsys.metrics.registry import METRICS
 from recsys.metrics.summary import RowMetrics
 from recsys.report import figures
@@ -139,11 +139,7 @@ def _range(bounds: Sequence[float]) -> str:
 
 
 def _quality(evaluation: Evaluation) -> list[str]:
-    predictions = evaluation.predictions
-    curves = {"model": (predictions.label, predictions.score)}
-    if evaluation.true_probability_N is not None:
-        curves["best possible"] = (predictions.label, evaluation.true_probability_N)
-    bins = calibration_bins(predictions.label, predictions.score)
+    curves = evaluation.curves
     by_kind = evaluation.result.by_item_kind
     seen = [
         [f"items {kind}".replace("_", " "), shown(by_kind[kind].num_rows), *_few(by_kind[kind])]
@@ -151,21 +147,23 @@ def _quality(evaluation: Evaluation) -> list[str]:
         if kind in by_kind and by_kind[kind].num_rows
     ]
     cards = [
-        _card("ROC curve", "Positives found against negatives let through.", figures.roc(curves)),
+        _card(
+            "ROC curve", "Positives found against negatives let through.", figures.roc(curves.roc)
+        ),
         _card(
             "Calibration",
             "Mean prediction against share of positives, by tenth of the predictions, with two "
             "standard errors. On the line a score means what it says.",
             figures.calibration(
-                [b.mean_prediction for b in bins],
-                [b.positive_rate for b in bins],
-                [b.num_rows for b in bins],
+                [b.mean_prediction for b in curves.bins],
+                [b.positive_rate for b in curves.bins],
+                [b.num_rows for b in curves.bins],
             ),
         ),
         _card(
             "Scores",
             "How the predicted probabilities are distributed.",
-            figures.score_distributions(predictions.label, predictions.score),
+            figures.score_distributions(curves.score_counts_2H, SCORE_EDGES),
         ),
     ]
     if seen:
@@ -299,7 +297,11 @@ def _reasons(evaluation: Evaluation) -> list[str]:
         _card(
             "Modality weights",
             "How much each modality counts in the fusion, row by row; dots are medians.",
-            figures.weight_distributions(evaluation.predictions.weights, names),
+            figures.weight_distributions(
+                evaluation.curves.weight_counts_MH,
+                WEIGHT_EDGES,
+                {name: result.weights[name].median for name in names},
+            ),
         )
     )
     if evaluation.planted:

@@ -41,7 +41,6 @@ _STYLE: Any = {
     "ytick.color": _SOFT,
     "figure.facecolor": "none",
 }
-_MOST_POINTS = 400
 
 
 def _begin(width: float = 5.6, height: float = 3.7) -> tuple[Any, Any]:
@@ -71,37 +70,19 @@ def _finish(figure: Any, label: str) -> str:
 
 
 def roc(curves: Mapping[str, tuple[NDArray, NDArray]]) -> str:
-    """Draw ROC curves: true against false positive rates, two arrays [T] by name.
+    """Draw ROC curves: shares of negatives and of positives, two arrays [T] by name.
 
     Args:
-        curves: by name, (labels, scores); the first is drawn strongest. One class gives no curve.
+        curves: the first is drawn strongest. Empty arrays give no curve.
     """
     figure, axes = _begin()
     axes.plot([0, 1], [0, 1], color=_SOFT, linestyle="--", linewidth=1)
-    for index, (name, (labels, scores)) in enumerate(curves.items()):
-        false_rate, true_rate = _roc_points(labels, scores)
+    for index, (name, (false_rate, true_rate)) in enumerate(curves.items()):
         axes.plot(false_rate, true_rate, color=COLOURS[index], linewidth=2.2 - index, label=name)
     axes.set(xlabel="share of negatives", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.01))
     if len(curves) > 1:
         axes.legend(loc="lower right", labelcolor=_INK, frameon=False)
     return _finish(figure, "ROC curve")
-
-
-def _roc_points(labels: NDArray, scores: NDArray) -> tuple[NDArray, NDArray]:
-    """Return false and true positive rates [T] at thresholds, thinned to what a picture can show."""
-    order = np.argsort(-scores, kind="stable")
-    labels, scores = labels[order], scores[order]
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: scores.size])
-    true, false = np.cumsum(labels)[last], np.cumsum(1 - labels)[last]
-    if not len(true) or not true[-1] or not false[-1]:
-        return np.zeros(0), np.zeros(0)
-    true, false = np.append(0, true / true[-1]), np.append(0, false / false[-1])
-    if len(true) > _MOST_POINTS:
-        # Evenly along the curve, so that neither the steep nor the flat end is lost.
-        way = true + false
-        at = np.unique(np.searchsorted(way, np.linspace(0, 2, _MOST_POINTS)).clip(0, len(way) - 1))
-        true, false = true[at], false[at]
-    return false, true
 
 
 def calibration(predicted: Sequence[float], observed: Sequence[float], rows: Sequence[int]) -> str:
@@ -120,37 +101,44 @@ def calibration(predicted: Sequence[float], observed: Sequence[float], rows: Seq
     return _finish(figure, "calibration by tenth of the predictions")
 
 
-def score_distributions(labels: ArrayLike, scores: ArrayLike) -> str:
-    """Draw the distribution of the scores of positives and of negatives."""
+def score_distributions(counts_2H: NDArray[np.int64], edges: NDArray[np.float64]) -> str:
+    """Draw the distribution of the scores of negatives and of positives.
+
+    Args:
+        counts_2H: rows of negatives and of positives by bin.
+        edges: of the bins [H + 1].
+    """
     figure, axes = _begin()
-    bins = np.linspace(0, 1, 51)
-    labels, scores = np.asarray(labels), np.asarray(scores)
     for label, colour, name in ((0, COLOURS[1], "negatives"), (1, COLOURS[0], "positives")):
-        chosen = scores[labels == label]
-        if len(chosen):
-            heights = np.histogram(chosen, bins, density=True)[0]
-            axes.stairs(heights, bins, fill=True, alpha=0.3, color=colour)
-            axes.stairs(heights, bins, color=colour, linewidth=1.6, label=name)
+        if counts_2H[label].any():
+            heights = counts_2H[label] / counts_2H[label].sum() / np.diff(edges)
+            axes.stairs(heights, edges, fill=True, alpha=0.3, color=colour)
+            axes.stairs(heights, edges, color=colour, linewidth=1.6, label=name)
     axes.set(xlabel="predicted probability", ylabel="density", xlim=(0, 1))
     axes.legend(labelcolor=_INK, frameon=False)
     return _finish(figure, "distribution of the scores by label")
 
 
-def weight_distributions(weights_NM: NDArray, names: Sequence[str]) -> str:
-    """Draw how the weight of every modality is distributed over rows; a dot marks the median."""
+def weight_distributions(
+    counts_MH: NDArray[np.int64], edges: NDArray[np.float64], medians: Mapping[str, float]
+) -> str:
+    """Draw how the weight of every modality is distributed over rows; a dot marks the median.
+
+    Args:
+        counts_MH: rows by bin, of the modalities of `medians` in their order.
+        edges: of the bins [H + 1].
+    """
     figure, axes = _begin()
-    bins = np.linspace(0, 1, 61)
-    for index in range(len(names)):
-        column, base = weights_NM[:, index], len(names) - 1 - index
+    names = list(medians)
+    for index, name in enumerate(names):
+        base = len(names) - 1 - index
         colour = COLOURS[index % len(COLOURS)]
-        heights = np.histogram(column, bins)[0].astype(np.float64)
-        heights *= 0.85 / max(heights.max(), 1)
-        axes.stairs(base + heights, bins, baseline=base, fill=True, color=colour, alpha=0.35)
-        axes.stairs(base + heights, bins, baseline=base, color=colour, linewidth=1.4)
-        if column.size:
-            axes.plot(np.median(column), base + 0.08, "o", color=colour, markersize=6)
+        heights = counts_MH[index] * 0.85 / max(counts_MH[index].max(), 1)
+        axes.stairs(base + heights, edges, baseline=base, fill=True, color=colour, alpha=0.35)
+        axes.stairs(base + heights, edges, baseline=base, color=colour, linewidth=1.4)
+        axes.plot(medians[name], base + 0.08, "o", color=colour, markersize=6)
     axes.set(xlabel="weight", xlim=(0, 1), ylim=(-0.1, len(names)))
-    axes.set_yticks([len(names) - 1 - i + 0.3 for i in range(len(names))], list(names))
+    axes.set_yticks([len(names) - 1 - i + 0.3 for i in range(len(names))], names)
     axes.grid(visible=False, axis="y")
     return _finish(figure, "distribution of the modality weights")
 

@@ -1,7 +1,7 @@
 """A trained run, opened to score a split: its model with the weights of the best validation.
 
-In: the run's folder, prepared data and vectors. Out: the scores of the split, of candidates, and with
-each input shuffled, gathered on rank 0. Called by launch/evaluate.py; any number of ranks may score what
+In: the run's folder, prepared data and vectors. Out: the scores of the split on every rank, of
+candidates, and with each input shuffled. Called by launch/evaluate.py; any number of ranks may score what
 another number trained.
 """
 
@@ -22,7 +22,7 @@ from recsys.evaluation.candidates import CandidateDataset, Candidates, draw_cand
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.evaluate import ScoredSplit
 from recsys.evaluation.importance import score_shuffled
-from recsys.evaluation.predict import Predictions, predict
+from recsys.evaluation.predict import Predictions, on_first_rank, predict
 from recsys.evaluation.result import EvaluationResult
 from recsys.job import say, stage
 from recsys.model.build import batch_features
@@ -32,6 +32,7 @@ from recsys.run.config import RunConfig
 from recsys.run.folder import check_run_data, read_run_folder, tracked_run
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
+from recsys.runtime.ranks import all_ranks
 from recsys.schema import Manifest
 from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.optimizers import without_penalties
@@ -131,10 +132,11 @@ def _only_read(
     return dataclasses.replace(config, plan=own_plan, tables=tables, optim=optim)
 
 
-def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> ScoredSplit | None:
+def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> ScoredSplit:
     """Score every row of the split, candidates, and some rows with each input shuffled.
 
-    Returns the scores on rank 0 and None elsewhere.
+    The rows of the split stay on the rank that scored them; the others, as many as the settings say, are
+    gathered on rank 0.
     """
     with stage(f"score {config.split}") as scoring:
         predictions = predict(run.sharded, loader.batches(epoch=0), run.env, progress="score")
@@ -150,8 +152,6 @@ def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> Scor
             seed=config.seed,
         )
         shuffling.done(f"{len(shuffled)} inputs")
-    if predictions is None:
-        return None
     return ScoredSplit(
         predictions=predictions,
         modality_names=run.ranker.modality_names,
@@ -178,7 +178,8 @@ def _score_candidates(
     with stage("score candidates") as scoring:
         pairs = CandidateDataset(loader.dataset, candidates)
         pair_loader = loader_of(pairs, config=run.config, env=run.env, shuffle=False)
-        scored = predict(run.sharded, pair_loader.batches(epoch=0), run.env, progress="candidates")
+        of_rank = predict(run.sharded, pair_loader.batches(epoch=0), run.env, progress="candidates")
+        scored = on_first_rank(of_rank, all_ranks())
         kind = "all" if candidates.is_full else "drawn"
         num_users = candidates.templates.num_rows
         scoring.done(f"{pairs.num_rows:,} pairs, {kind} items for {num_users:,} users")

@@ -1,9 +1,9 @@
 """Collectives: gather over ranks, rank 0's answer for all of them, and errors that reach every rank.
 
-Called by every job and package whose ranks exchange Python objects; outside of model, gradients and
-signals nothing else calls torch.distributed. A rank that fails within one of these exchanges, or in
-a block of `sharing_errors`, tells the others at their next exchange, whichever it is: each of them
-begins with the same question, "has anybody failed?". In one process nothing is exchanged.
+Called by every job and package whose ranks exchange Python objects, and by ranks.py for arrays; outside
+of model, gradients and signals nothing else calls torch.distributed. A rank that fails within one of
+these exchanges, or in a block of `sharing_errors`, tells the others at their next exchange, whichever it
+is: each of them begins with the same question, "has anybody failed?". In one process nothing is exchanged.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from recsys.errors import UserError
@@ -70,33 +69,13 @@ def gather(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> lis
     Raises:
         Exception: what `work` raised on any rank, on every rank, as `sharing_errors` does.
     """
-    with sharing_errors(group):
+    try:
         answer = work()
-    answers: list[Any] = [answer] * _num_ranks()
-    if _num_ranks() > 1:
-        dist.all_gather_object(answers, answer, group=group)
+    except Exception as error:
+        _tell(error, group)
+        raise
+    answers: list[T] = _tell(None, group, answer)
     return answers
-
-
-def gather_rows(work: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor | None:
-    """Return on rank 0 the rows of all ranks, [R * N, ...] on the CPU, and None elsewhere.
-
-    Args:
-        work: returns this rank's rows [N, ...]; the same shape and type on every rank.
-        device: that the ranks exchange tensors on.
-
-    Raises:
-        Exception: what `work` raised on any rank, on every rank, as `sharing_errors` does.
-    """
-    with sharing_errors():
-        local = work().to(device)
-        # On rank 0 alone, and only where there is something to receive.
-        takes_part = _rank() == 0 and _num_ranks() > 1
-        parts = [torch.empty_like(local) for _ in range(_num_ranks())] if takes_part else None
-    if _num_ranks() == 1:
-        return local.cpu()
-    dist.gather(local, parts, dst=0)
-    return None if parts is None else torch.cat(parts).cpu()
 
 
 @dataclass(frozen=True)
@@ -127,20 +106,24 @@ class _Failure:
         return self.kind(*self.arguments)
 
 
-def _tell(error: Exception | None, group: dist.ProcessGroup | None) -> None:
-    """Exchange who failed; raise the first other rank's error where this one has none."""
+def _tell(error: Exception | None, group: dist.ProcessGroup | None, answer: Any = None) -> list:
+    """Exchange who failed, and answers; raise the first other rank's error where this one has none.
+
+    Returns the answers by rank; they have none where this rank has an error.
+    """
     # An error that came out of an exchange is known to all: nobody waits for it a second time.
     if _num_ranks() == 1 or getattr(error, _SHARED, False):
-        return
-    failures: list[_Failure | None] = [None] * _num_ranks()
+        return [answer]
+    told: list[Any] = [None] * _num_ranks()
     try:
-        dist.all_gather_object(failures, None if error is None else _Failure.of(error), group=group)
+        own = answer if error is None else _Failure.of(error)
+        dist.all_gather_object(told, own, group=group)
     except Exception as lost:
         if error is None:
             raise
         error.add_note(f"the other ranks could not be told ({lost})")
-        return
-    failed = [(rank, failure) for rank, failure in enumerate(failures) if failure is not None]
+        return []
+    failed = [(rank, found) for rank, found in enumerate(told) if isinstance(found, _Failure)]
     if error is None and failed:
         rank, failure = failed[0]
         error = failure.error(rank)
@@ -148,6 +131,7 @@ def _tell(error: Exception | None, group: dist.ProcessGroup | None) -> None:
         raise error
     if error is not None:
         setattr(error, _SHARED, True)
+    return told
 
 
 def _num_ranks() -> int:

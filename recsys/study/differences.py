@@ -16,7 +16,7 @@ from recsys.errors import UserError
 from recsys.evaluation.rows import ScoredRows
 from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import interval
-from recsys.metrics.resamples import bootstrap_auc
+from recsys.metrics.formulas import bootstrap_auc
 
 Verdict = Literal["better", "worse", "within noise"]
 """One model against another: the interval of the difference above 0, below 0, or with 0 in it."""
@@ -62,7 +62,7 @@ def seed_scores(seeds: Sequence[ScoredRows], *, num_replicates: int, seed: int) 
                 rows.score_N,
                 rows.unit_N,
                 num_replicates=num_replicates,
-                rng=np.random.default_rng(seed),
+                seed=seed,
             )
             for rows in seeds
         ]),

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from recsys.evaluation.rows import ScoredRows, scored_rows
-from recsys.files import reading
+from recsys.evaluation.rows import ScoredRows, read_lines, scored_rows
 from recsys.metrics.calibration import calibration_ratio
 from recsys.metrics.entropy import normalised_entropy
 from recsys.study.differences import Difference, paired_difference, seed_scores
@@ -153,9 +151,8 @@ def _rows_by_seed(scored: Sequence[ScoredWindow]) -> list[ScoredRows]:
             if one.seed != seed:
                 continue
             file = one.run.folder / "eval" / one.window / "predictions.parquet"
-            with reading(file, evaluate_again(one.run.name, one.window)):
-                tables.append(pq.read_table(file))
-        found.append(scored_rows(pa.concat_tables(tables).combine_chunks()))
+            tables.append(read_lines(file, evaluate_again(one.run.name, one.window)))
+        found.append(scored_rows(pa.concat_tables(tables)))
     return found
 
 

@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from hydra import compose
 from hydra.errors import HydraException
 from safetensors import safe_open
@@ -29,7 +28,7 @@ from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import EvaluationResult, read_result
-from recsys.evaluation.rows import ScoredRows, scored_rows
+from recsys.evaluation.rows import ScoredRows, read_lines, scored_rows
 from recsys.files import reading
 from recsys.job import say, typed_arguments
 from recsys.kinds import of_other_kinds
@@ -203,8 +202,9 @@ def read_metrics(run: StudyRun, split: str) -> EvaluationResult:
 def read_predictions(run: StudyRun, split: str) -> ScoredRows:
     """Return the predictions that launch/evaluate.py wrote."""
     file = run.folder / "eval" / split / "predictions.parquet"
-    with reading(file, evaluate_again(run.name, split)):
-        return scored_rows(pq.read_table(file))
+    remedy = evaluate_again(run.name, split)
+    with reading(file, remedy):
+        return scored_rows(read_lines(file, remedy))
 
 
 def evaluate_again(name: str, split: str) -> str:

@@ -5,11 +5,13 @@ import time
 
 from recsys.checkpoint.state import TrainState
 from recsys.data.loader import Loader
-from recsys.evaluation.predict import Predictions, by_score, predict, users_of
+from recsys.evaluation.predict import predict, users_of
 from recsys.job import say
-from recsys.metrics.summary import evaluate_predictions
-from recsys.runtime.collectives import share
+from recsys.metrics.predictions import labelled_scores
+from recsys.metrics.summary import evaluate_rows_of
+from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import Env
+from recsys.runtime.ranks import all_ranks
 from recsys.runtime.signals import StopSignals
 from recsys.sharding.apply import ShardedRanker
 from recsys.train.log import RunLog
@@ -51,17 +53,18 @@ class Validation:
         started = time.perf_counter()
         batches = self.signals.watched(self.loader.batches(epoch=0))
         predictions = predict(self.sharded, batches, self.env)
-        return share(lambda: self._report(state, predictions, started))
+        with sharing_errors():
+            rows = labelled_scores(
+                predictions.label,
+                predictions.score,
+                users_of(predictions, self.loader.dataset.manifest),
+                ranks=all_ranks(),
+            )
+            metrics = evaluate_rows_of(rows).flat()
+        return share(lambda: self._report(state, metrics, started))
 
-    def _report(self, state: TrainState, predictions: Predictions | None, started: float) -> float:
-        """Compute, print and write the metrics of all rows; return the one that decides."""
-        assert predictions is not None, "rank 0 gathers the predictions"
-        predictions = by_score(predictions)
-        metrics = evaluate_predictions(
-            labels_N=predictions.label,
-            probabilities_N=predictions.score,
-            user_rows_N=users_of(predictions, self.loader.dataset.manifest),
-        ).flat()
+    def _report(self, state: TrainState, metrics: dict[str, float], started: float) -> float:
+        """Print and write the metrics of the rows of all ranks; return the one that decides."""
         seconds = time.perf_counter() - started
         metrics["examples_per_second"] = metrics["num_rows"] / max(seconds, 1e-9)
         self.log.write(state.step, {f"valid/{k}": v for k, v in metrics.items()})

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from recsys.evaluation.predict import Predictions, by_score
-from recsys.metrics.bootstrap import bootstrap_units, draw_units, interval
-from recsys.metrics.predictions import labelled_scores
-from recsys.metrics.summary import bootstrap_metrics, evaluate_predictions
+from recsys.evaluation.split import RowUsers, scored_rows_of
+from recsys.metrics.row_sums import RowSums
+from recsys.metrics.summary import evaluate_rows_of, intervals
+from recsys.runtime.ranks import ALONE
 
 pytestmark = pytest.mark.bench
 ROWS, USERS, ITEMS = 10_000_000, 500_000, 200_000
@@ -50,31 +51,20 @@ def evaluate() -> None:
 
     predictions = by_score(predictions)
     done("sort")
-    shared = {
-        "labels_N": predictions.label,
-        "probabilities_N": predictions.score,
-        "user_rows_N": predictions.user_row,
-    }
-    whole = evaluate_predictions(**shared)
+    users = RowUsers(user_row_N=predictions.user_row, unknown_user_N=None)
+    rows = scored_rows_of(predictions, users, ALONE)
+    sums = RowSums(rows)
+    whole = evaluate_rows_of(rows, sums)
     assert whole.num_rows == ROWS
     done("all rows")
     for kind in kinds:
-        found = evaluate_predictions(**shared, segment_N=kind[predictions.item_row])
+        found = evaluate_rows_of(rows.where(kind[predictions.item_row]))
         assert abs(found.values["auc"] - whole.values["auc"]) < 0.01
     done(f"{len(kinds)} segments")
-    rng = np.random.default_rng(1)
-    units_N = bootstrap_units(predictions.user_row, ROWS, rng)
-    draws_UR = draw_units(int(units_N.max()) + 1, 200, rng)
-    replicates = bootstrap_metrics(
-        labelled_scores(predictions.label, predictions.score, predictions.user_row),
-        units_N=units_N,
-        draws_UR=draws_UR,
-        names=("auc", "log_loss"),
-    )
-    for name, values in replicates.items():
-        low, high = interval(values)
-        assert low < whole.values[name] < high
-    done("200 draws of users, AUC and log-loss")
+    found = intervals(sums, num_replicates=200, level=0.95, seed=1)
+    for name, (low, high) in found.items():
+        assert low < whole.values[name] < high, name
+    done("200 draws of users, all metrics")
     seconds = time.perf_counter() - begun
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     of_cpu = time.process_time() - begun_cpu

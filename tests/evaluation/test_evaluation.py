@@ -16,7 +16,7 @@ from recsys.evaluation.predict import Predictions, by_score
 from recsys.evaluation.ranking import evaluate_candidates
 from recsys.evaluation.result import SegmentResult
 from recsys.evaluation.segments import ItemCounts, Segment
-from recsys.evaluation.split import RowUsers
+from recsys.metrics.bootstrap import unit_keys
 from recsys.metrics.registry import METRICS
 from recsys.metrics.summary import evaluate_predictions
 from recsys.report.evaluation_tables import print_metrics
@@ -194,7 +194,7 @@ def test_an_input_that_matters_loses_auc_and_stands_first(rng):
     lines = evaluate_importance(
         whole,
         {("feature", "same"): same, ("item vector", "style"): useless},
-        RowUsers(user_row_N=whole.user_row, unknown_user_N=None),
+        unit_keys(whole.row_id, whole.user_row),
         CONFIG,
     )
     assert [line.name for line in lines] == ["style", "same"]
@@ -211,16 +211,21 @@ def test_learned_weights_that_follow_the_sensitivities_correlate(rng, tmp_path):
     pq.write_table(pa.table({"user_id": users, **columns}), truth)
     predictions = rows(rng)
     ids = np.array([None, *users[1:]], dtype=object)  # user row r is user number r
+
+    def ids_of(rows):
+        return ids[rows].tolist()
+
     weights = np.hstack([np.full((600, 1), 0.4), 0.6 * sensitivities[predictions.user_row]])
     predictions.weights = weights.astype(np.float32)
-    shares = planted_shares(predictions, NAMES, truth, ids)
+    shares = planted_shares(predictions, NAMES, truth, ids_of)
     assert list(shares) == NAMES[1:]
     for share in shares.values():
         np.testing.assert_allclose(share.planted_U, share.learned_U, atol=1e-6)
         assert share.correlation == pytest.approx(1)
-    assert planted_shares(predictions, NAMES, tmp_path / "none.parquet", ids) == {}
+    assert planted_shares(predictions, NAMES, tmp_path / "none.parquet", ids_of) == {}
     with pytest.raises(ValueError, match="no sensitivities of 1 of 29 users"):
-        planted_shares(predictions, NAMES, truth, np.where(ids == "u3", "other", ids))
+        ids[3] = "other"
+        planted_shares(predictions, NAMES, truth, ids_of)
 
 
 def test_settings_that_cannot_be_met_are_named_all_at_once():

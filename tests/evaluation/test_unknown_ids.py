@@ -143,6 +143,9 @@ def test_predictions_tell_unknown_users_apart_and_both_comparisons_read_it(
     _, _, users, _ = world
     evaluation = evaluated(world, by_own_rate(world))
     write_evaluation(tmp_path / "eval", "t", evaluation, data_of(world), CONFIG)
+    assert [p.name for p in (tmp_path / "eval" / "predictions.parquet").iterdir()] == [
+        "part-00000-of-00001.parquet"
+    ]
     table = pq.read_table(tmp_path / "eval" / "predictions.parquet")
     row_id = table.column("row_id").to_numpy()
     assert (np.diff(row_id) > 0).all()

@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.metrics.auc import auc
-from recsys.metrics.bootstrap import bootstrap_units, draw_units, interval
-from recsys.metrics.calibration import bootstrap_ece, ece_interval
+from recsys.metrics.bootstrap import drawn_means, interval, poisson_draws, unit_keys
+from recsys.metrics.calibration import last_of_bins
+from recsys.metrics.formulas import bootstrap_auc
+from recsys.metrics.precision import pr_auc
 from recsys.metrics.predictions import labelled_scores
 from recsys.metrics.registry import METRICS
-from recsys.metrics.resamples import Resamples, bootstrap_auc
-from recsys.metrics.summary import bootstrap_metrics, evaluate_predictions, intervals
+from recsys.metrics.row_sums import RowSums
+from recsys.metrics.summary import evaluate_predictions, intervals
 
 
 def world(rng, num_users=60):
@@ -20,21 +22,24 @@ def world(rng, num_users=60):
     return labels, labels + rng.normal(0, 1.5, users.size), users
 
 
+def drawn_rows(units, num_replicates, seed):
+    """Numbers of rows by replicate, each as often as its unit is drawn."""
+    draws = poisson_draws(units, num_replicates, seed)
+    return [np.repeat(np.arange(len(units)), times) for times in draws.T]
+
+
 def test_a_replicate_equals_auc_on_the_rows_of_the_drawn_users(rng):
     labels, scores, users = world(rng, num_users=7)
-    drawn = np.random.default_rng(3).integers(7, size=7)
-    rows = np.concatenate([np.flatnonzero(users == user + 1) for user in drawn])
-    replicates = bootstrap_auc(
-        labels, scores, users, num_replicates=1, rng=np.random.default_rng(3)
-    )
-    assert replicates[0] == pytest.approx(auc(labels[rows], scores[rows]), abs=1e-12)
+    replicates = bootstrap_auc(labels, scores, users, num_replicates=3, seed=3)
+    for value, rows in zip(replicates, drawn_rows(users, 3, seed=3), strict=True):
+        assert value == pytest.approx(auc(labels[rows], scores[rows]), abs=1e-12)
 
 
 def test_the_interval_holds_the_auc_and_narrows_with_more_users(rng):
     widths = []
     for num_users in (30, 480):
         labels, scores, users = world(rng, num_users)
-        replicates = bootstrap_auc(labels, scores, users, num_replicates=200, rng=rng)
+        replicates = bootstrap_auc(labels, scores, users, num_replicates=200, seed=1)
         low, high = interval(replicates)
         assert low < auc(labels, scores) < high
         widths.append(high - low)
@@ -44,24 +49,21 @@ def test_the_interval_holds_the_auc_and_narrows_with_more_users(rng):
 def test_equal_seeds_draw_equal_users(rng):
     labels, scores, users = world(rng)
     first, second = (
-        bootstrap_auc(labels, s, users, num_replicates=20, rng=np.random.default_rng(1))
-        for s in (scores, 3 * scores + 1)
+        bootstrap_auc(labels, s, users, num_replicates=20, seed=1) for s in (scores, 3 * scores + 1)
     )
     # The same order of scores on the same users: every paired difference is 0.
     np.testing.assert_array_equal(first, second)
 
 
 def test_replicates_without_both_classes_are_nan_and_left_out_of_the_interval():
-    replicates = bootstrap_auc(
-        [1, 0], [0.9, 0.1], [0, 1], num_replicates=50, rng=np.random.default_rng(0)
-    )
+    replicates = bootstrap_auc([1, 0], [0.9, 0.1], [0, 1], num_replicates=50, seed=0)
     assert np.isnan(replicates).any()
     assert set(replicates[~np.isnan(replicates)]) == {1.0}
     assert interval(replicates) == (1.0, 1.0)
 
 
 def test_no_rows_give_nan():
-    replicates = bootstrap_auc([], [], [], num_replicates=2, rng=np.random.default_rng(0))
+    replicates = bootstrap_auc([], [], [], num_replicates=2, seed=0)
     assert np.isnan(replicates).all()
     assert np.isnan(interval(replicates)).all()
 
@@ -73,7 +75,7 @@ def test_a_level_outside_zero_and_one_is_refused():
 
 def test_units_of_another_length_are_refused(rng):
     with pytest.raises(ValueError, match=r"units \(1,\)"):
-        bootstrap_auc([0, 1], [0.1, 0.2], [3], num_replicates=1, rng=rng)
+        bootstrap_auc([0, 1], [0.1, 0.2], [3], num_replicates=1, seed=1)
 
 
 @given(
@@ -89,85 +91,83 @@ def test_units_of_another_length_are_refused(rng):
 )
 def test_replicates_equal_the_metrics_of_the_drawn_users_rows(rows):
     labels, scores, users = (np.array(column) for column in zip(*rows, strict=True))
-    rng = np.random.default_rng(len(rows))
-    units = bootstrap_units(users, len(users), rng)
-    draws = draw_units(units.max() + 1, 5, rng)
-    found = bootstrap_metrics(labelled_scores(labels, scores, users), units_N=units, draws_UR=draws)
-    for replicate, drawn in enumerate(draws.T):
-        taken = np.repeat(np.arange(len(rows)), drawn[units])
+    given = labelled_scores(labels, scores, users, units_N=users)
+    sums = RowSums(given, num_replicates=5, seed=len(rows))
+    for replicate, taken in enumerate(drawn_rows(users, 5, seed=len(rows))):
         expected = evaluate_predictions(
             labels_N=labels[taken], probabilities_N=scores[taken], user_rows_N=users[taken]
         )
         # A user drawn twice is two users with equal rows, not one with each row twice; gauc and ece
         # are held against this in their own tests.
         for name in set(METRICS) - {"gauc", "ece"}:
-            value = found[name][replicate]
+            value = METRICS[name].formula(sums)[replicate]
             assert value == pytest.approx(expected.values[name], abs=1e-9, nan_ok=True), name
 
 
 def test_gauc_of_a_replicate_weighs_each_user_as_often_as_drawn(rng):
     labels, scores, users = world(rng, num_users=5)
     scores = np.clip(0.3 + 0.1 * scores, 0, 1)
-    draws = np.array([[1, 2], [1, 0], [1, 1], [1, 2], [1, 0]], dtype=np.uint16)
-    units = bootstrap_units(users, len(users), rng)
-    found = bootstrap_metrics(
-        labelled_scores(labels, scores, users), units_N=units, draws_UR=draws, names=("gauc", "ece")
-    )
-    whole = evaluate_predictions(labels_N=labels, probabilities_N=scores, user_rows_N=users)
-    assert found["gauc"][0] == pytest.approx(whole.values["gauc"], abs=1e-12)
-    assert found["ece"][0] == pytest.approx(whole.values["ece"], abs=1e-12)
+    rows = labelled_scores(labels, scores, users, units_N=users)
+    found = METRICS["gauc"].formula(RowSums(rows, num_replicates=8, seed=0))
     own = [auc(labels[users == u], scores[users == u]) for u in range(1, 6)]
-    assert found["gauc"][1] == pytest.approx((2 * own[0] + own[2] + 2 * own[3]) / 5, abs=1e-12)
+    for value, times in zip(found, poisson_draws(np.arange(1, 6), 8, 0).T, strict=True):
+        assert value == pytest.approx(np.average(own, weights=times), abs=1e-12)
 
 
-def test_a_group_of_ties_longer_than_a_piece_is_one_group(rng):
+def test_ece_of_a_replicate_keeps_the_bins_of_all_rows(rng):
+    labels, scores, users = world(rng, num_users=9)
+    scores = np.clip(0.3 + 0.1 * scores, 0, 1)
+    rows = labelled_scores(labels, scores, users, units_N=users)
+    found = METRICS["ece"].formula(RowSums(rows, num_replicates=2, seed=0))
+    last = last_of_bins(rows)
+    for value, taken in zip(found, drawn_rows(users, 2, seed=0), strict=True):
+        bins = np.searchsorted(last, scores[taken])
+        gaps = np.bincount(bins, scores[taken] - labels[taken], minlength=10)
+        assert value == pytest.approx(abs(gaps).sum() / len(taken), abs=1e-12)
+
+
+def test_a_group_of_ties_longer_than_a_piece_is_one_group(rng, monkeypatch):
     labels = rng.integers(0, 2, 5000)
     scores = np.repeat([0.2, 0.6, 0.7], [2600, 2300, 100])
-    units = bootstrap_units(None, 5000, rng)
-    draws = np.ones((units.max() + 1, 1), dtype=np.uint16)
-    found = bootstrap_metrics(labelled_scores(labels, scores, None), units_N=units, draws_UR=draws)
     whole = evaluate_predictions(labels_N=labels, probabilities_N=scores)
-    for name in METRICS:
-        assert found[name][0] == pytest.approx(whole.values[name], abs=1e-9, nan_ok=True)
+    monkeypatch.setattr("recsys.metrics.row_sums._PIECE_VALUES", 700)
+    found = evaluate_predictions(labels_N=labels, probabilities_N=scores)
+    assert found.values["auc"] == auc(labels, scores)
+    assert found.values == pytest.approx(whole.values, abs=1e-12, nan_ok=True)
 
 
-def test_without_users_rows_are_dealt_to_equal_groups(rng):
-    few = bootstrap_units(None, 7, rng)
-    assert sorted(few) == list(range(7))
-    many = bootstrap_units(None, 50_001, rng)
-    assert set(np.bincount(many)) == {2, 3} and many.max() + 1 == 20_000
+def test_negatives_between_two_positives_are_counted_together_and_exactly(rng, monkeypatch):
+    labels = rng.random(3000) < 0.03
+    scores = np.round(rng.random(3000), 3)
+    for piece in (1 << 18, 50, 1):
+        monkeypatch.setattr("recsys.metrics.row_sums._PIECE_VALUES", piece)
+        found = evaluate_predictions(labels_N=labels, probabilities_N=scores).values
+        assert found["auc"] == auc(labels, scores)
+        assert found["pr_auc"] == pytest.approx(pr_auc(labels, scores), abs=1e-12)
 
 
-def test_unknown_users_are_units_of_their_own(rng):
+def test_units_are_users_known_or_not_and_rows_of_nobody(rng):
     users = np.array([7, 0, 0, 7, 0, 0, 3])
     hashes = np.array([0, 5, 9, 0, 5, 0, 0], dtype=np.uint64)
-    units = bootstrap_units(users, 7, rng, unknown_users_N=hashes)
-    # ann's, x's, y's, ann's, x's, of nobody knows whom, bob's; a hash of 3 is not row 3.
-    assert units.tolist() == [1, 2, 3, 1, 2, 4, 0]
-    same = bootstrap_units([3, 0], 2, rng, unknown_users_N=np.array([0, 3], dtype=np.uint64))
-    assert same.tolist() == [0, 1]
-    untold = bootstrap_units(users, 7, rng)
-    assert untold[[0, 3, 6]].tolist() == [1, 1, 0] and sorted(untold[[1, 2, 4, 5]]) == [2, 3, 4, 5]
+    units = unit_keys(np.arange(7), users, hashes)
+    # ann's, x's, y's, ann's, x's, of nobody knows whom, bob's.
+    assert np.unique(units, return_inverse=True)[1].tolist() == [1, 3, 4, 1, 3, 2, 0]
+    same = unit_keys([8, 9], [3, 0], np.array([0, 3], dtype=np.uint64))
+    assert same[0] != same[1], "a hash of 3 is not row 3"
+    untold = unit_keys(np.arange(7), users)
+    assert untold[0] == untold[3] and len(set(untold)) == 6
+    assert len(set(unit_keys(np.arange(50)))) == 50
 
 
 def test_gauc_of_a_replicate_leaves_unknown_users_out(rng):
     labels, scores, users = world(rng, num_users=9)
     scores = np.clip(0.3 + 0.1 * scores, 0, 1)
-    hashes = np.where(users > 5, users, 0).astype(np.uint64)
-    rows = np.where(users > 5, 0, users)
-    units = bootstrap_units(rows, rows.size, rng, unknown_users_N=hashes)
-    assert units.max() + 1 == 9
-    found = bootstrap_metrics(
-        labelled_scores(labels, scores, rows),
-        units_N=units,
-        draws_UR=np.ones((9, 1), dtype=np.uint16),
-        names=("gauc",),
-    )
     known = users <= 5
-    whole = evaluate_predictions(
-        labels_N=labels[known], probabilities_N=scores[known], user_rows_N=users[known]
-    )
-    assert found["gauc"][0] == pytest.approx(whole.values["gauc"], abs=1e-12)
+    rows = labelled_scores(labels, scores, np.where(known, users, 0), units_N=users)
+    found = METRICS["gauc"].formula(RowSums(rows, num_replicates=4))
+    own = labelled_scores(labels[known], scores[known], users[known], units_N=users[known])
+    expected = METRICS["gauc"].formula(RowSums(own, num_replicates=4))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_the_interval_of_unknown_users_is_as_wide_as_if_they_were_known(rng):
@@ -176,17 +176,34 @@ def test_the_interval_of_unknown_users_is_as_wide_as_if_they_were_known(rng):
     scores = scores + 0.8 * rng.normal(size=121)[users]
     hashes = np.where(users > 60, users, 0).astype(np.uint64)
     rows = np.where(users > 60, 0, users)
-    told = bootstrap_units(rows, rows.size, rng, unknown_users_N=hashes)
+    told = unit_keys(np.arange(rows.size), rows, hashes)
     known, unknown = (
-        interval(bootstrap_auc(labels, scores, u, num_replicates=2000, rng=rng))
+        interval(bootstrap_auc(labels, scores, u, num_replicates=2000, seed=1))
         for u in (users, told)
     )
     assert unknown == pytest.approx(known, abs=0.005)
 
 
-def test_each_replicate_draws_as_many_units_as_there_are(rng):
-    draws = draw_units(30, 8, rng)
-    assert draws.shape == (30, 8) and (draws.sum(axis=0) == 30).all()
+def test_draws_are_poisson_and_depend_on_nothing_but_key_replicate_and_seed(rng):
+    keys = np.arange(4000)
+    draws = poisson_draws(keys, 100, seed=5)
+    assert draws.shape == (4000, 100)
+    shares = np.bincount(draws.ravel(), minlength=5)[:5] / draws.size
+    np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=0.003)
+    assert draws.var() == pytest.approx(1, abs=0.02)
+    between = np.corrcoef(draws[:, :20].T) - np.eye(20)
+    assert abs(between).max() < 0.07, "replicates are independent"
+    order = rng.permutation(4000)[:50]
+    np.testing.assert_array_equal(poisson_draws(keys[order], 30, seed=5), draws[order, :30])
+    assert (poisson_draws(keys, 100, seed=6) != draws).mean() > 0.5
+
+
+def test_a_mean_over_drawn_users_weighs_each_as_often_as_drawn():
+    values, users = np.array([1.0, 5.0, 9.0]), np.array([4, 7, 9])
+    found = drawn_means(values, users, num_replicates=6, seed=2)
+    for value, times in zip(found, poisson_draws(users, 6, 2).T, strict=True):
+        expected = np.average(values, weights=times) if times.any() else np.nan
+        assert value == pytest.approx(expected, nan_ok=True)
 
 
 def logistic(values):
@@ -207,13 +224,8 @@ def test_every_metrics_interval_holds_its_estimate(rng, num_users, luck):
     for _ in range(10):
         users, labels, p = draw_clicks(rng, num_users, luck=luck)
         shared = {"labels_N": labels, "probabilities_N": p, "user_rows_N": users}
-        found = intervals(
-            labelled_scores(labels, p, users),
-            units_N=users - 1,
-            num_replicates=200,
-            level=0.95,
-            rng=rng,
-        )
+        whole = RowSums(labelled_scores(labels, p, users, units_N=users))
+        found = intervals(whole, num_replicates=200, level=0.95, seed=int(rng.integers(1000)))
         estimates = evaluate_predictions(**shared).values
         for name in METRICS:
             low, high = found[name]
@@ -228,14 +240,13 @@ def test_the_ece_interval_covers_the_true_error(rng, slope):
         0.0 if slope == 1 else evaluate_predictions(labels_N=many, probabilities_N=p).values["ece"]
     )
     covered, plain = 0, 0
-    for _ in range(100):
+    for seed in range(100):
         users, labels, p = draw_clicks(rng, 100, slope)
-        draws = draw_units(100, 200, rng)
-        rows = labelled_scores(labels, p, None)
-        found = bootstrap_ece(Resamples(rows, units_N=users - 1, draws_UR=draws))
-        low, high = ece_interval(found)
+        rows = labelled_scores(labels, p, units_N=users)
+        drawn = RowSums(rows, num_replicates=200, seed=seed)
+        low, high = METRICS["ece"].interval(RowSums(rows), drawn, level=0.95)
         covered += low <= true <= high
-        low, high = interval(found.replicates_R)
+        low, high = interval(METRICS["ece"].formula(drawn))
         plain += low <= true <= high
     assert covered >= 82
     assert slope == 0.5 or plain < 20
@@ -246,26 +257,17 @@ def test_pairing_decides_what_two_intervals_alone_do_not(rng):
     labels, scores, users = world(rng, num_users=300)
     scores = 1 / (1 + np.exp(-scores))
     slightly = np.clip(scores + 0.02 * labels, 0, 1)
-    units = bootstrap_units(users, len(users), rng)
-    draws = draw_units(300, 200, rng)
     first, second = (
-        bootstrap_metrics(
-            labelled_scores(labels, s, users), units_N=units, draws_UR=draws, names=("auc",)
-        )["auc"]
-        for s in (scores, slightly)
+        bootstrap_auc(labels, s, users, num_replicates=200, seed=0) for s in (scores, slightly)
     )
     assert interval(first)[1] > interval(second)[0]
     assert interval(second - first)[0] > 0
 
 
-def test_bad_rows_are_refused(rng):
-    draws = np.ones((2, 3), dtype=np.uint16)
-    units = np.arange(2)
-    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
-        bootstrap_metrics(
-            labelled_scores([0, 1], [np.nan, 0.5], None), units_N=units, draws_UR=draws
-        )
-    with pytest.raises(ValueError, match=r"units \(2,\): expected the shape of the labels"):
-        bootstrap_metrics(labelled_scores([0], [0.5], None), units_N=units, draws_UR=draws)
-    nothing = bootstrap_metrics(labelled_scores([], [], None), units_N=units[:0], draws_UR=draws)
-    assert all(np.isnan(values).all() and values.shape == (3,) for values in nothing.values())
+def test_rows_without_units_are_not_resampled():
+    rows = labelled_scores([0, 1], [0.2, 0.5])
+    with pytest.raises(ValueError, match="rows without units cannot be resampled"):
+        RowSums(rows, num_replicates=3)
+    nothing = labelled_scores([], [], units_N=[])
+    found = intervals(RowSums(nothing), num_replicates=3, level=0.95, seed=0)
+    assert np.isnan(list(found.values())).all()

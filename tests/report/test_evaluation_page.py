@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recsys.evaluation.curves import curves_of, roc_curve
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.planted import PlantedShare
 from recsys.evaluation.predict import by_score
 from recsys.evaluation.result import InputImportance
 from recsys.evaluation.samples import Recommendation, SampleUser
 from recsys.evaluation.segments import Segment
-from recsys.evaluation.split import RowUsers
+from recsys.evaluation.split import RowUsers, scored_rows_of
 from recsys.report.evaluation_page import DataCounts, write_report
 from recsys.report.items import Item
+from recsys.runtime.ranks import ALONE
 from tests.evaluation.drawn_predictions import NAMES, evaluated, rows
 
 HOSTILE = "<script>alert('x')</script> $a_1$ & \"quotes\""
@@ -51,11 +53,17 @@ def written(tmp_path, rng, **changes):
     ]
     item = Item(item_id="i1", title=HOSTILE, artist="Ada", picture=Image.new("RGB", (8, 8), "red"))
     share = rng.random(30)
+    users = RowUsers(user_row_N=predictions.user_row, unknown_user_N=None)
+    scored = scored_rows_of(predictions, users, ALONE)
+    curves = curves_of(scored, predictions.weights)
+    if changes.pop("with_truth", True):
+        curves.roc["best possible"] = roc_curve(scored)
     given = {
         "result": result,
         "predictions": predictions,
-        "users": RowUsers(user_row_N=predictions.user_row, unknown_user_N=None),
+        "users": users,
         "modality_names": NAMES,
+        "curves": curves,
         "sample_users": [
             SampleUser(
                 user_id="u1",
@@ -72,7 +80,6 @@ def written(tmp_path, rng, **changes):
                 planted={"semantic": 0.25, "style": 0.75},
             )
         ],
-        "true_probability_N": predictions.score,
         "planted": {
             "style": PlantedShare(
                 user_row_U=np.arange(30), planted_U=share, learned_U=share, correlation=1.0
@@ -146,7 +153,7 @@ def test_a_page_without_users_weights_or_truth_is_whole(tmp_path, rng):
         modality_names=[],
         counts=DataCounts(facts={}, by_item=None, by_user=None),
         sample_users=[],
-        true_probability_N=None,
+        with_truth=False,
         planted={},
     )
     shown = " ".join(parsed.text)
@@ -158,5 +165,5 @@ def test_a_page_of_one_class_has_no_curve_and_no_error(tmp_path, rng):
     predictions = rows(rng)
     predictions.label[:] = 1
     predictions = by_score(predictions)
-    _, parsed = written(tmp_path, rng, predictions=predictions, true_probability_N=None)
+    _, parsed = written(tmp_path, rng, predictions=predictions, with_truth=False)
     assert "ROC curve" in " ".join(parsed.text)

@@ -29,10 +29,8 @@ def test_own_vectors_are_trained_evaluated_and_served_without_embed(tmp_path, jo
     modalities = ["model.modalities=[clip,graph]", "model.interest_modalities=[clip]"]
     run("train", *names, *SMALL, *modalities, "train.epochs=1", ranks=2)
     run("evaluate", *names)
-    predictions = pq.read_schema(
-        tmp_path / "runs" / "own" / "eval" / "test" / "predictions.parquet"
-    )
-    weights = [name for name in predictions.names if name.startswith("weight_")]
+    predictions = pq.read_table(tmp_path / "runs" / "own" / "eval" / "test" / "predictions.parquet")
+    weights = [name for name in predictions.column_names if name.startswith("weight_")]
     assert weights == ["weight_ids", "weight_clip", "weight_graph"]
     run("export", *names, "precision=fp32")
     recommender = Recommender.open(tmp_path / "bundles" / "current")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recsys.checkpoint import saver as checkpoint_saver
@@ -18,8 +19,9 @@ from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.snapshot import Snapshot
 from recsys.checkpoint.state import TrainState
 from recsys.errors import NonFiniteError, StorageError, UserError
-from recsys.runtime.collectives import gather, gather_rows, share, sharing_errors
+from recsys.runtime.collectives import gather, share, sharing_errors
 from recsys.runtime.env import Env, start, stop
+from recsys.runtime.ranks import all_ranks
 
 ERRORS: dict[str, Callable[[], Exception]] = {
     "user": lambda: UserError("key x=1: expected 2"),
@@ -68,12 +70,20 @@ def in_share(env: Env, rank: int, error: Exception) -> None:
     share(lambda: failing(env, rank, error), source=rank)
 
 
-def in_gather_rows(env: Env, rank: int, error: Exception) -> None:
-    """Fail in the making of a tensor."""
-    gather_rows(lambda: failing(env, rank, error, torch.ones(2, 3)), env.device)
+def in_a_sum(env: Env, rank: int, error: Exception) -> None:
+    """Fail before a sum of large arrays, which the other rank begins."""
+    with sharing_errors():
+        all_ranks().total(failing(env, rank, error, np.ones(100_000)))
 
 
-EXCHANGES = (block, before_an_exchange, in_work_of_rank_0, in_gather, in_share, in_gather_rows)
+def in_rows(env: Env, rank: int, error: Exception) -> None:
+    """Fail before an exchange of rows, which the other rank begins."""
+    with sharing_errors():
+        counts = failing(env, rank, error, [1, 2])
+        all_ranks().exchange({"a": np.arange(3), "b": np.ones((3, 2))}, counts)
+
+
+EXCHANGES = (block, before_an_exchange, in_work_of_rank_0, in_gather, in_share, in_a_sum, in_rows)
 
 
 def outcome(work: Callable[[], Any]) -> dict[str, Any]:
@@ -162,8 +172,6 @@ def main() -> None:
         "shared": share(lambda: env.rank),
         "shared from rank 1": share(lambda: env.rank, source=1),
     }
-    rows = gather_rows(lambda: torch.full((1, 2), env.rank), env.device)
-    values["rows"] = None if rows is None else rows.tolist()
     both = gather(lambda: {"cases": cases, "values": values})
     if env.is_first:
         left = sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,127 @@
+"""Ranks: sums, prefix sums and exchanges of rows over the processes that hold parts of one set of rows.
+
+Called by metrics and evaluation. All ranks call each method in the same order; one process alone is the
+case of one rank, in which nothing is exchanged. Every exchange begins with the question whether a rank
+has failed (collectives.py), so that an error in a block of `sharing_errors` ends all ranks.
+Shapes: N rows of this rank, W ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from recsys.runtime.collectives import gather, sharing_errors
+
+T = TypeVar("T")
+
+_PIECE_ROWS = 1 << 20
+"""Rows that a rank sends to another at a time: bounds the memory of buffers, on a GPU too."""
+_SMALL_BYTES = 1 << 18
+"""Larger arrays are summed in place instead of gathered from all ranks."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that share a set of rows."""
+
+    rank: int
+    """This one."""
+    size: int
+    """How many there are."""
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks on every rank, by rank.
+
+        Raises:
+            Exception: another rank's error, as `sharing_errors` does; so do all methods.
+        """
+        return [value] if self.size == 1 else gather(lambda: value)
+
+    def total(self, values: Any) -> Any:
+        """Return the sum of the ranks' values: numbers, or arrays of one shape [...] and type."""
+        if self.size > 1 and isinstance(values, np.ndarray) and values.nbytes > _SMALL_BYTES:
+            return self._sum_in_place(values)
+        return self.before_and_total(values)[1]
+
+    def before_and_total(self, values: Any) -> tuple[Any, Any]:
+        """Return the sum over the ranks before this one, and over all; numbers or arrays [...]."""
+        parts = self.gather(values)
+        nothing: Any = np.zeros_like(values) if isinstance(values, np.ndarray) else 0
+        return sum(parts[: self.rank], nothing), sum(parts, nothing)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether it is true on any rank."""
+        return any(self.gather(bool(flag)))
+
+    def exchange(
+        self, columns: dict[str, NDArray], counts_W: Sequence[int] | NDArray
+    ) -> dict[str, NDArray]:
+        """Send rows to other ranks; return those that this one gets, by source rank.
+
+        Args:
+            columns: [N, ...] each, emptied on the way so that one column is held twice at a time. The
+                first rows are for rank 0, the next for rank 1, and so on.
+            counts_W: how many rows each rank gets of this one [W]; their sum is N.
+        """
+        if self.size == 1:
+            return columns
+        sent_WW = np.stack(self.gather(np.asarray(counts_W, dtype=np.int64)))
+        return {name: self._exchanged(columns.pop(name), sent_WW) for name in list(columns)}
+
+    def _exchanged(self, column_N: NDArray, sent_WW: NDArray[np.int64]) -> NDArray:
+        """Return the rows [M, ...] of one column that this rank gets; sent_WW[from, to] are counts."""
+        sent_W, got_W = sent_WW[self.rank], sent_WW[:, self.rank]
+        with sharing_errors():
+            received_M = np.empty((int(got_W.sum()), *column_N.shape[1:]), dtype=column_N.dtype)
+            device = _device()
+        # Every type as bytes: no backend knows all of numpy's.
+        source, target = _bytes_of(column_N), _bytes_of(received_M)
+        starts_W, places_W = np.cumsum(sent_W) - sent_W, np.cumsum(got_W) - got_W
+        for done in range(0, int(sent_WW.max()), _PIECE_ROWS):
+            out_W = np.clip(sent_W - done, 0, _PIECE_ROWS)
+            in_W = np.clip(got_W - done, 0, _PIECE_ROWS)
+            parts = [source[s + done : s + done + n] for s, n in zip(starts_W, out_W, strict=True)]
+            outgoing = torch.from_numpy(np.concatenate(parts)).to(device)
+            incoming = outgoing.new_empty((int(in_W.sum()), source.shape[1]))
+            dist.all_to_all_single(incoming, outgoing, in_W.tolist(), out_W.tolist())
+            arrived = np.split(incoming.cpu().numpy(), np.cumsum(in_W)[:-1])
+            for place, rows in zip(places_W, arrived, strict=True):
+                target[place + done : place + done + len(rows)] = rows
+        return received_M
+
+    def _sum_in_place(self, values: NDArray) -> NDArray:
+        """Return the sum [...] of an array of every rank, in memory of two of them."""
+        with sharing_errors():
+            summed = torch.from_numpy(np.array(values)).to(_device())
+        dist.all_reduce(summed)
+        return summed.cpu().numpy()
+
+
+ALONE = Ranks(0, 1)
+"""This process alone has all rows."""
+
+
+def all_ranks() -> Ranks:
+    """Return the ranks of this job; one where no process group was started."""
+    if not dist.is_initialized():
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _device() -> torch.device:
+    """Return the device on which this job's ranks exchange tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _bytes_of(column_N: NDArray) -> NDArray[np.uint8]:
+    """Return the bytes of the rows [N, bytes of a row], of an array that is contiguous."""
+    rows = np.ascontiguousarray(column_N)
+    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    return rows.view(np.uint8).reshape(len(rows), row_bytes)
