@@ -190,7 +190,7 @@ def _by_list(
 def _entries(
     codes_J: NDArray, offsets: NDArray[np.int64], piece: slice
 ) -> tuple[NDArray, NDArray[np.int64]]:
-    """Return the values of some items or users end to end, and whose each is."""
+    """Return the values of some items or users end to end [J], and whose each is [J]."""
     bounds = np.asarray(offsets[piece.start : piece.stop + 1])
     owners = np.repeat(np.arange(piece.start, piece.stop), np.diff(bounds))
     return np.asarray(codes_J[bounds[0] : bounds[-1]]), owners

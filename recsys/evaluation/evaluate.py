@@ -56,7 +56,7 @@ class ScoredSplit:
 class Evaluation:
     """The result of an evaluation, and what the report shows beside it.
 
-    What is gathered on rank 0 is missing on the others: rankings, lists, sample users, importance.
+    Rank 0 alone has what is gathered there: rankings, lists, sample users, importance.
     """
 
     result: EvaluationResult

@@ -102,8 +102,8 @@ class ScoredBatches:
 
     def whole(self) -> Predictions:
         """Return the rows of all batches of this rank."""
-        nothing = np.zeros(0, np.int64)
-        empty = Predictions(*[nothing] * 3, np.zeros(0, np.uint8), np.zeros(0), np.zeros((0, 0)))
+        ids, label, score = np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0)
+        empty = Predictions(ids, ids, ids, label, score, weights=np.zeros((0, 0), np.float32))
         columns = [part.columns() for part in self.parts or [empty]]
         self.parts = []
         return Predictions(**{

@@ -3,7 +3,7 @@
 In: prepared data and this rank's rows that were scored. Out: named masks over these rows,
 one at a time (all at once would be as large as the predictions); the same names on every rank, chosen by
 the rows of all. Called by evaluate.py of this folder.
-Shapes: N scored rows of a rank, I item rows, U user rows, V values of an attribute.
+Shapes: N scored rows of a rank, I item rows, U user rows.
 """
 
 import itertools
@@ -126,24 +126,39 @@ def segments(
         of = "training rows of the user"
         yield from _by_history(user_train_count_U[user_row_N], known_N, config, ranks, of=of)
     yield from _by_missing(has_vector, item_row_N, ranks)
-    # Attributes are counted by item or user: in how many rows of all ranks each is.
-    if manifest.num_item_rows:
-        rows_I = ranks.total(np.bincount(item_row_N, minlength=manifest.num_item_rows))
-        yield from by_item_attributes(
-            prepared / "items.parquet", item_row_N, rows_I, config.num_values
-        )
-    for feature in manifest.features:
-        if feature.source == "item":
-            yield from by_feature(
-                prepared, manifest, feature, item_row_N, rows_I, config.num_values
-            )
-        elif feature.source == "user":
-            rows_U = ranks.total(np.bincount(user_row_N, minlength=manifest.num_user_rows))
-            yield from by_feature(
-                prepared, manifest, feature, user_row_N, rows_U, config.num_values
-            )
+    yield from _by_attributes(prepared, manifest, item_row_N, user_row_N, config.num_values, ranks)
     if "timestamp" in row_values:
         yield from _by_time(row_values["timestamp"], config.num_periods, ranks)
+
+
+def _by_attributes(
+    prepared: Path,
+    manifest: Manifest,
+    item_row_N: NDArray[np.int64],
+    user_row_N: NDArray[np.int64],
+    num_values: int,
+    ranks: Ranks,
+) -> Iterator[Segment]:
+    """Attributes are counted by item or user: in how many rows of all ranks each is."""
+    rows_N = {"item": item_row_N, "user": user_row_N}
+    counts = {
+        source: ranks.total(np.bincount(rows_N[source], minlength=num_rows))
+        for source, num_rows in (("item", manifest.num_item_rows), ("user", manifest.num_user_rows))
+        if num_rows
+    }
+    if "item" in counts:
+        items = prepared / "items.parquet"
+        yield from by_item_attributes(items, item_row_N, counts["item"], num_values)
+    for feature in manifest.features:
+        if feature.source in counts:
+            yield from by_feature(
+                prepared,
+                manifest,
+                feature,
+                rows_N[feature.source],
+                counts[feature.source],
+                num_values,
+            )
 
 
 def read_by_row_id(
@@ -266,6 +281,7 @@ def _by_history(
 def _by_missing(
     has_vector: Mapping[str, NDArray[np.bool_]], item_row_N: NDArray[np.int64], ranks: Ranks
 ) -> Iterator[Segment]:
+    """Rows [N] by the modalities of which their item has a vector."""
     if not has_vector:
         return
     family = "modalities of the item"

@@ -76,7 +76,7 @@ def poisson_draws(keys_U: NDArray, num_replicates: int, seed: int) -> NDArray[np
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the finalizer of SplitMix64 (Steele et al., OOPSLA 2014) of every number [...]."""
+    """Return the finalizer of SplitMix64 (Steele et al., OOPSLA 2014) of every number [N, ...]."""
     mixed = numbers ^ (numbers >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)

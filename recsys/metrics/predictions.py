@@ -109,10 +109,14 @@ class LabelledScores:
 
     def where(self, keep_N: NDArray[np.bool_]) -> "LabelledScores":
         """Return the rows of a segment, given as a mask [N] on every rank."""
-        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del arrays["ranks"]
-        kept = {name: a if a is None else a[keep_N] for name, a in arrays.items()}
-        return LabelledScores(**kept, ranks=self.ranks)
+        users_N, units_N = self.user_row_N, self.unit_N
+        return dataclasses.replace(
+            self,
+            positive_N=self.positive_N[keep_N],
+            probability_N=self.probability_N[keep_N],
+            user_row_N=None if users_N is None else users_N[keep_N],
+            unit_N=None if units_N is None else units_N[keep_N],
+        )
 
 
 def labelled_scores(
@@ -157,6 +161,7 @@ def ranked_scores(
 
 
 def _record(columns: dict[str, NDArray], ranks: Ranks) -> LabelledScores:
+    """Return the record of columns [N] that are checked and sorted."""
     return LabelledScores(
         positive_N=columns["positive"],
         probability_N=columns["score"],

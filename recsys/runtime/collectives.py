@@ -3,7 +3,8 @@
 Called by every job and package whose ranks exchange Python objects, and by ranks.py for arrays; outside
 of model, gradients and signals nothing else calls torch.distributed. A rank that fails within one of
 these exchanges, or in a block of `sharing_errors`, tells the others at their next exchange, whichever it
-is: each of them begins with the same question, "has anybody failed?". In one process nothing is exchanged.
+is: each of them begins with the same question, "has anybody failed?". In one process nothing is
+exchanged.
 """
 
 from collections.abc import Callable, Iterator

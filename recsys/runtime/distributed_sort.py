@@ -67,7 +67,7 @@ _SIGN = np.uint64(1 << 63)
 
 
 def _values(keys: NDArray[np.uint64], dtype: np.dtype) -> NDArray:
-    """Return the numbers [...], of 64 bits, that keys stand for in the order of the numbers of a type."""
+    """Return the numbers [K, ...] of 64 bits that keys stand for, in the order of a type."""
     if dtype.kind in "ub":
         return keys
     if dtype.kind == "i":

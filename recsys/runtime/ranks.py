@@ -43,13 +43,13 @@ class Ranks:
         return [value] if self.size == 1 else gather(lambda: value)
 
     def total(self, values: Any) -> Any:
-        """Return the sum of the ranks' values: numbers, or arrays of one shape [...] and type."""
+        """Return the sum of the ranks' values: numbers, or arrays of one shape [N, ...] and type."""
         if self.size > 1 and isinstance(values, np.ndarray) and values.nbytes > _SMALL_BYTES:
             return self._sum_in_place(values)
         return self.before_and_total(values)[1]
 
     def before_and_total(self, values: Any) -> tuple[Any, Any]:
-        """Return the sum over the ranks before this one, and over all; numbers or arrays [...]."""
+        """Return the sum over the ranks before this one, and over all; numbers or arrays [N, ...]."""
         parts = self.gather(values)
         nothing: Any = np.zeros_like(values) if isinstance(values, np.ndarray) else 0
         return sum(parts[: self.rank], nothing), sum(parts, nothing)
@@ -95,7 +95,7 @@ class Ranks:
         return received_M
 
     def _sum_in_place(self, values: NDArray) -> NDArray:
-        """Return the sum [...] of an array of every rank, in memory of two of them."""
+        """Return the sum [N, ...] of an array of every rank, in memory of two of them."""
         with sharing_errors():
             summed = torch.from_numpy(np.array(values)).to(_device())
         dist.all_reduce(summed)
