@@ -27,7 +27,7 @@ from recsys.checkpoint.write import save_checkpoint
 from recsys.data.dataset import Dataset
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.predict import Predictions
-from recsys.evaluation.rows import _ids, write_predictions
+from recsys.evaluation.rows import IdsOfRows, write_predictions
 from recsys.evaluation.segments import (
     ROW_COLUMNS,
     SegmentsConfig,
@@ -84,7 +84,8 @@ def read_everything(workspace):
     Catalogue(prepared_folder).column("text", [1, 2])
     read_pairs(prepared_folder)
     for side in ("user", "item"):
-        _ids(prepared_folder / f"{side}s.parquet", f"{side}_id")
+        ids = IdsOfRows.read(prepared_folder / f"{side}s.parquet", f"{side}_id", np.arange(1, 3))
+        assert ids is not None and len(ids.of(np.array([2, 1]))) == 2
         path = prepared_folder / f"{side}s" / "train_count.npy"
         Dataset(prepared_folder, manifest, split="train", features=[]).array(
             path.relative_to(prepared_folder).with_suffix("").as_posix()

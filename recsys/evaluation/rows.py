@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recsys.data.codes import codes_of
 from recsys.errors import UserError
 from recsys.evaluation.predict import Predictions
-from recsys.files import PREPARE_AGAIN, DamagedFileError, reading, sync
+from recsys.files import PREPARE_AGAIN, reading, sync
 from recsys.metrics.bootstrap import unit_keys
 from recsys.runtime.distributed_sort import sorted_rows
 from recsys.runtime.ranks import ALONE, Ranks
@@ -58,7 +58,7 @@ def write_predictions(
         "user": IdsOfRows.read(prepared / "users.parquet", "user_id", ordered.user_row),
         "item": IdsOfRows.read(prepared / "items.parquet", "item_id", ordered.item_row),
     }
-    part = folder / f"part-{ranks.rank:05d}-of-{ranks.size:05d}.parquet"
+    part = folder / _part_name(ranks.rank, ranks.size)
     writer: pq.ParquetWriter | None = None
     for start in range(0, max(len(ordered.row_id), 1), _PIECE_ROWS):
         piece = slice(start, start + _PIECE_ROWS)
@@ -69,6 +69,10 @@ def write_predictions(
     assert writer is not None, "even no rows are one piece"
     writer.close()
     sync(part)
+
+
+def _part_name(rank: int, num_ranks: int) -> str:
+    return f"part-{rank:05d}-of-{num_ranks:05d}.parquet"
 
 
 def _table(
@@ -142,10 +146,9 @@ def read_lines(path: Path, remedy: str) -> pa.Table:
     """
     parts = [path]
     if path.is_dir():
-        parts = sorted(path.glob("part-*-of-*.parquet"))
-        expected = int(parts[0].stem.split("-of-")[1]) if parts else 1
-        if len(parts) != expected:
-            raise DamagedFileError(f"{path}: {len(parts)} of {expected} parts are there; {remedy}")
+        found = sorted(path.glob("part-*-of-*.parquet"))
+        num_parts = int(found[0].stem.split("-of-")[1]) if found else 1
+        parts = [path / _part_name(rank, num_parts) for rank in range(num_parts)]
     tables = []
     for part in parts:
         with reading(part, remedy):
