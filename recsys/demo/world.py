@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from recsys.demo.exposure import (
@@ -35,6 +34,7 @@ from recsys.demo.style import HANDS, Painter
 from recsys.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_pairs
 from recsys.errors import UserError
 from recsys.files import DRAW_AGAIN, new_folder, reading, write_json
+from recsys.metrics.auc import auc
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
 
@@ -215,7 +215,7 @@ def _write_truth(
     config: WorldConfig, folder: Path, *, items: Items, audience: Audience, exposures: Exposures
 ) -> float:
     """Write the probabilities behind the log and world.json; return the oracle's AUC over all rows."""
-    oracle = float(roc_auc_score(exposures.label, exposures.probability))
+    oracle = auc(exposures.label, exposures.probability)
     write_table(
         folder / "probabilities.parquet",
         row_id=np.arange(config.num_exposures),
