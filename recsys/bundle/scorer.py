@@ -73,6 +73,13 @@ class BundleScorer:
         self._dense.load(("user", "score") if self._is_two_sided else ("whole",))
         self._user_lookup = Lookup(spec, spec.user_features, spec.user_dense, bundle.tables)
         self._item_encoder = ItemEncoder(spec, bundle.tables, self._dense)
+        self._profile_features = [spec.feature(name) for name in self._profile_names()]
+        self._profile_dense = self._dense_of_profile()
+        self._longest = {
+            f.name: f.max_ids or self._longest_of(f.name)
+            for f in self._profile_features
+            if f.source == "history"
+        }
 
     @property
     def dial_names(self) -> tuple[str, ...]:
@@ -84,15 +91,15 @@ class BundleScorer:
     @torch.inference_mode()
     def encode(self, profiles: Sequence[Profile]) -> Users:
         """Look users up and run the user's half of the model."""
-        spec, store = self.spec, self.bundle.users
+        store = self.bundle.users
         histories = [
             store.history(p.user_row) if p.history is None else p.history for p in profiles
         ]
         columns = {}
-        for name in self._profile_features():
-            feature = spec.feature(name)
+        for feature in self._profile_features:
+            name = feature.name
             if feature.source == "history":
-                longest = feature.max_ids or self._longest(name)
+                longest = self._longest[name]
                 rows = [history[-longest:] for history in histories]
             elif name == "user_id":
                 rows = [np.array([p.user_row]) for p in profiles]
@@ -109,7 +116,7 @@ class BundleScorer:
                 ]
             weights = self._weights(profiles, name, rows) if feature.is_weighted else None
             columns[name] = column_of(rows, feature.is_list, weights)
-        for dense in self._profile_dense():
+        for dense in self._profile_dense:
             missing = np.array([missing_value(dense)], np.float32)
             stored = store.features.get(dense.name)
             numbers = [
@@ -135,7 +142,7 @@ class BundleScorer:
             columns=columns,
         )
 
-    def _profile_features(self) -> list[str]:
+    def _profile_names(self) -> list[str]:
         """Names of every feature that a profile gives: of the user side, histories, context of items."""
         spec = self.spec
         names = [*spec.user_features, *(feature for _, feature in spec.interests)]
@@ -143,7 +150,7 @@ class BundleScorer:
         names += [name for name in spec.item_features if spec.feature(name).source != "item"]
         return list(dict.fromkeys(names))
 
-    def _profile_dense(self) -> list[DenseSpec]:
+    def _dense_of_profile(self) -> list[DenseSpec]:
         """Dense features that a profile gives: of the user side, and context of items."""
         names = dict.fromkeys((*self.spec.user_dense, *self.spec.item_dense))
         return [f for f in map(self.spec.dense, names) if f.source != "item"]
@@ -160,7 +167,7 @@ class BundleScorer:
             for p, ids in zip(profiles, rows, strict=True)
         ]
 
-    def _longest(self, name: str) -> int:
+    def _longest_of(self, name: str) -> int:
         history = self.spec.manifest.history
         assert history is not None, "a history feature comes with a history"
         return history.max_length if name == "history" else history.recent_length
@@ -169,22 +176,24 @@ class BundleScorer:
         self, columns: Mapping[str, Column], num_users: int
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         items, vectors, presents = self.bundle.items, [], []
-        user_of: dict[str, torch.Tensor] = {}
-        counts: dict[str, torch.Tensor] = {}  # [U, modalities of the bundle], of each history
+        # Of each history: user of every id [V]; by modality of the bundle, divisor and presence [U, K].
+        histories: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         for modality, feature in self.spec.interests:
             values_V, lengths_U, _ = columns[feature]
             assert lengths_U is not None, "a history is a list"
-            if feature not in counts:
+            if feature not in histories:
+                user_V = torch.repeat_interleave(lengths_U)
                 has_VK = items.has_vector.take(values_V).float()
-                user_of[feature] = user_V = torch.repeat_interleave(lengths_U)
                 zeros_UK = has_VK.new_zeros(num_users, has_VK.shape[1])
-                counts[feature] = zeros_UK.index_add_(0, user_V, has_VK)
+                count_UK = zeros_UK.index_add_(0, user_V, has_VK)
+                histories[feature] = (user_V, count_UK.clamp_min(1.0), (count_UK > 0).float())
+            user_V, divisor_UK, present_UK = histories[feature]
+            place = items.modalities.index(modality)
             vector_VE = items.vectors[modality].take(values_V).float()
             sum_UE = vector_VE.new_zeros(num_users, vector_VE.shape[1])
-            sum_UE.index_add_(0, user_of[feature], vector_VE)
-            count_U = counts[feature][:, items.modalities.index(modality)]
-            vectors.append(sum_UE / count_U.clamp_min(1.0)[:, None])
-            presents.append((count_U > 0).float())
+            sum_UE.index_add_(0, user_V, vector_VE)
+            vectors.append(sum_UE / divisor_UK[:, place, None])
+            presents.append(present_UK[:, place])
         return vectors, presents
 
     # Pairs
@@ -227,7 +236,8 @@ class BundleScorer:
             logits_R, weights_RM = self._dense.whole(
                 user_RX, side["columns"], vectors, presents, *interests, similarity_RS
             )
-        logits_R = logits_R + (users.first_order_U[user_of_row_R] + side["first_order"])
+        first_order_R = users.first_order_U.index_select(0, user_of_row_R) + side["first_order"]
+        logits_R = logits_R + first_order_R
         return logits_R[:num_rows], weights_RM[:num_rows]
 
     def _item_side(

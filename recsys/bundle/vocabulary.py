@@ -23,6 +23,7 @@ from recsys.data.raw_text import as_written
 from recsys.files import new_array, read_array, write_array
 from recsys.schema import UNKNOWN_ROW
 
+_BLAKE2B = hashlib.blake2b(digest_size=8)
 _BLOCK_ROWS = 65_536
 _FEW = 8
 """Ids that are compared one by one: a dozen calls of numpy cost more."""
@@ -30,8 +31,11 @@ _FEW = 8
 
 def hashes_of(encoded: Iterable[bytes]) -> NDArray[np.uint64]:
     """Return the 64-bit BLAKE2b hashes [K] of ids in UTF-8."""
-    blake2b = hashlib.blake2b
-    digests = [blake2b(content, digest_size=8).digest() for content in encoded]
+    digests = []
+    for content in encoded:
+        hashing = _BLAKE2B.copy()  # a new one costs more, for its many arguments
+        hashing.update(content)
+        digests.append(hashing.digest())
     return np.frombuffer(b"".join(digests), "<u8")
 
 

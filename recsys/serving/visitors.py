@@ -137,6 +137,8 @@ def encoded_features(
         UserError: a value is of a type that cannot be read, or a list where one value belongs, or an id's
             weight is below 0 or none.
     """
+    if not features:
+        return {}, {}
     dense = {feature.name: feature for feature in bundle.spec.manifest.dense}
     weighted = {feature.name for feature in bundle.spec.manifest.features if feature.is_weighted}
     rows: dict[str, NDArray] = {}
