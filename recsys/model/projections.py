@@ -116,7 +116,8 @@ class _Project(torch.autograd.Function):
         num_vectors = (len(rest) + 1) // 2
         x_RE = torch.cat(rest[:num_vectors])
         y_RH = product(x_RE, weight_HE, bias_H)
-        item_BH, *others = parts = y_RH.split(len(rest[0]))
+        # By sizes: a batch without rows splits into as many parts.
+        item_BH, *others = parts = y_RH.split([len(part) for part in rest[:num_vectors]])
         item_BH.relu_()
         for other_BH, present_B in zip(others, rest[num_vectors:], strict=True):
             other_BH.mul_(present_B[:, None])
@@ -135,6 +136,6 @@ class _Project(torch.autograd.Function):
         ])
         grads_x: Sequence[torch.Tensor | None] = [None] * len(gradients)
         if any(ctx.needs_input_grad[2:]):
-            grads_x = product(grad_RH, weight_HE.t()).split(len(item_BH))
+            grads_x = product(grad_RH, weight_HE.t()).split([len(g) for g in gradients])
         of_parameters = weight_gradient(grad_RH, x_RE), grad_RH.sum(dim=0)
         return *of_parameters, *grads_x, *[None] * len(presents)

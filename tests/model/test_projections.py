@@ -58,3 +58,11 @@ def test_autocast_gives_gradients_of_the_weights_precision():
     torch.testing.assert_close(torch.cat(outputs).float(), expected, rtol=0.05, atol=0.05)
     torch.cat(outputs).sum().backward()
     assert weight.grad.dtype == bias.grad.dtype == vectors[0].grad.dtype == torch.float32
+
+
+def test_batch_without_rows_has_gradients_of_zero():
+    (weight, bias, *vectors), present_B = given(torch.float32)
+    outputs = project(weight, bias, vectors[0][:0], [(v[:0], present_B[:0]) for v in vectors[1:]])
+    assert [output.shape for output in outputs] == [(0, H)] * 3
+    torch.cat(outputs).sum().backward()
+    assert not weight.grad.any() and not bias.grad.any()
