@@ -105,7 +105,7 @@ class LoopConfig:
         ]
     )
     """More settings of launch/train.py for the warm start of a night. By default one pass over the whole
-    log: after a pass over the day alone (train.order=time), ids that were never trained score best."""
+    log: passes over the day alone, of some five steps each, earn less (LOG.md)."""
     export: list[str] = field(
         default_factory=lambda: ["precision=fp32", "map=false", "thumbnail_pixels=0"]
     )

@@ -133,6 +133,9 @@ def _notes(result: LoopResult, config: LoopConfig) -> str:
         f"A visitor sees {visitors.pictures} pictures that it has not been shown before, looks at "
         f"place j with probability j ** -{visitors.position_bias:g}, and bookmarks what it looks at with "
         f"the true probability. All arms meet the same visitors with the same random numbers.",
+        "Rows that were not bookmarked weigh in training as often as their place is looked at."
+        if visitors.known_bias
+        else "The site does not know that probability: all rows weigh the same in training.",
         f"A picture is new on its first {NEW_DAYS} days. Intervals are bootstraps over users; "
         f"differences draw users in pairs, and the {len(result.seeds)} seed(s).",
     ]

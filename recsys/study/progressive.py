@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -49,6 +49,9 @@ class ProgressiveConfig:
     """Settings of launch/train.py for every run: the experiment, the model."""
     refresh: list[str] = field(default_factory=list)
     """Settings of the runs that go on, beside `overrides`."""
+    refresh_on: Literal["new", "all"] = "new"
+    """Rows that runs which go on are trained on: the `new` ones since the run before, or `all` so far. With
+    all, refresh=[train.order=shuffled,train.epochs=1] makes it one shuffled pass."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Repetitions with run.seed 0, 1, 2, ..."""
     anew: bool = False
@@ -148,7 +151,10 @@ class _Walk:
         return found
 
     def _going_on(self, name: str, parent: StudyRun, splits: Sequence[str]) -> StudyRun:
-        """Return the run that goes on from another one on some splits, trained."""
+        """Return the run that goes on from another one, trained; splits: those that are new."""
+        if self.config.refresh_on == "all":
+            known = read_manifest(self.workspace).splits_in_time
+            splits = known[: known.index(splits[-1]) + 1]
         own = [override("init", parent.name), override("train.splits", list(splits))]
         return self._trained(name, *self.config.refresh, *own)
 

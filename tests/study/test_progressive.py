@@ -12,10 +12,11 @@ from recsys.evaluation.result import EvaluationResult, write_result
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import normalised_entropy
 from recsys.metrics.summary import evaluate_predictions
+from recsys.overrides import override
 from recsys.report.progressive import write_progressive
 from recsys.run.config import RunConfig
 from recsys.schema import read_manifest
-from recsys.study.progressive import Cost, ScoredWindow
+from recsys.study.progressive import Cost, ProgressiveConfig, ScoredWindow, _Walk
 from recsys.study.progressive_result import progressive_result
 from recsys.study.runs import StudyRun
 from tests.grown_data import grow
@@ -94,6 +95,25 @@ def test_a_result_has_windows_totals_differences_and_costs(tmp_path, rng):
     assert len((tmp_path / "out" / "progressive.csv").read_text().splitlines()) == 6
     stored = json.loads((tmp_path / "out" / "progressive.json").read_text())
     assert stored["windows"] == WINDOWS and len(stored["lines"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("refresh_on", "expected"),
+    [("new", ["window_0001"]), ("all", ["train", "valid", "test", "window_0001"])],
+)
+def test_runs_that_go_on_are_trained_on_new_rows_or_on_all_so_far(
+    tiny_workspace, tmp_path, monkeypatch, refresh_on, expected
+):
+    shutil.copytree(tiny_workspace, tmp_path / "w")
+    grow(tmp_path / "w", windows=2)
+    config = ProgressiveConfig(refresh=["train.epochs=1"], refresh_on=refresh_on)
+    asked = []
+    monkeypatch.setattr(_Walk, "_trained", lambda self, name, *own: asked.append((name, own)))
+    parent = StudyRun(workspace=tmp_path / "w", name="before", overrides=(), config=RunConfig())
+    _Walk(None, tmp_path / "w", config, 0)._going_on("window_0001", parent, ["window_0001"])
+    ((name, own),) = asked
+    assert name == "window_0001"
+    assert own == ("train.epochs=1", "init=before", override("train.splits", expected))
 
 
 @pytest.mark.slow
