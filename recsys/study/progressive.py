@@ -50,8 +50,8 @@ class ProgressiveConfig:
     refresh: list[str] = field(default_factory=list)
     """Settings of the runs that go on, beside `overrides`."""
     refresh_on: Literal["new", "all"] = "new"
-    """Rows that runs which go on are trained on: the `new` ones since the run before, or `all` so far. With
-    all, refresh=[train.order=shuffled,train.epochs=1] makes it one shuffled pass."""
+    """Rows that runs which go on are trained on: the `new` ones since the run before, or `all` so far, of
+    which refresh=[train.order=shuffled,train.epochs=1] makes one shuffled pass."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Repetitions with run.seed 0, 1, 2, ..."""
     anew: bool = False
