@@ -259,9 +259,8 @@ def write_plan(path: Path, plan: Plan) -> None:
     for name in ("tables", "ranks", "shards"):
         content[name] = [vars(record) for record in getattr(plan, name)]
     if not any(rank.array_bytes for rank in plan.ranks):  # as earlier versions wrote it
-        content["ranks"] = [{**rank} for rank in content["ranks"]]
-        for rank in content["ranks"]:
-            del rank["array_bytes"]
+        known = [name for name in content["ranks"][0] if name != "array_bytes"]
+        content["ranks"] = [{name: rank[name] for name in known} for rank in content["ranks"]]
     write_json(path, content)
 
 
