@@ -164,6 +164,7 @@ class _Training:
             [p for p in self.classifier.parameters() if p.requires_grad],
             lr=config.learning_rate,
             weight_decay=0.01,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,

@@ -195,7 +195,7 @@ class Contrastive(Principal):
             torch.manual_seed(seed)
             network = self._build(sample.reduced_NVD.shape[2]).to(device)
             optimizer = torch.optim.AdamW(
-                network.parameters(), lr=self.learning_rate, weight_decay=0.05
+                network.parameters(), lr=self.learning_rate, weight_decay=0.05, fused=True
             )
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=0.1
