@@ -79,6 +79,7 @@ def site(tmp_path_factory, job):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the studies of comparing.md train a dozen models
 @pytest.mark.parametrize("name", PAGES)
 def test_every_command_of_a_page_works_on_a_tiny_drawn_world(name, site, job):
     items = pd.read_parquet(site / "raw" / "items.parquet", columns=["item_id"])
@@ -86,7 +87,7 @@ def test_every_command_of_a_page_works_on_a_tiny_drawn_world(name, site, job):
     ran = 0
     for launched, arguments, ranks in commands(name):
         given = smaller(launched, arguments, site, ids)
-        done = job(launched, *given, ranks=ranks, timeout_seconds=600)
+        done = job(launched, *given, ranks=ranks, timeout_seconds=1800)
         assert done.returncode == 0, f"{launched} {given}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         ran += 1
