@@ -47,7 +47,7 @@ LAYERS = {
     "recsys.runtime": 4,
     "recsys.job": 5,
     "recsys.data": 6,
-    "recsys.demo": 6,
+    "recsys.demo": 7,
     "recsys.metrics": 6,
     "recsys.model": 6,
     "recsys.tracking": 6,
