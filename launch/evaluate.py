@@ -88,15 +88,17 @@ def job(cfg: DictConfig) -> None:
     ranks = all_ranks()
     target = workspace / "runs" / name / "eval" / config.split
     with sharing_errors():
-        data = EvaluationData(workspace=workspace, dataset=loader.dataset, tables=run.tables)
+        data = EvaluationData(
+            workspace=workspace, dataset=loader.dataset, tables=run.tables, ranks=ranks
+        )
         bundle = bundle_of(workspace, name, run.checkpoint)
         with stage("metrics"):
-            evaluation = evaluate(data, scored, config, ranks=ranks, bundle=bundle)
+            evaluation = evaluate(data, scored, config, bundle=bundle)
         evaluation.result.made_from = scored_from(
             workspace, run.checkpoint, run.config.model.modalities, config
         )
         title = f"{manifest.name} / {name} / {config.split}"
-        write_evaluation(target, title, evaluation, data, config, ranks)
+        write_evaluation(target, title, evaluation, data, config)
         if env.is_first:
             track_evaluation(run, tracking, config.split, evaluation.result)
             print_metrics(evaluation.result, title=f"{name} on {manifest.name}/{config.split}")

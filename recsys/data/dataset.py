@@ -275,14 +275,35 @@ def read_columns(
     prepared: Path, manifest: Manifest, split: str, columns: list[str]
 ) -> Iterator[pa.Table]:
     """Yield columns of a split, one row group at a time: a log need not fit into memory."""
+    yield from (rows for _, rows in read_row_groups(prepared, manifest, split, columns))
+
+
+def read_row_groups(
+    prepared: Path,
+    manifest: Manifest,
+    split: str,
+    columns: list[str],
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the number of the first row in the split, and columns, of every `num_parts`-th row group.
+
+    Args:
+        part: from 0, the first of them.
+    """
+    start, number = 0, 0
     for name in manifest.splits[split].files:
         path = prepared / name
         with reading(path, PREPARE_AGAIN):
-            part = pq.ParquetFile(path, memory_map=True)
-        for group in range(part.num_row_groups):
-            with reading(path, PREPARE_AGAIN):
-                rows = part.read_row_group(group, columns=columns)
-            yield rows
+            file = pq.ParquetFile(path, memory_map=True)
+        for group in range(file.num_row_groups):
+            if number % num_parts == part:
+                with reading(path, PREPARE_AGAIN):
+                    rows = file.read_row_group(group, columns=columns)
+                yield start, rows
+            start += file.metadata.row_group(group).num_rows
+            number += 1
 
 
 def as_array(numbers: pa.Array) -> np.ndarray:

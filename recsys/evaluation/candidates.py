@@ -5,7 +5,6 @@ circumstances (history, context features) of the user's first relevant row of th
 launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,8 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from recsys.data.dataset import Dataset, read_columns
-from recsys.schema import is_known
+from recsys.data.dataset import Dataset
+from recsys.evaluation.split_pairs import SplitPairs
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Candidates:
 
 
 def draw_candidates(
-    dataset: Dataset, *, config: RankingConfig, rng: np.random.Generator
+    dataset: Dataset, *, config: RankingConfig, rng: np.random.Generator, ranks: Ranks = ALONE
 ) -> Candidates | None:
     """Return the pairs; None where there are no users or items, or no user has a relevant item.
 
@@ -70,25 +70,28 @@ def draw_candidates(
     it would give the answer away. Users stand at the moment before their first relevant item, so
     that no relevant item stands in the history either. The unknown item row 0 is no
     candidate.
+
+    Args:
+        rng: draws the same on every rank.
+        ranks: that read the splits together, and each get all candidates.
     """
     manifest = dataset.manifest
     num_items = manifest.num_item_rows - 1
     if not config.num_users or not manifest.num_user_rows or num_items < 1:
         return None
-    keys = _read_keys(dataset)
-    users, items = keys["user_row"], keys["item_row"]
-    positive = (keys["label"] == 1) & is_known(users) & is_known(items)
-    is_relevant = positive & ~_are_known(dataset, users, items, positive)
-    eligible = np.unique(users[is_relevant])
+    splits = SplitPairs(dataset, ranks)
+    pairs = splits.relevant()
+    eligible = splits.users_of(pairs)
     if not eligible.size:
         return None
     is_full = config.max_rows // num_items >= min(_FEWEST_USERS, eligible.size)
     per_user = num_items if is_full else config.num_negatives
     num_users = min(config.num_users, eligible.size, max(config.max_rows // per_user, 1))
     chosen = np.sort(rng.choice(eligible, size=num_users, replace=False))
-    relevant = _items_by_user(users[is_relevant], items[is_relevant], chosen)
-    seen = _seen_before(dataset, chosen)
-    first_rows = _first_rows(keys, is_relevant, chosen)
+    pairs = splits.of_users(pairs, chosen)
+    relevant, seen = splits.items_by_user(pairs), splits.items_by_user(splits.seen_by(chosen))
+    first_rows = splits.first_rows(pairs, chosen)
+    templates = _read_rows(dataset, first_rows) if ranks.rank == 0 else None
     user_parts, item_parts, relevant_parts = [], [], []
     for user in chosen.tolist():
         candidates = _candidates_of(
@@ -107,7 +110,7 @@ def draw_candidates(
         item_row_N=np.concatenate(item_parts),
         relevant_N=np.concatenate(relevant_parts),
         template_N=np.searchsorted(chosen, user_row_N),
-        templates=_read_rows(dataset, first_rows),
+        templates=ranks.gather(templates)[0],
         is_full=is_full,
     )
 
@@ -128,83 +131,6 @@ def _candidates_of(
         more = rng.integers(1, num_items + 1, size=2 * num_negatives)
         drawn = np.setdiff1d(np.union1d(drawn, more), out)
     return np.union1d(rng.choice(drawn, size=num_negatives, replace=False), relevant)
-
-
-def _items_by_user(users: NDArray, items: NDArray, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
-    keep = np.isin(users, chosen)
-    users, items = users[keep], items[keep].astype(np.int64)
-    order = np.argsort(users, kind="stable")
-    users, items = users[order], items[order]
-    if not users.size:
-        return {}
-    found, starts = np.unique(users, return_index=True)
-    parts = np.split(items, starts[1:])
-    return {int(user): np.unique(part) for user, part in zip(found, parts, strict=True)}
-
-
-def _earlier_interactions(dataset: Dataset) -> Iterator[tuple[NDArray, NDArray]]:
-    """Yield (users [N], items [N]) of the interactions of earlier splits, one row group at a time.
-
-    A user has seen their items already: they are neither candidates nor relevant.
-    """
-    names = dataset.manifest.splits_in_time
-    for name in names[: names.index(dataset.split)]:
-        columns = ["row_id", "user_row", "item_row"]
-        for group in read_columns(dataset.prepared, dataset.manifest, name, columns):
-            users, items = (group.column(c).to_numpy() for c in columns[1:])
-            # A drawn negative is no interaction: nobody was shown it.
-            keep = dataset.manifest.is_interaction(group.column("row_id").to_numpy())
-            keep &= is_known(users) & is_known(items)
-            yield users[keep], items[keep]
-
-
-def _are_known(
-    dataset: Dataset, users: NDArray, items: NDArray, asked_N: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Return which of the rows asked for are of an item that the user knows by earlier splits [N]."""
-
-    def pair(users: NDArray, items: NDArray) -> NDArray[np.int64]:
-        return users.astype(np.int64) * dataset.manifest.num_item_rows + items
-
-    pairs, place_N = np.unique(pair(users[asked_N], items[asked_N]), return_inverse=True)
-    known = np.zeros(pairs.size, dtype=bool)
-    if pairs.size:
-        for earlier_users, earlier_items in _earlier_interactions(dataset):
-            earlier = pair(earlier_users, earlier_items)
-            at = np.minimum(np.searchsorted(pairs, earlier), pairs.size - 1)
-            known[at[pairs[at] == earlier]] = True
-    are_known_N = np.zeros(users.size, dtype=bool)
-    are_known_N[asked_N] = known[place_N]
-    return are_known_N
-
-
-def _seen_before(dataset: Dataset, chosen: NDArray) -> dict[int, NDArray[np.int64]]:
-    """Return the items [K] of the users' interactions in earlier splits."""
-    users, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for earlier_users, earlier_items in _earlier_interactions(dataset):
-        keep = np.isin(earlier_users, chosen)
-        users.append(earlier_users[keep])
-        items.append(earlier_items[keep])
-    return _items_by_user(np.concatenate(users), np.concatenate(items), chosen)
-
-
-def _read_keys(dataset: Dataset) -> dict[str, NDArray]:
-    """Return the columns [N] of the split by which candidates are chosen, and no others."""
-    names = ["row_id", "label", "user_row", "item_row"]
-    names += ["history_end"] * ("history_end" in dataset.columns)
-    names += ["timestamp"] * (dataset.spec.timestamp_min is not None)
-    rows = pa.concat_tables(read_columns(dataset.prepared, dataset.manifest, dataset.split, names))
-    return {name: rows.column(name).to_numpy() for name in names}
-
-
-def _first_rows(
-    keys: dict[str, NDArray], is_relevant: NDArray[np.bool_], chosen: NDArray
-) -> NDArray[np.int64]:
-    """Return the number of each user's first relevant row by time, then past, then row id [U]."""
-    users = keys["user_row"][is_relevant]
-    by = [keys[n][is_relevant] for n in ("row_id", "history_end", "timestamp") if n in keys]
-    order = np.lexsort((*by, users))
-    return np.flatnonzero(is_relevant)[order[np.searchsorted(users[order], chosen)]]
 
 
 def _read_rows(dataset: Dataset, rows_U: NDArray[np.int64]) -> pa.Table:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.features.store import FeatureTable
-from recsys.data.dataset import Dataset, read_columns
+from recsys.data.dataset import Dataset, read_row_groups
 from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.rows import IdsOfRows
 from recsys.evaluation.segments import ItemCounts
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import Manifest
 
 
@@ -29,6 +30,8 @@ class EvaluationData:
     """The split."""
     tables: Mapping[str, FeatureTable]
     """Item vectors by modality, as the model reads them."""
+    ranks: Ranks = ALONE
+    """That read the log together."""
 
     @property
     def manifest(self) -> Manifest:
@@ -67,7 +70,7 @@ class EvaluationData:
     def first_time(self) -> NDArray[np.int64] | None:
         """Time of every item's first interaction [I]; None where there are no items or no times.
 
-        An item without any has the latest time that there is.
+        An item without any has the latest time that there is. All ranks ask for it together.
         """
         manifest = self.manifest
         times = [spec.timestamp_min for spec in manifest.splits.values() if spec.num_rows]
@@ -76,11 +79,18 @@ class EvaluationData:
         first_I = np.full(manifest.num_item_rows, np.iinfo(np.int64).max)
         for split in manifest.splits:
             columns = ["row_id", "item_row", "timestamp"]
-            for group in read_columns(self.prepared, manifest, split, columns):
+            for _, group in read_row_groups(
+                self.prepared,
+                manifest,
+                split,
+                columns,
+                part=self.ranks.rank,
+                num_parts=self.ranks.size,
+            ):
                 row_id_N, item_N, time_N = (group.column(name).to_numpy() for name in columns)
                 is_own_N = manifest.is_interaction(row_id_N)
                 np.minimum.at(first_I, item_N[is_own_N], time_N[is_own_N])
-        return first_I
+        return self.ranks.lowest(first_I)
 
     @functools.cached_property
     def has_vector(self) -> dict[str, NDArray[np.bool_]]:

@@ -29,7 +29,7 @@ from recsys.evaluation.two_stages import evaluate_two_stages
 from recsys.metrics.bootstrap import unit_keys
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.metrics.predictions import labelled_scores
-from recsys.runtime.ranks import ALONE, Ranks
+from recsys.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,6 @@ def evaluate(
     scored: ScoredSplit,
     config: EvaluateConfig,
     *,
-    ranks: Ranks = ALONE,
     bundle: Path | None = None,
 ) -> Evaluation:
     """Return the evaluation of a split.
@@ -87,6 +86,7 @@ def evaluate(
     Raises:
         UserError: not every row was scored, once; a score is NaN.
     """
+    ranks = data.ranks
     _check_all_scored(data, ranks.total(len(scored.predictions.row_id)), config.split)
     predictions, names = by_score(scored.predictions, ranks), scored.modality_names
     # 1. All rows, kinds of items, segments.

@@ -76,7 +76,7 @@ class LabelledScores:
     probability_N: NDArray[np.float64]
     user_row_N: NDArray[np.integer] | None = None
     """0: a user that the vocabulary does not know; None where there are no users."""
-    unit_N: NDArray[np.uint64] | None = None
+    unit_N: NDArray[np.integer] | None = None
     """Key of what the bootstrap draws (`unit_keys`); None: these rows are not resampled."""
     ranks: Ranks = ALONE
 
@@ -130,6 +130,7 @@ def labelled_scores(
     """Return rows in any order, of this rank, as the metrics take them: checked, and sorted by score.
 
     Args:
+        units_N: keys of the bootstrap's units; where all users are known, their rows do.
         ranks: that each have other rows and all call this.
 
     Raises:
@@ -137,12 +138,17 @@ def labelled_scores(
     """
     positive_N, probability_N = checked_probabilities(labels_N, probabilities_N)
     columns: dict[str, NDArray] = {"positive": positive_N, "score": probability_N}
-    for name, given in (("user rows", user_rows_N), ("units", units_N)):
-        if given is not None:
-            columns[name] = of_shape(given, positive_N, name)
+    given = {"user rows": user_rows_N, "units": None if units_N is user_rows_N else units_N}
+    for name, values in given.items():
+        if values is not None:
+            columns[name] = of_shape(values, positive_N, name)
+    are_users = units_N is not None and units_N is user_rows_N
     # Whoever gave the arrays may have no other use of them: large ones are then held once.
-    del labels_N, probabilities_N, user_rows_N, units_N, positive_N, probability_N, given
-    return _record(sorted_rows(columns, "score", ranks), ranks)
+    del labels_N, probabilities_N, user_rows_N, units_N, positive_N, probability_N, given, values
+    columns = sorted_rows(columns, "score", ranks)
+    if are_users:
+        columns["units"] = columns["user rows"]
+    return _record(columns, ranks)
 
 
 def ranked_scores(

@@ -28,7 +28,7 @@ from recsys.schema import is_known
 
 _PIECE_VALUES = 1 << 18
 """Numbers of a piece: rows times replicates; arrays of a pass stay in the processor's cache."""
-_ROUND_ROWS = 1 << 23
+_ROUND_ROWS = 1 << 22
 """Rows of a rank, about, that are sent to the ranks of their users at a time."""
 _ROW_SUMS = ("rows", "positives", "losses", "probabilities", "squared_errors")
 

@@ -18,7 +18,6 @@ from recsys.evaluation.rows import write_predictions
 from recsys.files import new_folder
 from recsys.report.evaluation_page import DataCounts, write_report
 from recsys.report.items import read_items
-from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import SplitSpec
 
 
@@ -28,12 +27,12 @@ def write_evaluation(
     evaluation: Evaluation,
     data: EvaluationData,
     config: EvaluateConfig,
-    ranks: Ranks = ALONE,
 ) -> None:
     """Write the folder, each rank its predictions; it appears whole, in the place of an earlier one.
 
     Edge cases: an error on a rank leaves the earlier folder as it was.
     """
+    ranks = data.ranks
     with contextlib.ExitStack() as on_first:
         beside = on_first.enter_context(new_folder(target)) if ranks.rank == 0 else Path()
         beside = ranks.gather(beside)[0]

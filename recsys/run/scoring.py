@@ -30,7 +30,7 @@ from recsys.model.ranker import Ranker
 from recsys.run.assembly import build_loader, loader_of, plan_and_shard
 from recsys.run.config import RunConfig
 from recsys.run.folder import check_run_data, read_run_folder, tracked_run
-from recsys.runtime.collectives import share
+from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
 from recsys.runtime.ranks import all_ranks
 from recsys.schema import Manifest
@@ -166,13 +166,14 @@ def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> Scor
 def _score_candidates(
     run: TrainedRun, loader: Loader, config: EvaluateConfig
 ) -> tuple[Candidates | None, Predictions | None]:
-    """Draw candidates on rank 0, which alone reads the split for it, and score them on all ranks."""
-
-    def draw() -> Candidates | None:
-        rng = np.random.default_rng(config.seed)
-        return draw_candidates(loader.dataset, config=config.ranking, rng=rng)
-
-    candidates = share(draw)
+    """Draw candidates, and score them on all ranks; rank 0 gets the scores."""
+    with sharing_errors():
+        candidates = draw_candidates(
+            loader.dataset,
+            config=config.ranking,
+            rng=np.random.default_rng(config.seed),
+            ranks=all_ranks(),
+        )
     if candidates is None:
         return None, None
     with stage("score candidates") as scoring:

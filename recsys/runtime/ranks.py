@@ -45,7 +45,7 @@ class Ranks:
     def total(self, values: Any) -> Any:
         """Return the sum of the ranks' values: numbers, or arrays of one shape [N, ...] and type."""
         if self.size > 1 and isinstance(values, np.ndarray) and values.nbytes > _SMALL_BYTES:
-            return self._sum_in_place(values)
+            return self._reduced(values, dist.ReduceOp.SUM)
         return self.before_and_total(values)[1]
 
     def before_and_total(self, values: Any) -> tuple[Any, Any]:
@@ -53,6 +53,10 @@ class Ranks:
         parts = self.gather(values)
         nothing: Any = np.zeros_like(values) if isinstance(values, np.ndarray) else 0
         return sum(parts[: self.rank], nothing), sum(parts, nothing)
+
+    def lowest(self, values_N: NDArray) -> NDArray:
+        """Return the smallest of the ranks' values, elementwise [N, ...]."""
+        return values_N if self.size == 1 else self._reduced(values_N, dist.ReduceOp.MIN)
 
     def any(self, flag: bool) -> bool:
         """Return whether it is true on any rank."""
@@ -94,12 +98,12 @@ class Ranks:
                 target[place + done : place + done + len(rows)] = rows
         return received_M
 
-    def _sum_in_place(self, values: NDArray) -> NDArray:
-        """Return the sum [N, ...] of an array of every rank, in memory of two of them."""
+    def _reduced(self, values_N: NDArray, operator: Any) -> NDArray:
+        """Return an array of every rank reduced to one [N, ...], in memory of two of them."""
         with sharing_errors():
-            summed = torch.from_numpy(np.array(values)).to(_device())
-        dist.all_reduce(summed)
-        return summed.cpu().numpy()
+            reduced = torch.from_numpy(np.array(values_N)).to(_device())
+        dist.all_reduce(reduced, operator)
+        return reduced.cpu().numpy()
 
 
 ALONE = Ranks(0, 1)

@@ -1,11 +1,13 @@
 """Candidates: who they are for whom, by hand, and as rows of a loader."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from recsys.config import from_config
-from recsys.data.dataset import Dataset, read_columns
+from recsys.data.dataset import Dataset, read_row_groups
 from recsys.data.loader import Loader
 from recsys.evaluation.candidates import (
     CandidateDataset,
@@ -15,7 +17,10 @@ from recsys.evaluation.candidates import (
 from recsys.evaluation.config import EvaluateConfig
 from recsys.metrics.ranking import ranking_by_user
 from tests.data.small_log import prepared, recipe, write_source
+from tests.evaluation.candidates_worker import described
+from tests.processes import worker_result
 
+WORKER = Path(__file__).with_name("candidates_worker.py")
 FEATURES = ["user_id", "item_id", "genres", "history", "history_recent"]
 # dan has no positive in the test split; eve's is of an item that she knew: nothing is relevant.
 LOG = """user_id,item_id,time,rating
@@ -110,16 +115,17 @@ def test_only_the_columns_that_choose_are_read_of_the_whole_split(world, monkeyp
         read.append((start, stop))
         return read_rows(start, stop)
 
-    def columns_of(prepared, manifest, split, columns):
+    def columns_of(prepared, manifest, split, columns, **part):
         whole.append((split, columns))
-        return read_columns(prepared, manifest, split, columns)
+        return read_row_groups(prepared, manifest, split, columns, **part)
 
     monkeypatch.setattr(dataset, "read", counted)
-    monkeypatch.setattr("recsys.evaluation.candidates.read_columns", columns_of)
+    monkeypatch.setattr("recsys.evaluation.split_pairs.read_row_groups", columns_of)
     candidates = draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0))
     assert len(read) == len(set(read)) == candidates.templates.num_rows == 2 < dataset.num_rows
-    keys = ["row_id", "label", "user_row", "item_row", "history_end", "timestamp"]
-    assert [columns for split, columns in whole if split == "test"] == [keys]
+    keys = ["label", "user_row", "item_row"]
+    first = ["timestamp", "history_end", "row_id", *keys]
+    assert [columns for split, columns in whole if split == "test"] == [keys, first]
     CandidateDataset(dataset, candidates).read(0, 5)
     assert len(read) == 2, "the pairs have their rows with them"
 
@@ -143,6 +149,19 @@ def drawn_world(folder):
             split={"strategy": "per_user_time", "fractions": [0.6, 0.2, 0.2]},
         ),
     )
+
+
+@pytest.mark.parametrize("max_rows", [100, 200_000], ids=["drawn", "full"])
+def test_candidates_are_the_same_whichever_ranks_read_the_splits(tmp_path, max_rows):
+    manifest, workspace = drawn_world(tmp_path)
+    for file in (name for split in manifest.splits.values() for name in split.files):
+        path = workspace / "prepared" / file
+        pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=13)
+    dataset = Dataset(workspace / "prepared", manifest, split="test", features=[])
+    config = RankingConfig(num_users=9, num_negatives=5, max_rows=max_rows)
+    alone = draw_candidates(dataset, config=config, rng=np.random.default_rng(4))
+    found = worker_result(WORKER, workspace, max_rows, ranks=2)
+    assert found == [described(alone)] * 2 and alone.is_full == (max_rows > 100)
 
 
 def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
