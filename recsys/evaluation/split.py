@@ -110,9 +110,9 @@ def _unknown_users(users: RowUsers, rows: LabelledScores) -> UnknownUsers | None
     )
 
 
-def _num_distinct(keys_N: NDArray[np.uint64], ranks: Ranks) -> int:
+def _num_distinct(keys_N: NDArray[np.integer], ranks: Ranks) -> int:
     """Return how many different keys all ranks have; each is sent to the rank that it chooses."""
-    keys = np.unique(keys_N)
+    keys = np.unique(keys_N.astype(np.uint64))
     owner = keys % np.uint64(ranks.size)
     counts_W = np.bincount(owner.astype(np.int64), minlength=ranks.size)
     columns = {"key": keys[np.argsort(owner, kind="stable")]}
