@@ -29,6 +29,7 @@ from recsys.run.lineage import trained_splits
 from recsys.run.scoring import open_run, read_run, score_split, split_loader, track_evaluation
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
+from recsys.runtime.hosts import once_a_host
 from recsys.runtime.ranks import all_ranks
 from recsys.schema import read_manifest
 from recsys.sharding.plan import PlanConfig
@@ -69,14 +70,14 @@ def job(cfg: DictConfig) -> None:
     # 1. Settings, and the run as it was trained.
     place, asked, config, tracking = read_job(cfg, KEYS)
     workspace, name = place.folder, asked.run.name
-    manifest = read_manifest(workspace)
+    env = start(asked.run.device, threads=asked.run.threads)
+    manifest = once_a_host(lambda: read_manifest(workspace))
     config = replace(config, split=manifest.split_named(config.split))
-    run_config = read_run(workspace, name, manifest)
+    run_config = once_a_host(lambda: read_run(workspace, name, manifest))
     if config.split in trained_splits(workspace / "runs" / name):
         say(f"note: run {name} was trained on split {config.split}: its metrics are of known rows")
 
     # 2. The model with the weights of the best validation, on any number of ranks.
-    env = start(asked.run.device, threads=asked.run.threads)
     plan, tables = plain(cfg.get("plan")), plain(cfg.get("tables"))
     run = open_run(workspace, run_config, manifest, env, plan=plan, tables=tables)
 

@@ -76,7 +76,8 @@ class PlanConfig:
     replicate_modality_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Frozen tables up to this size in all are held whole by every rank (no exchange); 0: never."""
     min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
-    """Columns of a column shard, at least; null: half a table's width, where 4 divides that."""
+    """Columns of a column shard, at least; null: half a table's width, of a frozen one its share of a
+    host, where 4 divides that."""
     forward_communication: Precision = "fp32"
     """Precision in which looked-up vectors travel: `fp32`, `fp16` or `bf16` (fp16 on CPU)."""
     backward_communication: Precision = "fp32"
