@@ -153,11 +153,7 @@ def masked_counts(rows: np.ndarray) -> dict[str, int]:
 
 
 def write_shard(
-    folder: Path,
-    index: int,
-    start_row: int,
-    vectors: np.ndarray,
-    rows: np.ndarray,
+    folder: Path, index: int, start_row: int, vectors: np.ndarray, rows: np.ndarray
 ) -> ShardEntry:
     """Write one shard, its entry last; return the entry.
 
