@@ -67,6 +67,17 @@ class Course:
         """Splits that are read together, part after part of a pass."""
         return [[name] for name in self.splits] if self.in_time_order else [self.splits]
 
+    @property
+    def scored_parts(self) -> list[list[str]]:
+        """Splits of each part that are scored before it is trained on; empty without a parent.
+
+        They are those that the parent and the runs before it were not trained on, or all where none is.
+        """
+        if self.parent is None:
+            return []
+        known = self.parent.splits
+        return [[name for name in part if name not in known] or part for part in self.parts]
+
 
 def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
     """Return what a run is trained on.

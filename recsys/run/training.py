@@ -102,8 +102,8 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
 def build_loaders(opened: OpenedRun, features: list[str]) -> tuple[LoaderSequence, list[Loader]]:
     """Return the loader of training, and those that score.
 
-    The second are of split valid where it chooses among checkpoints; with `init`, of every part of a
-    pass, which is scored before it is trained on; else none.
+    The second are of split valid where it chooses among checkpoints; with `init`, of the new rows of
+    every part of a pass, which are scored before it is trained on; else none.
 
     Args:
         features: keys that a batch carries.
@@ -118,7 +118,7 @@ def build_loaders(opened: OpenedRun, features: list[str]) -> tuple[LoaderSequenc
         **data,
         **shared,
     )
-    scored = [["valid"]] if course.validates else course.parts if course.parent else []
+    scored = [["valid"]] if course.validates else course.scored_parts
     prepared = opened.workspace / "prepared"
     datasets = [
         Dataset(prepared, split=splits[0], **data)
@@ -232,7 +232,7 @@ def train_run(
     config, env = opened.config, opened.env
     train_loader, scored_loaders = loaders
     signals = StopSignals(env, within_seconds=config.train.stop_within_seconds)
-    parts = [""] if opened.course.validates else [", ".join(p) for p in opened.course.parts]
+    parts = [""] if opened.course.validates else [", ".join(p) for p in opened.course.scored_parts]
     validations = [
         Validation(
             sharded=sharded,

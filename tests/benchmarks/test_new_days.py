@@ -39,6 +39,15 @@ CASES = {
     ),
 }
 """Columns of users and items, label, features of the items, and settings of the runs, by data set."""
+REFRESH = {
+    # A window is a step or two of 1,024 rows: one pass over the whole log, of fifteen.
+    "movielens": [
+        "refresh_on=all",
+        'refresh=["train.order=shuffled","train.epochs=1","optim.decay=linear"]',
+    ],
+    "anime": [],
+}
+"""Arguments of launch/progressive.py that say how a run goes on."""
 
 
 def two_months(row):
@@ -104,7 +113,7 @@ def test_going_on_is_as_good_as_training_anew_at_a_fifth_of_the_cost(
         done = job("prepare", *place, f"append={'true' if number else 'false'}")
         assert done.returncode == 0, done.stderr[-2000:]
     overrides = ",".join(f'"{text}"' for text in [*settings, "model.modalities=[]"])
-    walk = ["seeds=3", "anew=true", "anew_every=2", f"overrides=[{overrides}]"]
+    walk = ["seeds=3", "anew=true", "anew_every=2", f"overrides=[{overrides}]", *REFRESH[name]]
     done = job("progressive", *place, *walk, timeout_seconds=35_000)
     assert done.returncode == 0, done.stderr[-2000:]
     with capsys.disabled():

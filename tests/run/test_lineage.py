@@ -109,6 +109,16 @@ def test_splits_and_order_may_be_named(workspace):
         course(workspace, splits=["window_0002"])
 
 
+def test_a_warm_start_on_everything_scores_the_rows_that_are_new_alone(workspace):
+    finish(workspace)
+    grown(workspace, "window_0001")
+    assert course(workspace, splits=["all"]).scored_parts == []
+    found = course(workspace, "base", splits=["all"], order="shuffled")
+    assert found.parts == [["train", "valid", "test", "window_0001"]]
+    assert found.scored_parts == [["valid", "test", "window_0001"]]
+    assert course(workspace, "base", splits=["train"]).scored_parts == [["train"]]
+
+
 def test_what_cannot_be_gone_on_from_is_refused(workspace):
     with pytest.raises(ValueError, match="init=base: .*config.yaml is missing"):
         course(workspace, "base")

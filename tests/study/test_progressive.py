@@ -19,7 +19,9 @@ from recsys.schema import read_manifest
 from recsys.study.progressive import Cost, ProgressiveConfig, ScoredWindow, _Walk
 from recsys.study.progressive_result import progressive_result
 from recsys.study.runs import StudyRun
+from tests.data.small_log import prepared, recipe, write_source
 from tests.grown_data import grow
+from tests.run.test_lineage import grown
 from tests.small_runs import SMALL, make_workspace, write_features
 
 WINDOWS = ["window_0001", "window_0002"]
@@ -102,15 +104,15 @@ def test_a_result_has_windows_totals_differences_and_costs(tmp_path, rng):
     [("new", ["window_0001"]), ("all", ["train", "valid", "test", "window_0001"])],
 )
 def test_runs_that_go_on_are_trained_on_new_rows_or_on_all_so_far(
-    tiny_workspace, tmp_path, monkeypatch, refresh_on, expected
+    tmp_path, monkeypatch, refresh_on, expected
 ):
-    shutil.copytree(tiny_workspace, tmp_path / "w")
-    grow(tmp_path / "w", windows=2)
+    _, workspace = prepared(tmp_path, recipe(write_source(tmp_path / "raw")))
+    grown(workspace, *WINDOWS)
     config = ProgressiveConfig(refresh=["train.epochs=1"], refresh_on=refresh_on)
     asked = []
     monkeypatch.setattr(_Walk, "_trained", lambda self, name, *own: asked.append((name, own)))
-    parent = StudyRun(workspace=tmp_path / "w", name="before", overrides=(), config=RunConfig())
-    _Walk(None, tmp_path / "w", config, 0)._going_on("window_0001", parent, ["window_0001"])
+    parent = StudyRun(workspace=workspace, name="before", overrides=(), config=RunConfig())
+    _Walk(None, workspace, config, 0)._going_on("window_0001", parent, ["window_0001"])
     ((name, own),) = asked
     assert name == "window_0001"
     assert own == ("train.epochs=1", "init=before", override("train.splits", expected))
