@@ -61,10 +61,14 @@ def main() -> None:
         ranks.gather(None)
         seconds[name] = round(time.perf_counter() - begun - sum(seconds.values()), 2)
 
-    users = columns.pop("user")
-    given = columns.pop("label"), columns.pop("score"), users
-    rows = labelled_scores(given[0], given[1], users, units_N=users, ranks=ranks)
-    del given, users
+    # The arrays are handed over, so that they are let go as they are sorted.
+    rows = labelled_scores(
+        columns.pop("label"),
+        columns.pop("score"),
+        columns["user"],
+        units_N=columns.pop("user"),
+        ranks=ranks,
+    )
     done("sort")
     whole = RowSums(rows)
     metrics = evaluate_rows_of(rows, whole)
