@@ -253,20 +253,19 @@ class FeatureTable:
 
     def _check_shards(self) -> None:
         """Raise UserError unless every shard is there with its shape, right after the one before."""
-        folder, expected = self.folder, 0
+        expected = 0
         for index, shard in enumerate(self.manifest.shards):
-            path = folder / shard.file
             values = self._map(index)
             shape = (shard.end_row - shard.start_row, self.dim)
             if shard.start_row != expected or values.shape != shape or values.dtype != np.float16:
                 raise UserError(
-                    f"{path}: holds {values.dtype} {values.shape} from row {shard.start_row}, "
-                    f"expected float16 {shape} from row {expected}; run embed again"
+                    f"{self.folder / shard.file}: holds {values.dtype} {values.shape} from row "
+                    f"{shard.start_row}, expected float16 {shape} from row {expected}; run embed again"
                 )
             expected = shard.end_row
         if expected != self.num_rows:
             raise UserError(
-                f"{folder}: shards end at row {expected}, the manifest counts {self.num_rows}; run "
+                f"{self.folder}: shards end at row {expected}, the manifest counts {self.num_rows}; run "
                 f"embed again"
             )
 
@@ -333,10 +332,9 @@ def open_features(
     manifest: Manifest,
     say: Callable[[str], None] = print,
 ) -> dict[str, FeatureTable]:
-    """Open feature tables by name; all ranks call this.
+    """Open feature tables by name; all ranks call this, and the first of each host reads for the others.
 
-    The first rank of each host reads the manifests, looks at every file, and compares small tables with
-    their sha256 (`VERIFY_BYTES`); the others take its word.
+    It looks at every file, and compares small tables with their sha256 (`VERIFY_BYTES`).
 
     Args:
         manifest: of the prepared data whose items, texts and pictures the vectors must be of.
@@ -344,8 +342,7 @@ def open_features(
             versions); today's are taken for them.
 
     Raises:
-        UserError: a table is missing, broken, or was made for other items, texts or pictures; on every
-            rank.
+        UserError: on every rank: a table is missing, broken, or of other items, texts or pictures.
     """
     folders = {name: workspace / "features" / name for name in names}
 
