@@ -233,7 +233,7 @@ class Recipe:
     name: str = ""
     """Short name; the default workspace is workspaces/<name>."""
     source: str = ""
-    """Folder of the raw files."""
+    """Folder of the raw files, or URL of one in an object store, such as s3://bucket/folder."""
     interactions: InteractionsRecipe = field(default_factory=InteractionsRecipe)
     """The log."""
     items: ItemsRecipe | None = None
@@ -311,11 +311,6 @@ def _files_by_key(recipe: Recipe) -> dict[str, str]:
     named |= {"users.file": users.file} if users else {}
     named |= {f"pairs[{index}].file": pairs.file for index, pairs in enumerate(recipe.pairs)}
     return {key: name for key, name in named.items() if name}
-
-
-def named_files(recipe: Recipe) -> list[str]:
-    """Return the files below `source` that a recipe names, each once."""
-    return list(dict.fromkeys(_files_by_key(recipe).values()))
 
 
 def _path_problems(recipe: Recipe) -> list[str]:

@@ -15,17 +15,14 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-import duckdb
-
 from recsys.chain import window_name
 from recsys.config import check, from_config
 from recsys.data.prepare.append_steps import Step, run_steps
 from recsys.data.prepare.engine import opened_engine
-from recsys.data.prepare.object_store import fetched
+from recsys.data.prepare.object_store import in_place
 from recsys.data.prepare.pipeline import column_checksums
 from recsys.data.prepare.writing import link
 from recsys.data.recipe import Recipe
-from recsys.data.sql import short
 from recsys.errors import UserError
 from recsys.files import new_folder, sha256_of
 from recsys.schema import Manifest, read_manifest, write_manifest
@@ -48,37 +45,29 @@ def append(
     manifest = read_manifest(workspace)
     _check_recipe(recipe, manifest)
     prepared = workspace / "prepared"
-    try:
-        # The tables of own vectors take their places first: after a kill in between, the same append
-        # again reads of them the items before alone.
-        with new_folder(prepared) as beside, ExitStack() as tables:
-            with (
-                fetched(recipe, beside / "source") as local,
-                opened_engine(beside / "work", memory_limit, threads) as engine,
-            ):
-                step = Step(
-                    engine=engine,
-                    recipe=local,
-                    before=prepared,
-                    folder=beside,
-                    manifest=manifest,
-                    window=window_name(len(manifest.chain) + 1),
-                    features=workspace / "features",
-                    tables=tables,
-                )
-                grown = run_steps(step, since)
-            shutil.rmtree(beside / "work")
-            grown = _finished(step, dataclasses.replace(grown, recipe=dataclasses.asdict(recipe)))
-            if read_manifest(workspace).identity != manifest.identity:
-                raise UserError(
-                    f"{prepared}: was replaced by another job meanwhile; run launch/prepare.py again"
-                )
-            write_manifest(beside, grown)
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(
-            f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
-            f"({short(error)}); raise memory_limit or lower run.threads"
-        ) from error
+    # The tables of own vectors take their places first: after a kill in between, the same append
+    # again reads of them the items before alone.
+    with new_folder(prepared) as beside, ExitStack() as tables:
+        local = in_place(recipe)
+        with opened_engine(beside / "work", memory_limit, threads) as engine:
+            step = Step(
+                engine=engine,
+                recipe=local,
+                before=prepared,
+                folder=beside,
+                manifest=manifest,
+                window=window_name(len(manifest.chain) + 1),
+                features=workspace / "features",
+                tables=tables,
+            )
+            grown = run_steps(step, since)
+        shutil.rmtree(beside / "work")
+        grown = _finished(step, dataclasses.replace(grown, recipe=dataclasses.asdict(recipe)))
+        if read_manifest(workspace).identity != manifest.identity:
+            raise UserError(
+                f"{prepared}: was replaced by another job meanwhile; run launch/prepare.py again"
+            )
+        write_manifest(beside, grown)
     return grown
 
 

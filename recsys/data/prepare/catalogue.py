@@ -14,7 +14,7 @@ from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.pictures import image_sql
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.vocab import FeatureTable
-from recsys.data.prepare.writing import list_table, write_parquet
+from recsys.data.prepare.writing import list_table, write_by_row, write_parquet
 from recsys.data.recipe import ItemsRecipe
 from recsys.data.specs import feature_table
 from recsys.data.sql import quoted
@@ -48,14 +48,17 @@ def write_items(
         items, catalogue: the items file, if there is one.
     """
     nothing = ", ".join("NULL" for _ in range(len(COLUMNS) - 1))
-    write_parquet(
-        engine,
-        f"SELECT 0 AS item_row, {nothing} UNION ALL "
-        f"({items_sql(engine, vocabulary, items, catalogue)} ORDER BY item_row)",
-        prepared / "items.parquet",
-        names=list(COLUMNS),
-        count=engine.count(vocabulary) + 1,
-    )
+    query = items_sql(engine, vocabulary, items, catalogue)
+    count = engine.count(vocabulary) + 1
+    with engine.joins_as_written():
+        write_by_row(
+            engine,
+            f"SELECT 0 AS item_row, {nothing} UNION ALL {query}",
+            prepared / "items.parquet",
+            key="item_row",
+            names=list(COLUMNS),
+            count=count,
+        )
 
 
 def items_sql(
@@ -71,26 +74,24 @@ def items_sql(
         items, catalogue: the items file, if there is one.
         known_tags: of an append, the tags of earlier items (id, row, count), which stay tags.
     """
-    join = ""
+    source = f"{vocabulary} v"
     columns = {name: "NULL" for name in TEXTS}
     tags = None
     if items and catalogue:
         # A query of its own for the file's columns: they may be called like ours.
         named = ", ".join(f"{sql} AS {n}" for n, sql in _texts_sql(items, catalogue.source).items())
-        join = (
-            f"LEFT JOIN (SELECT {quoted(items.item_id)} AS id, {named} FROM "
-            f"{catalogue.source.view}) s ON s.id = v.id"
+        # The texts come first, to be streamed past the ids (Engine.joins_as_written).
+        source = (
+            f"(SELECT {quoted(items.item_id)} AS id, {named} FROM {catalogue.source.view}) s "
+            f"RIGHT JOIN {vocabulary} v ON s.id = v.id"
         )
         columns = {name: f"s.{name}" for name in TEXTS}
         if items.tags:
             tags = list_table(engine, _tags_sql(engine, items, catalogue, vocabulary, known_tags))
-            join += f" LEFT JOIN {tags} t ON t.key = v.row"
+            source += f" LEFT JOIN {tags} t ON t.key = v.row"
     shown_tags = "t.value" if tags else "CAST(NULL AS VARCHAR[])"
     texts = ", ".join(f"CAST({sql} AS VARCHAR) AS {name}" for name, sql in columns.items())
-    return (
-        f"SELECT v.row AS item_row, v.id AS item_id, {texts}, {shown_tags} AS tags "
-        f"FROM {vocabulary} v {join}"
-    )
+    return f"SELECT v.row AS item_row, v.id AS item_id, {texts}, {shown_tags} AS tags FROM {source}"
 
 
 def _texts_sql(items: ItemsRecipe, source: Source) -> dict[str, str]:

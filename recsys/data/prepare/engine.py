@@ -76,6 +76,18 @@ class Engine:
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
         return Table(relation, tuple(row[0] for row in described))
 
+    @contextmanager
+    def joins_as_written(self) -> Iterator[None]:
+        """Hold the right side of every join of a block in memory, and stream the left one.
+
+        The database takes a text file for one of few rows, and would hold all of its texts.
+        """
+        self.connection.execute("SET disabled_optimizers = 'build_side_probe_side,join_order'")
+        try:
+            yield
+        finally:
+            self.connection.execute("RESET disabled_optimizers")
+
     def append(self, table: Table, query: str) -> None:
         """Add the rows of a query to a table, column by column in order."""
         self.connection.execute(f"INSERT INTO {table} {query}")
@@ -113,7 +125,8 @@ def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[En
     """Open a database on disk in a new folder `scratch`; close it at the end.
 
     Raises:
-        UserError: the path, the memory limit or the number of threads is none for the database.
+        UserError: the path, the memory limit or the number of threads is none for the database, or the
+            block needs more memory.
     """
     if "?" in str(scratch):  # it takes what follows for parameters of a URL
         raise UserError(
@@ -134,6 +147,25 @@ def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[En
         connection.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
-        yield Engine(connection, scratch)
+        with _naming_memory(memory_limit, threads):
+            yield Engine(connection, scratch)
     finally:
         connection.close()
+
+
+@contextmanager
+def _naming_memory(memory_limit: str, threads: int) -> Iterator[None]:
+    """Name the settings to change where the database runs out of memory in a block.
+
+    Raises:
+        UserError: in the place of the database's error, or of Arrow's, which reads its streams.
+    """
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, OSError) as error:
+        if isinstance(error, OSError) and "Out of Memory Error" not in str(error):
+            raise
+        raise UserError(
+            f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
+            f"({short(error)}); raise memory_limit or lower run.threads"
+        ) from error

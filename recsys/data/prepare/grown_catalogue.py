@@ -20,7 +20,7 @@ from recsys.data.prepare.growth import KnownTable
 from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.vocab import FeatureTable
 from recsys.data.prepare.window_history import Sequences, write_sequences
-from recsys.data.prepare.writing import write_lists, write_parquet
+from recsys.data.prepare.writing import write_by_row, write_lists
 from recsys.data.recipe import FeatureRecipe, ItemsRecipe
 from recsys.data.sql import literal, quoted
 from recsys.files import PREPARE_AGAIN, new_array, read_array
@@ -222,21 +222,24 @@ def grow_items(engine: Engine, grown: GrownSide, items: ItemsRecipe | None) -> N
     touched = engine.create(
         "touched", f"SELECT * FROM {grown.vocabulary} WHERE {is_touched}", is_temporary=True
     )
-    described = engine.create(
-        "described", items_sql(engine, touched, items, grown.catalogue, known_tags)
-    )
+    query = items_sql(engine, touched, items, grown.catalogue, known_tags)
+    with engine.joins_as_written():
+        described = engine.create("described", query)
     values = ", ".join(COLUMNS[2:])
+    # Hashes: the texts of all items need not fit into memory.
+    hashed = f"SELECT item_row, hash({values}) AS hash FROM"
     changed = engine.rows(
-        f"SELECT item_row FROM (SELECT item_row, {values} FROM {described} WHERE item_row < "
-        f"{grown.num_before} EXCEPT SELECT item_row, {values} FROM {old})"
+        f"SELECT d.item_row FROM ({hashed} {described} WHERE item_row < {grown.num_before}) d "
+        f"JOIN ({hashed} {old}) o ON o.item_row = d.item_row WHERE d.hash <> o.hash"
     )
     grown.is_changed[[row for (row,) in changed]] = True
     columns = ", ".join(COLUMNS)
-    write_parquet(
+    write_by_row(
         engine,
-        f"SELECT {columns} FROM (SELECT {columns} FROM {old} WHERE item_row NOT IN (SELECT item_row "
-        f"FROM {described}) UNION ALL SELECT {columns} FROM {described}) ORDER BY item_row",
+        f"SELECT {columns} FROM {old} WHERE item_row NOT IN (SELECT item_row FROM {described}) "
+        f"UNION ALL SELECT {columns} FROM {described}",
         grown.folder / "items.parquet",
+        key="item_row",
         count=grown.num_rows,
     )
     engine.drop(touched)

@@ -19,6 +19,17 @@ def id_column(recipe: Recipe, side: str) -> str | None:
     return recipe.interactions.user_id if side == "user" else recipe.interactions.item_id
 
 
+def listed_ids(engine: Engine, inputs: Inputs, side: str) -> Table | None:
+    """Return a table (id) of all listed users or items, for scans that ask for each row's id.
+
+    A file of texts is read once for it, not once for each of their conditions. None: nothing lists them.
+    """
+    listed = inputs.listed(side)
+    if listed is None:
+        return None
+    return engine.create("listed", f"SELECT DISTINCT id FROM ({listed}) WHERE id IS NOT NULL")
+
+
 def note_id_variants(
     engine: Engine, recipe: Recipe, inputs: Inputs, side: str, problems: Problems
 ) -> None:

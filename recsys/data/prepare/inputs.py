@@ -8,13 +8,14 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.label import RULES, parse_label
+from recsys.data.prepare.object_store import source_root
 from recsys.data.prepare.pairs import pair_columns
 from recsys.data.prepare.pictures import pattern_columns
+from recsys.data.prepare.raw_paths import RawPath, register
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.timestamps import TimeFormat, format_problems, recognised_format
 from recsys.data.prepare.vector_tables import KnownVectors
@@ -90,7 +91,7 @@ class Inputs:
 
 
 def open_inputs(
-    engine: Engine, recipe: Recipe, only: Mapping[str, tuple[Path, ...]] | None = None
+    engine: Engine, recipe: Recipe, only: Mapping[str, tuple[RawPath, ...]] | None = None
 ) -> Inputs:
     """Open every file of the recipe.
 
@@ -101,6 +102,7 @@ def open_inputs(
         UserError: files or columns are missing, or cannot be read (all listed at once).
     """
     problems = Problems()
+    register(engine.connection, source_root(recipe))
     log, items, users = recipe.interactions, recipe.items, recipe.users
     names = (
         [(log.files[name], index) for index, name in enumerate(SPLITS)]
@@ -161,7 +163,7 @@ def _vectors(
     recipe: Recipe,
     source: Source | None,
     problems: Problems,
-    only: Mapping[str, tuple[Path, ...]] | None,
+    only: Mapping[str, tuple[RawPath, ...]] | None,
 ) -> Iterator[OwnVectors]:
     """Yield the own vectors of the items; note those that cannot be opened."""
     items = recipe.items
@@ -178,7 +180,7 @@ def _vectors(
                 engine,
                 name,
                 section,
-                Path(recipe.source),
+                source_root(recipe),
                 items=source,
                 id_column=items.item_id,
                 only=only[key] if only is not None else None,
@@ -194,13 +196,13 @@ def _open(
     name: str,
     key: str,
     written: TextFormat,
-    only: tuple[Path, ...] | None,
+    only: tuple[RawPath, ...] | None,
 ) -> Source:
     """Open the files of a section of the recipe."""
     return Source(
         engine.connection,
         engine.unused(view),
-        Path(recipe.source),
+        source_root(recipe),
         name,
         key=key,
         written=written,

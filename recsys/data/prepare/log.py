@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.prepare.ids import compare_ids
+from recsys.data.prepare.ids import compare_ids, listed_ids
 from recsys.data.prepare.inputs import Inputs
 from recsys.data.prepare.label import label_sql, parse_label
 from recsys.data.prepare.sources import Source
@@ -54,12 +54,16 @@ def read_log(engine: Engine, recipe: Recipe, inputs: Inputs, first_row_id: int =
         compare_ids(engine, recipe, inputs, rows, side, problems)
     problems.raise_if_any()
     num_dropped = {}
-    listed = inputs.listed("item")
-    if recipe.items and listed and log.unknown_items == "drop":
-        is_unknown = f"item_id NOT IN (SELECT id FROM ({listed}))"
+    if (
+        recipe.items
+        and log.unknown_items == "drop"
+        and (listed := listed_ids(engine, inputs, "item"))
+    ):
+        is_unknown = f"item_id NOT IN (SELECT id FROM {listed})"
         if count := engine.count(rows, is_unknown):
             engine.delete(rows, is_unknown)
             num_dropped["unknown item"] = count
+        engine.drop(listed)
     if inputs.times:
         _say_odd_times(engine, rows, inputs.times)
     return Log(

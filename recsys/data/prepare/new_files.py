@@ -9,17 +9,17 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 from recsys.chain import RawFile
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.inputs import Inputs
+from recsys.data.prepare.object_store import source_root
 from recsys.data.prepare.raw_files import find_paths
+from recsys.data.prepare.raw_paths import RawPath, below, content_of, num_bytes_of
 from recsys.data.prepare.sources import Source, differences_of
 from recsys.data.prepare.vectors import vectors_key
 from recsys.data.recipe import Recipe
 from recsys.errors import UserError
-from recsys.files import sha256_of
 from recsys.job import say
 from recsys.schema import Manifest
 
@@ -31,7 +31,7 @@ _SHOWN_DAYS = 3
 class NewFiles:
     """Raw files that an append reads."""
 
-    paths: dict[str, tuple[Path, ...]]
+    paths: dict[str, tuple[RawPath, ...]]
     """By section; sections without any are left out."""
     files: tuple[RawFile, ...]
     """The same files, as the manifest keeps them."""
@@ -39,7 +39,7 @@ class NewFiles:
 
 def read_files(recipe: Recipe, inputs: Inputs) -> tuple[RawFile, ...]:
     """Return the files that were read of every section, as the manifest keeps them."""
-    root = Path(recipe.source)
+    root = source_root(recipe)
     paths = [(section, source.raw_paths) for section, source in sections_of(inputs)]
     paths += [(vectors_key(own.name), own.paths) for own in inputs.vectors]
     return tuple(_raw_file(section, path, root) for section, own in paths for path in own)
@@ -59,12 +59,12 @@ def raw_columns(inputs: Inputs) -> dict[str, dict[str, str]]:
     return {section: dict(source.kinds) for section, source in sections_of(inputs)}
 
 
-def _raw_file(section: str, path: Path, root: Path) -> RawFile:
+def _raw_file(section: str, path: RawPath, root: RawPath) -> RawFile:
     return RawFile(
         section=section,
-        path=path.relative_to(root).as_posix(),
-        num_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
+        path=below(path, root).as_posix(),
+        num_bytes=num_bytes_of(path),
+        sha256=content_of(path),
     )
 
 
@@ -105,7 +105,7 @@ def find_new_files(recipe: Recipe, manifest: Manifest, since: str | None) -> New
         UserError: there is no new log file; one has changed, or its content was read under another
             name (all listed at once).
     """
-    root = Path(recipe.source)
+    root = source_root(recipe)
     known = {(f.section, f.path): f for f in files_read(manifest)}
     if not known and since is None:
         raise UserError(
@@ -114,13 +114,13 @@ def find_new_files(recipe: Recipe, manifest: Manifest, since: str | None) -> New
         )
     names_by_content = {f.sha256: f.path for f in known.values() if f.section == LOG}
     problems = Problems()
-    paths: dict[str, tuple[Path, ...]] = {}
+    paths: dict[str, tuple[RawPath, ...]] = {}
     found: list[RawFile] = []
     for section, name in _places(recipe).items():
         new = []
         for path in find_paths(root, name, section):
-            earlier = known.get((section, path.relative_to(root).as_posix()))
-            if earlier and earlier.num_bytes == path.stat().st_size:
+            earlier = known.get((section, below(path, root).as_posix()))
+            if earlier and earlier.num_bytes == num_bytes_of(path):
                 continue
             file = _raw_file(section, path, root)
             if section == LOG:
@@ -163,8 +163,8 @@ def _places(recipe: Recipe) -> dict[str, str]:
 
 
 def _with_vectors_by_row(
-    recipe: Recipe, root: Path, new: dict[str, tuple[Path, ...]], known: Collection[str]
-) -> dict[str, tuple[Path, ...]]:
+    recipe: Recipe, root: RawPath, new: dict[str, tuple[RawPath, ...]], known: Collection[str]
+) -> dict[str, tuple[RawPath, ...]]:
     """Return the new files by section, those of vectors by row together with the items files alone.
 
     Args:
@@ -182,7 +182,7 @@ def _with_vectors_by_row(
 
 
 def _unusable(
-    path: Path,
+    path: RawPath,
     file: RawFile,
     earlier: RawFile | None,
     names_by_content: dict[str, str],

@@ -1,16 +1,14 @@
-"""Object stores, by fsspec: download of a data set's raw files, and copies of folders in both directions.
+"""Object stores, by fsspec: raw files read where they are, and copies of folders in both directions.
 
-In: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... Out: local files. A workspace
-is always a local folder: tables are memory-mapped and files renamed into place, which an object store
-cannot do. Called by launch/prepare.py and launch/sync.py.
+In: a URL such as s3://bucket/folder, gs://..., file:///..., memory://... Out: paths, or copies. A
+workspace is always a local folder: tables are memory-mapped and files renamed into place, which an object
+store cannot do. Called by launch/prepare.py and launch/sync.py.
 """
 
 import dataclasses
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,12 +16,15 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from recsys.data.recipe import Recipe, named_files
+from recsys.data.prepare.raw_paths import RawPath, StorePath
+from recsys.data.recipe import Recipe
 from recsys.errors import UserError
 from recsys.files import new_file
 from recsys.locks import is_unfinished
 from recsys.schema import check_inside, local_path
 
+_BLOCK_BYTES = 4 << 20
+"""Bytes that a client reads ahead."""
 _LAST = ("manifest.json", "index.json", "best.json", "bundle.json", "delta.json")
 """Files that declare the other files of their folder complete; they are copied last."""
 
@@ -59,58 +60,37 @@ def open_store(url: str, key: str) -> tuple[Any, str]:
         ) from error
 
 
-@contextmanager
-def fetched(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
-    """Yield the recipe with a local source; files of a URL are in `folder` until the block ends.
+def in_place(recipe: Recipe) -> Recipe:
+    """Return a recipe whose source is a folder, or a URL whose files are read where they are.
 
-    Files of a file:// URL are read where they are.
+    A file:// URL is the folder that it names.
 
     Raises:
-        UserError: the recipe has pictures, which are not downloaded; a file is missing. Errors raised
-            in the block name the URL, not the copy.
+        UserError: the recipe has pictures, which are read from a folder alone.
     """
     if not is_url(recipe.source):
-        yield recipe
-        return
+        return recipe
     store, root = open_store(recipe.source, "data.source")
     if isinstance(store, LocalFileSystem):
-        yield dataclasses.replace(recipe, source=root)
-        return
+        return dataclasses.replace(recipe, source=root)
     if recipe.items and recipe.items.image:
         raise UserError(
             f"data.source={recipe.source}: pictures (items.image) are read from a folder; copy it with "
             f"launch/sync.py source={recipe.source} target=FOLDER and give data.source=FOLDER"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        # All at once: prepare reads every file several times.
-        for path in (path for name in named_files(recipe) for path in _found(store, root, name)):
-            below = path.removeprefix(root).lstrip("/")
-            check_inside(below)
-            target = folder / below
-            target.parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(path, str(target))
-        yield dataclasses.replace(recipe, source=str(folder))
-    except UserError as error:
-        raise UserError(str(error).replace(str(folder), recipe.source.rstrip("/"))) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    store.invalidate_cache()  # listings that the client keeps may be older than the files
+    if hasattr(store, "default_block_size"):  # S3's client reads 50 MB ahead, of whatever column
+        store.default_block_size = _BLOCK_BYTES
+    return recipe
 
 
-def _found(store: Any, root: str, name: str) -> list[str]:
-    """Return the files of a store that a recipe names: a file, a folder's, or a pattern's.
-
-    Empty where nothing is there: prepare says that it is missing.
-    """
-    place = f"{root}/{name}"
-    if store.isfile(place):
-        return [place]
-    if store.isdir(place):
-        return list(store.find(place))
-    if not re.search(r"[*?\[]", name):
-        return []
-    matched = sorted(store.glob(place))
-    return [path for match in matched for path in store.find(match)]
+def source_root(recipe: Recipe) -> RawPath:
+    """Return the folder of a recipe's raw files, of this machine or of an object store."""
+    if not is_url(recipe.source):
+        return Path(recipe.source)
+    store, root = open_store(recipe.source, "data.source")
+    root = root.rstrip("/")
+    return StorePath(store, root, root, recipe.source.rstrip("/"))
 
 
 def sync(source: str, target: str) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import duckdb
 import pyarrow.parquet as pq
 
 from recsys.config import check
@@ -44,7 +43,7 @@ from recsys.data.prepare.numbering import (
     training_rows,
     without_ids,
 )
-from recsys.data.prepare.object_store import fetched
+from recsys.data.prepare.object_store import in_place
 from recsys.data.prepare.pairs import PairCounts, build_pairs
 from recsys.data.prepare.row_checks import check_rows
 from recsys.data.prepare.split import split_log
@@ -52,8 +51,6 @@ from recsys.data.prepare.vector_tables import write_table
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
 from recsys.data.recipe import Recipe, source_file
 from recsys.data.specs import history_features
-from recsys.data.sql import short
-from recsys.errors import UserError
 from recsys.files import new_folder, sha256_of
 from recsys.job import say, stage
 from recsys.schema import Manifest, SplitSpec, write_manifest
@@ -71,46 +68,38 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
             Nothing is left behind, and an earlier `prepared/` stays as it was.
     """
     check(recipe, "data")
-    try:
-        # The tables of own vectors take their places after prepared/: until then they do not fit it.
-        with (
-            without_leftovers(workspace),
-            ExitStack() as tables,
-            new_folder(workspace / "prepared") as beside,
-        ):
-            vector_folders = {
-                name: tables.enter_context(new_folder(workspace / "features" / name))
-                for name in (recipe.items.vectors if recipe.items else ())
-            }
-            with (
-                fetched(recipe, beside / "source") as local,
-                opened_engine(beside / "work", memory_limit, threads) as engine,
-            ):
-                with stage("open") as opened:
-                    inputs = open_inputs(engine, local)
-                    opened.done(f"{len(inputs.sources)} files")
-                with naming_damaged_files(inputs.sources):
-                    manifest = run_steps(engine, local, inputs, beside, vector_folders)
-                manifest = dataclasses.replace(
-                    manifest, files=read_files(local, inputs), raw_columns=raw_columns(inputs)
-                )
-            shutil.rmtree(beside / "work")
+    # The tables of own vectors take their places after prepared/: until then they do not fit it.
+    with (
+        without_leftovers(workspace),
+        ExitStack() as tables,
+        new_folder(workspace / "prepared") as beside,
+    ):
+        vector_folders = {
+            name: tables.enter_context(new_folder(workspace / "features" / name))
+            for name in (recipe.items.vectors if recipe.items else ())
+        }
+        local = in_place(recipe)
+        with opened_engine(beside / "work", memory_limit, threads) as engine:
+            with stage("open") as opened:
+                inputs = open_inputs(engine, local)
+                opened.done(f"{len(inputs.sources)} files")
+            with naming_damaged_files(inputs.sources):
+                manifest = run_steps(engine, local, inputs, beside, vector_folders)
             manifest = dataclasses.replace(
-                manifest,
-                recipe=dataclasses.asdict(recipe),
-                checksums={
-                    str(path.relative_to(beside)): sha256_of(path)
-                    for path in sorted(beside.rglob("*"))
-                    if path.is_file()
-                },
-                column_checksums=column_checksums(beside, manifest),
+                manifest, files=read_files(local, inputs), raw_columns=raw_columns(inputs)
             )
-            write_manifest(beside, manifest)
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(
-            f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
-            f"({short(error)}); raise memory_limit or lower run.threads"
-        ) from error
+        shutil.rmtree(beside / "work")
+        manifest = dataclasses.replace(
+            manifest,
+            recipe=dataclasses.asdict(recipe),
+            checksums={
+                str(path.relative_to(beside)): sha256_of(path)
+                for path in sorted(beside.rglob("*"))
+                if path.is_file()
+            },
+            column_checksums=column_checksums(beside, manifest),
+        )
+        write_manifest(beside, manifest)
     return manifest
 
 

@@ -8,9 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from recsys.data.prepare.raw_paths import RawPath, below
 from recsys.errors import UserError
 
 Compression = Literal["none", "gzip", "zstd"]
@@ -30,9 +30,9 @@ _WILDCARDS = r"[*?\[]"
 class RawFiles:
     """Files of one kind, whose rows follow each other."""
 
-    place: Path
+    place: RawPath
     """File, folder or pattern, for messages."""
-    paths: tuple[Path, ...]
+    paths: tuple[RawPath, ...]
     """Files in row order: by path, folder by folder and letter by letter."""
     kind: str
     """`parquet`, `csv` or `json`."""
@@ -48,7 +48,7 @@ class RawFiles:
         return bool(self.partitions)
 
 
-def find_files(root: Path, name: str, key: str) -> RawFiles:
+def find_files(root: RawPath, name: str, key: str) -> RawFiles:
     """Return the files that a section of a recipe names.
 
     A name that is a file is taken literally, wildcards and `column=value` folders too. In folders and
@@ -85,7 +85,7 @@ def find_files(root: Path, name: str, key: str) -> RawFiles:
     )
 
 
-def find_paths(root: Path, name: str, key: str) -> list[Path]:
+def find_paths(root: RawPath, name: str, key: str) -> list[RawPath]:
     """Return the files of any kind that a section of a recipe names, in row order.
 
     Args:
@@ -103,23 +103,23 @@ def find_paths(root: Path, name: str, key: str) -> list[Path]:
     return paths
 
 
-def _matching(root: Path, name: str) -> list[Path]:
+def _matching(root: RawPath, name: str) -> list[RawPath]:
     """Return the files that a pattern matches, and those below the folders that it matches."""
     if not re.search(_WILDCARDS, name):
         return []
-    found: set[Path] = set()
+    found: set[RawPath] = set()
     for path in root.glob(name):
         found |= set(_below(path, root)) if path.is_dir() else {path}
     return _in_order(found, root)
 
 
-def _below(folder: Path, root: Path) -> list[Path]:
+def _below(folder: RawPath, root: RawPath) -> list[RawPath]:
     return _in_order((p for p in folder.rglob("*") if p.is_file()), root)
 
 
-def _in_order(paths: Iterable[Path], root: Path) -> list[Path]:
+def _in_order(paths: Iterable[RawPath], root: RawPath) -> list[RawPath]:
     """Return paths by their parts below `root`, without hidden ones."""
-    by_parts = {path.relative_to(root).parts: path for path in paths}
+    by_parts = {below(path, root).parts: path for path in paths}
     return [path for parts, path in sorted(by_parts.items()) if not any(map(_is_hidden, parts))]
 
 
@@ -127,7 +127,7 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") or (part.startswith("_") and "=" not in part)
 
 
-def _nothing(place: Path, key: str) -> str:
+def _nothing(place: RawPath, key: str) -> str:
     if place.is_dir():
         return f"{place}: a folder without files; {key} expects part files in it"
     if re.search(_WILDCARDS, str(place.name)):
@@ -135,7 +135,7 @@ def _nothing(place: Path, key: str) -> str:
     return f"{place}: no such file; check data.source and the recipe's file names ({key})"
 
 
-def _kind_of(path: Path) -> tuple[str, Compression]:
+def _kind_of(path: RawPath) -> tuple[str, Compression]:
     """Return what a file's name says of its content.
 
     Raises:
@@ -153,7 +153,7 @@ def _kind_of(path: Path) -> tuple[str, Compression]:
     return kind, compression
 
 
-def _kinds_of(place: Path, paths: list[Path], key: str) -> tuple[str, Compression]:
+def _kinds_of(place: RawPath, paths: list[RawPath], key: str) -> tuple[str, Compression]:
     """Return the one kind and compression of all files.
 
     Raises:
@@ -170,7 +170,7 @@ def _kinds_of(place: Path, paths: list[Path], key: str) -> tuple[str, Compressio
     )
 
 
-def _is_readable(path: Path) -> bool:
+def _is_readable(path: RawPath) -> bool:
     try:
         _kind_of(path)
     except UserError:
@@ -183,13 +183,13 @@ def _columns_of(parts: tuple[str, ...]) -> list[str]:
     return [part.partition("=")[0] for part in parts if re.fullmatch(r"[^=]+=.*", part)]
 
 
-def _partitions(place: Path, paths: list[Path], root: Path) -> tuple[str, ...]:
+def _partitions(place: RawPath, paths: list[RawPath], root: RawPath) -> tuple[str, ...]:
     """Return the columns that the folders of every file name.
 
     Raises:
         UserError: a file's folders name others than the first one's, or one of them twice.
     """
-    found = {path: _columns_of(path.relative_to(root).parts[:-1]) for path in paths}
+    found = {path: _columns_of(below(path, root).parts[:-1]) for path in paths}
     first = found[paths[0]]
     for path, columns in found.items():
         if columns != first:

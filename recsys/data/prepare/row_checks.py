@@ -3,9 +3,15 @@
 In: the opened inputs. Out: the number of missing pictures. Every bad row is reported at once.
 """
 
-from recsys.data.prepare.checks import Condition, Problems, is_null, merged_ids
-from recsys.data.prepare.engine import Engine
-from recsys.data.prepare.ids import note_id_variants, note_spellings
+from recsys.data.prepare.checks import (
+    Condition,
+    Problems,
+    is_null,
+    merged_ids,
+    naming_damaged_files,
+)
+from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.ids import listed_ids, note_id_variants, note_spellings
 from recsys.data.prepare.inputs import Catalogue, Inputs
 from recsys.data.prepare.label import parse_label, unusable_label
 from recsys.data.prepare.pictures import check_pictures, image_sql, leaves_root, pattern_columns
@@ -22,6 +28,7 @@ from recsys.data.recipe import (
 )
 from recsys.data.sql import literal, quoted
 from recsys.data.weighted import unusable_sql
+from recsys.errors import UserError
 
 
 def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
@@ -48,14 +55,8 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
             is_bad = f"coalesce({quoted(pairs.perspective)}, '') NOT IN ({known})"
             wrong = f"expected one of {', '.join(PERSPECTIVES)}"
             problems.note(engine, source, [Condition(pairs.perspective, is_bad, wrong)])
-    listed = inputs.listed("item")
-    if listed and items and log.item_id and log.unknown_items == "error":
-        was_readable = not problems.found
-        for source, _ in inputs.logs:
-            problems.note(engine, source, [_unknown_item(log.item_id, listed, items.file)])
-        if was_readable and problems.found:
-            note_id_variants(engine, recipe, inputs, "item", problems)
-            note_spellings(engine, log.item_id, inputs, problems)
+    if items and log.item_id and log.unknown_items == "error":
+        _check_items_of_log(engine, recipe, inputs, problems)
     problems.raise_if_any()
     missing = 0
     if inputs.items and items and items.image:
@@ -63,6 +64,27 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
         missing = check_pictures(engine, items, inputs.items.source, root, problems)
     problems.raise_if_any()
     return missing
+
+
+def _check_items_of_log(engine: Engine, recipe: Recipe, inputs: Inputs, problems: Problems) -> None:
+    """Note the rows of the log whose item is not listed."""
+    log, items = recipe.interactions, recipe.items
+    assert items and log.item_id, "asked for only where there are both"
+    was_readable = not problems.found
+    try:
+        with naming_damaged_files(inputs.sources):
+            listed = listed_ids(engine, inputs, "item")
+    except UserError as error:
+        problems.found.append(str(error))
+        return
+    if listed is None:
+        return
+    for source, _ in inputs.logs:
+        problems.note(engine, source, [_unknown_item(log.item_id, listed, items.file)])
+    engine.drop(listed)
+    if was_readable and problems.found:
+        note_id_variants(engine, recipe, inputs, "item", problems)
+        note_spellings(engine, log.item_id, inputs, problems)
 
 
 def _check_log(
@@ -123,16 +145,13 @@ def _check_catalogue(
     problems.note_duplicates(engine, source, column)
 
 
-def _unknown_item(column: str, listed: str, file: str) -> Condition:
+def _unknown_item(column: str, listed: Table, file: str) -> Condition:
     """Return the condition that the catalogue lacks the item of a row of the log.
 
     Args:
-        listed: SQL of (id) of the catalogue's items.
+        listed: (id) of the catalogue's items.
     """
-    is_bad = (
-        f"NOT {is_null(column)} AND {quoted(column)} NOT IN "
-        f"(SELECT id FROM ({listed}) WHERE id IS NOT NULL)"
-    )
+    is_bad = f"NOT {is_null(column)} AND {quoted(column)} NOT IN (SELECT id FROM {listed})"
     wrong = (
         f"item is not in {file} (add it there, or set interactions.unknown_items to drop or keep)"
     )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.prepare.raw_files import RawFiles, find_files
+from recsys.data.prepare.raw_paths import RawPath, connected, parquet_file
 from recsys.data.prepare.text_files import Reader, csv_reader, json_reader
 from recsys.data.raw_text import text_sql
 from recsys.data.sql import quoted, short
@@ -29,13 +30,13 @@ class Source:
         self,
         connection: duckdb.DuckDBPyConnection,
         view: str,
-        root: Path,
+        root: RawPath,
         name: str,
         *,
         key: str,
         written: TextFormat,
         copies: Path,
-        only: tuple[Path, ...] | None = None,
+        only: tuple[RawPath, ...] | None = None,
     ):
         """Open the files and create the view.
 
@@ -88,12 +89,12 @@ class Source:
     def _text(self, column: str) -> str:
         return text_sql(column, self.kinds[column])
 
-    def located(self, row: int) -> tuple[Path, int]:
+    def located(self, row: int) -> tuple[RawPath, int]:
         """Return the file of a row, and the row's number in it."""
         for path, read in zip(self.files.paths, self.reader.paths, strict=True):
             if len(self.files.paths) == 1:
                 return path, row
-            with duckdb.connect() as connection:
+            with connected(read) as connection:
                 (count,) = connection.execute(
                     f"SELECT count(*) FROM {self.reader.sql(read)}"
                 ).fetchall()[0]
@@ -109,7 +110,7 @@ class Source:
         database of its own, because a failed one may answer nothing any more.
         """
         for path, read in zip(self.files.paths, self.reader.paths, strict=True):
-            with duckdb.connect() as connection:
+            with connected(read) as connection:
                 try:
                     connection.execute(
                         f"SELECT bit_xor(hash(COLUMNS(*))) FROM {self.reader.sql(read)}"
@@ -183,12 +184,12 @@ def _parquet_reader(files: RawFiles, hive: str) -> tuple[Reader, list[str]]:
         UserError: files that cannot be read, or whose columns differ from those of the first (all
             listed at once).
     """
-    schemas: dict[Path, dict[str, str]] = {}
+    schemas: dict[RawPath, dict[str, str]] = {}
     names: list[str] = []
     problems = []
     for path in files.paths:
         try:
-            with pq.ParquetFile(path) as file:
+            with parquet_file(path) as file:
                 # The names in the file: the database renames duplicates.
                 names = names or file.schema_arrow.names
                 schemas[path] = _types(file.schema)

@@ -7,7 +7,6 @@ in CSV: detection may skip the header or split lines.
 import codecs
 import csv
 import dataclasses
-import gzip
 import io
 import re
 import zlib
@@ -17,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from recsys.data.prepare.raw_files import ATOMIC, RawFiles
+from recsys.data.prepare.raw_paths import RawPath, opened_text
 from recsys.data.sql import literal, quoted, short
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
 
 _ATOMIC_TYPE = ":(token|token_seq|float|float_seq)$"
 """What a column name of RecBole's ends with."""
+_BUFFER_BYTES = 8_000_000
+"""Text that the database reads at a time; its own default, 32 MB for each of several scans, is a lot of a
+small memory_limit."""
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, csv.Error)
 
 
@@ -35,14 +37,14 @@ class Reader:
 
     function: str
     """Of SQL, such as `read_csv`."""
-    paths: tuple[Path, ...]
+    paths: tuple[RawPath, ...]
     """Files that are read: those of the section, or copies of them, in the same order."""
     options: str
     """Named arguments of the function."""
     without: tuple[str, ...] = ()
     """Columns of the function's result that are none of the files'."""
 
-    def sql(self, *paths: Path) -> str:
+    def sql(self, *paths: RawPath) -> str:
         """Return SQL that can follow FROM and reads some of the files; none given: all."""
         call = f"{self.function}({path_list(paths or self.paths)}, {self.options})"
         excluded = ", ".join(map(quoted, self.without))
@@ -69,18 +71,20 @@ def csv_reader(
     if plain.endswith(ATOMIC):
         names = [re.sub(_ATOMIC_TYPE, "", name) for name in names]
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-    paths, compression = files.paths, files.compression
+    paths: tuple[RawPath, ...] = files.paths
+    compression = files.compression
     is_utf8 = codecs.lookup(written.encoding).name == "utf-8"
     if not is_utf8 or _have_mixed_line_ends(files):
         # The copies keep the folders, whose names may be columns.
-        paths = tuple(copies / str(n) / _folders(path) / "x.csv" for n, path in enumerate(paths))
-        for path, copy in zip(files.paths, paths, strict=True):
+        copies_of = [copies / str(n) / _folders(path) / "x.csv" for n, path in enumerate(paths)]
+        for path, copy in zip(files.paths, copies_of, strict=True):
             _rewrite(path, copy, files.compression, key, written)
-        compression = "none"
+        paths, compression = tuple(copies_of), "none"
     options = (
         f"auto_detect=false, columns={{{columns}}}, "
         f"delim={literal(delimiter)}, header={'false' if written.header else 'true'}, "
         f"quote={literal(written.quote)}, escape={literal(written.quote)}, "
+        f"buffer_size={_BUFFER_BYTES}, "
         f"compression={literal(compression)}, {hive}"
     )
     reader = Reader(
@@ -135,7 +139,7 @@ def _json_kind(kind: str) -> str:
     return "VARCHAR"
 
 
-def path_list(paths: Sequence[Path]) -> str:
+def path_list(paths: Sequence[RawPath]) -> str:
     """SQL list of paths whose wildcards are escaped.
 
     Raises:
@@ -148,7 +152,7 @@ def path_list(paths: Sequence[Path]) -> str:
     return f"[{', '.join(literal(str(path).translate(escape)) for path in paths)}]"
 
 
-def _folders(path: Path) -> Path:
+def _folders(path: RawPath) -> Path:
     """Return the folders of a path that name columns."""
     return Path(*[part for part in path.parent.parts if "=" in part])
 
@@ -177,7 +181,7 @@ def _common_header(files: RawFiles, key: str, delimiter: str, written: TextForma
     return names[files.paths[0]]
 
 
-def _holds_text(path: Path) -> bool:
+def _holds_text(path: RawPath) -> bool:
     """Return whether a text file has anything but blanks at its start.
 
     Raises:
@@ -185,19 +189,10 @@ def _holds_text(path: Path) -> bool:
     """
     compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "none")
     try:
-        with _opened(path, compression) as stream:
+        with opened_text(path, compression) as stream:
             return bool(stream.read(1 << 16).strip())
     except _BROKEN as error:
         raise UserError(f"{path}: cannot be read ({short(error)})") from error
-
-
-def _opened(path: Path, compression: str) -> Any:
-    """Open a text file for reading bytes, decompressed."""
-    if compression == "gzip":
-        return gzip.GzipFile(path)
-    if compression == "zstd":
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return open(path, "rb")
 
 
 def _have_mixed_line_ends(files: RawFiles) -> bool:
@@ -206,7 +201,7 @@ def _have_mixed_line_ends(files: RawFiles) -> bool:
     for path in files.paths:
         last = b""
         try:
-            with _opened(path, files.compression) as stream:
+            with opened_text(path, files.compression) as stream:
                 while piece := stream.read(1 << 20):
                     num_crlf += piece.count(b"\r\n") + (last == b"\r" and piece[:1] == b"\n")
                     num_lf += piece.count(b"\n")
@@ -216,14 +211,14 @@ def _have_mixed_line_ends(files: RawFiles) -> bool:
     return 0 < num_crlf < num_lf
 
 
-def _rewrite(path: Path, copy: Path, compression: str, key: str, written: TextFormat) -> None:
+def _rewrite(path: RawPath, copy: Path, compression: str, key: str, written: TextFormat) -> None:
     """Write a copy of a text file in UTF-8, with LF at the end of every line; fields are unchanged."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     num_quotes = 0
     encoding = _with_mark(written.encoding)
     try:
         with (
-            io.TextIOWrapper(_opened(path, compression), encoding, newline="") as reader,
+            io.TextIOWrapper(opened_text(path, compression), encoding, newline="") as reader,
             open(copy, "w", encoding="utf-8", newline="") as writer,
         ):
             held = ""  # CR and LF may be in two pieces
@@ -247,7 +242,7 @@ def _with_mark(encoding: str) -> str:
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def _unreadable(path: Path, key: str, error: Exception) -> UserError:
+def _unreadable(path: RawPath, key: str, error: Exception) -> UserError:
     other = ""
     if isinstance(error, UnicodeError):
         other = f"; {key}.encoding names another encoding, for example latin-1, cp932 or utf-16"
@@ -255,7 +250,7 @@ def _unreadable(path: Path, key: str, error: Exception) -> UserError:
 
 
 def _header(
-    path: Path, compression: str, key: str, delimiter: str, written: TextFormat
+    path: RawPath, compression: str, key: str, delimiter: str, written: TextFormat
 ) -> list[str]:
     """Return the names in the first line of a CSV file.
 
@@ -267,7 +262,7 @@ def _header(
     )
     encoding = _with_mark(written.encoding)
     try:
-        with io.TextIOWrapper(_opened(path, compression), encoding, newline="") as stream:
+        with io.TextIOWrapper(opened_text(path, compression), encoding, newline="") as stream:
             names = next(csv.reader(stream, delimiter=delimiter, **quoting), [])
     except _BROKEN as error:
         raise _unreadable(path, key, error) from error

@@ -16,6 +16,7 @@ import pyarrow as pa
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.raw_files import find_paths
+from recsys.data.prepare.raw_paths import RawPath
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.text_files import path_list
 from recsys.data.prepare.vector_tables import SHARD_ROWS, KnownVectors, Rows, by_shard, scaled
@@ -38,11 +39,11 @@ class OwnVectors:
         engine: Engine,
         name: str,
         section: VectorsRecipe,
-        root: Path,
+        root: RawPath,
         *,
         items: Source | None,
         id_column: str,
-        only: tuple[Path, ...] | None = None,
+        only: tuple[RawPath, ...] | None = None,
     ):
         """Open the files.
 
@@ -66,7 +67,7 @@ class OwnVectors:
                 f"{self.path}: expected .npy or .parquet files of vectors ({vectors_key(name)}.file)"
             )
         if endings == {".npy"}:
-            self.arrays = [_opened_array(path, name) for path in self.paths]
+            self.arrays = [_opened_array(engine, path, name) for path in self.paths]
         else:
             self._open_table(section)
 
@@ -277,14 +278,14 @@ def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float32), lengths_N.to_numpy(zero_copy_only=False).astype(int)
 
 
-def _opened_array(path: Path, name: str) -> np.ndarray:
-    """Return the vectors [N, E] of a .npy file, memory-mapped.
+def _opened_array(engine: Engine, path: RawPath, name: str) -> np.ndarray:
+    """Return the vectors [N, E] of a .npy file, memory-mapped; that of an object store is copied first.
 
     Raises:
         UserError: it is broken, or holds no matrix of floating-point numbers.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(_on_disk(engine, path), mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({short(error)})") from error
     if array.ndim != 2 or not array.shape[1] or array.dtype.kind not in "fiu":
@@ -293,6 +294,14 @@ def _opened_array(path: Path, name: str) -> np.ndarray:
             f"(items.vectors.{name}.file)"
         )
     return array
+
+
+def _on_disk(engine: Engine, path: RawPath) -> Path:
+    if isinstance(path, Path):
+        return path
+    copy = engine.scratch / f"{engine.unused('vectors')}.npy"
+    path.copy_to(copy)
+    return copy
 
 
 def _are_finite(values: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:

@@ -124,12 +124,68 @@ def write_parquet(
         count: rows that there must be.
     """
     reader = engine.batches(query)
-    schema = reader.schema
+    return _write_groups(reader.schema, row_groups(reader), path, names, count)
+
+
+def write_by_row(
+    engine: Engine, query: str, path: Path, key: str, *, names: list[str] | None = None, count: int
+) -> None:
+    """Write a query as one Parquet file in the order of its rows' numbers.
+
+    An external sort, of which a row group is in memory at a time: the database's own ORDER BY keeps all
+    texts. The rows are written once more, cut by row group, and each group is put in order.
+
+    Args:
+        key: column of the row's number, each of 0 to `count` - 1 once.
+        names, count: as of `write_parquet`.
+    """
+    file = engine.scratch / f"{engine.unused('rows')}.arrow"
+    reader = engine.batches(query)
+    members = _cut_by_group(reader, key, file)
+    with pa.memory_map(str(file)) as source:
+        rows = pa.ipc.open_file(source)
+        groups = (
+            _in_order([rows.get_batch(number) for number in members[group]], key)
+            for group in sorted(members)
+        )
+        _write_groups(reader.schema, groups, path, names, count)
+    file.unlink()
+
+
+def _cut_by_group(reader: pa.RecordBatchReader, key: str, file: Path) -> dict[int, list[int]]:
+    """Write batches as an Arrow file, cut by row group; return the numbers of each group's batches."""
+    members: dict[int, list[int]] = {}
+    number = 0
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_file(str(file), reader.schema, options=options) as writer:
+        for batch in reader:
+            group_N = batch.column(key).to_numpy() // ROW_GROUP_ROWS
+            for group in np.unique(group_N).tolist():
+                writer.write_batch(batch.take(pa.array(np.flatnonzero(group_N == group))))
+                members.setdefault(group, []).append(number)
+                number += 1
+    return members
+
+
+def _in_order(batches: list[pa.RecordBatch], key: str) -> pa.Table:
+    table = pa.Table.from_batches(batches)
+    order_N = np.argsort(table.column(key).to_numpy())
+    return table.take(pa.array(order_N)).combine_chunks()
+
+
+def _write_groups(
+    schema: pa.Schema,
+    groups: Iterable[pa.Table],
+    path: Path,
+    names: list[str] | None,
+    count: int | None,
+) -> int:
+    """Write row groups as one Parquet file, under other names where given; return its rows."""
     if names:
         schema = pa.schema([pa.field(n, f.type) for n, f in zip(names, schema, strict=True)])
     num_rows = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for group in row_groups(reader):
+        for group in groups:
             writer.write_table(pa.table(group.columns, schema=schema))
             num_rows += group.num_rows
     assert count is None or num_rows == count, f"{path} has {num_rows} rows, not {count}"

@@ -3,13 +3,12 @@
 import gzip
 import json
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.data.prepare.test_inputs import rows_of
-from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
+from tests.data.small_log import INTERACTIONS, prepared, recipe, write_source
 
 HEAD, *LINES = INTERACTIONS.splitlines()
 
@@ -236,24 +235,6 @@ def test_line_ends_and_encodings_of_parts_change_nothing(tmp_path, plain):
     )  # fmt: skip
     manifest, _ = prepared(tmp_path / "b", made)
     assert manifest.rows_in == 12 and manifest.table("site").num_rows == 2
-
-
-def test_parts_in_a_store_are_fetched_with_their_folders(tmp_path, plain):
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    names = ("part-0", "part-1")
-    for name, lines in zip(names, (LINES[:6], LINES[6:]), strict=True):
-        text = "\n".join([HEAD, *lines, ""])
-        store.pipe(f"/bucket/raw/log/date=1/{name}.csv", text.encode())
-    store.pipe("/bucket/raw/log/date=1/_SUCCESS", b"")
-    store.pipe("/bucket/raw/items.csv", ITEMS.encode())
-    items = {"items": {"file": "items.csv", "features": {"genres": {"kind": "id_list"}}}}
-    source = write_source(tmp_path / "raw")
-    local, _ = prepared(tmp_path / "a", recipe(source, **items))
-    for number, name in enumerate(("log", "log/*/part-*")):
-        made = recipe("memory://bucket/raw", interactions__file=name, **items)
-        assert prepared(tmp_path / f"b{number}", made)[0].checksums == local.checksums
-    store.store.clear()
 
 
 def test_atomic_files_of_recbole_are_read_as_they_are(tmp_path):

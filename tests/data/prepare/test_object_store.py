@@ -1,14 +1,24 @@
-"""Object stores: raw files are fetched for prepare, folders copied whole; what cannot be says so."""
+"""Object stores: raw files are read where they are, folders copied whole; what cannot be says so."""
 
+import csv
+import dataclasses
+import gzip
+import io
+import json
 import os
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from recsys.data.prepare.object_store import open_store, sync
 from recsys.locks import new_owner
 from recsys.schema import local_path
+from tests.data import small_days
 from tests.data.small_log import INTERACTIONS, ITEMS, prepared, recipe, write_source
 
 ITEMS_ONLY = {"items": {"file": "items.csv", "features": {"genres": {"kind": "id_list"}}}}
@@ -36,6 +46,138 @@ def test_raw_files_of_a_store_give_the_same_data_as_local_ones(tmp_path, memory)
     assert manifest.recipe["source"] == "memory://bucket/raw"
     assert [path.name for path in workspace.iterdir()] == ["prepared"]
     assert "source" not in {path.name for path in (workspace / "prepared").iterdir()}
+
+
+@pytest.fixture
+def no_copies(monkeypatch):
+    """No file of the store is copied."""
+
+    def refuse(self, *arguments, **more):
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("log", ".parquet"),
+        ("log/*/part-*", ".parquet"),
+        ("log", ".csv"),
+        ("log", ".csv.gz"),
+        ("log/*/part-*", ".csv.zst"),
+        ("log", ".jsonl"),
+    ],
+)
+def test_part_files_and_partitions_of_a_store_are_read_in_place(
+    tmp_path, memory, no_copies, name, ending
+):
+    source = write_source(tmp_path / "raw")
+    for date, part in (("2024-01-01", "part-0"), ("2024-01-02", "part-[1]")):
+        write_part(source / "log" / f"date={date}" / f"{part}{ending}", ending)
+    (source / "log" / "_SUCCESS").touch()
+    features = {"interactions__features": {"date": {}}, "interactions__file": name, **ITEMS_ONLY}
+    local, _ = prepared(tmp_path / "a", recipe(source, **features))
+    for path in source.rglob("*"):
+        if path.is_file():
+            memory.pipe(f"/bucket/raw/{path.relative_to(source)}", path.read_bytes())
+    manifest, _ = prepared(tmp_path / "b", recipe("memory://bucket/raw", **features))
+    assert manifest.checksums == local.checksums and manifest.rows_in == 24
+    assert [f.path for f in manifest.files] == [f.path for f in local.files]
+    assert manifest.files == local.files, "this store keeps no checksums of its own"
+
+
+def write_part(path, ending):
+    """Write the small log as a file of some kind."""
+    path.parent.mkdir(parents=True)
+    rows = list(csv.DictReader(io.StringIO(INTERACTIONS)))
+    text = "".join(json.dumps(row) + "\n" for row in rows) if ending == ".jsonl" else INTERACTIONS
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ending == ".csv.gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif ending == ".csv.zst":
+        path.write_bytes(pa.compress(text.encode(), codec="zstd", asbytes=True))
+    else:
+        path.write_text(text)
+
+
+def test_columns_that_nobody_names_are_not_read_from_a_store(
+    tmp_path, memory, no_copies, monkeypatch
+):
+    rows = list(csv.DictReader(io.StringIO(INTERACTIONS))) * 200
+    notes = [os.urandom(500).hex() for _ in rows]
+    table = pa.Table.from_pylist(rows).append_column("notes", pa.array(notes))
+    target = io.BytesIO()
+    pq.write_table(table, target)
+    memory.pipe("/bucket/raw/log.parquet", target.getvalue())
+    num_read, plain, info = [], MemoryFile.read, MemoryFileSystem.info
+
+    def read(self, size=-1):
+        content = plain(self, size)
+        num_read.append(len(content))
+        return content
+
+    monkeypatch.setattr(MemoryFile, "read", read)
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *a, **k: {**info(*a, **k), "ETag": "1f3a"})
+    made = recipe("memory://bucket/raw", interactions__file="log.parquet", items=None)
+    manifest, _ = prepared(tmp_path, made)
+    assert manifest.rows_in == len(rows)
+    assert sum(num_read) < len(target.getvalue()) / 4
+
+
+def test_days_of_a_store_are_appended_and_the_files_before_are_not_opened(
+    tmp_path, memory, no_copies
+):
+    source = tmp_path / "raw"
+    days = [
+        [(f"u{1 + n % 2}", f"i{1 + n % 3}", n, n % 2) for n in range(20)],
+        [("u3", "i1", 30, 1)],
+    ]
+    made = small_days.recipe(source, strategy="time")
+    for number, rows in enumerate(days):
+        small_days.write_day(source, number, rows)
+    names = [f"log/day=0{number}/part.csv" for number in (0, 1)]
+    memory.pipe(f"/b/{names[0]}", (source / names[0]).read_bytes())
+    made = dataclasses.replace(made, source="memory://b")
+    small_days.prepared_base(made, tmp_path / "w")
+    memory.pipe(f"/b/{names[1]}", (source / names[1]).read_bytes())
+    memory.pipe(f"/b/{names[0]}", b"\0" * memory.size(f"/b/{names[0]}"))
+    manifest = small_days.appended(made, tmp_path / "w")
+    assert [file.path for file in manifest.files] == names[1:]
+    assert [row[:4] for row in small_days.rows_of(tmp_path / "w", "window_0001")] == [
+        ("u3", "i1", 1, 30)
+    ]
+
+
+def test_own_vectors_of_a_store_are_those_of_local_files(tmp_path, memory, rng):
+    source = write_source(tmp_path / "raw")
+    vectors = rng.normal(size=(5, 3)).astype(np.float32)
+    np.save(source / "clip.npy", vectors)
+    own = pa.table({"item_id": [10, 20, 30, 40, 50], "mine": vectors.tolist()})
+    pq.write_table(own, source / "mine.parquet")
+    section = {"clip": {"file": "clip.npy"}, "mine": {"file": "mine.parquet"}}
+    items = {"items": {"file": "items.csv", "vectors": section}}
+    local, _ = prepared(tmp_path / "a", recipe(source, **items))
+    for path in source.iterdir():
+        memory.pipe(f"/b/{path.name}", path.read_bytes())
+    manifest, _ = prepared(tmp_path / "b", recipe("memory://b", **items))
+    assert manifest.vectors == local.vectors and len(set(manifest.vectors.values())) == 1
+
+
+def test_a_bad_row_of_a_store_is_named_by_its_file_and_a_damaged_file_by_its_url(tmp_path, memory):
+    memory.pipe("/b/items.csv", ITEMS.encode())
+    memory.pipe("/b/log/0.csv", INTERACTIONS.encode())
+    memory.pipe("/b/log/1.csv", INTERACTIONS.replace("ann,20,200,1", "ann,20,soon,1").encode())
+    made = recipe("memory://b", interactions__file="log", **ITEMS_ONLY)
+    with pytest.raises(
+        ValueError, match=r"memory://b/log/1.csv: column 'time': not .* row 1 \('soon"
+    ):
+        prepared(tmp_path, made)
+    memory.pipe("/b/log/1.csv", INTERACTIONS.encode() + b'"ann,10\n')
+    with pytest.raises(ValueError, match=r"memory://b/log/1.csv: cannot be read"):
+        prepared(tmp_path, made)
 
 
 def test_files_of_a_file_url_are_read_in_place_pictures_too(tmp_path, monkeypatch):

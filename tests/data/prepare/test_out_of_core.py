@@ -7,14 +7,18 @@ import tracemalloc
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.prepare.engine import BATCH_ROWS, Engine
+from recsys.data.prepare import writing
+from recsys.data.prepare.append import append
+from recsys.data.prepare.engine import BATCH_ROWS, Engine, opened_engine
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.prepare.writing import lists_by_key, write_lists
 from recsys.data.recipe import Recipe
+from recsys.errors import UserError
 from tests.data.small_log import recipe
 
 VARIANTS = {
@@ -108,6 +112,75 @@ def test_a_log_larger_than_memory_is_prepared(tmp_path):
 def test_every_statement_fits_into_memory_far_below_its_data(tmp_path, variant):
     # As text the log has some 80 bytes a row; the database keeps several tables as long as it.
     prepared_within(tmp_path, variant, num_rows=2_000_000, memory_limit="100MB")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_an_items_file_of_texts_larger_than_memory_is_prepared_and_appended(tmp_path, kind):
+    """100 MB of texts, which the database's own sort keeps in memory."""
+    (tmp_path / "raw").mkdir()
+
+    def write(num_items, first_row, num_rows):
+        options = "parquet, ROW_GROUP_SIZE 4096" if kind == "parquet" else "csv"
+        files = {
+            f"items.{kind}' (FORMAT {options}": f"SELECT 'item ' || range AS item_id, 'a|b' || "
+            f"range // 3 AS tags, repeat(md5(range::VARCHAR), 16) AS about FROM range({num_items})",
+            f"log-{first_row}.csv' (FORMAT csv": f"SELECT 'user ' || hash(range) % 1000 AS user_id, "
+            f"'item ' || hash(-range) % {num_items} AS item_id, range AS time, range % 3 = 0 AS label "
+            f"FROM range({first_row}, {first_row + num_rows})",
+        }
+        with duckdb.connect() as connection:
+            connection.execute("SET memory_limit='1GB'; SET threads=1")
+            for name, query in files.items():
+                connection.execute(f"COPY ({query}) TO '{tmp_path}/raw/{name})")
+
+    write(200_000, 10**6, 20_000)
+    tags = {"tags": {"kind": "id_list"}}
+    made = recipe(
+        tmp_path / "raw",
+        interactions__file="log-*.csv",
+        interactions__label="label == true",
+        items={"file": f"items.{kind}", "text": ["about"], "tags": tags, "features": tags},
+        split={"strategy": "time"},
+    )
+    large = {"memory_limit": "2GB", "threads": 2}
+    small = {"memory_limit": "60MB", "threads": 1}
+    whole = prepare(made, tmp_path / "large", **large)
+    assert prepare(made, tmp_path / "small", **small).checksums == whole.checksums
+    write(201_000, 2 * 10**6, 5_000)
+    whole = append(made, tmp_path / "large", since=None, **large)
+    assert append(made, tmp_path / "small", since=None, **small).checksums == whole.checksums
+
+
+def test_rows_written_by_number_are_the_file_of_a_sorted_query(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(writing, "ROW_GROUP_ROWS", 70)
+    rows = pa.table({
+        "row": pa.array(rng.permutation(1000).astype(np.int32)),
+        "text": [None if n % 7 == 0 else f"text {n}" * (n % 5) for n in range(1000)],
+        "tags": [None if n % 3 else [f"t{n % 4}", "x"][: n % 9] for n in range(1000)],
+    })
+    with duckdb.connect() as connection:
+        engine = Engine(connection, tmp_path)
+        table = engine.create_from("rows", rows)
+        query, names = f"SELECT * FROM {table}", ["item_row", "text", "tags"]
+        writing.write_parquet(engine, f"{query} ORDER BY row", tmp_path / "a.parquet", names)
+        path = tmp_path / "b.parquet"
+        writing.write_by_row(engine, query, path, "row", names=names, count=1000)
+        with pytest.raises(AssertionError, match="has 1000 rows, not 999"):
+            writing.write_by_row(engine, query, tmp_path / "c", "row", count=999)
+    assert filecmp.cmp(tmp_path / "a.parquet", tmp_path / "b.parquet", shallow=False)
+    assert pq.ParquetFile(path).num_row_groups == 15
+
+
+def test_memory_that_does_not_suffice_for_a_stream_is_one_sentence(tmp_path):
+    many = "SELECT repeat(md5(range::VARCHAR), 200) AS text FROM range(20000) ORDER BY hash(text)"
+    with pytest.raises(
+        UserError, match=r"^memory_limit=20MB with run.threads=1: not enough .*raise"
+    ):
+        with opened_engine(tmp_path / "work", "20MB", 1) as engine:
+            for _ in engine.batches(many):
+                pass
 
 
 def test_lists_are_written_in_pieces_of_one_batch(tmp_path):
