@@ -28,6 +28,8 @@ _ATOMIC_TYPE = ":(token|token_seq|float|float_seq)$"
 _BUFFER_BYTES = 8_000_000
 """Text that the database reads at a time; its own default, 32 MB for each of several scans, is a lot of a
 small memory_limit."""
+_LINE_BYTES = 2_000_000
+"""Longest line, the database's own default."""
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, csv.Error)
 
 
@@ -84,7 +86,7 @@ def csv_reader(
         f"auto_detect=false, columns={{{columns}}}, "
         f"delim={literal(delimiter)}, header={'false' if written.header else 'true'}, "
         f"quote={literal(written.quote)}, escape={literal(written.quote)}, "
-        f"buffer_size={_BUFFER_BYTES}, "
+        f"buffer_size={_BUFFER_BYTES}, max_line_size={_LINE_BYTES}, "
         f"compression={literal(compression)}, {hive}"
     )
     reader = Reader(
