@@ -109,10 +109,10 @@ class Dataset:
         return footer, np.cumsum([0, *rows])
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Return rows [start, stop) of the split, reading only the row groups that hold them."""
+        """Return rows [start, stop) of the split, as far as it has them, from their row groups alone."""
         starts = self._file_starts
         first = int(np.searchsorted(starts, start, side="right")) - 1
-        last = int(np.searchsorted(starts, stop, side="left"))
+        last = min(int(np.searchsorted(starts, stop, side="left")), len(self.spec.files))
         return pa.concat_tables([
             self._read_file(number, max(start - int(starts[number]), 0), stop - int(starts[number]))
             for number in range(first, last)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import BundleScorer, Users
 from recsys.schema import UNKNOWN_ROW
-from recsys.serving.additions import Additions, EncodedItem
+from recsys.serving.additions import Additions
 from recsys.serving.answers import Answers, ScoredRows, probabilities
+from recsys.serving.encoded_item import EncodedItem
 from recsys.serving.encoders import Encoders
 from recsys.serving.explain import Explainer, Listed, with_objection
 from recsys.serving.filters import ItemFilter

@@ -31,6 +31,7 @@ def lines_with_jobs(name: str) -> list[str]:
     return re.findall(r"(?m)^(?:    |\$ )((?:python|torchrun) .*launch/.*)$", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_page_shows_what_its_commands_print(name, tmp_path):
     assert follow(name, tmp_path, QUICK) > 0

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from recsys.errors import UserError
-from recsys.serving.additions import EncodedItem
+from recsys.serving.encoded_item import EncodedItem
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import NewItem, RecommendRequest
 

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -70,6 +71,7 @@ def closure(requirements: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_bundle_is_served_with_the_packages_of_the_serving_image(tiny_bundle):
     lines = (ROOT / "requirements-serve.txt").read_text(encoding="utf-8").splitlines()
     listed = [line for line in lines if line and not line.startswith("#")]

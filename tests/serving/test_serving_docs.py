@@ -96,6 +96,7 @@ def test_every_route_of_the_server_is_asked_on_the_page_or_is_the_gallerys(serve
     assert served <= asked | of_gallery
 
 
+@pytest.mark.slow
 def test_notebook_runs_from_top_to_bottom(site):
     notebook = nbformat.read(DOCS / "serving.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
