@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recsys.data.codes import codes_of
 from recsys.errors import UserError
 from recsys.evaluation.predict import Predictions
-from recsys.files import PREPARE_AGAIN, reading, sync
+from recsys.files import PREPARE_AGAIN, reading, sync, writing
 from recsys.metrics.bootstrap import unit_keys
 from recsys.runtime.distributed_sort import sorted_rows
 from recsys.runtime.ranks import ALONE, Ranks
@@ -47,6 +47,9 @@ def write_predictions(
         folder: is there already.
         predictions: of this rank, in any order.
         unknown_users_N: in the order of `predictions`; None where nobody knows: no such column.
+
+    Raises:
+        DiskFullError: there is no space for the part; names it.
     """
     columns = predictions.columns()
     if unknown_users_N is not None:
@@ -58,17 +61,17 @@ def write_predictions(
         "user": IdsOfRows.read(prepared / "users.parquet", "user_id", ordered.user_row),
         "item": IdsOfRows.read(prepared / "items.parquet", "item_id", ordered.item_row),
     }
-    part = folder / _part_name(ranks.rank, ranks.size)
-    writer: pq.ParquetWriter | None = None
-    for start in range(0, max(len(ordered.row_id), 1), _PIECE_ROWS):
-        piece = slice(start, start + _PIECE_ROWS)
+
+    def lines(piece: slice) -> pa.Table:
         rows = Predictions(**{name: values[piece] for name, values in ordered.columns().items()})
-        table = _table(rows, None if unknown_N is None else unknown_N[piece], ids, modality_names)
-        writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
-        writer.write_table(table)
-    assert writer is not None, "even no rows are one piece"
-    writer.close()
-    sync(part)
+        return _table(rows, None if unknown_N is None else unknown_N[piece], ids, modality_names)
+
+    part = folder / _part_name(ranks.rank, ranks.size)
+    with writing(part):
+        with pq.ParquetWriter(part, lines(slice(0)).schema, compression="zstd") as writer:
+            for start in range(0, len(ordered.row_id), _PIECE_ROWS):
+                writer.write_table(lines(slice(start, start + _PIECE_ROWS)))
+        sync(part)
 
 
 def _part_name(rank: int, num_ranks: int) -> str:

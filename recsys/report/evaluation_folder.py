@@ -31,6 +31,9 @@ def write_evaluation(
     """Write the folder, each rank its predictions; it appears whole, in the place of an earlier one.
 
     Edge cases: an error on a rank leaves the earlier folder as it was.
+
+    Raises:
+        DiskFullError: there is no space on a rank; names the file.
     """
     ranks = data.ranks
     with contextlib.ExitStack() as on_first:

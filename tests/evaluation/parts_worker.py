@@ -1,18 +1,24 @@
 """Writes predictions that are spread over the ranks: `torchrun parts_worker.py FOLDER`.
 
-Started by test_rows.py. In FOLDER/whole every rank writes its part; before it writes one of
-FOLDER/failed, rank 1 runs out of space. Rank 0 prints what each rank raised.
+Started by test_rows.py. In FOLDER/whole every rank writes its part; while the evaluation FOLDER/earlier
+is replaced, the disk is full for rank 1's part. Rank 0 prints what each rank raised.
 """
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from recsys.errors import StorageError
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.rows import write_predictions
+from recsys.files import DiskFullError
+from recsys.report import evaluation_folder
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import start, stop
 from recsys.runtime.ranks import Ranks, all_ranks
@@ -47,21 +53,39 @@ def write(folder: Path, prepared: Path, ranks: Ranks) -> None:
     )
 
 
+def replace_without_space(target: Path, prepared: Path, ranks: Ranks) -> str:
+    """Replace an evaluation while rank 1 has no space for its part; return what this rank raises."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if ranks.rank == 1:
+        pq.ParquetWriter.write_table = full
+    evaluation_folder._write_shown = lambda folder, *_: (folder / "metrics.json").write_text("new")
+    found, unknown = predictions(ranks.rank, ranks.size)
+    evaluation: Any = SimpleNamespace(
+        predictions=found,
+        modality_names=["a", "b"],
+        users=SimpleNamespace(unknown_user_N=unknown),
+    )
+    data: Any = SimpleNamespace(ranks=ranks, prepared=prepared)
+    config: Any = None
+    try:
+        with sharing_errors():
+            evaluation_folder.write_evaluation(target, "", evaluation, data, config)
+    except DiskFullError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     """Write twice; the second time one rank fails."""
     folder = Path(sys.argv[1])
     env = start("cpu", timeout_seconds=60)
     ranks = all_ranks()
     write(folder / "whole", folder, ranks)
-    raised = ""
-    try:
-        with sharing_errors():
-            if env.rank == 1:
-                raise StorageError("no space left for part 1")
-            write(folder / "failed", folder, ranks)
-    except StorageError as error:
-        raised = str(error)
-    every = ranks.gather(raised)
+    # The ranks still answer each other afterwards.
+    every = ranks.gather(replace_without_space(folder / "earlier", folder, ranks))
     if env.is_first:
         print("RESULT " + json.dumps(every), flush=True)
     stop()

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.evaluation.rows import read_lines, scored_rows
+from recsys.evaluation.rows import read_lines, scored_rows, write_predictions
 from recsys.runtime.ranks import ALONE
-from tests.evaluation.parts_worker import NUM_ROWS, write
+from tests.evaluation.parts_worker import NUM_ROWS, predictions, write
 from tests.processes import worker_result
 
 WORKER = Path(__file__).with_name("parts_worker.py")
@@ -18,14 +18,15 @@ REMEDY = "run launch/evaluate.py again"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A folder with `whole` of two ranks, `failed`, and `alone` of one process; and what was raised."""
+    """A folder with `whole` of two ranks, `alone` of one, `earlier`; and what its replacement raised."""
     folder = tmp_path_factory.mktemp("parts")
     for side in ("user", "item"):
         ids = [None, *(f"{side}{row}" for row in range(1, 7))]
         table = pa.table({f"{side}_id": pa.array(ids, pa.string())})
         pq.write_table(table, folder / f"{side}s.parquet", row_group_size=3)
-    for name in ("whole", "failed", "alone"):
+    for name in ("whole", "earlier", "alone"):
         (folder / name).mkdir()
+    (folder / "earlier" / "metrics.json").write_text("earlier")
     raised = worker_result(WORKER, folder, ranks=2)
     write(folder / "alone", folder, ALONE)
     return folder, raised
@@ -48,10 +49,27 @@ def test_parts_of_two_ranks_are_the_rows_of_one_process_in_their_order(written):
     assert table.column("weight_b").to_pylist() == pytest.approx((1 - row / 1000).tolist())
 
 
-def test_an_error_on_one_rank_ends_the_writing_of_all_with_its_sentence(written):
+def test_a_full_disk_of_one_rank_ends_all_with_its_file_and_leaves_the_earlier_evaluation(written):
     folder, raised = written
-    assert raised == ["no space left for part 1"] * 2
-    assert list((folder / "failed").iterdir()) == []
+    assert raised[0] == raised[1]
+    assert "part-00001-of-00002.parquet: cannot be written, the disk is full" in raised[0]
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["metrics.json"]
+    assert (folder / "earlier" / "metrics.json").read_text() == "earlier"
+    assert not list(folder.glob(".earlier*")), "nothing half-written is left"
+
+
+def test_a_part_without_rows_has_the_columns_of_the_others(written, tmp_path):
+    folder, _ = written
+    found, unknown = predictions(0, 1)
+    write_predictions(
+        tmp_path,
+        found.take(np.arange(0)),
+        modality_names=["a", "b"],
+        prepared=folder,
+        unknown_users_N=unknown[:0],
+    )
+    table = read_lines(tmp_path, REMEDY)
+    assert table.num_rows == 0 and table.schema.equals(read_lines(folder / "alone", REMEDY).schema)
 
 
 def test_a_file_of_an_earlier_version_is_read_like_a_folder(written, tmp_path):
