@@ -20,7 +20,7 @@ from recsys.runtime.collectives import gather, sharing_errors
 T = TypeVar("T")
 
 _PIECE_ROWS = 1 << 20
-"""Rows that a rank sends to another at a time: bounds the memory of buffers, on a GPU too."""
+"""Rows that a rank sends, and gets, at a time: bounds the memory of buffers, on a GPU too."""
 _SMALL_BYTES = 1 << 18
 """Larger arrays are summed in place instead of gathered from all ranks."""
 
@@ -80,20 +80,27 @@ class Ranks:
     def _exchanged(self, column_N: NDArray, sent_WW: NDArray[np.int64]) -> NDArray:
         """Return the rows [M, ...] of one column that this rank gets; sent_WW[from, to] are counts."""
         sent_W, got_W = sent_WW[self.rank], sent_WW[:, self.rank]
+        piece_rows = max(_PIECE_ROWS // self.size, 1)
+        # All memory is taken before the loop: an error within it would leave the other ranks waiting.
         with sharing_errors():
             received_M = np.empty((int(got_W.sum()), *column_N.shape[1:]), dtype=column_N.dtype)
-            device = _device()
-        # Every type as bytes: no backend knows all of numpy's.
-        source, target = _bytes_of(column_N), _bytes_of(received_M)
+            # Every type as bytes: no backend knows all of numpy's.
+            source, target = _bytes_of(column_N), _bytes_of(received_M)
+            outgoing, sent = _buffers(np.minimum(sent_W, piece_rows).sum(), source.shape[1])
+            incoming, got = _buffers(np.minimum(got_W, piece_rows).sum(), source.shape[1])
         starts_W, places_W = np.cumsum(sent_W) - sent_W, np.cumsum(got_W) - got_W
-        for done in range(0, int(sent_WW.max()), _PIECE_ROWS):
-            out_W = np.clip(sent_W - done, 0, _PIECE_ROWS)
-            in_W = np.clip(got_W - done, 0, _PIECE_ROWS)
+        for done in range(0, int(sent_WW.max()), piece_rows):
+            out_W = np.clip(sent_W - done, 0, piece_rows)
+            in_W = np.clip(got_W - done, 0, piece_rows)
+            num_out, num_in = int(out_W.sum()), int(in_W.sum())
             parts = [source[s + done : s + done + n] for s, n in zip(starts_W, out_W, strict=True)]
-            outgoing = torch.from_numpy(np.concatenate(parts)).to(device)
-            incoming = outgoing.new_empty((int(in_W.sum()), source.shape[1]))
-            dist.all_to_all_single(incoming, outgoing, in_W.tolist(), out_W.tolist())
-            arrived = np.split(incoming.cpu().numpy(), np.cumsum(in_W)[:-1])
+            np.concatenate(parts, out=sent[:num_out].numpy())
+            outgoing[:num_out].copy_(sent[:num_out])
+            dist.all_to_all_single(
+                incoming[:num_in], outgoing[:num_out], in_W.tolist(), out_W.tolist()
+            )
+            got[:num_in].copy_(incoming[:num_in])
+            arrived = np.split(got[:num_in].numpy(), np.cumsum(in_W)[:-1])
             for place, rows in zip(places_W, arrived, strict=True):
                 target[place + done : place + done + len(rows)] = rows
         return received_M
@@ -122,6 +129,15 @@ def _device() -> torch.device:
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def _buffers(num_rows: int, row_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a buffer [num_rows, row_bytes] where ranks exchange tensors, and one in host memory.
+
+    Edge cases: both are one where that is host memory.
+    """
+    on_host = torch.empty((int(num_rows), row_bytes), dtype=torch.uint8)
+    return on_host.to(_device()), on_host
 
 
 def _bytes_of(column_N: NDArray) -> NDArray[np.uint8]:
