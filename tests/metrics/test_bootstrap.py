@@ -252,6 +252,16 @@ def test_the_ece_interval_covers_the_true_error(rng, slope):
     assert slope == 0.5 or plain < 20
 
 
+def test_replicates_that_draw_no_user_are_left_out_of_the_ece_interval(rng):
+    users, labels, p = draw_clicks(rng, 3)
+    rows = labelled_scores(labels, p, units_N=users)
+    whole, drawn = RowSums(rows), RowSums(rows, num_replicates=200, seed=0)
+    ece_R = METRICS["ece"].formula(drawn)
+    assert 0 < np.count_nonzero(np.isnan(ece_R)) < 50
+    low, high = METRICS["ece"].interval(whole, drawn, level=0.95)
+    assert 0 <= low <= METRICS["ece"].formula(whole)[0] <= high <= 1
+
+
 def test_pairing_decides_what_two_intervals_alone_do_not(rng):
     """Two models share the luck of the drawn users; their difference does not have it."""
     labels, scores, users = world(rng, num_users=300)

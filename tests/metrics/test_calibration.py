@@ -10,9 +10,11 @@ from sklearn.metrics import brier_score_loss
 
 from recsys.metrics.calibration import (
     CalibrationBin,
+    EceReplicates,
     brier_score,
     calibration_bins,
     calibration_ratio,
+    ece_interval,
     expected_calibration_error,
 )
 
@@ -78,6 +80,21 @@ def test_two_bins_by_hand():
 
 def test_ece_of_a_constant_is_its_distance_from_the_positive_rate():
     assert expected_calibration_error([1, 0, 0, 0], [0.4] * 4) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3])
+def test_an_ece_interval_is_that_of_the_replicates_with_a_value(rng, noise):
+    replicates, noises = 0.1 + 0.05 * rng.random(50), noise * rng.random(50)
+    expected = ece_interval(
+        EceReplicates(estimate=0.1, replicates_R=replicates, noise_R=noises), level=0.9
+    )
+    nothing = np.full(4, np.nan)
+    found = EceReplicates(
+        estimate=0.1,
+        replicates_R=np.concatenate([nothing, replicates]),
+        noise_R=np.concatenate([nothing, noises]),
+    )
+    assert ece_interval(found, level=0.9) == pytest.approx(expected)
 
 
 def test_calibration_ratio_is_mean_prediction_over_positive_rate():
