@@ -195,10 +195,10 @@ def read_by_row_id(
             if name not in values:
                 values[name] = np.zeros(len(row_id_N), column.dtype)
             values[name][places] = column[own]
-    num_strange = np.count_nonzero(~is_found_N)
-    if num_strange:
+    if not is_found_N.all():
+        # No count: it would be that of one rank.
         raise UserError(
-            f"{num_strange:,} of {len(row_id_N):,} scored rows are not in the split {split!r} of "
+            f"row {row_id_N[~is_found_N][0]} was scored and is not in the split {split!r} of "
             f"{manifest.name!r}: the predictions are of another data set"
         )
     return values

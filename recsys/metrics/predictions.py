@@ -21,13 +21,16 @@ class NanScoresError(UserError):
 
 
 def checked_predictions(
-    labels_N: ArrayLike, scores_N: ArrayLike
+    labels_N: ArrayLike, scores_N: ArrayLike, ranks: Ranks = ALONE
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return labels as booleans and scores as float64.
 
+    Args:
+        ranks: that each have other rows and all call this.
+
     Raises:
         UserError: shapes differ or are not [N]; labels other than 0 and 1; scores that are NaN,
-            with their count (infinite scores are kept: they rank).
+            with their count over the ranks (infinite scores are kept: they rank).
     """
     labels = np.asarray(labels_N)
     scores = np.asarray(scores_N, dtype=np.float64)
@@ -37,25 +40,27 @@ def checked_predictions(
         )
     positive = labels == 1
     num_odd = labels.size - np.count_nonzero(positive) - np.count_nonzero(labels == 0)
+    counts = np.array([num_odd, np.count_nonzero(np.isnan(scores)), scores.size])
+    num_odd, num_nan, num_rows = ranks.total(counts).tolist()
     if num_odd:
-        raise UserError(f"{num_odd} of {labels.size} labels are neither 0 nor 1")
-    num_nan = np.count_nonzero(np.isnan(scores))
+        raise UserError(f"{num_odd} of {num_rows} labels are neither 0 nor 1")
     if num_nan:
         raise NanScoresError(
-            f"{num_nan} of {scores.size} scores are NaN: the model diverged, or its inputs hold NaN"
+            f"{num_nan} of {num_rows} scores are NaN: the model diverged, or its inputs hold NaN"
         )
     return positive, scores
 
 
 def checked_probabilities(
-    labels_N: ArrayLike, probabilities_N: ArrayLike
+    labels_N: ArrayLike, probabilities_N: ArrayLike, ranks: Ranks = ALONE
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Like `checked_predictions`, for scores that must be probabilities.
 
     Raises:
-        UserError: additionally, where a probability is outside [0, 1], with the count and range.
+        UserError: additionally, where a probability is outside [0, 1], with the count and range on
+            this rank.
     """
-    positive, probabilities = checked_predictions(labels_N, probabilities_N)
+    positive, probabilities = checked_predictions(labels_N, probabilities_N, ranks)
     outside = (probabilities < 0) | (probabilities > 1)
     if outside.any():
         raise UserError(
@@ -136,7 +141,7 @@ def labelled_scores(
     Raises:
         UserError: as `checked_probabilities`; user rows or units of another shape.
     """
-    positive_N, probability_N = checked_probabilities(labels_N, probabilities_N)
+    positive_N, probability_N = checked_probabilities(labels_N, probabilities_N, ranks)
     columns: dict[str, NDArray] = {"positive": positive_N, "score": probability_N}
     given = {"user rows": user_rows_N, "units": None if units_N is user_rows_N else units_N}
     for name, values in given.items():

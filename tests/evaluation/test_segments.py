@@ -251,7 +251,7 @@ def test_row_values_come_in_the_order_of_the_rows_asked_for(world):
 
 def test_predictions_of_another_data_set_are_refused(world):
     manifest, folder = world
-    with pytest.raises(ValueError, match="1 of 2 scored rows are not in the split 'test'"):
+    with pytest.raises(ValueError, match="row 999 was scored and is not in the split 'test'"):
         ids = np.array([rows_of(world, "test").column("row_id")[0].as_py(), 999])
         read_by_row_id(folder, manifest, "test", ids, ["timestamp"])
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from recsys.evaluation.curves import curves_of
 from recsys.evaluation.split import _num_distinct
 from recsys.metrics.bootstrap import unit_keys
-from recsys.metrics.predictions import labelled_scores
+from recsys.metrics.predictions import NanScoresError, labelled_scores
 from recsys.metrics.row_sums import RowSums
 from recsys.metrics.summary import evaluate_rows_of, intervals
 from recsys.metrics.weights import mean_by_user, summarise_weights
 from recsys.runtime import ranks as ranks_module
+from recsys.runtime.collectives import RankError
 from recsys.runtime.distributed_sort import order_statistics, sorted_rows
 from recsys.runtime.env import start, stop
 from recsys.runtime.ranks import ALONE, Ranks, all_ranks
@@ -146,8 +147,38 @@ def sorted_columns(kind: str, ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def raised_without_memory(ranks: Ranks) -> str:
+    """Return the name of what this rank raises where the last one has no memory for an exchange."""
+
+    def refused(*_: int) -> Any:
+        raise MemoryError
+
+    allocate = ranks_module._buffers
+    if ranks.rank == ranks.size - 1:
+        ranks_module._buffers = refused
+    try:
+        sorted_columns("float", ranks)
+    except (MemoryError, RankError) as error:
+        return type(error).__name__
+    finally:
+        ranks_module._buffers = allocate
+    return ""
+
+
+def raised_of_nan(ranks: Ranks) -> str:
+    """Return what this rank raises where 20 of the last rank's 30 scores are NaN, and no others."""
+    scores = np.full(30, 0.5)
+    if ranks.rank == ranks.size - 1:
+        scores[:20] = np.nan
+    try:
+        labelled_scores(np.zeros(30), scores, ranks=ranks)
+    except NanScoresError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
-    """Write what every rank found; rows are sent in pieces of 300."""
+    """Write what every rank found; a rank sends pieces of 300 rows."""
     env = start("cpu", timeout_seconds=60)
     ranks = all_ranks()
     ranks_module._PIECE_ROWS = 300
@@ -155,6 +186,8 @@ def main() -> None:
     found = {
         "cases": {case: evaluated(case, ranks) for case in CASES},
         "sorted": {kind: sorted_columns(kind, ranks) for kind in COLUMNS},
+        "without memory": raised_without_memory(ranks),
+        "of NaN": raised_of_nan(ranks),
         "alone": ALONE.total(3),
     }
     every = ranks.gather(found)

@@ -86,3 +86,15 @@ def test_rows_are_sorted_over_ranks_whatever_their_type(results, kind):
         assert all(found.values()), (size, found)
         if kind in ("float", "float32", "int64", "uint64"):
             assert longest <= -(-700 // size), "equal parts"
+
+
+def test_a_rank_without_memory_for_an_exchange_ends_it_on_all(results):
+    for size, every in results.items():
+        raised = [rank["without memory"] for rank in every]
+        assert raised == ["RankError"] * (size - 1) + ["MemoryError"]
+
+
+def test_nan_scores_of_one_rank_are_counted_among_those_of_all(results):
+    for size, every in results.items():
+        for rank in every:
+            assert rank["of NaN"].startswith(f"20 of {30 * size} scores are NaN")
