@@ -92,12 +92,13 @@ def job(cfg: DictConfig) -> None:
         data = EvaluationData(
             workspace=workspace, dataset=loader.dataset, tables=run.tables, ranks=ranks
         )
-        bundle = bundle_of(workspace, name, run.checkpoint)
+        bundle = bundle_of(workspace, name, run.checkpoint) if env.is_first else None
         with stage("metrics"):
             evaluation = evaluate(data, scored, config, bundle=bundle)
-        evaluation.result.made_from = scored_from(
-            workspace, run.checkpoint, run.config.model.modalities, config
-        )
+        if env.is_first:
+            evaluation.result.made_from = scored_from(
+                workspace, run.checkpoint, run.config.model.modalities, config
+            )
         title = f"{manifest.name} / {name} / {config.split}"
         write_evaluation(target, title, evaluation, data, config)
         if env.is_first:
