@@ -1,7 +1,9 @@
 """Evaluates drawn predictions that are spread over the ranks: `torchrun evaluation_size.py ROWS USERS`.
 
-Every rank draws its own rows. All metrics of the registry with their intervals over 200 resampled sets of
-users, as validation and evaluation compute them. Rank 0 prints seconds and the peak memory of a rank.
+Every rank draws its own rows. All metrics of the registry with their intervals over 200 resampled sets
+of users. Rows are a label, a score and a user, who is the bootstrap's unit too; launch/evaluate.py also
+holds and sorts row ids, items, weights and keys of units, and needs more time and memory than this.
+Rank 0 prints seconds and the peak memory of a rank.
 """
 
 import json
