@@ -71,9 +71,9 @@ class Rows:
         self._added[self._num_added] = row
         self._num_added += 1
 
-    def drop(self, num_rows: int) -> None:
-        """Take so many of the last added rows away."""
-        self._num_added -= num_rows
+    def cut(self, num_rows: int) -> None:
+        """Take the added rows behind the first `num_rows` of all rows away."""
+        self._num_added = min(self._num_added, num_rows - self.fixed.shape[0])
 
     def blocks(self, num_rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first row, rows [B, ...]) of everything in row order, at most num_rows at a time."""
@@ -232,15 +232,18 @@ class Items:
 
         Args:
             vectors: of each row, vector [E] by modality.
+
+        Raises:
+            RuntimeError: a vector has another width than its modality; no row is kept.
         """
         num_items = len(self)
-        for by_modality in vectors:
-            self._append_vectors(by_modality)
         try:
+            for by_modality in vectors:
+                self._append_vectors(by_modality)
             yield range(num_items, num_items + len(vectors))
         finally:
             for rows in (*self.vectors.values(), self.has_vector):
-                rows.drop(len(vectors))
+                rows.cut(num_items)
 
     def _append_vectors(self, vectors: Mapping[str, NDArray | None]) -> None:
         for name, rows in self.vectors.items():

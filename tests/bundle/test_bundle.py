@@ -136,6 +136,24 @@ def test_the_direct_term_is_an_inner_product_with_the_retrieval_vectors(tiny_bun
     torch.testing.assert_close(direct, by_hand.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_temporary_row_that_does_not_fit_leaves_no_row_of_any_modality(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    items = bundle.items
+    vectors = {name: items.vectors[name].fixed[5].numpy() for name in items.modalities}
+    last = items.modalities[-1]
+    wide = vectors | {last: np.ones(len(vectors[last]) + 1, np.float16)}
+    assert len(items.modalities) > 1
+    with pytest.raises(RuntimeError, match="size"), items.temporary([vectors, wide]):
+        raise AssertionError("a vector of another width was taken")
+    every = [*items.vectors.values(), items.has_vector]
+    assert {len(rows) for rows in every} == {len(items)}
+    with items.temporary([vectors]) as rows:
+        for name in items.modalities:
+            found, has = items.modality(name, torch.tensor([5, rows[0]]))
+            assert torch.equal(found[0], found[1]) and has[1]
+    assert {len(rows) for rows in every} == {len(items)}
+
+
 def test_an_added_item_with_the_vectors_and_features_of_a_known_one_scores_like_an_unknown_id(
     tiny_bundle,
 ):
