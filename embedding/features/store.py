@@ -365,19 +365,21 @@ def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], 
         UserError: names the table and both checksums.
     """
     folder, made = table.folder, table.manifest
+    own = manifest.vectors.get(folder.name)
+    again = "launch/embed.py again" if own is None else "launch/prepare.py again, which writes them"
+    if own is not None and made.made_of_before == own:
+        again = "the same launch/prepare.py append=true again, which was stopped before its end"
     if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
         raise UserError(
             f"{folder}: made for other items ({made.count:,} rows, checksum "
             f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
-            f"checksum {manifest.items_checksum[:12]}. Run "
-            f"launch/{'prepare' if folder.name in manifest.vectors else 'embed'}.py again"
+            f"checksum {manifest.items_checksum[:12]}. Run {again}"
         )
-    if folder.name in manifest.vectors:
-        if made.made_of != manifest.vectors[folder.name]:
+    if own is not None:
+        if made.made_of != own:
             raise UserError(
                 f"{folder}: other vectors than the prepared data has now (checksum was "
-                f"{made.made_of[:12]}, is {manifest.vectors[folder.name][:12]}). Run "
-                f"launch/prepare.py again, which writes them"
+                f"{made.made_of[:12]}, is {own[:12]}). Run {again}"
             )
         return
     column = "text" if folder.name == "text" else "image"

@@ -51,7 +51,7 @@ def grow_vectors(
     made_of = {}
     for name, known in inputs.known_vectors.items():
         own = given.get(name)
-        if own or max(num_rows, known.table.num_rows) > known.num_rows:
+        if own or num_rows > known.num_rows or known.is_left_behind:
             pieces = own.by_row(items) if own else ()
             made_of[name] = write_grown_table(
                 known, pieces, num_rows, items_checksum, new_table(name)

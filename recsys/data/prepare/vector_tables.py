@@ -2,7 +2,9 @@
 
 In: rows and vectors of the items, in the order of rows. Out: features/<name>/ as
 embedding/features/store.py describes it. An append keeps the scale and the vectors of the items before:
-its shards that nothing is added to are hard links. Shapes: N rows of items, E vector width.
+its shards that nothing is added to are hard links. The masks (ROW) note of every added vector to which
+table it was added, so that those of an append that was killed are told apart.
+Shapes: N rows of items, E vector width.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from embedding.features.store import (
 from recsys.data.prepare.engine import Table
 from recsys.data.prepare.writing import link
 from recsys.errors import UserError
+from recsys.files import EMBED_AGAIN, read_array
 from recsys.job import say
 
 SHARD_ROWS = 65_536
@@ -58,7 +61,7 @@ class KnownVectors:
     def stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows [start, stop) as stored, float16 [n, E], and which of them have a vector [n].
 
-        Items that came later have none.
+        Items that came later have none, nor have those that an append gave one which was killed.
         """
         known = min(max(self.num_rows - start, 0), stop - start)
         stored_NE = np.zeros((stop - start, self.table.dim), dtype=np.float16)
@@ -66,13 +69,36 @@ class KnownVectors:
         if known:
             stored_NE[:known] = self.table.read(start, start + known)
             has_N[:known] = self.table.has_vector(np.arange(start, start + known))
+            has_N[:known] &= ~self.left_behind(start, start + known)
+            stored_NE[~has_N] = 0
         return stored_NE, has_N
 
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether a killed append left the table behind, with rows or vectors more."""
+        table = self.table
+        return table.manifest.made_of != self.made_of or table.num_rows > self.num_rows
+
+    def left_behind(self, start: int, stop: int) -> np.ndarray:
+        """Return which of the rows [start, stop) a killed append gave their vector, bool [n]."""
+        left_N = np.zeros(stop - start, dtype=bool)
+        if self.table.manifest.made_of == self.made_of:
+            return left_N
+        for shard in self.table.manifest.shards:
+            first, end = max(start, shard.start_row), min(stop, shard.end_row)
+            if first < end:
+                rows = read_array(self.table.folder / shard.rows_file, EMBED_AGAIN, mmap=True)
+                added_to_N = rows["high"][first - shard.start_row : end - shard.start_row]
+                left_N[first - start : end - start] = added_to_N == _mark(self.made_of)
+        return left_N
+
     def shard(self, index: int, start: int, stop: int) -> ShardSpec | None:
-        """Return the shard of this number if it has the rows [start, stop), all of them known."""
+        """Return the shard of this number if it has the rows [start, stop), all as they were before."""
         shards = self.table.manifest.shards
         spec = shards[index] if index < len(shards) and stop <= self.num_rows else None
-        return spec if spec and (spec.start_row, spec.end_row) == (start, stop) else None
+        if not spec or (spec.start_row, spec.end_row) != (start, stop):
+            return None
+        return None if self.left_behind(start, stop).any() else spec
 
 
 def open_known(folder: Path, made_of: str, items: Table, num_rows: int) -> KnownVectors:
@@ -125,7 +151,7 @@ def write_table(
         squares += float(np.square(vectors_NE, dtype=np.float64).sum())
         num_vectors += int(vectors_NE.any(axis=1).sum())
         digest.update(vectors_NE[0 if start else 1 :].tobytes())
-    scale = (squares / max(num_vectors * width, 1)) ** -0.5 if squares else 1.0
+    scale = scale_of(squares, num_vectors * width)
     shards: list[ShardSpec] = []
     for start, vectors_NE in in_shards(pieces(), num_rows, width):
         has_N = np.asarray(vectors_NE.any(axis=1))
@@ -180,7 +206,9 @@ def write_grown_table(
             for name in (shard.file, shard.rows_file, entry):
                 link(known.table.folder / name, folder / name)
         else:
-            shard = _write_shard(folder, len(shards), start, stored_NE, has_N)
+            added_to_N = np.zeros(len(has_N), dtype=np.uint64)
+            added_to_N[new_N] = _mark(known.made_of)
+            shard = _write_shard(folder, len(shards), start, stored_NE, has_N, added_to_N)
         shards.append(shard)
         num_new += len(new_N)
         num_vectors += int(has_N.sum())
@@ -197,6 +225,7 @@ def write_grown_table(
             made_of_before=known.made_of,
             num_masked=num_masked,
             masked={"none": num_masked},
+            row_hash="the table that the vector was added to: 64 bits of its made_of; 0: not known",
             shards=tuple(shards),
         ),
     )
@@ -204,16 +233,37 @@ def write_grown_table(
     return made_of
 
 
+def scale_of(squares: float, num_numbers: int) -> float:
+    """Return the factor for numbers of this sum of squares; those of zeros alone stay."""
+    return (squares / max(num_numbers, 1)) ** -0.5 if squares else 1.0
+
+
 def scaled(vectors_NE: np.ndarray, scale: float) -> np.ndarray:
     """Return vectors [n, E] as they are stored, float16."""
     return (vectors_NE * np.float32(scale)).astype(np.float16)
 
 
+def _mark(made_of: str) -> np.uint64:
+    """Return the first 64 bits of a checksum in hex."""
+    return np.uint64(int(made_of[:16], 16))
+
+
 def _write_shard(
-    folder: Path, index: int, start: int, stored_NE: np.ndarray, has_N: np.ndarray
+    folder: Path,
+    index: int,
+    start: int,
+    stored_NE: np.ndarray,
+    has_N: np.ndarray,
+    added_to_N: np.ndarray | int = 0,
 ) -> ShardSpec:
-    """Write a shard of vectors float16 [n, E]; `has_N`: which rows have one [n]."""
+    """Write a shard of vectors float16 [n, E].
+
+    Args:
+        has_N: which rows have one [n].
+        added_to_N: mark of the table that each vector is added to, uint64 [n]; 0: to none.
+    """
     rows = np.zeros(len(stored_NE), dtype=ROW)
+    rows["high"] = added_to_N
     rows["masked"] = np.where(has_N, 0, MASK_CODES["none"])
     return spec_of(write_shard(folder, index, start, stored_NE, rows))
 

@@ -7,6 +7,7 @@ reported with every other problem of the input. Shapes: N items, E vector width,
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -19,11 +20,21 @@ from recsys.data.prepare.raw_files import find_paths
 from recsys.data.prepare.raw_paths import RawPath
 from recsys.data.prepare.sources import Source
 from recsys.data.prepare.text_files import path_list
-from recsys.data.prepare.vector_tables import SHARD_ROWS, KnownVectors, Rows, by_shard, scaled
+from recsys.data.prepare.vector_tables import (
+    SHARD_ROWS,
+    KnownVectors,
+    Rows,
+    by_shard,
+    scale_of,
+    scaled,
+)
 from recsys.data.raw_text import text_sql
 from recsys.data.recipe import VectorsRecipe
 from recsys.data.sql import quoted, short
 from recsys.errors import UserError
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+"""Largest number that is stored."""
 
 
 def vectors_key(name: str) -> str:
@@ -111,21 +122,25 @@ class OwnVectors:
             known: of an append, the vectors before.
         """
         wrong = [*(self._wrong_count() if self.arrays else self._wrong_ids(listed))]
-        lengths, bad, first = self._lengths()
-        if bad:
+        found = self._measured()
+        if found.num_bad:
             wrong.append(
-                f"vectors with a value that is no finite number: {bad:,}, first at data row {first:,}"
+                f"vectors with a value that is no finite number: {found.num_bad:,}, first at data row "
+                f"{found.first_bad:,}"
             )
-        width = known.table.dim if known else next(iter(lengths), 0)
+        width = known.table.dim if known else next(iter(found.lengths), 0)
         others = "those of the prepared data" if known else "others"
         wrong += [
             f"a vector of {length:,} numbers at data row {row:,}, {others} have {width:,}; expected "
             f"vectors of one length"
-            for length, row in lengths.items()
+            for length, row in found.lengths.items()
             if length != width
         ]
         if not width:
             wrong.append("no vectors; expected one for some item at least")
+        if not wrong:
+            scale = known.scale if known else scale_of(found.squares, found.num_vectors * width)
+            wrong += found.too_large(scale)
         if known and not wrong:
             wrong += self._changed(known)
         problems.found += [f"{self.path} ({vectors_key(self.name)}): {text}" for text in wrong]
@@ -146,20 +161,14 @@ class OwnVectors:
                 f"each, in its order"
             )
 
-    def _lengths(self) -> tuple[dict[int, int], int, int]:
-        """Return the first row of each length, how many vectors are not finite, and the first of them."""
-        lengths: dict[int, int] = {}
-        bad, first, at = 0, 0, 0
-        for vectors, lengths_N in self._pieces():
-            for length in np.unique(lengths_N[lengths_N > 0]).tolist():
-                lengths.setdefault(length, at + int(np.argmax(lengths_N == length)))
-            is_bad_N = ~_are_finite(vectors, lengths_N)
-            if is_bad_N.any():
-                first = first if bad else at + int(np.argmax(is_bad_N))
-                bad += int(is_bad_N.sum())
+    def _measured(self) -> "_Measured":
+        """Read all vectors once, and return what their numbers are."""
+        found, at = _Measured(), 0
+        for values, lengths_N in self._pieces():
+            found.add(values, lengths_N, at)
             at += len(lengths_N)
-        in_order = sorted(lengths.items(), key=lambda item: item[1])
-        return dict(in_order), bad, first
+        found.lengths = dict(sorted(found.lengths.items(), key=lambda item: item[1]))
+        return found
 
     def _wrong_ids(self, listed: str | None) -> Iterator[str]:
         """Yield what is wrong with the ids of a table."""
@@ -249,6 +258,49 @@ class OwnVectors:
         return int(self.engine.one(f"SELECT coalesce(max(len(vector)), 0) FROM {self.relation}")[0])
 
 
+@dataclass
+class _Measured:
+    """Numbers of vectors, read piece by piece."""
+
+    lengths: dict[int, int] = field(default_factory=dict)
+    """First row of each length, in the order of rows."""
+    num_bad: int = 0
+    """Vectors with a number that is not finite."""
+    first_bad: int = 0
+    num_vectors: int = 0
+    """Vectors that are not all zero."""
+    squares: float = 0.0
+    """Sum of all numbers' squares."""
+    largest: float = 0.0
+    """Largest absolute number."""
+    largest_row: int = 0
+
+    def add(self, values: np.ndarray, lengths_N: np.ndarray, at: int) -> None:
+        """Take vectors, their numbers end to end [V], the first one in row `at`."""
+        for length in np.unique(lengths_N[lengths_N > 0]).tolist():
+            self.lengths.setdefault(length, at + int(np.argmax(lengths_N == length)))
+        is_bad_N = _num_true(~np.isfinite(values), lengths_N) > 0
+        if is_bad_N.any():
+            self.first_bad = self.first_bad if self.num_bad else at + int(np.argmax(is_bad_N))
+            self.num_bad += int(is_bad_N.sum())
+        self.num_vectors += int((_num_true(values != 0, lengths_N) > 0).sum())
+        self.squares += float(np.square(values, dtype=np.float64).sum())
+        place = int(np.argmax(np.abs(values))) if len(values) else 0
+        if len(values) and abs(values[place]) > self.largest:
+            self.largest = abs(float(values[place]))
+            self.largest_row = at + int(np.searchsorted(lengths_N.cumsum(), place, side="right"))
+
+    def too_large(self, scale: float) -> Iterator[str]:
+        """Yield that a number is too large to be stored, multiplied by `scale`."""
+        if self.largest * scale > FLOAT16_MAX:
+            yield (
+                f"a number of {self.largest:.6g} at data row {self.largest_row:,}, which is "
+                f"{self.largest * scale:.6g} times the root mean square that vectors are divided by; "
+                f"expected at most {FLOAT16_MAX:,.0f} times, as float16 holds it: correct this "
+                f"item's vector, or leave it out"
+            )
+
+
 def _with_vectors(rows_N: np.ndarray, vectors_NE: np.ndarray) -> Rows:
     """Return the rows whose vectors are not all zero: an item of zeros lacks the modality."""
     has_N = vectors_NE.any(axis=1)
@@ -304,13 +356,13 @@ def _on_disk(engine: Engine, path: RawPath) -> Path:
     return copy
 
 
-def _are_finite(values: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
-    """Return whether all numbers of each vector are finite [N]; an empty one's are.
+def _num_true(is_V: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
+    """Return how many numbers of each vector something holds of [N].
 
     Args:
-        values: end to end [V].
+        is_V: of the numbers end to end.
         lengths_N: how many of them each vector has.
     """
-    bad = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+    counts = np.concatenate([[0], np.cumsum(is_V)])
     ends_N = np.cumsum(lengths_N)
-    return bad[ends_N] == bad[ends_N - lengths_N]
+    return counts[ends_N] - counts[ends_N - lengths_N]

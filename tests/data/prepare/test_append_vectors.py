@@ -160,6 +160,12 @@ def test_vectors_that_do_not_fit_are_refused_and_nothing_changes(tmp_path):
     message = refused(made, workspace)
     assert "a vector of 5 numbers at data row 0, those of the prepared data have 3" in message
     assert "no finite number: 1, first at data row 4" in message
+    large = VECTORS.copy()
+    large[4, 1] = -1e9
+    np.save(source / "clip.npy", large)
+    message = refused(made, workspace)
+    assert "(items.vectors.clip): a number of 1e+09 at data row 4, which is" in message
+    assert "expected at most 65,504 times" in message
     changed = VECTORS.copy()
     changed[1] += 1
     np.save(source / "clip.npy", changed)
@@ -185,25 +191,71 @@ def test_ids_of_nobody_and_changed_vectors_of_a_table_are_refused(tmp_path):
     assert "for own vectors: prepare all days anew" in refused(made, workspace)
 
 
-def test_an_append_killed_between_vectors_and_data_is_done_by_the_same_command(
-    tmp_path, monkeypatch
-):
-    made, source, workspace, before = base(tmp_path, "clip.parquet")
-    write_day(source, 1, DAY)
-    write_items(source, NEW)
-    write_table(source, NEW, VECTORS)
+def killed_append(made, workspace):
+    """An append that ends when the vectors are in their place, and the data is not."""
 
     def killed(beside, target):
         if target.name == "prepared":
             raise KeyboardInterrupt
         replace_folder(beside, target)
 
-    monkeypatch.setattr("recsys.files.replace_folder", killed)
-    with pytest.raises(KeyboardInterrupt):
-        appended(made, workspace)
-    monkeypatch.undo()
-    monkeypatch.setattr(vector_tables, "SHARD_ROWS", 3)
+    before = read_manifest(workspace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recsys.files.replace_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            appended(made, workspace)
     assert read_manifest(workspace) == before
-    with pytest.raises(UserError, match=r"made for other items .* Run launch/prepare.py again"):
+
+
+def test_an_append_killed_between_vectors_and_data_is_done_by_the_same_command(tmp_path):
+    made, source, workspace, before = base(tmp_path, "clip.parquet")
+    write_day(source, 1, DAY)
+    write_items(source, NEW)
+    write_table(source, NEW, VECTORS)
+    killed_append(made, workspace)
+    with pytest.raises(
+        UserError, match=r"made for other items .* Run the same launch/prepare.py append=true again"
+    ):
         found(workspace, before)
     check_grown(workspace, before, appended(made, workspace))
+
+
+def lacking(tmp_path):
+    """A recipe, and its data before: items i1 to i4, of which i2 has no vector."""
+    made, source, workspace, _ = base(tmp_path, "clip.parquet")
+    write_table(source, ITEMS, [VECTORS[0], None, *VECTORS[2:4]])
+    return made, source, workspace, prepared_base(made, workspace)
+
+
+@pytest.mark.parametrize("given", [VECTORS[4], None], ids=["corrected", "taken back"])
+def test_a_vector_that_a_killed_append_gave_a_known_item_may_be_another_in_the_next(
+    tmp_path, given
+):
+    made, source, workspace, before = lacking(tmp_path)
+    write_day(source, 1, [("u1", "i1", 20, 1)])
+    write_table(source, ["i2", "i3"], [VECTORS[1], VECTORS[2]])
+    killed_append(made, workspace)
+    with pytest.raises(
+        UserError, match=r"other vectors than .* the same launch/prepare.py append=true again"
+    ):
+        found(workspace, before)
+    if given is None:
+        write_table(source, ITEMS, [VECTORS[0], None, *VECTORS[2:4]])
+    else:
+        write_table(source, ["i2"], [given])
+    manifest = appended(made, workspace)
+    values, table = found(workspace, manifest)
+    assert (manifest.vectors == before.vectors) == (given is None)
+    if given is None:
+        assert values["i2"] is None
+        assert not table.read(0, table.num_rows)[~table.has_vector()].any()
+    else:
+        np.testing.assert_allclose(values["i2"], given * table.manifest.scale, rtol=2e-3)
+    for item, vector in zip(["i1", "i3", "i4"], VECTORS[[0, 2, 3]], strict=True):
+        np.testing.assert_allclose(values[item], vector * table.manifest.scale, rtol=2e-3)
+    if given is not None:  # known from now on
+        write_day(source, 2, [("u1", "i2", 30, 1)])
+        write_table(source, ["i2", "i1"], [VECTORS[1] * 2, None])
+        assert "other vectors than before of 1 known items, for example 'i2'" in refused(
+            made, workspace
+        )

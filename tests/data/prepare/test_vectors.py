@@ -126,6 +126,22 @@ def test_everything_wrong_with_vectors_is_reported_at_once(tmp_path, rng):
     assert not list((tmp_path / "w" / "features").glob("*"))
 
 
+def test_a_number_too_large_to_be_stored_is_named_by_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("recsys.data.prepare.vectors.FLOAT16_MAX", 3.0)
+    source = write_source(tmp_path / "raw")
+    vectors = np.ones((5, 3))
+    vectors[2] = 0
+    np.save(source / "clip.npy", vectors)
+    prepared(tmp_path, made(source, clip={"file": "clip.npy"}))
+    vectors[3, 1] = -100
+    np.save(source / "clip.npy", vectors)
+    expected = (
+        r"clip.npy \(items.vectors.clip\): a number of 100 at data row 3, which is 3.46\d+ times"
+    )
+    with pytest.raises(ValueError, match=expected):
+        prepared(tmp_path, made(source, clip={"file": "clip.npy"}))
+
+
 @pytest.mark.parametrize("name", ["text", "ids", "Clip", "a/b"])
 def test_a_modality_of_own_vectors_has_a_name_of_its_own(tmp_path, name):
     with pytest.raises(ValueError, match=f"items.vectors.{name}: expected a name of small letters"):
