@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -17,9 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.files import sha256_of
-
-CHECKSUMS = ("ETag", "md5Hash", "content_md5")
-"""Keys under which clients of stores report a checksum of a file's content."""
 
 
 @dataclass(frozen=True)
@@ -116,40 +114,38 @@ def num_bytes_of(path: RawPath) -> int:
 
 
 def content_of(path: RawPath) -> str:
-    """Return the hex sha256 of a file's content, or of the checksum that its store keeps of it.
-
-    A store that keeps none has the file read once.
-    """
+    """Return the hex sha256 of a file's content."""
     if isinstance(path, Path):
         return sha256_of(path)
-    info = path.store.info(path.path)
-    info = {**info, **(info.get("content_settings") or {})}  # Azure's
-    kept = next((str(info[key]) for key in CHECKSUMS if info.get(key)), None)
-    if kept:
-        return hashlib.sha256(f"{path.store.protocol}:{kept}".encode()).hexdigest()
+    # A store's own checksum (ETag) depends on how a file was uploaded and encrypted, too.
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def opened_text(path: RawPath, compression: str) -> Any:
-    """Open a text file for reading bytes, decompressed.
+@contextmanager
+def opened_text(path: RawPath, compression: str) -> Iterator[Any]:
+    """Open a text file for reading bytes, decompressed, within a block.
 
     Args:
         compression: `gzip`, `zstd` or `none`.
     """
-    if compression == "gzip":
-        return gzip.GzipFile(path) if isinstance(path, Path) else gzip.open(path.open("rb"))
-    if compression == "zstd":
-        raw = (
-            pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r")
-        )
-        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-    return path.open("rb")
+    with path.open("rb") as stream:
+        if compression == "gzip":
+            with gzip.open(stream) as text:
+                yield text
+        elif compression == "zstd":
+            raw = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
+            with io.BufferedReader(raw) as text:
+                yield text
+        else:
+            yield stream
 
 
-def parquet_file(path: RawPath) -> pq.ParquetFile:
-    """Open a Parquet file; its footer is read."""
-    return pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
+@contextmanager
+def parquet_file(path: RawPath) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file within a block; its footer is read."""
+    with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+        yield file
 
 
 def connected(path: RawPath) -> duckdb.DuckDBPyConnection:

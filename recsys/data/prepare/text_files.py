@@ -220,7 +220,8 @@ def _rewrite(path: RawPath, copy: Path, compression: str, key: str, written: Tex
     encoding = _with_mark(written.encoding)
     try:
         with (
-            io.TextIOWrapper(opened_text(path, compression), encoding, newline="") as reader,
+            opened_text(path, compression) as stream,
+            io.TextIOWrapper(stream, encoding, newline="") as reader,
             open(copy, "w", encoding="utf-8", newline="") as writer,
         ):
             held = ""  # CR and LF may be in two pieces
@@ -264,8 +265,11 @@ def _header(
     )
     encoding = _with_mark(written.encoding)
     try:
-        with io.TextIOWrapper(opened_text(path, compression), encoding, newline="") as stream:
-            names = next(csv.reader(stream, delimiter=delimiter, **quoting), [])
+        with (
+            opened_text(path, compression) as stream,
+            io.TextIOWrapper(stream, encoding, newline="") as text,
+        ):
+            names = next(csv.reader(text, delimiter=delimiter, **quoting), [])
     except _BROKEN as error:
         raise _unreadable(path, key, error) from error
     if not any(names):

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from recsys.data.prepare.object_store import open_store, sync
+from recsys.data.prepare.raw_paths import StorePath, opened_text, parquet_file
 from recsys.locks import new_owner
 from recsys.schema import local_path
 from tests.data import small_days
@@ -103,7 +104,7 @@ def write_part(path, ending):
         path.write_text(text)
 
 
-def test_columns_that_nobody_names_are_not_read_from_a_store(
+def test_columns_that_nobody_names_are_read_from_a_store_for_the_checksum_alone(
     tmp_path, memory, no_copies, monkeypatch
 ):
     rows = list(csv.DictReader(io.StringIO(INTERACTIONS))) * 200
@@ -112,7 +113,7 @@ def test_columns_that_nobody_names_are_not_read_from_a_store(
     target = io.BytesIO()
     pq.write_table(table, target)
     memory.pipe("/bucket/raw/log.parquet", target.getvalue())
-    num_read, plain, info = [], MemoryFile.read, MemoryFileSystem.info
+    num_read, plain = [], MemoryFile.read
 
     def read(self, size=-1):
         content = plain(self, size)
@@ -120,10 +121,10 @@ def test_columns_that_nobody_names_are_not_read_from_a_store(
         return content
 
     monkeypatch.setattr(MemoryFile, "read", read)
-    monkeypatch.setattr(MemoryFileSystem, "info", lambda *a, **k: {**info(*a, **k), "ETag": "1f3a"})
     made = recipe("memory://bucket/raw", interactions__file="log.parquet", items=None)
     manifest, _ = prepared(tmp_path, made)
     assert manifest.rows_in == len(rows)
+    # The checksum is made of this store's buffer, without a read.
     assert sum(num_read) < len(target.getvalue()) / 4
 
 
@@ -149,6 +150,61 @@ def test_days_of_a_store_are_appended_and_the_files_before_are_not_opened(
     assert [row[:4] for row in small_days.rows_of(tmp_path / "w", "window_0001")] == [
         ("u3", "i1", 1, 30)
     ]
+
+
+def test_a_day_under_another_name_is_known_by_its_content_whatever_the_store_says(
+    tmp_path, memory, monkeypatch
+):
+    source, info = tmp_path / "raw", MemoryFileSystem.info
+    monkeypatch.setattr(  # of parts, or encrypted: equal content has another ETag
+        MemoryFileSystem, "info", lambda fs, path, **k: {**info(fs, path, **k), "ETag": f"{path}-2"}
+    )
+    made = small_days.recipe(source, strategy="time")
+    small_days.write_day(
+        source, 0, [(f"u{1 + n % 2}", f"i{1 + n % 3}", n, n % 2) for n in range(20)]
+    )
+    day = (source / "log" / "day=00" / "part.csv").read_bytes()
+    memory.pipe("/b/log/day=00/part.csv", day)
+    made = dataclasses.replace(made, source="memory://b")
+    small_days.prepared_base(made, tmp_path / "w")
+    memory.pipe("/b/log/day=01/again.csv", day)
+    with pytest.raises(
+        ValueError, match=r"again.csv: has the content of log/day=00/part.csv, which"
+    ):
+        small_days.appended(made, tmp_path / "w")
+
+
+class OneFile:
+    """A store of one file."""
+
+    def __init__(self, content):
+        self.stream = io.BytesIO(content)
+
+    def open(self, path, mode):
+        return self.stream
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_stream_of_a_store_is_closed_when_its_text_is_read(compression):
+    text = b"one\ntwo\n"
+    packed = {
+        "none": text,
+        "gzip": gzip.compress(text),
+        "zstd": pa.compress(text, codec="zstd", asbytes=True),
+    }
+    store = OneFile(packed[compression])
+    with opened_text(StorePath(store, "/b/1", "/b", "memory://b"), compression) as stream:
+        assert stream.read() == text
+    assert store.stream.closed
+
+
+def test_a_stream_of_a_store_is_closed_when_the_footer_is_read():
+    target = io.BytesIO()
+    pq.write_table(pa.table({"x": [1, 2]}), target)
+    store = OneFile(target.getvalue())
+    with parquet_file(StorePath(store, "/b/1", "/b", "memory://b")) as file:
+        assert file.metadata.num_rows == 2
+    assert store.stream.closed
 
 
 def test_own_vectors_of_a_store_are_those_of_local_files(tmp_path, memory, rng):
