@@ -21,6 +21,8 @@ from recsys.job import say
 _FOLDER = "timm"
 """Folder within an encoder's: config.json, from which timm builds the network anew."""
 _WEIGHTS = "encoder.image.weights"
+_NEEDED = ("feature_info", "forward_intermediates", "forward_head")
+"""Parts of a model of timm that are called here; some architectures lack them."""
 _EARLY = 8
 """Pixels a position of an early stage stands for, at most."""
 
@@ -47,7 +49,8 @@ class TimmBackbone:
             folder: of a finished encoder, from which the network is built instead.
 
         Raises:
-            UserError: timm is not installed; an unknown model, stage or size; or weights that do not fit.
+            UserError: timm is not installed; an unknown model, stage or size; a model without
+                intermediate features; or weights that do not fit.
         """
         if importlib.util.find_spec("timm") is None:
             raise UserError(
@@ -137,8 +140,14 @@ def _stages(network: Any, name: str, style_blocks: Sequence[str]) -> list[int]:
     last block of the first quarter.
 
     Raises:
-        UserError: a stage that the model does not have.
+        UserError: a stage that the model does not have, or a model without stages.
     """
+    if lacking := [part for part in _NEEDED if not hasattr(network, part)]:
+        raise UserError(
+            f"encoder.image.backbone=timm/{name}: a model of timm without {', '.join(lacking)}, so "
+            f"that no stages can be read from it; expected one with intermediate features, such as "
+            f"a ResNet, ConvNeXt, EfficientNet or ViT"
+        )
     info = network.feature_info
     reductions = [entry["reduction"] for entry in getattr(info, "info", info)]
     unknown = [b for b in style_blocks if not b.isdigit() or int(b) >= len(reductions)]

@@ -144,6 +144,15 @@ def test_stages_are_chosen_by_number():
         build_backbone(config(style_blocks=["5"]))
 
 
+def test_a_model_without_intermediate_features_is_named(monkeypatch):
+    monkeypatch.delattr(timm.models.EfficientNet, "forward_intermediates")
+    with pytest.raises(
+        ValueError,
+        match=r"backbone=timm/test_efficientnet: a model .* without forward_intermediates",
+    ):
+        build_backbone(config())
+
+
 def test_unknown_models_other_libraries_weights_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(ValueError, match="backbone=timm/no_such_model: no model of timm, hub or"):
         build_backbone(config("timm/no_such_model"))
