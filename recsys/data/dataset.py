@@ -35,7 +35,7 @@ class Dataset:
         with_times: bool = False,
         is_trained_on: bool = False,
     ):
-        """Open the files, memory-mapped.
+        """Choose the columns; a file is opened when it is read.
 
         Args:
             features: names of the features to deliver, in the order of the batch's keys; dense ones
@@ -44,7 +44,7 @@ class Dataset:
             is_trained_on: whether rows have their sample weights; those of split train always have.
 
         Raises:
-            UserError: unknown feature; a file is missing or does not have the manifest's rows.
+            UserError: unknown feature.
         """
         self.manifest = manifest
         self.prepared = prepared
