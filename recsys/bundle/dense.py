@@ -22,7 +22,7 @@ import torch.export.pt2_archive  # by torch.export.load; here, so that forked wo
 
 from recsys.bundle.graph import as_function, rewrite
 from recsys.bundle.spec import EXPORT_AGAIN
-from recsys.files import reading
+from recsys.files import DamagedFileError, reading
 
 LEAST_ROWS = 2
 """Least rows of an export: torch.export takes a dimension of 1 for a constant. Operators are recorded for
@@ -51,7 +51,7 @@ class DenseHalf:
         """Load graphs now: a first request does not wait for them.
 
         Raises:
-            DamagedFileError: a file is missing or broken.
+            DamagedFileError: a file is missing or broken, or a weight is NaN or infinite.
         """
         for name in names:
             getattr(self, f"_{name}")
@@ -107,8 +107,21 @@ class _GraphFile:
 
 @lru_cache(maxsize=8)
 def _function(file: _GraphFile) -> Callable:
-    """Load a graph, once for all that open its bundle: an export opens it several times."""
-    return as_function(rewrite(torch.export.load(file.path), many_rows=file.many_rows))
+    """Load a graph, once for all that open its bundle: an export opens it several times.
+
+    Raises:
+        DamagedFileError: a weight is NaN or infinite.
+    """
+    program = torch.export.load(file.path)
+    broken = [name for name, given in program.state_dict.items() if not given.isfinite().all()]
+    if broken:
+        # A rewritten graph would score all the same: oneDNN's relu makes 0 of NaN.
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise DamagedFileError(
+            f"{file.path}: NaN or infinity in {broken[0]}{more}, expected finite weights; export a run "
+            f"whose training did not diverge"
+        )
+    return as_function(rewrite(program, many_rows=file.many_rows))
 
 
 def _run(graph: Callable, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
