@@ -126,11 +126,12 @@ class Pool:
         self._metrics.queue.set(len(self._queue))
 
     def _is_full(self) -> bool:
-        """Return whether the next batch will not grow by waiting."""
+        """Return whether the next batch will not grow by waiting; `_take` says where one ends."""
         first = self._queue[0]
-        is_batched = first.method in _BATCHED and not first.is_suspect
         most = min(self._config.max_batch, self._config.max_queue)
-        return not is_batched or len(self._queue) >= most
+        if first.method not in _BATCHED or len(self._queue) >= most:
+            return True
+        return any(job.is_suspect or job.method != first.method for job in self._queue)
 
     def _take(self) -> list[Job]:
         """Return the next batch: requests of one method; a suspect alone; [] where all were given up."""

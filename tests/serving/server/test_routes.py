@@ -248,10 +248,24 @@ def test_requests_that_come_while_a_worker_computes_are_answered_together(starte
     assert float(batches["tessera_batch_requests_count"]) == 2
 
 
-def _sent(server, body):
-    """A connection over which a request to recommend has gone."""
+def test_a_batch_that_cannot_grow_goes_to_a_worker_that_computes(started):
+    server = started()
+    waiting = [_sent(server, {"user": "slow"})]
+    time.sleep(0.1)
+    waiting += [
+        _sent(server, {"user": "u1"}),
+        _sent(server, {"item": "i00001", "by": "style"}, "similar"),
+    ]
+    time.sleep(0.1)
+    assert "tessera_queue_requests 1.0" in server.ask("GET", "/metrics").body.decode()
+    for connection in waiting:
+        assert connection.makefile("rb").read().split()[1] == b"200"
+
+
+def _sent(server, body, route="recommend"):
+    """A connection over which a question has gone."""
     content = json.dumps(body).encode()
-    head = b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(
         head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content
