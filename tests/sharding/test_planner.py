@@ -110,6 +110,10 @@ def test_half_precision_is_suggested_where_the_network_is_waited_for():
     assert half_precision_exchange(after, after.plan()) is None
     alone = planned(ClusterConfig())
     assert half_precision_exchange(alone, alone.plan()) is None
+    chosen = dataclasses.replace(billions(plan={"backward_communication": "fp16"}), cluster=cluster)
+    suggestion = half_precision_exchange(chosen, chosen.plan())
+    assert suggestion.keys == "plan.forward_communication=fp16", "a choice of the user stays"
+    assert suggestion.change == "send vectors in half precision"
 
 
 def test_ids_of_a_piece_of_rows_travel_to_it_alone():
