@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from recsys.model.linear import full_cross, joined, linear, linear_of_joined, linear_relu
+from recsys.model.mixture import low_rank_mixture
 
 B, IN, OUT, LAYERS = 9, 5, 7, 3
 
@@ -110,6 +111,7 @@ def test_nan_stays_nan(dtype):
     for run in (
         lambda x: linear_relu(x, kernel, bias[:, 0]),
         lambda x: full_cross(x, [kernel], [bias]),
+        lambda x: low_rank_mixture(x, [(kernel[None], kernel[None], kernel[None], bias)], None),
     ):
         out = run(broken)
         assert out[3].isnan().all() and not out[others].isnan().any()

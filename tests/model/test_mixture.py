@@ -41,3 +41,13 @@ def test_batch_without_rows_has_gradients_of_zero():
     inputs, (x, layers, gates) = inputs_of(4, torch.float32)
     low_rank_mixture(x[:0], layers, gates).sum().backward()
     assert all(not tensor.grad.any() for tensor in inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("broken", ["V", "C"])
+def test_nan_of_a_weight_makes_every_output_nan(broken, dtype):
+    """A tanh that made 1 of it would let a broken model score."""
+    _, (x, layers, gates) = inputs_of(4, dtype)
+    with torch.no_grad():
+        layers[0]["VC".index(broken)][0, 0, 0] = torch.nan
+    assert low_rank_mixture(x, layers, gates).isnan().all()
