@@ -113,7 +113,7 @@ def product(
 def tanh_product(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """tanh(x W^T) [B, O], without a gradient."""
     if _onednn(x_BI):
-        # torch's own tanh takes twice as long as the product of 128 columns (LOG.md, 2026-11-27).
+        # torch's own tanh behind the product takes 1.7 times as long in all (LOG.md, 2026-11-27).
         return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, None, "tanh", [], "")
     return F.linear(x_BI, weight_OI).tanh_()
 

@@ -34,6 +34,7 @@ from recsys.runtime.env import start
 from tests.benchmarks.click_log import Shape, write_click_log
 from tests.benchmarks.gpu_steps import loader_rate, measure_case
 from tests.benchmarks.synthetic import write_prepared
+from tests.benchmarks.timing import best_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 DCN_V2 = [
@@ -146,6 +147,7 @@ def measure_floor(smoke: bool) -> dict[str, float | str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, num_bytes = (512, 1 << 24) if smoke else (8_192, 2 << 30)
     on_gpu = device.type == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     floor: dict[str, float | str] = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
@@ -157,27 +159,13 @@ def measure_floor(smoke: bool) -> dict[str, float | str]:
     ):
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        seconds = best_seconds(lambda left=left, right=right: left @ right, on_gpu)
+        seconds = best_seconds(lambda left=left, right=right: left @ right, wait=wait)
         floor[f"{precision}_tflops"] = 2 * size**3 / seconds / 1e12
     source = torch.empty(num_bytes // 4, device=device)
     target = torch.empty_like(source)
-    seconds = best_seconds(lambda: target.copy_(source), on_gpu)
+    seconds = best_seconds(lambda: target.copy_(source), wait=wait)
     floor["copy_gb_per_second"] = 2 * num_bytes / seconds / 1e9
     return floor
-
-
-def best_seconds(work, on_gpu: bool, rounds: int = 10) -> float:
-    """Return the shortest of some runs, each waited for."""
-    times = []
-    for _ in range(rounds):
-        if on_gpu:
-            torch.cuda.synchronize()
-        begun = time.perf_counter()
-        work()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return min(times)
 
 
 def keys_of(shape: str, precision: str, form: str, smoke: bool) -> list[str]:

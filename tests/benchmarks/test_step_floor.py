@@ -21,6 +21,7 @@ from recsys.runtime.env import start
 from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.click_log import SHAPES, write_click_log
 from tests.benchmarks.side_by_side import BATCH, CONTENDERS, run_tessera
+from tests.benchmarks.timing import best_seconds
 
 pytestmark = pytest.mark.bench
 SHAPE = SHAPES["b"]
@@ -30,21 +31,12 @@ FLOPS = 3 * 2 * BATCH * WEIGHTS
 TABLE_BYTES = BATCH * 26 * 3 * 4 * DIM
 
 
-def best_seconds(work, rounds=15):
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return min(times)
-
-
 def matrix_rate(dtype):
     """The best of torch's product in the shapes of the step and of a square one, FLOP/s."""
     rates = []
     for rows, width in ((BATCH, WIDTH), (2048, 2048)):
         left, right = torch.randn(rows, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
-        seconds = best_seconds(lambda left=left, right=right: left @ right)
+        seconds = best_seconds(lambda left=left, right=right: left @ right, 15)
         rates.append(2 * rows * width * width / seconds)
     return max(rates)
 

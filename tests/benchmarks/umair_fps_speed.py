@@ -43,6 +43,7 @@ from tests.benchmarks.peers.measure import tree_bytes
 from tests.benchmarks.peers.torch_umair_fps import PlainUmairFps
 from tests.benchmarks.side_by_side import ROOT, read_rates, run_watched, training_program
 from tests.benchmarks.synthetic import write_prepared
+from tests.benchmarks.timing import best_seconds
 
 SIZES = {"drawn": ["experiment=umair_fps"], "paper": ["experiment=paper"]}
 """Presets by name; data of both: users, items and widths of vectors as in the drawn world."""
@@ -305,16 +306,6 @@ def command_rates(workspace: Path, case: Case, *, rounds: int, threads: int) -> 
             found.setdefault(f"{ranks} process(es)", []).append(rates["train_samples_per_second"])
             shutil.rmtree(run)
     return found
-
-
-def best_seconds(work, rounds=10):
-    """Return the seconds of the fastest of some runs."""
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return min(times)
 
 
 def matrix_rate(case: Case) -> float:
