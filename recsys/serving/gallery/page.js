@@ -8,7 +8,7 @@ export { addressOf, asked } from "./address.js";
 
 export const $ = (id) => document.getElementById(id);
 const SECTIONS = ["liked", "dials", "choice", "panel"];
-const view = { makeTile: null, onend: null, turn: 0 };
+const view = { makeTile: null, onend: null, turn: 0, hash: "" };
 
 // The pictures of the page; a view says by `present` how a tile is made.
 export const grid = new Masonry($("grid"), {
@@ -17,12 +17,14 @@ export const grid = new Masonry($("grid"), {
   onend: () => view.onend?.(),
 });
 
-// A turn of the page: what is asked for later makes the answers to earlier turns void.
+// A turn of the page: what is asked for later makes the answers to earlier turns void. An address that has
+// changed asks for something else, from then on: its event comes only after answers that are there already.
 export function newTurn() {
   view.onend = null;
   view.turn += 1;
+  view.hash = location.hash;
   const { turn } = view;
-  return () => turn === view.turn;
+  return () => turn === view.turn && view.hash === location.hash;
 }
 
 export function say(text, isError = false) {
@@ -58,6 +60,7 @@ export function named(parameters) {
   const address = addressOf(parameters);
   if (location.hash.length < 2) history.replaceState(null, "", address);
   else if (location.hash !== address) history.pushState(null, "", address);
+  view.hash = location.hash;
   markView();
 }
 

@@ -318,6 +318,27 @@ def test_a_search_that_overtakes_a_person_is_what_remains(page, user):
     assert not page.locator("#dials").is_visible()
 
 
+def test_an_address_that_changes_as_a_person_arrives_is_what_remains(page, user):
+    """The answer is read between the change of the address and the event that tells of it."""
+    page.add_init_script("""
+        const plain = window.fetch;
+        window.fetch = async (path, options) => {
+          const answer = await plain(path, options);
+          if (path !== "/v1/recommend") return answer;
+          const { ok, status, headers } = answer;
+          const body = await answer.json();
+          location.hash = "#view=all";
+          return { ok, status, headers, json: async () => body };
+        };
+    """)
+    page.goto(f"{page.address}#person={user}")
+    page.locator("#views [aria-current=page][data-view=all]").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert page.url == f"{page.address}#view=all"
+    assert page.locator("#title").inner_text() == "Everything"
+    assert not page.locator("#dials").is_visible()
+
+
 def test_an_unknown_person_is_told_in_the_servers_words(page):
     page.goto(f"{page.address}#person=nobody")
     page.locator("#status.error").wait_for()
