@@ -17,7 +17,8 @@ from hypothesis import settings
 
 from tests.processes import job_command
 from tests.serving import tiny
-from tests.warm_jobs import REPOSITORY, WARM, Job
+from tests.shared import made_once
+from tests.warm_jobs import ADDRESS, REPOSITORY, WARM, Job
 
 # Hub libraries look for newer files on the network unless told not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +27,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Equal examples on every run, and no time limit for each: tests share their machine.
 settings.register_profile("tessera", derandomize=True, deadline=None, database=None)
 settings.load_profile("tessera")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers side by side share one fork server, which the process above them starts."""
+    if config.getoption("numprocesses", None):
+        os.environ[ADDRESS] = WARM.start()
 
 
 @pytest.fixture(scope="session")
@@ -142,16 +149,21 @@ def job() -> Job:
 
 @pytest.fixture(scope="session")
 def tiny_workspace(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
-    """A workspace of the tiny world with the run `tiny`."""
-    workspace = tiny.make_workspace(tmp_path_factory.mktemp("tiny"), job)
-    tiny.train(workspace, job, "tiny", "model.second_order=true")
-    return workspace
+    """A workspace of the tiny world with the run `tiny`; tests that add runs name them otherwise."""
+
+    def make(workspace: Path) -> None:
+        tiny.make_workspace(workspace, job)
+        tiny.train(workspace, job, "tiny", "model.second_order=true")
+        tiny.export(workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")
+
+    return made_once(tmp_path_factory, "tiny", make)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_workspace: Path, job: Job) -> Path:
+def tiny_bundle(tiny_workspace: Path) -> Path:
     """The bundle of the run `tiny`, of fp32 tables; a test that writes to it takes a copy."""
-    return tiny.export(tiny_workspace, job, "tiny", "precision=fp32", "thumbnail_pixels=64")
+    (bundle,) = (tiny_workspace / "bundles").glob("tiny-*")
+    return bundle
 
 
 @pytest.fixture(scope="module")

@@ -133,8 +133,8 @@ def test_the_lookup_on_this_machine_gives_the_right_numbers():
     assert lookup_problems("") == []
 
 
-def test_the_command_passes_in_this_environment(command):
-    done = command("doctor")
+def test_the_job_passes_in_this_environment(job):
+    done = job("doctor")
     assert done.returncode == 0, done.stderr
     assert "torchrec" in done.stdout
     assert done.stdout.rstrip().endswith("ready")

@@ -1,11 +1,12 @@
 """Fork server for processes of tests: libraries are imported once, not by every job and rank.
 
-    python -m tests.warm_jobs FD
+    python -m tests.warm_jobs LISTENER LIFE
 
-In: over the socket FD, one line of JSON a call: a script, its arguments and environment, its number of
-ranks, and the files that take its output. Out: one line with its exit code. A forked process runs the
-same file with the same arguments, five seconds sooner; ranks find each other by torchrun's variables.
-The server itself never computes, so that the fork loses no thread.
+LISTENER is a socket on which every connection is a call. In: one line of JSON with a script, its
+arguments and environment, its number of ranks, and the files that take its output. Out: a line with the
+process group of the call, and one with its exit code. A forked process runs the same file with the same
+arguments, five seconds sooner; ranks find each other by torchrun's variables. The server itself never
+computes, so that the fork loses no thread. It ends when nobody holds the other end of the pipe LIFE.
 """
 
 import atexit
@@ -13,6 +14,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import shutil
 import signal
 import socket
@@ -24,17 +26,19 @@ from pathlib import Path
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = Path(__file__).resolve().parents[1]
+ADDRESS = "TESSERA_TEST_JOBS"
 # All that jobs and workers of tests import, at once or later.
 _JOBS = ("demo", "prepare", "embed", "train", "evaluate", "export", "recommend", "compare")
 _LATER = ("recsys.run.assembly", "embedding.text.encoder", "embedding.image.encoder", "fbgemm_gpu")
 
 
 class WarmJobs:
-    """Client of one fork server, which is started by the first call and ends with this process."""
+    """Client of a fork server: the one that ADDRESS names, else its own, started by the first call."""
 
     def __init__(self) -> None:
         """Start nothing yet."""
         self.process: subprocess.Popen[bytes] | None = None
+        self.folder: Path | None = None
 
     def run(
         self, script: Path, *arguments: str, ranks: int = 0, timeout_seconds: float = 240
@@ -45,10 +49,11 @@ class WarmJobs:
             ranks: processes with torchrun's variables; 0: one without them.
 
         Raises:
-            TimeoutError: it takes longer; the server and its processes are killed.
+            TimeoutError: it takes longer; its processes are killed.
         """
-        if self.process is None:
-            self._start()
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="tessera-jobs-"))
+            atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         outputs = [str(self.folder / "stdout"), str(self.folder / "stderr")]
         request = {
             "script": str(script),
@@ -57,69 +62,95 @@ class WarmJobs:
             "outputs": outputs,
             "environment": dict(os.environ),
         }
-        self.socket.settimeout(timeout_seconds)
-        try:
-            self.stream.write(json.dumps(request) + "\n")
-            self.stream.flush()
-            code = int(self.stream.readline())
-        except TimeoutError:
-            self.close()
-            raise
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout_seconds)
+            connection.connect(os.environ.get(ADDRESS) or self.start())
+            with connection.makefile("rw", encoding="utf-8") as stream:
+                stream.write(json.dumps(request) + "\n")
+                stream.flush()
+                group = int(stream.readline())
+                try:
+                    code = int(stream.readline())
+                except TimeoutError:
+                    os.killpg(group, signal.SIGKILL)
+                    raise
         stdout, stderr = (Path(file).read_text(encoding="utf-8") for file in outputs)
         return subprocess.CompletedProcess([str(script), *arguments], code, stdout, stderr)
 
-    def _start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tessera-jobs-"))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm_jobs", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                cwd=REPOSITORY,
-                start_new_session=True,
-            )
-        self.stream = self.socket.makefile("rw", encoding="utf-8")
+    def start(self) -> str:
+        """Start the server if it does not run, and return the address of its socket."""
+        if self.process is None:
+            self.place = tempfile.TemporaryDirectory(prefix="tessera-fork-")
+            self.address = str(Path(self.place.name) / "socket")
+            theirs, self.life = os.pipe()
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(self.address)
+                listener.listen()
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.warm_jobs", str(listener.fileno()), str(theirs)],
+                    pass_fds=[listener.fileno(), theirs],
+                    cwd=REPOSITORY,
+                    start_new_session=True,
+                )
+            os.close(theirs)
+            atexit.register(self.close)
+        return self.address
 
     def close(self) -> None:
-        """Kill the server and the processes that it runs; the next call starts another."""
-        if self.process is None:
-            return
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.stream.close()
-        self.socket.close()
-        self.process = None
+        """Let the server end, if this process started one."""
+        if self.process is not None:
+            os.close(self.life)
+            self.process.wait()
+            self.process = None
+            self.place.cleanup()
 
 
 WARM = WarmJobs()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Import, then fork processes for every call until the client is gone."""
-    control = socket.socket(fileno=int(arguments[0]))
+    """Import, then fork processes for every call until nobody holds the pipe any more."""
+    listener = socket.socket(fileno=int(arguments[0]))
+    life = int(arguments[1])
     for name in _JOBS:
         runpy.run_path(str(REPOSITORY / "launch" / f"{name}.py"), run_name="imported")
     for module in _LATER:
         __import__(module)
     gc.collect()
     gc.freeze()
-    stream = control.makefile("rw", encoding="utf-8")
-    for line in stream:
-        call = json.loads(line)
-        for file in call["outputs"]:
-            Path(file).write_bytes(b"")
-        pids = []
-        for variables in _variables_of_ranks(call.pop("ranks")):
-            pid = os.fork()
-            if pid == 0:
-                control.close()
-                call["environment"] |= variables
-                _become(**call)
-                return
-            pids.append(pid)
-        stream.write(f"{_wait_for(pids)}\n")
-        stream.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that answer
+    while life not in select.select([listener, life], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            os.close(life)
+            _answer(connection)
+            return
+        connection.close()
+
+
+def _answer(connection: socket.socket) -> None:
+    """Fork the processes of one call, in a group of their own, and tell how they ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    stream = connection.makefile("rw", encoding="utf-8")
+    call = json.loads(stream.readline())
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    for file in call["outputs"]:
+        Path(file).write_bytes(b"")
+    pids = []
+    for variables in _variables_of_ranks(call.pop("ranks")):
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            call["environment"] |= variables
+            _become(**call)
+            return
+        pids.append(pid)
+    stream.write(f"{_wait_for(pids)}\n")
+    stream.flush()
+    os._exit(0)  # what the imports registered for the end is not this process's to do
 
 
 def _variables_of_ranks(ranks: int) -> list[dict[str, str]]:

@@ -566,7 +566,7 @@ def test_rows_of_the_drawn_world_are_encoded_as_prepared(repository, tmp_path):
     ("name", "features"),
     [
         ("movielens", {"year", "director", "keywords", "history"}),
-        ("anime", {"season", "studios", "user_id"}),
+        pytest.param("anime", {"season", "studios", "user_id"}, marks=pytest.mark.slow),
     ],
 )
 def test_rows_of_real_data_are_encoded_as_prepared(real_data, repository, tmp_path, name, features):

@@ -126,9 +126,9 @@ def test_too_small_a_world_is_refused(tmp_path):
         draw(tmp_path, WorldConfig(num_items=3))
 
 
-def test_the_command_draws_once_and_says_where_to_look(tmp_path, command, job):
+def test_the_job_draws_once_and_says_where_to_look(tmp_path, job):
     sizes = ["world.num_items=50", "world.num_users=20", "world.num_exposures=200"]
-    done = command("demo", f"workspace={tmp_path}", "processes=1", *sizes)
+    done = job("demo", f"workspace={tmp_path}", "processes=1", *sizes)
     assert done.returncode == 0 and "contact_sheet.png" in done.stdout
     again = job("demo", f"workspace={tmp_path}", *sizes)
     assert again.returncode == 0 and "drawn already" in again.stdout

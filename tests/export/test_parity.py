@@ -22,6 +22,7 @@ from recsys.schema import read_manifest
 from recsys.serving.explain import Explainer
 from recsys.serving.recommender import Recommender
 from tests.export.untrained import make_workspace, write_run
+from tests.slow_cases import slow_but
 
 FORMS = {
     **{form: {"umcm": form} for form in UMCM_FORMS},
@@ -126,20 +127,20 @@ def one_row(column, row):
     return Column(values_V[part], lengths_B[row : row + 1], weights)
 
 
-@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.parametrize("name", slow_but(RANKERS, "umair_fps", "dcn_v2", "fm"))
 def test_bundle_of_every_ranker_scores_as_the_run(varied, one_process, name):
     bundle = check(varied, name, one_process, {"name": name})
     assert (bundle.spec.kind == TWO_SIDED) == (name == "umair_fps")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_but(FORMS, "mixture", "all terms", "batch norm", "ids"))
 def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process, form):
     check(
         varied, f"form-{form}".replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]}
     )
 
 
-@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+@pytest.mark.parametrize("name", slow_but(["umair_fps", "dcn_v2"], "umair_fps"))
 def test_tables_with_a_fixed_capacity_are_looked_up_through_their_id_maps(
     varied, one_process, name
 ):
@@ -154,7 +155,7 @@ def test_tables_with_a_fixed_capacity_are_looked_up_through_their_id_maps(
         assert exported_table.num_rows == manifest.table(table).num_rows
 
 
-@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+@pytest.mark.parametrize("name", slow_but(["umair_fps", "dcn_v2"], "umair_fps"))
 def test_context_on_the_item_side_is_read_with_the_request(tmp_path, one_process, name):
     workspace = make_workspace(tmp_path / "w", price_side="item")
     bundle = check(workspace, "run", one_process, {"name": name})
@@ -162,7 +163,7 @@ def test_context_on_the_item_side_is_read_with_the_request(tmp_path, one_process
     assert not bundle.items.parts
 
 
-@pytest.mark.parametrize("name", ["umair_fps", "fm"])
+@pytest.mark.parametrize("name", slow_but(["umair_fps", "fm"], "umair_fps"))
 def test_users_histories_pictures_and_texts_may_be_absent(tmp_path, one_process, name):
     workspace = make_workspace(tmp_path / "w", has_contents=False, has_users=False)
     bundle = check(workspace, "run", one_process, {"name": name})
@@ -183,7 +184,9 @@ def test_a_run_trained_in_bf16_is_served_in_fp32(varied, one_process):
     assert 1e-5 < bundle.spec.measured["difference_of_bf16"] < 0.1
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("int8", 2e-2)])
+@pytest.mark.parametrize(
+    ("precision", "bound"), [pytest.param("fp16", 2e-3, marks=pytest.mark.slow), ("int8", 2e-2)]
+)
 def test_smaller_tables_score_nearly_the_same(varied, one_process, precision, bound):
     expected = write_run(varied, precision, one_process, {"name": "umair_fps"})
     bundle, found = exported(varied, precision, precision=precision)

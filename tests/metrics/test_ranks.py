@@ -17,6 +17,7 @@ from recsys.metrics.precision import pr_auc
 from recsys.runtime.ranks import ALONE
 from tests.metrics.ranks_worker import CASES, COLUMNS, drawn, evaluated, sorted_columns
 from tests.processes import run_worker
+from tests.slow_cases import slow_but
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FORMULAS = {
@@ -30,15 +31,12 @@ FORMULAS = {
 }
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture(scope="module", params=slow_but([2, 4], 2))
+def results(request, tmp_path_factory):
     """What every rank found, by number of ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    found = {}
-    for size in (2, 4):
-        run_worker(WORKER, folder / f"{size}.json", ranks=size)
-        found[size] = json.loads((folder / f"{size}.json").read_text())
-    return found
+    file = tmp_path_factory.mktemp("ranks") / "found.json"
+    run_worker(WORKER, file, ranks=request.param)
+    return {request.param: json.loads(file.read_text())}
 
 
 def close(found, expected):

@@ -102,7 +102,7 @@ def test_moments_are_utc_and_are_checked():
     assert "since='yesterday': expected a moment such as" in problem
 
 
-def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command, job):
+def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, job):
     world = tmp_path / "world"
     sizes = ["world.num_items=50", "world.num_users=40", "world.num_exposures=400", "processes=1"]
     done = job("demo", f"workspace={world}", *sizes)
@@ -121,7 +121,7 @@ def test_prepare_reads_events_as_a_log_of_the_drawn_world(tmp_path, command, job
         ("new user", pairs[0][1], "liked", 3.5 * day),
         (pairs[0][0], "added item", "liked", 3.5 * day),
     ).close()
-    done = command("events", f"workspace={world}", "until=1970-04-01")
+    done = job("events", f"workspace={world}", "until=1970-04-01")
     assert done.returncode == 0, done.stderr
     assert "122 events" in done.stdout
     next_line = next(k for k in done.stdout.splitlines() if "next: " in k).split("next: ")[1]

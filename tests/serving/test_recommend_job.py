@@ -21,11 +21,11 @@ def lists(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(command, tiny_bundle, tmp_path_factory):
+def whole(job, tiny_bundle, tmp_path_factory):
     """The lists of all users, made by one process."""
     folder = tmp_path_factory.mktemp("lists") / "whole"
     keys = ["k=5", "users_per_part=7", "users_per_batch=4"]
-    done = command("recommend", f"bundle={tiny_bundle}", *keys, f"out={folder}")
+    done = job("recommend", f"bundle={tiny_bundle}", *keys, f"out={folder}")
     assert done.returncode == 0, done.stderr
     assert f"results: {folder}" in done.stdout and "next: python -c" in done.stdout
     return lists(folder)

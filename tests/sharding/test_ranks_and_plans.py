@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.processes import worker_result
+from tests.slow_cases import slow_but
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -22,7 +23,7 @@ def agree(one, other, tolerance):
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=0, atol=20 * tolerance)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("optimizer", slow_but(["adam", "rowwise_adagrad"], "rowwise_adagrad"))
 def test_one_and_two_ranks_agree_for_twenty_steps(optimizer):
     agree(run(1, "--optimizer", optimizer), run(2, "--optimizer", optimizer), 1e-5)
 
@@ -41,13 +42,16 @@ def test_a_rank_without_any_row_trains_along(optimizer):
     agree(run(1, *options), run(3, *options), 1e-5)
 
 
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "data_parallel"])
+@pytest.mark.parametrize(
+    "sharding", slow_but(["table_wise", "row_wise", "data_parallel"], "row_wise", "data_parallel")
+)
 def test_every_plan_trains_alike(sharding):
     """Column-wise shards keep their own row-wise Adagrad state and train otherwise by design."""
     reference = run(1, "--optimizer", "rowwise_adagrad")
     agree(reference, run(2, "--optimizer", "rowwise_adagrad", "--sharding", sharding), 1e-5)
 
 
+@pytest.mark.slow
 def test_column_wise_trains_alike_with_sgd():
     agree(
         run(1, "--optimizer", "sgd"),
@@ -99,9 +103,7 @@ def test_checkpoint_moves_across_plans_and_ranks_with_equal_predictions(tmp_path
         previous = tmp_path / name / "step-00000006"
 
 
-@pytest.mark.parametrize(
-    "optimizer", [pytest.param("adam", marks=pytest.mark.slow), "rowwise_adagrad"]
-)
+@pytest.mark.parametrize("optimizer", slow_but(["adam", "rowwise_adagrad"], "rowwise_adagrad"))
 def test_training_continues_with_its_optimizer_state_on_another_plan(tmp_path, optimizer):
     whole = run(1, "--optimizer", optimizer, "--steps", "12")
     sharding = () if optimizer == "adam" else ("--sharding", "row_wise")

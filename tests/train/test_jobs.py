@@ -19,7 +19,7 @@ from tests.test_files import limited
 
 
 def test_train_evaluate_compare_tell_their_story(workspace, command, job):
-    """As a user types it, from another folder; two ranks."""
+    """Two ranks; the training as a user types it, from another folder."""
     done = command("train", *options(workspace, "story", "train.epochs=2"), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     for part in ("sharding plan, 2 rank(s)", "validation AUC", "best validation auc", "next:"):
@@ -32,7 +32,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, command, job):
     norms = [line["train/gradient_norm"] for line in lines if "train/loss" in line]
     assert norms and all(0 < norm < 100 for norm in norms)
 
-    done = command("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
+    done = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     predictions = pq.read_table(folder / "eval" / "test" / "predictions.parquet")
     manifest = read_manifest(workspace)
@@ -61,7 +61,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, command, job):
 
     one = job("evaluate", "data=demo", f"workspace={workspace}", "run.name=story", "split=valid")
     assert one.returncode == 0, one.stderr[-2000:]
-    done = command("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
+    done = job("compare", "data=demo", f"workspace={workspace}", "runs=[story]")
     assert done.returncode == 0 and "oracle (true probabilities)" in done.stdout
 
 
@@ -102,9 +102,9 @@ def numbers_of(content, name=""):
     return {k: v for key, part in pairs for k, v in numbers_of(part, f"{name}/{key}").items()}
 
 
-def test_smoke_experiment_runs_as_documented(workspace, command):
+def test_smoke_experiment_runs_as_documented(workspace, job):
     name = ["data=demo", f"workspace={workspace}", "run.name=smoke", "experiment=smoke"]
-    done = command("train", *name)
+    done = job("train", *name)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "epoch 1" in done.stdout and "epoch 2" not in done.stdout
 
@@ -123,12 +123,12 @@ def decided(plan: dict) -> dict:
     }
 
 
-def test_plan_shown_is_the_plan_trained(workspace, command, job):
+def test_plan_shown_is_the_plan_trained(workspace, job):
     """plan.py cluster=cpu_2, a training that plans for itself, and one that takes the saved plan."""
     more = ["optim.table.name=rowwise_adagrad", "plan.replicate_modality_bytes=0"]
     more += ["tables.user_id.sharding=table_wise"]
     shown = workspace / "plans" / "cpu_2"
-    done = command("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
+    done = job("plan", *options(workspace, "unused", "cluster=cpu_2", *more))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.index("fits cpu_2") < done.stdout.index("sharding plan, 2 rank(s)")
     page = (shown / "plan.html").read_text()

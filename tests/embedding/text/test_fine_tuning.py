@@ -144,6 +144,7 @@ def test_a_rank_without_space_for_its_part_of_a_checkpoint_stops_both(tmp_path, 
     assert newest_checkpoint(tmp_path / "checkpoints") is None
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_weights_of_one(tmp_path):
     for name, ranks in (("one", 0), ("two", 2)):
         (tmp_path / name).mkdir()

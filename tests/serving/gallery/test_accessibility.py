@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.slow_cases import slow_but
+
 pytestmark = pytest.mark.browser
 
 
@@ -88,7 +90,11 @@ VIEWS = (
 )
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+@pytest.mark.parametrize(
+    "view",
+    slow_but(VIEWS, person, picture, everything, catalogue_map),
+    ids=lambda view: view.__name__,
+)
 def test_axe_finds_nothing_serious(page, serious_findings, user, view):
     view(page, user)
     assert not serious_findings(page)
