@@ -34,7 +34,7 @@ class RankerConfig:
     """Settings of every ranker by `name`; set by recsys/model/build.py (recsys.config)."""
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"dense_precision": DENSE_PRECISIONS}
     """Values that a key may have, by key (recsys.config_keys)."""
-    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("modality_components",)
     """Integers that may be 0; all others are 1 or more."""
     MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ()
     """Lists of widths that may have no entry."""
@@ -48,6 +48,10 @@ class RankerConfig:
     """Item modalities to read; those without features in the workspace are left out."""
     interest_modalities: list[str] = field(default_factory=lambda: ["text"])
     """Modalities pooled over the history into interest vectors; the paper uses text alone."""
+    modality_components: int = 0
+    """Principal components that the vectors of every modality are reduced to before anything is learned
+    from them (recsys/model/components.py), fitted on the workspace's vectors; 0: none. Histograms of
+    similarities read the vectors as they are."""
     embedding_dim: int = 16
     """Stored width of every table that has none of its own (tables.<table>.width), a multiple of 4; the
     last column is the first-order weight."""

@@ -108,12 +108,8 @@ class UmairFpsConfig(RankerConfig):
         "cross": CROSS_FORMS,
     }
     """Forms of the fusion and of the cross network."""
-    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("modality_components", "similarity_tiers")
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = (*RankerConfig.MAY_BE_ZERO, "similarity_tiers")
     """Integers that may be 0."""
-    modality_components: int = 0
-    """Principal components that the vectors of every modality are reduced to before anything is learned
-    from them (recsys/model/components.py), fitted on the workspace's vectors; 0: none. Histograms of
-    similarities read the vectors as they are."""
     shared_projection: bool = True
     """Interest vectors pass the item's own projection W_m (fewer weights, one space for taste and
     item); false: raw into the user tower, as in the paper."""

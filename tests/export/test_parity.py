@@ -171,6 +171,11 @@ def test_users_histories_pictures_and_texts_may_be_absent(tmp_path, one_process,
     assert not bundle.spec.widths.modalities
 
 
+@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+def test_vectors_are_reduced_to_the_principal_components_of_the_run(varied, one_process, name):
+    check(varied, f"components-{name}", one_process, {"name": name, "modality_components": 3})
+
+
 def test_tables_trained_in_half_precision_lose_nothing(varied, one_process):
     tables = {"item_id": {"precision": "fp16"}}
     bundle = check(varied, "half", one_process, {"name": "umair_fps"}, tables=tables)

@@ -32,6 +32,7 @@ INPUTS = {
 OPTIONS = {f"umair_fps+{form}": {"umcm": form} for form in UMCM_FORMS}
 OPTIONS["umair_fps+similarity_tiers"] = {"similarity_tiers": 5}
 OPTIONS["umair_fps+modality_components"] = {"modality_components": 3, "second_order": True}
+OPTIONS["dcn_v2+modality_components"] = {"modality_components": 3}
 DENSE = ("umair_fps", "dcn_v2", "deepfm")
 """Rankers that are also trained on dense features: by towers, a concatenation, and fields."""
 
@@ -153,7 +154,7 @@ def main():
     cases = [
         (f"{name}/{kind}", name, inputs) for name in RANKERS for kind, inputs in INPUTS.items()
     ]
-    cases += [(f"{name}/all", "umair_fps", more) for name, more in OPTIONS.items()]
+    cases += [(f"{name}/all", name.partition("+")[0], more) for name, more in OPTIONS.items()]
     cases += [
         (f"{name}/dense", name, {"second_order": True} if name == "umair_fps" else {})
         for name in DENSE

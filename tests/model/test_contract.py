@@ -19,6 +19,7 @@ CASES = [f"{name}/{kind}" for name in RANKERS for kind in ("ids", "all")]
 CASES += [
     f"umair_fps+{option}/all" for option in (*UMCM_FORMS, "similarity_tiers", "modality_components")
 ]
+CASES.append("dcn_v2+modality_components/all")
 CASES += [f"{name}/dense" for name in ("umair_fps", "dcn_v2", "deepfm")]
 
 NORMALISED = [f"{name}+batch_norm" for name in ("umair_fps", "finalmlp", "deepfm")]

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     DeepConfig,
     Fields,
     FirstOrder,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 
@@ -58,15 +58,14 @@ class AutoIntConfig(DeepConfig):
     """Width of a head."""
 
 
-class AutoInt(nn.Module):
+class AutoInt(Baseline):
     """First-order terms, attention layers and a deep network."""
 
     def __init__(self, config: AutoIntConfig, sizes: InputSizes):
         """The deep network reads all fields side by side."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = Fields(sizes)
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.fields = Fields(self.sizes)
+        self.first_order = FirstOrder(self.sizes)
         # Drawn before the attention: with another order a seed would give other weights.
         deep = deep_network(config, self.fields.out_dim)
         layers: list[FieldAttention] = []
@@ -82,12 +81,12 @@ class AutoInt(nn.Module):
         attended_dim = self.fields.num_fields * layers[-1].out_dim
         self.logit = nn.Linear(attended_dim + deep.out_dim, 1, bias=False)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         fields_BFD = self.fields(inputs)
         attended_BC = self.attention(fields_BFD).flatten(start_dim=1)
         both_BC = torch.cat([attended_BC, self.deep(fields_BFD.flatten(start_dim=1))], dim=1)
-        return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])
+        return self.first_order(inputs) + self.logit(both_BC)[:, 0]
 
 
 RANKERS = ((AutoIntConfig, AutoInt),)

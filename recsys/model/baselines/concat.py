@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     ConcatenationConfig,
     concatenation,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 
@@ -22,20 +22,19 @@ class ConcatConfig(ConcatenationConfig):
     """`concat`."""
 
 
-class Concat(nn.Module):
+class Concat(Baseline):
     """A deep network and nothing else."""
 
     def __init__(self, config: ConcatConfig, sizes: InputSizes):
         """The deep network reads x0."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.x0 = concatenation(config, sizes)
+        super().__init__(config, sizes)
+        self.x0 = concatenation(config, self.sizes)
         self.deep = deep_network(config, self.x0.out_dim)
         self.logit = nn.Linear(self.deep.out_dim, 1)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
-        return unmeasured(self.logit(self.deep(self.x0(inputs)))[:, 0])
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
+        return self.logit(self.deep(self.x0(inputs)))[:, 0]
 
 
 RANKERS = ((ConcatConfig, Concat),)

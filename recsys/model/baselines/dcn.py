@@ -11,10 +11,10 @@ from torch import nn
 from torchrec.modules.crossnet import VectorCrossNet
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     ConcatenationConfig,
     concatenation,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 
@@ -29,25 +29,24 @@ class DcnConfig(ConcatenationConfig):
     """Cross layers."""
 
 
-class Dcn(nn.Module):
+class Dcn(Baseline):
     """Cross layers with one weight vector each, beside a deep network."""
 
     def __init__(self, config: DcnConfig, sizes: InputSizes):
         """Both parts read x0."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.x0 = concatenation(config, sizes)
+        super().__init__(config, sizes)
+        self.x0 = concatenation(config, self.sizes)
         # Drawn before the cross layers: with another order a seed would give other weights.
         deep = deep_network(config, self.x0.out_dim)
         self.cross = VectorCrossNet(self.x0.out_dim, config.cross_layers)
         self.deep = deep
         self.logit = nn.Linear(self.x0.out_dim + deep.out_dim, 1)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         x0_BN = self.x0(inputs)
         both_BC = torch.cat([self.cross(x0_BN), self.deep(x0_BN)], dim=1)
-        return unmeasured(self.logit(both_BC)[:, 0])
+        return self.logit(both_BC)[:, 0]
 
 
 RANKERS = ((DcnConfig, Dcn),)

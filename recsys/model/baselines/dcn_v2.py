@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     ConcatenationConfig,
     concatenation,
     deep_network,
-    unmeasured,
 )
 from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
@@ -56,14 +56,13 @@ class StackedDcnV2Config(DcnV2Config):
     """`dcn_v2_stacked`."""
 
 
-class DcnV2(nn.Module):
+class DcnV2(Baseline):
     """A cross network beside a deep network, or below it."""
 
     def __init__(self, config: DcnV2Config, sizes: InputSizes):
         """The deep network reads x0 or, stacked, the cross network's output."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.x0 = concatenation(config, sizes)
+        super().__init__(config, sizes)
+        self.x0 = concatenation(config, self.sizes)
         width = self.x0.out_dim
         self.cross = build_cross(
             form=config.cross,
@@ -76,13 +75,13 @@ class DcnV2(nn.Module):
         self.stacked = config.STACKED
         self.logit = nn.Linear(self.deep.out_dim + (0 if self.stacked else width), 1)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         x0_BN = self.x0(inputs)
         crossed_BN = self.cross(x0_BN)
         if self.stacked:
-            return unmeasured(self.logit(self.deep(crossed_BN))[:, 0])
-        return unmeasured(linear_of_joined([crossed_BN, self.deep(x0_BN)], self.logit)[:, 0])
+            return self.logit(self.deep(crossed_BN))[:, 0]
+        return linear_of_joined([crossed_BN, self.deep(x0_BN)], self.logit)[:, 0]
 
 
 RANKERS = ((DcnV2Config, DcnV2), (StackedDcnV2Config, DcnV2))

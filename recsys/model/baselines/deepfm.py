@@ -10,11 +10,11 @@ from torch import nn
 
 from recsys.model.baselines.fm import second_order
 from recsys.model.baselines.inputs import (
+    Baseline,
     DeepConfig,
     Fields,
     FirstOrder,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 
@@ -27,23 +27,22 @@ class DeepFMConfig(DeepConfig):
     """`deepfm`."""
 
 
-class DeepFM(nn.Module):
+class DeepFM(Baseline):
     """A factorization machine beside a deep network."""
 
     def __init__(self, config: DeepFMConfig, sizes: InputSizes):
         """The deep network reads all fields side by side."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = Fields(sizes)
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.fields = Fields(self.sizes)
+        self.first_order = FirstOrder(self.sizes)
         self.deep = deep_network(config, self.fields.out_dim)
         self.logit = nn.Linear(self.deep.out_dim, 1, bias=False)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         fields_BFD = self.fields(inputs)
         deep_B = self.logit(self.deep(fields_BFD.flatten(start_dim=1)))[:, 0]
-        return unmeasured(self.first_order(inputs) + second_order(fields_BFD) + deep_B)
+        return self.first_order(inputs) + second_order(fields_BFD) + deep_B
 
 
 RANKERS = ((DeepFMConfig, DeepFM),)

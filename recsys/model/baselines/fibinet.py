@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     DeepConfig,
     Fields,
     FirstOrder,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
@@ -56,15 +56,14 @@ class FiBiNetConfig(DeepConfig):
     """`fibinet`."""
 
 
-class FiBiNet(nn.Module):
+class FiBiNet(Baseline):
     """Bilinear products of the fields as they are and as the SENET weighs them."""
 
     def __init__(self, config: FiBiNetConfig, sizes: InputSizes):
         """The deep network reads both sets of products."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = fields = Fields(sizes)
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.fields = fields = Fields(self.sizes)
+        self.first_order = FirstOrder(self.sizes)
         squeezed = max(1, fields.num_fields // config.REDUCTION)
         self.senet = Tower(in_dim=fields.num_fields, hidden_dims=[squeezed, fields.num_fields])
         self.plain, self.weighed = (
@@ -73,13 +72,13 @@ class FiBiNet(nn.Module):
         self.deep = deep_network(config, 2 * self.plain.out_dim)
         self.logit = nn.Linear(self.deep.out_dim, 1, bias=False)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         fields_BFD = self.fields(inputs)
         weights_BF = self.senet(fields_BFD.mean(dim=2))
         weighed_BFD = fields_BFD * weights_BF[:, :, None]
         both_BC = torch.cat([self.plain(fields_BFD), self.weighed(weighed_BFD)], dim=1)
-        return unmeasured(self.first_order(inputs) + self.logit(self.deep(both_BC))[:, 0])
+        return self.first_order(inputs) + self.logit(self.deep(both_BC))[:, 0]
 
 
 RANKERS = ((FiBiNetConfig, FiBiNet),)

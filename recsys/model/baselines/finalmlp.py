@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import ConcatenationConfig, concatenation, unmeasured
+from recsys.model.baselines.inputs import Baseline, ConcatenationConfig, concatenation
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
 
@@ -115,21 +115,20 @@ class TwoStreams(nn.Module):
         return linear_B + product_B
 
 
-class FinalMlp(nn.Module):
+class FinalMlp(Baseline):
     """Two streams over all inputs."""
 
     def __init__(self, config: FinalMlpConfig, sizes: InputSizes):
         """The gates read the user's and the item's part of x0."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.x0 = x0 = concatenation(config, sizes)
+        super().__init__(config, sizes)
+        self.x0 = x0 = concatenation(config, self.sizes)
         contexts = (x0.user_dim, x0.item_dim)
         self.streams = TwoStreams(config, in_dim=x0.out_dim, context_dims=contexts)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         user_BX, item_BY = self.x0.sides(inputs)
-        return unmeasured(self.streams(torch.cat([user_BX, item_BY], dim=1), user_BX, item_BY))
+        return self.streams(torch.cat([user_BX, item_BY], dim=1), user_BX, item_BY)
 
 
 RANKERS = ((FinalMlpConfig, FinalMlp),)

@@ -8,9 +8,8 @@ which is another sum.) Shapes: B rows, F fields, D width of a field.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from recsys.model.baselines.inputs import BaselineConfig, Fields, FirstOrder, unmeasured
+from recsys.model.baselines.inputs import Baseline, BaselineConfig, Fields, FirstOrder
 from recsys.model.inputs import DenseInputs, InputSizes
 
 
@@ -29,19 +28,18 @@ class FactorizationMachineConfig(BaselineConfig):
     """`fm`."""
 
 
-class FactorizationMachine(nn.Module):
+class FactorizationMachine(Baseline):
     """First-order terms and the products of all pairs of fields."""
 
     def __init__(self, config: FactorizationMachineConfig, sizes: InputSizes):
         """The ranker adds the first-order terms of ids."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = Fields(sizes)
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.fields = Fields(self.sizes)
+        self.first_order = FirstOrder(self.sizes)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
-        return unmeasured(self.first_order(inputs) + second_order(self.fields(inputs)))
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
+        return self.first_order(inputs) + second_order(self.fields(inputs))
 
 
 RANKERS = ((FactorizationMachineConfig, FactorizationMachine),)

@@ -5,12 +5,13 @@ factorization machines and their kin need. Every baseline takes one of the two.
 Shapes: B rows, N width of the concatenation, F fields, D width of a field, E modality width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from recsys.errors import UserError
+from recsys.model.components import build_components
 from recsys.model.config import RankerConfig
 from recsys.model.dense_columns import dense_vectors, split_dense
 from recsys.model.inputs import DenseInputs, InputSizes
@@ -49,6 +50,34 @@ class ConcatenationConfig(DeepConfig):
     """The last is the width of a projected modality vector; the others have no part."""
     first_order: bool = False
     """Add a first-order weight of every sparse feature to the logit."""
+
+
+class Baseline(nn.Module):
+    """Dense half of a baseline: logits of all inputs, and a weight of no modality."""
+
+    def __init__(self, config: BaselineConfig, sizes: InputSizes):
+        """Keep `sizes`: widths of what `logits` is given, reduced vectors where the config says so."""
+        super().__init__()
+        self.modality_names: list[str] = []
+        self.components = build_components(sizes.modality_dims, config.modality_components)
+        if self.components is not None:
+            sizes = replace(sizes, modality_dims=self.components.dims)
+        self.sizes = sizes
+
+    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B], weights [B, 0])."""
+        if self.components is not None:
+            inputs = replace(
+                inputs,
+                modalities=self.components.items(inputs.modalities),
+                interests=self.components.interests(self.sizes.interests, inputs.interests),
+            )
+        logits_B = self.logits(inputs)
+        return logits_B, logits_B[:, None][:, :0]
+
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B], without the first-order weights of ids."""
+        raise NotImplementedError
 
 
 class Concatenation(nn.Module):
@@ -195,8 +224,3 @@ def deep_network(config: DeepConfig, in_dim: int) -> Tower:
         dropout=config.dropout,
         batch_norm=config.batch_norm,
     )
-
-
-def unmeasured(logits_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (logits [B], weights [B, 0]), the output of a ranker that weighs no modality."""
-    return logits_B, logits_B[:, None][:, :0]

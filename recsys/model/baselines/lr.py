@@ -7,9 +7,8 @@ Shapes: B rows.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from recsys.model.baselines.inputs import BaselineConfig, FirstOrder, unmeasured
+from recsys.model.baselines.inputs import Baseline, BaselineConfig, FirstOrder
 from recsys.model.inputs import DenseInputs, InputSizes
 
 
@@ -28,18 +27,17 @@ class LogisticRegressionConfig(BaselineConfig):
         return super().problems() + [text] * (not self.first_order)
 
 
-class LogisticRegression(nn.Module):
+class LogisticRegression(Baseline):
     """First-order terms alone; the ranker adds those of ids."""
 
     def __init__(self, config: LogisticRegressionConfig, sizes: InputSizes):
         """Only modalities and interests have weights here."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.first_order = FirstOrder(self.sizes)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
-        return unmeasured(self.first_order(inputs))
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
+        return self.first_order(inputs)
 
 
 RANKERS = ((LogisticRegressionConfig, LogisticRegression),)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from recsys.model.baselines.inputs import DeepConfig, Fields, deep_network, unmeasured
+from recsys.model.baselines.inputs import Baseline, DeepConfig, Fields, deep_network
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.mlp import Tower
 
@@ -53,14 +53,13 @@ class MaskNetConfig(DeepConfig):
     """Add a first-order weight of every sparse feature to the logit."""
 
 
-class MaskNet(nn.Module):
+class MaskNet(Baseline):
     """Mask blocks over the field vectors, in parallel."""
 
     def __init__(self, config: MaskNetConfig, sizes: InputSizes):
         """The deep network reads all blocks side by side."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = Fields(sizes)
+        super().__init__(config, sizes)
+        self.fields = Fields(self.sizes)
         self.norm = nn.LayerNorm(self.fields.field_dim)
         self.blocks = nn.ModuleList(
             MaskBlock(
@@ -71,13 +70,13 @@ class MaskNet(nn.Module):
         self.deep = deep_network(config, config.cross_layers * config.cross_width)
         self.logit = nn.Linear(self.deep.out_dim, 1)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         fields_BFD = self.fields(inputs)
         plain_BN = fields_BFD.flatten(start_dim=1)
         normalised_BN = self.norm(fields_BFD).flatten(start_dim=1)
         blocks = [block(plain_BN, normalised_BN) for block in self.blocks]
-        return unmeasured(self.logit(self.deep(torch.cat(blocks, dim=1)))[:, 0])
+        return self.logit(self.deep(torch.cat(blocks, dim=1)))[:, 0]
 
 
 RANKERS = ((MaskNetConfig, MaskNet),)

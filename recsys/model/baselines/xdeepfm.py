@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from recsys.model.baselines.inputs import (
+    Baseline,
     DeepConfig,
     Fields,
     FirstOrder,
     deep_network,
-    unmeasured,
 )
 from recsys.model.inputs import DenseInputs, InputSizes
 
@@ -54,15 +54,14 @@ class XDeepFMConfig(DeepConfig):
     """Feature maps of a CIN layer."""
 
 
-class XDeepFM(nn.Module):
+class XDeepFM(Baseline):
     """First-order terms, CIN and a deep network."""
 
     def __init__(self, config: XDeepFMConfig, sizes: InputSizes):
         """The deep network reads all fields side by side."""
-        super().__init__()
-        self.modality_names: list[str] = []
-        self.fields = Fields(sizes)
-        self.first_order = FirstOrder(sizes)
+        super().__init__(config, sizes)
+        self.fields = Fields(self.sizes)
+        self.first_order = FirstOrder(self.sizes)
         # Drawn before the CIN: with another order a seed would give other weights.
         deep = deep_network(config, self.fields.out_dim)
         self.interaction = CompressedInteraction(
@@ -73,12 +72,12 @@ class XDeepFM(nn.Module):
         self.deep = deep
         self.logit = nn.Linear(self.interaction.out_dim + deep.out_dim, 1, bias=False)
 
-    def forward(self, inputs: DenseInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B], weights [B, 0])."""
+    def logits(self, inputs: DenseInputs) -> torch.Tensor:
+        """Return the logits [B]."""
         fields_BFD = self.fields(inputs)
         deep_BH = self.deep(fields_BFD.flatten(start_dim=1))
         both_BC = torch.cat([self.interaction(fields_BFD), deep_BH], dim=1)
-        return unmeasured(self.first_order(inputs) + self.logit(both_BC)[:, 0])
+        return self.first_order(inputs) + self.logit(both_BC)[:, 0]
 
 
 RANKERS = ((XDeepFMConfig, XDeepFM),)

@@ -12,7 +12,7 @@ from recsys.model.baselines.fm import second_order
 from recsys.model.baselines.inputs import Concatenation, Fields, FirstOrder
 from recsys.model.baselines.masknet import MaskBlock
 from recsys.model.baselines.xdeepfm import CompressedInteraction
-from recsys.model.build import build_ranker
+from recsys.model.build import BASELINES, build_ranker
 from recsys.model.dense_columns import DenseColumns
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.umair_fps import SecondOrder
@@ -103,6 +103,29 @@ SIZES = InputSizes(
     vector_dim=D,
     similarity_dim=0,
 )
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_principal_components_are_read_as_narrower_vectors_would_be(name):
+    settings, dense = BASELINES[name]
+    inputs = dense_inputs()
+    axes = torch.linspace(-1, 1, 7 * 2).reshape(7, 2)
+    reduced = dense(settings(modality_components=2), SIZES).eval()
+    reduced.components.fit({"text": axes})
+    for parameter in reduced.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # first-order weights start at zero
+    narrow = dense(settings(), dataclasses.replace(SIZES, modality_dims={"text": 2})).eval()
+    assert not narrow.load_state_dict(reduced.state_dict(), strict=False).missing_keys
+    narrower = dataclasses.replace(
+        inputs,
+        modalities={
+            name: (vector @ axes, has) for name, (vector, has) in inputs.modalities.items()
+        },
+        interests=[(vector @ axes, has) for vector, has in inputs.interests],
+    )
+    logits, weights = reduced(inputs)
+    torch.testing.assert_close(logits, narrow(narrower)[0])
+    assert logits.std() > 0 and weights.shape == (B, 0)
 
 
 def test_fields_hold_features_modalities_and_interests_in_order():
