@@ -24,6 +24,8 @@ from recsys.sharding.tables import TableSettings
 
 _COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
 """Sharding types that cut columns."""
+_ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
+"""Sharding types that cut rows."""
 _NARROW = 32
 """Columns below which a table is cut by columns only where the configuration says so."""
 _CACHE_LOAD_FACTOR = 0.2
@@ -51,7 +53,7 @@ def constrain(
     """
     problems: list[str] = []
     for table, settings in tables.items():
-        problems += _sharding_problems(table, settings)
+        problems += _sharding_problems(table, settings, cluster)
         problems += _kernel_problems(table, settings, cluster)
         problems += _rank_problems(table, settings, cluster)
         problems += _precision_problems(table, settings, cluster)
@@ -105,7 +107,7 @@ def _sharding_types(
         # A penalty on every row is kept where every rank holds and steps every row.
         return [DATA_PARALLEL]
     if settings.sharding is not None:
-        return list(settings.sharding)
+        return [kind for kind in settings.sharding if not _leaves_empty(kind, settings, cluster)]
     if settings.ranks is not None:
         return ["table_wise"] if len(settings.ranks) == 1 else ["column_wise"]
     if adam and cluster.device == "cpu":
@@ -119,6 +121,7 @@ def _sharding_types(
         and (kind != "grid_shard" or settings.is_frozen)
         and (kind not in _COLUMN_TYPES or column_width >= _NARROW)
         and (kind != DATA_PARALLEL or (adam and not settings.is_half))
+        and not _leaves_empty(kind, settings, cluster)
     ]
     if cluster.num_ranks == 1:
         # One rank holds whole tables in any case; the other types sort ids into one bucket and
@@ -127,7 +130,26 @@ def _sharding_types(
     return kinds
 
 
-def _sharding_problems(table: str, settings: TableSettings) -> Iterator[str]:
+def _leaves_empty(kind: str, settings: TableSettings, cluster: ClusterConfig) -> bool:
+    """Return whether cutting rows gives some CPU rank none: FBGEMM's lookup fails on a table of 0 rows.
+
+    TorchRec's pieces are of ceil(rows / pieces) rows each, and the last ones get what is left.
+    """
+    pieces = {"row_wise": cluster.num_ranks}.get(kind, cluster.accelerators_per_host)
+    if cluster.device != "cpu" or kind not in _ROW_TYPES:
+        return False
+    return (pieces - 1) * -(-settings.rows // pieces) >= settings.rows
+
+
+def _sharding_problems(
+    table: str, settings: TableSettings, cluster: ClusterConfig
+) -> Iterator[str]:
+    kinds = settings.sharding or ()
+    if kinds and all(_leaves_empty(kind, settings, cluster) for kind in kinds):
+        yield (
+            f"tables.{table}.sharding={' or '.join(kinds)}: leaves a rank none of the {settings.rows} "
+            f"rows, which a CPU cannot look up; use table_wise"
+        )
     if settings.is_frozen and DATA_PARALLEL in (settings.sharding or ()):
         yield (
             f"tables.{table}.sharding=data_parallel: frozen modality tables are replicated by "

@@ -56,9 +56,9 @@ def vectors(workspace):
 
 
 @pytest.fixture(scope="module")
-def embedded(prepared, tmp_path_factory, command):
+def embedded(prepared, tmp_path_factory, job):
     folder = copy(prepared, tmp_path_factory.mktemp("one"))
-    done = command("embed", "data=demo", f"workspace={folder}", *SMALL)
+    done = job("embed", "data=demo", f"workspace={folder}", *SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, done.stdout
 

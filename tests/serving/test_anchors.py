@@ -12,9 +12,9 @@ from tests.serving.tiny import export, train
 
 
 @pytest.fixture(scope="module")
-def recommender(tiny_workspace, job, command):
+def recommender(tiny_workspace, job):
     train(tiny_workspace, job, "whole", "model=dcn_v2")
-    return Recommender.open(export(tiny_workspace, command, "whole", "precision=fp32"))
+    return Recommender.open(export(tiny_workspace, job, "whole", "precision=fp32"))
 
 
 def test_fitted_vectors_order_items_as_the_model_does(recommender):

@@ -149,6 +149,22 @@ def test_a_small_table_of_many_rows_stays_whole():
     assert table(plan, "item_id").sharding == "data_parallel"
 
 
+@pytest.mark.parametrize("kind", ["row_wise", "table_row_wise"])
+def test_no_rank_of_a_cpu_gets_a_piece_without_rows(kind):
+    """Over four ranks 10 rows are pieces of 3, 3, 3 and 1, and 9 rows of 3, 3, 3 and none."""
+    cluster = ClusterConfig(hosts=1 if kind == "row_wise" else 2, accelerators_per_host=4)
+
+    def plan_of(num_rows, kinds):
+        sections = {"tables": {"tags": {"sharding": kinds}}}
+        return table(planned(cluster, {**ROWS, "tags": num_rows}, **sections).plan(), "tags")
+
+    assert plan_of(10, [kind]).sharding == kind
+    assert plan_of(9, [kind, "table_wise"]).sharding == "table_wise"
+    sentence = f"tables.tags.sharding={kind}: leaves a rank none of the 9 rows, .* use table_wise"
+    with pytest.raises(ValueError, match=sentence):
+        plan_of(9, [kind])
+
+
 def test_what_does_not_fit_names_the_table_and_by_how_much():
     one_host = dataclasses.replace(H100, hosts=1)
     with pytest.raises(DoesNotFitError) as raised:

@@ -14,8 +14,8 @@ import pytest
 from tests.processes import Running
 from tests.small_runs import leftovers, losses, metrics, options, steps_saved
 
-LONG = ["train.epochs=30", "train.patience=0", "model.dropout=0.2", "train.save_every_steps=2"]
-"""Some 140 steps."""
+LONG = ["train.epochs=14", "train.patience=0", "model.dropout=0.2", "train.save_every_steps=2"]
+"""Some 65 steps."""
 
 
 @pytest.fixture(scope="module")
