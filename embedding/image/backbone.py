@@ -12,6 +12,9 @@ from torch import nn
 from embedding.image.config import TIMM, ImageConfig
 from embedding.image.torchvision_backbone import TorchvisionBackbone
 
+Maps = list[torch.Tensor]
+"""Outputs of blocks, each [B, C, H, W]."""
+
 
 class Backbone(Protocol):
     """A network, the normalisation of its input, and its features; one for each library."""
@@ -23,8 +26,8 @@ class Backbone(Protocol):
     std: tuple[float, ...]
     """Standard deviation of each input channel."""
 
-    def features(self, x_B3SS: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return (pooled last features [B, D], maps [B, C, H, W] of the style blocks)."""
+    def features(self, x_B3SS: torch.Tensor) -> tuple[torch.Tensor, Maps, Maps]:
+        """Return (pooled last features [B, D], maps of the semantic blocks, of the style blocks)."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -44,7 +47,9 @@ def build_backbone(config: ImageConfig, folder: Path | None = None) -> Backbone:
     """
     weights = config.weights if folder is None else "none"
     if not config.backbone.startswith(TIMM):
-        return TorchvisionBackbone(config.backbone, weights, config.style_blocks)
+        return TorchvisionBackbone(
+            config.backbone, weights, config.style_blocks, config.semantic_blocks
+        )
     # timm is an optional package.
     from embedding.image.timm_backbone import TimmBackbone
 
@@ -52,6 +57,7 @@ def build_backbone(config: ImageConfig, folder: Path | None = None) -> Backbone:
         config.backbone.removeprefix(TIMM),
         weights,
         config.style_blocks,
+        config.semantic_blocks,
         size=config.size,
         folder=folder,
     )

@@ -33,6 +33,9 @@ class ImageConfig:
     semantic_head: Literal["pool", "discriminant"] = "discriminant"
     """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
     within a content is whitened)."""
+    semantic_blocks: list[str] = field(default_factory=list)
+    """Names of the blocks, for a model of timm the numbers of its stages, of whose channels the semantic
+    head reads means and deviations; empty: it reads the pooled last features."""
     style_head: StyleHead = "auto"
     """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
     where the items have artists, else palette."""

@@ -1,7 +1,7 @@
 """Image encoder: one network, two outputs, in one pass.
 
-Semantics: the pooled last features of the network. Style: a head of
-embedding/image/style.py over early blocks. Each goes through a projection
+Semantics: the pooled last features of the network, or means and deviations of the channels of late
+blocks. Style: a head of embedding/image/style.py over early blocks. Each goes through a projection
 (embedding/image/projection.py) fitted on a sample.
 Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from embedding.image.backbone import build_backbone
+from embedding.image.backbone import Maps, build_backbone
 from embedding.image.config import ImageConfig
 from embedding.image.projection import Projection, Sample, build_projection
-from embedding.image.style import STYLE_HEADS
+from embedding.image.style import STYLE_HEADS, moments
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
 
@@ -57,19 +57,21 @@ class ImageEncoder(nn.Module):
             channels = torch.tensor(getattr(self.backbone, name))[:, None, None]
             self.register_buffer(name, channels, persistent=False)
 
-    def features(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return (pooled last features [B, D], maps of style blocks) of uint8 pictures [B, S, S, 3]."""
+    def features(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, Maps, Maps]:
+        """Return (pooled last features [B, D], maps of the semantic blocks, of the style blocks).
+
+        Args:
+            pixels_BSS3: uint8 pictures [B, S, S, 3].
+        """
         x_B3SS = pixels_BSS3.permute(0, 3, 1, 2).float().div(255.0)
         x_B3SS = ((x_B3SS.flip(1) if self.is_bgr else x_B3SS) - self.mean) / self.std
         return self.backbone.features(x_B3SS.contiguous(memory_format=torch.channels_last))
 
     def statistics(self, pixels_BSS3: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """Return raw statistics, each [B, R], by output, of uint8 pictures [B, S, S, 3]."""
-        pooled_BD, maps = self.features(pixels_BSS3)
-        return {
-            "semantic": [pooled_BD],
-            "style": self.style.statistics(pixels_BSS3, maps),
-        }
+        pooled_BD, semantic_maps, style_maps = self.features(pixels_BSS3)
+        semantic = moments(pixels_BSS3, semantic_maps) if semantic_maps else [pooled_BD]
+        return {"semantic": semantic, "style": self.style.statistics(pixels_BSS3, style_maps)}
 
     def forward(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return scaled {"semantic": [B, D], "style": [B, E]} of uint8 pictures [B, S, S, 3]."""

@@ -61,7 +61,7 @@ class TagClassifier(nn.Module):
 
     def forward(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
         """Return tag logits [B, T] of uint8 pictures [B, S, S, 3]."""
-        pooled_BD, _ = self.encoder.features(pixels_BSS3)
+        pooled_BD, *_ = self.encoder.features(pixels_BSS3)
         return self.head(pooled_BD.float())
 
 

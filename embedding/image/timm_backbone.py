@@ -37,6 +37,7 @@ class TimmBackbone:
         name: str,
         weights: str,
         style_blocks: Sequence[str],
+        semantic_blocks: Sequence[str] = (),
         *,
         size: int,
         folder: Path | None = None,
@@ -45,7 +46,7 @@ class TimmBackbone:
 
         Args:
             name: of the model; `hf-hub:OWNER/NAME` or `local-dir:FOLDER`.
-            weights, style_blocks, size: as in ImageConfig.
+            weights, style_blocks, semantic_blocks, size: as in ImageConfig.
             folder: of a finished encoder, from which the network is built instead.
 
         Raises:
@@ -86,14 +87,24 @@ class TimmBackbone:
                     f"note: timm/{name} was trained with pictures of {trained_size} pixels, "
                     f"encoder.image.size={size}"
                 )
-        self.stages = _stages(network, name, style_blocks)
+        reductions = _reductions(network, name)
+        self.style_stages = _numbers("style", style_blocks, name, reductions) or _early(reductions)
+        self.semantic_stages = _numbers("semantic", semantic_blocks, name, reductions)
         self.network = network
 
-    def features(self, x_B3SS: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return (features before the classifier [B, D], maps [B, C, H, W] of the style stages)."""
+    def features(
+        self, x_B3SS: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Return (features before the classifier [B, D], maps of semantic stages, of style stages)."""
         network: Any = self.network
-        last, maps = network.forward_intermediates(x_B3SS, indices=self.stages, output_fmt="NCHW")
-        return network.forward_head(last, pre_logits=True).float(), list(maps)
+        stages = sorted({*self.semantic_stages, *self.style_stages})
+        last, maps = network.forward_intermediates(x_B3SS, indices=stages, output_fmt="NCHW")
+        map_of = dict(zip(stages, maps, strict=True))
+        semantic, style = (
+            [map_of[stage] for stage in wanted]
+            for wanted in (self.semantic_stages, self.style_stages)
+        )
+        return network.forward_head(last, pre_logits=True).float(), semantic, style
 
     def save(self, folder: Path) -> None:
         """Write timm/config.json: architecture and input of the network, without its weights."""
@@ -133,14 +144,11 @@ def _resize(network: Any, size: int) -> str | None:
     return None
 
 
-def _stages(network: Any, name: str, style_blocks: Sequence[str]) -> list[int]:
-    """Return the numbers of the stages that style is read from, ascending.
-
-    Without any given: stages of at most 8 pixels a position; for transformers with larger patches the
-    last block of the first quarter.
+def _reductions(network: Any, name: str) -> list[int]:
+    """Return the pixels, along a side, that a position of each stage stands for.
 
     Raises:
-        UserError: a stage that the model does not have, or a model without stages.
+        UserError: a model without stages.
     """
     if lacking := [part for part in _NEEDED if not hasattr(network, part)]:
         raise UserError(
@@ -149,12 +157,29 @@ def _stages(network: Any, name: str, style_blocks: Sequence[str]) -> list[int]:
             f"a ResNet, ConvNeXt, EfficientNet or ViT"
         )
     info = network.feature_info
-    reductions = [entry["reduction"] for entry in getattr(info, "info", info)]
-    unknown = [b for b in style_blocks if not b.isdigit() or int(b) >= len(reductions)]
+    return [entry["reduction"] for entry in getattr(info, "info", info)]
+
+
+def _numbers(key: str, blocks: Sequence[str], name: str, reductions: Sequence[int]) -> list[int]:
+    """Return the numbers of the stages that a key `<key>_blocks` names, ascending.
+
+    Raises:
+        UserError: a stage that the model does not have.
+    """
+    unknown = [b for b in blocks if not b.isdigit() or int(b) >= len(reductions)]
     if unknown:
         raise UserError(
-            f"encoder.image.style_blocks: {unknown[0]!r} is no stage of timm/{name}; expected numbers "
+            f"encoder.image.{key}_blocks: {unknown[0]!r} is no stage of timm/{name}; expected numbers "
             f"from 0 to {len(reductions) - 1}"
         )
+    return sorted({int(b) for b in blocks})
+
+
+def _early(reductions: Sequence[int]) -> list[int]:
+    """Return the stages that style is read from by default.
+
+    Those of at most 8 pixels a position; for transformers with larger patches the last block of the
+    first quarter.
+    """
     early = [index for index, reduction in enumerate(reductions) if reduction <= _EARLY]
-    return sorted({int(b) for b in style_blocks}) or early or [max(0, len(reductions) // 4 - 1)]
+    return early or [max(0, len(reductions) // 4 - 1)]

@@ -21,32 +21,41 @@ _KEY = "encoder.image.weights"
 
 
 class TorchvisionBackbone:
-    """Network up to its last convolutional stage; hooks keep the maps of the style blocks."""
+    """Network up to its last convolutional stage; hooks keep the maps of its blocks."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    def __init__(self, name: str, weights: str, style_blocks: Sequence[str]):
-        """Build the network and find its style blocks.
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        style_blocks: Sequence[str],
+        semantic_blocks: Sequence[str] = (),
+    ):
+        """Build the network and find its blocks.
 
         Args:
             name: `resnet_tiny`, or a network of torchvision.models of a family of
                 embedding.image.config.FAMILIES.
-            weights, style_blocks: as in ImageConfig.
+            weights, style_blocks, semantic_blocks: as in ImageConfig.
 
         Raises:
             UserError: unknown network or block, or a weights file that does not fit.
         """
         self.network, default_blocks = _network(name, weights)
         self.style_blocks = list(style_blocks) or default_blocks
+        self.semantic_blocks = list(semantic_blocks)
         self._maps: dict[str, torch.Tensor] = {}
         modules = dict(self.network.named_modules())
-        for block in self.style_blocks:
-            if block not in modules:
-                raise UserError(
-                    f"encoder.image.style_blocks: {block!r} is no module of {name}; it has "
-                    f"{', '.join(n for n in modules if n and n.count('.') < 2)}"
-                )
+        for key, blocks in (("style", self.style_blocks), ("semantic", self.semantic_blocks)):
+            for block in blocks:
+                if block not in modules:
+                    raise UserError(
+                        f"encoder.image.{key}_blocks: {block!r} is no module of {name}; it has "
+                        f"{', '.join(n for n in modules if n and n.count('.') < 2)}"
+                    )
+        for block in dict.fromkeys(self.style_blocks + self.semantic_blocks):
             modules[block].register_forward_hook(self._keeper(block))
 
     def _keeper(self, block: str) -> Callable[..., None]:
@@ -55,12 +64,17 @@ class TorchvisionBackbone:
 
         return keep
 
-    def features(self, x_B3SS: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return (mean of the last map [B, D], maps [B, C, H, W] of the style blocks)."""
+    def features(
+        self, x_B3SS: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Return (mean of the last map [B, D], maps of the semantic blocks, of the style blocks)."""
         last_BDHW = self.network(x_B3SS)
-        maps = [self._maps[block] for block in self.style_blocks]
+        semantic, style = (
+            [self._maps[block] for block in blocks]
+            for blocks in (self.semantic_blocks, self.style_blocks)
+        )
         self._maps.clear()
-        return last_BDHW.float().mean(dim=(2, 3)), maps
+        return last_BDHW.float().mean(dim=(2, 3)), semantic, style
 
     def save(self, folder: Path) -> None:
         """Write what builds the network anew: nothing, its name does."""

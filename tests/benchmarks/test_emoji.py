@@ -2,7 +2,8 @@
 
 Needs the real data set `emoji` and the ImageNet weights beside it; skips where they are absent.
 Concepts with md5 modulo 10 below 3 are never trained on; all numbers are of them. Another network:
-EMOJI_BACKBONE=timm/tf_efficientnet_lite0 EMOJI_WEIGHTS=<file>.
+EMOJI_BACKBONE=timm/tf_efficientnet_lite0 EMOJI_WEIGHTS=<file>. The preset `efficientnet` is measured with
+EMOJI_EFFICIENTNET=<file>: tf_efficientnet_lite0 with ImageNet weights.
 """
 
 import json
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from embedding.encoder_folder import Stamp
 from embedding.holdout import held_out
@@ -24,6 +26,7 @@ from embedding.image.pretext_data import TagData, tag_targets
 from embedding.image.sample import Pictures
 from embedding.image.style import STYLE_HEADS
 from recsys.runtime.env import Env
+from tests.warm_jobs import REPOSITORY
 
 pytestmark = pytest.mark.bench
 
@@ -90,6 +93,41 @@ def found(encoder, pictures, *, num_views=2, seed=0, without=None, anonymous=Fal
     return {
         output: {key: value["share"] for key, value in known[output].items()} for output in known
     }
+
+
+@pytest.fixture
+def efficientnet() -> ImageConfig:
+    """The preset `efficientnet` with the weights of EMOJI_EFFICIENTNET."""
+    file = os.environ.get("EMOJI_EFFICIENTNET")
+    if file is None:
+        pytest.skip("no weights of tf_efficientnet_lite0: set EMOJI_EFFICIENTNET to their file")
+    preset = REPOSITORY / "configs/encoder/image/efficientnet.yaml"
+    settings = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    assert settings["size"] == SIZE
+    return ImageConfig(**settings | {"weights": file, "style_head": "contrastive"})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_preset_of_efficientnet_over_seeds(emoji, efficientnet, seed):
+    pictures, _ = emoji
+    encoder = ImageEncoder(efficientnet).eval()
+    known = found(encoder, pictures, num_views=1, seed=seed)
+    print(f"\nefficientnet, seed {seed}: {known}")
+    assert known["style"]["hand"] >= 0.94 and known["style"]["content"] < 0.05
+    assert known["semantic"]["content"] >= 0.85
+
+
+def test_a_designer_never_seen_by_the_preset_of_efficientnet(emoji, efficientnet):
+    pictures, _ = emoji
+    shares = {}
+    for designer in DESIGNERS:
+        encoder = ImageEncoder(efficientnet).eval()
+        known = found(encoder, pictures, num_views=1, without=designer)
+        shares[designer] = known["style"]["unseen_hand"]
+    print(
+        f"\nefficientnet, designers never seen: {shares}, mean {np.mean(list(shares.values())):.3f}"
+    )
+    assert np.mean(list(shares.values())) >= 0.80
 
 
 def test_heads_beside_each_other(emoji, real_data):

@@ -83,6 +83,24 @@ def test_saved_encoder_gives_the_same_vectors(tmp_path, semantic_head, style_hea
         assert torch.equal(vectors, other.encode(pictures(4))[name])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "blocks", "width"),
+    # Channels of the blocks, twice: their means and their deviations; a block may be of both heads.
+    [("resnet_tiny", ["layer1", "layer3"], 2 * (32 + 128)), ("squeezenet1_0", ["4"], 2 * 128)],
+)
+def test_semantics_read_means_and_deviations_of_the_blocks_that_are_named(backbone, blocks, width):
+    encoder = fitted(backbone, count=6, style_head="gram_max", semantic_blocks=blocks)
+    pixels = torch.from_numpy(pictures(3, seed=1))
+    with torch.no_grad():
+        _, maps, _ = encoder.features(pixels)
+        (joined,) = encoder.statistics(pixels)["semantic"]
+    assert encoder.encode(pictures(3, seed=1))["semantic"].shape == (3, width)
+    expected = [
+        f(dim=(2, 3)) for m in maps for f in (m.mean, lambda dim, m=m: m.std(dim, correction=0))
+    ]
+    torch.testing.assert_close(joined, torch.cat(expected, dim=1), atol=1e-3, rtol=1e-3)
+
+
 def test_a_vector_does_not_depend_on_the_batch_it_is_encoded_in():
     encoder = fitted(semantic_head="discriminant", style_head="contrastive")
     together = encoder.encode(pictures(7))

@@ -47,7 +47,7 @@ def fitted(settings):
 def test_a_model_gives_pooled_features_and_maps_of_early_stages(backbone, semantic, maps):
     network = build_backbone(config(backbone))
     network.network.eval()
-    pooled, found = network.features(torch.zeros(2, 3, SIZE, SIZE))
+    pooled, _, found = network.features(torch.zeros(2, 3, SIZE, SIZE))
     assert pooled.shape == (2, semantic)
     assert [tuple(m.shape) for m in found] == [(2, width, side, side) for width, side in maps]
 
@@ -61,7 +61,7 @@ def test_semantics_are_the_features_before_the_models_own_classifier():
     x = (x - torch.tensor(data["mean"])[:, None, None]) / torch.tensor(data["std"])[:, None, None]
     with torch.no_grad():
         expected = model(x)
-        found, _ = encoder.features(torch.from_numpy(pictures(2)))
+        found, *_ = encoder.features(torch.from_numpy(pictures(2)))
     assert data["mean"] == (0.5, 0.5, 0.5) and model.num_classes == 0
     torch.testing.assert_close(found, expected)
 
@@ -139,9 +139,20 @@ def test_a_network_of_fixed_size_is_made_to_read_the_size_asked_for_or_named(cap
 
 
 def test_stages_are_chosen_by_number():
-    assert build_backbone(config(style_blocks=["3", "1"])).stages == [1, 3]
-    with pytest.raises(ValueError, match=r"style_blocks: '5' is no stage of timm/.*from 0 to 4"):
-        build_backbone(config(style_blocks=["5"]))
+    assert build_backbone(config(style_blocks=["3", "1"])).style_stages == [1, 3]
+    for key in ("style_blocks", "semantic_blocks"):
+        with pytest.raises(ValueError, match=rf"{key}: '5' is no stage of timm/.*from 0 to 4"):
+            build_backbone(config(**{key: ["5"]}))
+
+
+def test_semantic_stages_are_read_beside_those_of_style():
+    network = build_backbone(config(semantic_blocks=["4", "2"]))
+    network.network.eval()
+    with torch.no_grad():
+        _, semantic, style = network.features(torch.zeros(2, 3, SIZE, SIZE))
+    assert [m.shape[1] for m in style] == [16, 24, 32]
+    assert [m.shape[1:3] for m in semantic] == [(32, 8), (64, 2)]
+    assert torch.equal(semantic[0], style[2])
 
 
 def test_a_model_without_intermediate_features_is_named(monkeypatch):
