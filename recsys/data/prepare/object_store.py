@@ -8,7 +8,8 @@ store cannot do. Called by launch/prepare.py and launch/sync.py.
 import dataclasses
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,7 +67,7 @@ def in_place(recipe: Recipe) -> Recipe:
     A file:// URL is the folder that it names.
 
     Raises:
-        UserError: the recipe has pictures, which are read from a folder alone.
+        UserError: the recipe has pictures, which are read from a folder alone; the store does not answer.
     """
     if not is_url(recipe.source):
         return recipe
@@ -81,7 +82,25 @@ def in_place(recipe: Recipe) -> Recipe:
     store.invalidate_cache()  # listings that the client keeps may be older than the files
     if hasattr(store, "default_block_size"):  # S3's client reads 50 MB ahead, of whatever column
         store.default_block_size = _BLOCK_BYTES
+    with _asking(recipe.source, "data.source"):
+        store.exists(root)
     return recipe
+
+
+@contextmanager
+def _asking(url: str, key: str) -> Iterator[None]:
+    """Turn an error of a store's client within the block, whose kinds are its own, into a sentence.
+
+    Raises:
+        UserError: the client failed: no address, no credentials, no right, no such bucket.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{key}={url}: the store refuses it or does not answer ({type(error).__name__}: {error}); "
+            f"check the bucket, and address and credentials in the store's own files or variables"
+        ) from error
 
 
 def source_root(recipe: Recipe) -> RawPath:
@@ -102,11 +121,14 @@ def sync(source: str, target: str) -> tuple[int, int]:
         (files copied, files that were there).
 
     Raises:
-        UserError: there is no file at `source`; a name leads out of the folder.
+        UserError: there is no file at `source`, or its store does not answer; a name leads out of the
+            folder.
     """
     source_store, source_root = open_store(source, "source")
     target_store, target_root = open_store(target, "target")
-    if not (found := source_store.find(source_root, detail=True)):
+    with _asking(source, "source"):
+        found = source_store.find(source_root, detail=True)
+    if not found:
         raise UserError(f"source={source}: no files there")
     names = {path.removeprefix(source_root).lstrip("/"): path for path in found}
     names = {name: path for name, path in names.items() if not is_unfinished(name)}

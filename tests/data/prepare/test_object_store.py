@@ -261,6 +261,19 @@ def test_problems_name_the_file_in_the_store_and_leave_nothing(tmp_path, memory)
     assert not (tmp_path / "w").exists()
 
 
+def test_a_store_that_refuses_is_one_sentence(tmp_path, memory, monkeypatch):
+    def refuse(self, path, **more):
+        raise PermissionError("Access Denied")
+
+    for name in ("exists", "find"):
+        monkeypatch.setattr(MemoryFileSystem, name, refuse)
+    refused = r"=memory://b: the store refuses it .*PermissionError: Access Denied.*credentials"
+    with pytest.raises(ValueError, match=f"data.source{refused}"):
+        prepared(tmp_path, recipe("memory://b", **ITEMS_ONLY))
+    with pytest.raises(ValueError, match=f"^source{refused}"):
+        sync("memory://b", str(tmp_path / "x"))
+
+
 def test_pictures_in_a_store_say_how_to_copy_them(tmp_path):
     with pytest.raises(ValueError, match=r"pictures .* launch/sync.py source=memory://b target="):
         prepared(tmp_path, recipe("memory://b"))
