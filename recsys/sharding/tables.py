@@ -35,7 +35,8 @@ class TablePlacementConfig:
     sharding: list[ShardingType] | None = None
     """One sharding type, or a list of them for the planner to choose from; null: all that fit."""
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
-    """`fused`, or on GPU `fused_uvm` (the table in main memory) and `fused_uvm_caching`."""
+    """`fused`, or on GPU `fused_uvm` (the table in main memory) and `fused_uvm_caching`. TorchRec's
+    kernels for tables on SSD are not offered (docs/ids.md)."""
     cache_load_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a `fused_uvm_caching` table's rows cached on the accelerator; null: 0.2."""
     ranks: list[int] | None = None

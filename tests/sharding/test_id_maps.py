@@ -75,21 +75,23 @@ def test_what_the_log_says_adds_up():
 
 
 def test_training_goes_on_over_ranks_and_plans_as_if_undisturbed(tmp_path):
-    """1 rank table-wise to step 7; 2 ranks table-wise to 13, row-wise to the end; saves amid windows."""
+    """1 rank table-wise, 2 ranks table-wise and then row-wise, 4 ranks to the end; saves amid windows."""
     first = run([{"until": 7, "save": str(tmp_path / "a")}], 1)[0]
+    by_rows = {"sharding": "row_wise", "load": f"{tmp_path}/b/step-00000013"}
     second, third = run(
         [
             {"until": 13, "load": f"{tmp_path}/a/step-00000007", "save": str(tmp_path / "b")},
-            {"until": UNTIL, "load": f"{tmp_path}/b/step-00000013", "sharding": "row_wise"},
+            {**by_rows, "until": 16, "save": str(tmp_path / "c")},
         ],
         2,
     )
+    fourth = run([{**by_rows, "until": UNTIL, "load": f"{tmp_path}/c/step-00000016"}], 4)[0]
     assert first["losses"] == whole()["losses"][:7]
-    halves = np.array(second["losses"] + third["losses"]) / 2
-    np.testing.assert_allclose(halves, whole()["losses"][7:], rtol=1e-5)
-    assert third["maps"] == whole()["maps"]
-    assert third["noted"][-1] == whole()["noted"][-1]
-    assert third["summary"] == whole()["summary"]
+    found = [*np.array(second["losses"] + third["losses"]) / 2, *np.array(fourth["losses"]) / 4]
+    np.testing.assert_allclose(found, whole()["losses"][7:], rtol=1e-5)
+    assert fourth["maps"] == whole()["maps"]
+    assert fourth["noted"][-1] == whole()["noted"][-1]
+    assert fourth["summary"] == whole()["summary"]
 
 
 @pytest.mark.parametrize("optimizer", slow_but(["rowwise_adagrad", "adam"], "rowwise_adagrad"))

@@ -388,6 +388,10 @@ BAD_TABLES = {
         {"tags": {"kernel": "magic"}},
         "tables.tags.kernel='magic': expected fused, fused_uvm or fused_uvm_caching",
     ),
+    "kernel on SSD": (
+        {"tags": {"kernel": "key_value"}},
+        "tables.tags.kernel='key_value': expected fused, fused_uvm or fused_uvm_caching",
+    ),
     "kernel on CPU": (
         {"tags": {"kernel": "fused_uvm"}},
         "tables.tags.kernel=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
