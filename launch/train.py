@@ -55,12 +55,14 @@ def job(cfg: DictConfig) -> None:
 
     # 4. The data: ids and labels only, every rank its own lanes.
     loaders = build_loaders(opened, batch_features(ranker))
-    splits = opened.course.splits
+    splits, num_replayed = opened.course.splits, opened.course.num_replayed
     num_rows = sum(manifest.splits[split].num_rows for split in splits)
+    replayed = f" and {num_replayed:,} earlier ones (train.replay)" if num_replayed else ""
+    order = " by time" * opened.course.in_time_order
     say(
-        f"data: {num_rows:,} training rows of {', '.join(splits)}"
-        f"{' by time' * opened.course.in_time_order}, {loaders[0].steps_per_epoch:,} steps an epoch of "
-        f"{config.train.global_batch_size:,} rows on {env.world_size} rank(s), {env.device.type}"
+        f"data: {num_rows:,} training rows of {', '.join(splits)}{order}{replayed}, "
+        f"{loaders[0].steps_per_epoch:,} steps an epoch of {config.train.global_batch_size:,} rows "
+        f"on {env.world_size} rank(s), {env.device.type}"
     )
 
     # 5. The state. Order of initialisation: (1) own checkpoint, (2) run of init=, (3) scratch.

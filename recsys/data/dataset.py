@@ -25,6 +25,9 @@ _FOOTERS = 32
 class Dataset:
     """One split of prepared data, with the side arrays that its features read."""
 
+    is_one_split = True
+    """Whether all rows read the histories of one split."""
+
     def __init__(
         self,
         prepared: Path,

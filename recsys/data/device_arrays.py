@@ -23,8 +23,14 @@ USER, ITEM, HISTORY_END, FIRST_SCALAR = range(4)
 
 
 def can_hold(dataset: Dataset) -> bool:
-    """Return whether every feature is one id of the row itself, or an array of ids by user or item."""
-    return not dataset.dense and _are_held(dataset.manifest, dataset.features)
+    """Return whether every feature is one id of the row itself, or an array of ids by user or item.
+
+    Histories of several splits are arrays of their own each, and are left to the loader.
+    """
+    has_history = any(feature.source == "history" for feature in dataset.features)
+    if dataset.dense or (has_history and not dataset.is_one_split):
+        return False
+    return _are_held(dataset.manifest, dataset.features)
 
 
 def _are_held(manifest: Manifest, features: Sequence[FeatureSpec]) -> bool:

@@ -1,7 +1,7 @@
 """Passes over several splits: their rows together, by their times, or one split after the other.
 
-In: splits of prepared data. Out: datasets and loaders in the place of those of one split. Called by
-recsys/run/assembly.py. Shapes: N rows of a split.
+In: splits of prepared data, and ranges of others. Out: datasets and loaders in the place of those of one
+split. Called by recsys/run/assembly.py. Shapes: N rows of a split.
 """
 
 import functools
@@ -16,17 +16,20 @@ from recsys.batch import Batch
 from recsys.data.dataset import Dataset, as_array, jagged_index, read_columns
 from recsys.data.lanes import BLOCK_ROWS, as_arrow
 from recsys.data.loader import Loader
+from recsys.data.replay import SplitRange
 from recsys.schema import FeatureSpec, Manifest
 
 _PIECE_ROWS = 8 * BLOCK_ROWS
 """Rows in time order that are held at a time; each such piece reads the split once."""
 
 _ROOM = 1 << 40
-"""Places of a history: the number of its split stands above them."""
+"""Places of a history: the number of its range stands above them."""
 
 
 class PooledSplits(Dataset):
-    """Rows of several splits, split after split, in the place of one split."""
+    """Rows of several splits, or of ranges of them, one after the other in the place of one split."""
+
+    is_one_split = False
 
     def __init__(
         self,
@@ -35,20 +38,28 @@ class PooledSplits(Dataset):
         *,
         splits: Sequence[str],
         features: Sequence[str],
+        replayed: Sequence[SplitRange] = (),
         **kinds: bool,
     ):
         """Open the splits' files.
 
         Args:
+            splits: that are read whole; at least one.
+            replayed: ranges of any splits, whose rows follow theirs.
             kinds: `with_times` and `is_trained_on` of Dataset.
         """
-        if "train" in splits:  # whose rows always have their sample weights: those of all splits do
+        sizes = [(name, manifest.splits[name].num_rows) for name in splits]
+        ranges = [SplitRange(split=name, start=0, stop=size) for name, size in sizes]
+        self._ranges = [*ranges, *replayed]
+        if any(one.split == "train" for one in self._ranges):
+            # Rows of train always have their sample weights: those of all splits do.
             kinds = {**kinds, "is_trained_on": True}
         super().__init__(prepared, manifest, split=splits[0], features=features, **kinds)
         self._datasets = [
-            Dataset(prepared, manifest, split=name, features=features, **kinds) for name in splits
+            Dataset(prepared, manifest, split=one.split, features=features, **kinds)
+            for one in self._ranges
         ]
-        self._ends = np.cumsum([dataset.num_rows for dataset in self._datasets])
+        self._ends = np.cumsum([one.num_rows for one in self._ranges])
         self.num_rows = int(self._ends[-1])
 
     def check_files(self, part: int = 0, num_parts: int = 1) -> None:
@@ -57,13 +68,15 @@ class PooledSplits(Dataset):
             dataset.check_files(part, num_parts)
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Return rows [start, stop) of the splits end to end."""
+        """Return rows [start, stop) of the ranges end to end."""
         tables = []
-        for number, (dataset, end) in enumerate(zip(self._datasets, self._ends, strict=True)):
-            begin = int(end) - dataset.num_rows
-            low, high = max(start, begin), min(stop, int(end))
+        for number, (dataset, own) in enumerate(zip(self._datasets, self._ranges, strict=True)):
+            end = int(self._ends[number])
+            low, high = max(start, end - own.num_rows), min(stop, end)
             if low < high:
-                tables.append(_with_split(dataset.read(low - begin, high - begin), number))
+                to_file = own.stop - end
+                rows = dataset.read(low + to_file, high + to_file)
+                tables.append(_with_range(rows, number))
         return pa.concat_tables(tables)
 
     def history_ids(
@@ -74,15 +87,15 @@ class PooledSplits(Dataset):
         Splits may have sequences of their own; here they stand end to end.
 
         Args:
-            history_end_B: of rows of `read`, with the number of their split.
+            history_end_B: of rows of `read`, with the number of their range.
         """
-        split_B, end_B = np.divmod(np.asarray(history_end_B), _ROOM)
-        split_B, end_B = (np.broadcast_to(v, user_row_B.shape) for v in (split_B, end_B))
+        range_B, end_B = np.divmod(np.asarray(history_end_B), _ROOM)
+        range_B, end_B = (np.broadcast_to(v, user_row_B.shape) for v in (range_B, end_B))
         histories = [dataset.histories() for dataset in self._datasets]
         bases = np.cumsum([0, *(len(values) for values, _ in histories)])
         starts_B = np.zeros(len(user_row_B), dtype=np.int64)
-        for number in np.unique(split_B):
-            at = np.flatnonzero(split_B == number)
+        for number in np.unique(range_B):
+            at = np.flatnonzero(range_B == number)
             starts_B[at] = bases[number] + histories[number][1][user_row_B[at]]
         ends_B = starts_B + end_B
         firsts_B = np.maximum(starts_B, ends_B - self.longest_history(feature))
@@ -94,8 +107,8 @@ class PooledSplits(Dataset):
         return items, lengths_B
 
 
-def _with_split(rows: pa.Table, number: int) -> pa.Table:
-    """Return the rows with the number of their split in the column history_end, if there is one."""
+def _with_range(rows: pa.Table, number: int) -> pa.Table:
+    """Return the rows with the number of their range in the column history_end, if there is one."""
     if "history_end" not in rows.column_names:
         return rows
     ends = as_array(rows.column("history_end").combine_chunks()).astype(np.int64)

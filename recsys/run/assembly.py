@@ -18,6 +18,7 @@ from recsys.data.device_arrays import (
 )
 from recsys.data.loader import Loader, ReadAhead
 from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
+from recsys.data.replay import SplitRange
 from recsys.errors import UserError
 from recsys.model.build import batch_features, build_ranker
 from recsys.model.modality import stored_dim
@@ -247,6 +248,7 @@ def build_training_loader(
     env: Env,
     parts: Sequence[Sequence[str]],
     in_time_order: bool,
+    replayed: Sequence[SplitRange] = (),
     features: list[str],
 ) -> LoaderSequence:
     """Return the loader of training for this rank.
@@ -254,6 +256,7 @@ def build_training_loader(
     Args:
         parts: names of the splits that are read together, part after part of a pass.
         in_time_order: read the rows of a part, one split, by their times; else shuffled.
+        replayed: earlier rows that are shuffled among those of a part; none in time order.
     """
     loaders = []
     for splits in parts:
@@ -264,8 +267,8 @@ def build_training_loader(
         if in_time_order:
             (split,) = splits
             dataset: Dataset = TimeOrdered(split=split, **shared)
-        elif len(splits) > 1:
-            dataset = PooledSplits(splits=splits, **shared)
+        elif len(splits) > 1 or replayed:
+            dataset = PooledSplits(splits=splits, replayed=replayed, **shared)
         else:
             dataset = Dataset(split=splits[0], **shared)
         shuffle = not in_time_order

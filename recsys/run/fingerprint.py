@@ -17,8 +17,8 @@ from embedding.features.store import read_feature_manifest
 from recsys.files import sha256_of
 from recsys.schema import Manifest, identity_of, read_manifest
 
-_LATER_KEYS = ("train.splits", "train.order")
-"""Of the keys that decide, those that came later and are null in most runs."""
+_LATER_KEYS = ("train.splits", "train.order", "train.replay")
+"""Of the keys that decide, those that came later and are null or 0 in most runs."""
 _TRAIN_KEYS = ("global_batch_size", "num_lanes", "metric")
 EXTENDABLE = ("train.epochs", "train.patience", "train.evaluate_every_steps")
 """Of the keys that decide, those with other values of which a run may go on: it is extended."""
@@ -62,7 +62,7 @@ def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
         found["train.exchange_ids_every_steps"] = stored["train"]["exchange_ids_every_steps"]
     extendable = [key.removeprefix("train.") for key in EXTENDABLE]
     found |= {f"train.{key}": stored["train"][key] for key in (*_TRAIN_KEYS, *extendable)}
-    found |= {key: stored["train"][key.removeprefix("train.")] for key in _LATER_KEYS}
+    found |= {key: stored["train"][key.removeprefix("train.")] or None for key in _LATER_KEYS}
     found["init"] = (stored.get("parent") or {}).get("checkpoint")
     found["run.seed"] = stored["run"]["seed"]
     found["data.name"] = stored["data"]["name"]

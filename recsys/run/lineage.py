@@ -6,12 +6,14 @@ recsys/run/folder.py.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recsys.checkpoint.integrity import best_checkpoint, latest_checkpoint
 from recsys.config_files import read_yaml
+from recsys.data.replay import SplitRange, replay_ranges
 from recsys.errors import UserError
 from recsys.files import reading, sha256_of
 from recsys.run.config import RunConfig
@@ -61,6 +63,13 @@ class Course:
     validates: bool
     """Whether split valid chooses among checkpoints. False: the last one counts."""
     parent: Parent | None
+    replayed: list[SplitRange]
+    """Rows of earlier splits that are trained on beside those of `splits`."""
+
+    @property
+    def num_replayed(self) -> int:
+        """Rows of `replayed`."""
+        return sum(one.num_rows for one in self.replayed)
 
     @property
     def parts(self) -> list[list[str]]:
@@ -84,7 +93,8 @@ def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
 
     Raises:
         UserError: there is no such parent, or it is not finished; a split that the data does not have;
-            nothing is left to train on; rows in time order without times.
+            nothing is left to train on; rows in time order without times; nothing to replay, or in time
+            order.
     """
     parent = None if config.init is None else open_parent(workspace, config.init, manifest)
     if parent is not None and parent.folder == workspace / "runs" / config.run.name:
@@ -93,7 +103,9 @@ def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
             f"another run.name"
         )
     splits = _splits(config.train, manifest, parent)
-    order = config.train.order or ("shuffled" if parent is None or splits == TRAIN else None)
+    replayed = _replayed(config, manifest, parent, splits)
+    is_shuffled = bool(replayed) or parent is None or splits == TRAIN
+    order = config.train.order or ("shuffled" if is_shuffled else None)
     timeless = [name for name in splits if order != "shuffled" and not _has_times(manifest, name)]
     if order == "time" and timeless:
         raise UserError(
@@ -105,11 +117,37 @@ def course_of(workspace: Path, config: RunConfig, manifest: Manifest) -> Course:
     return Course(
         splits=splits,
         in_time_order=in_time_order,
-        epochs=1 if in_time_order else config.train.epochs,
+        epochs=1 if in_time_order or replayed else config.train.epochs,
         patience=config.train.patience if validates else 0,
         validates=validates,
         parent=parent,
+        replayed=replayed,
     )
+
+
+def _replayed(
+    config: RunConfig, manifest: Manifest, parent: Parent | None, splits: Sequence[str]
+) -> list[SplitRange]:
+    """Return the rows of earlier splits that a warm start on `splits` is trained on again."""
+    replay = config.train.replay
+    if not replay:
+        return []
+    if config.train.order == "time":
+        raise UserError(
+            f"train.order=time train.replay={replay:g}: earlier rows are shuffled among the new ones; "
+            f"leave out train.order, or use train.replay=0"
+        )
+    before = [] if parent is None else parent.splits
+    known = [name for name in manifest.splits_in_time if name in before and name not in splits]
+    num_new = sum(manifest.splits[name].num_rows for name in splits)
+    ranges = replay_ranges(manifest, known, round(replay * num_new), config.run.seed)
+    if not ranges:
+        raise UserError(
+            f"train.replay={replay:g}: there are no earlier rows to train on again; expected init=, a "
+            f"run on data that today's was grown from, and splits that it was trained on beside "
+            f"{', '.join(splits)}"
+        )
+    return ranges
 
 
 def _has_times(manifest: Manifest, split: str) -> bool:

@@ -5,6 +5,7 @@ Called by launch/train.py.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from recsys.run.config import RunConfig, check_classes
 from recsys.run.folder import open_run_folder, tracked_run
 from recsys.run.lineage import Course, Parent, course_of
 from recsys.run.matching import match_tables
-from recsys.runtime.collectives import share, sharing_errors
+from recsys.runtime.collectives import gather, share, sharing_errors
 from recsys.runtime.env import Env, agents_of_start
 from recsys.runtime.hosts import once_a_host
 from recsys.runtime.signals import FAILED, StopSignals
@@ -41,7 +42,7 @@ from recsys.sharding.plan import Plan
 from recsys.tracking.config import TrackingConfig
 from recsys.tracking.opening import open_trackers
 from recsys.train.gradients import Gradients
-from recsys.train.log import RunLog
+from recsys.train.log import CPU_SECONDS, RunLog
 from recsys.train.loop import Loop
 from recsys.train.profile import profiled
 from recsys.train.validate import Validation
@@ -59,6 +60,8 @@ class OpenedRun:
     course: Course
     """Splits that it is trained on, and their order."""
     env: Env
+    cpu_seconds_before: float
+    """Processor time of this process before the run was opened: imports and configuration."""
 
     @property
     def folder(self) -> Path:
@@ -73,9 +76,11 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
         UserError: the data lacks a class or a feature table, the configuration does not fit the data,
             or the folder holds another run.
     """
+    cpu_seconds_before = time.process_time()
     manifest = once_a_host(lambda: read_manifest(workspace))
     course = share(lambda: course_of(workspace, config, manifest))
-    check_classes(manifest, config.train.metric, course.splits, validates=course.validates)
+    splits = [*course.splits, *dict.fromkeys(one.split for one in course.replayed)]
+    check_classes(manifest, config.train.metric, splits, validates=course.validates)
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
     vectors = open_features(workspace, modalities, manifest, say)
     agents = agents_of_start()
@@ -96,6 +101,7 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
         vectors=vectors,
         course=course,
         env=env,
+        cpu_seconds_before=cpu_seconds_before,
     )
 
 
@@ -115,6 +121,7 @@ def build_loaders(opened: OpenedRun, features: list[str]) -> tuple[LoaderSequenc
         workspace=opened.workspace,
         parts=course.parts,
         in_time_order=course.in_time_order,
+        replayed=course.replayed,
         **data,
         **shared,
     )
@@ -264,6 +271,7 @@ def train_run(
     )
     with log.noting_failure(), signals, saver:
         loop.run()
+    log.write(state.step, {CPU_SECONDS: _cpu_seconds(opened)})
     is_stopped = bool(signals.exit_code) and not state.finished
     log.close("stopped" if is_stopped else "finished")
     pipeline.close()
@@ -271,6 +279,11 @@ def train_run(
         say(f"stopped by {signals.name} at step {state.step:,}, saved; the same command goes on")
         return signals.exit_code
     return 0
+
+
+def _cpu_seconds(opened: OpenedRun) -> float:
+    """Return the processor time of all ranks and their threads since the run was opened."""
+    return sum(gather(lambda: time.process_time() - opened.cpu_seconds_before))
 
 
 def _loop(

@@ -13,7 +13,6 @@ launch/progressive.py.
 
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,8 +74,9 @@ class Cost:
     """Cost of one training."""
 
     seconds: float
+    """From the start of its processes to their end."""
     cpu_seconds: float
-    """Of all its processes and threads."""
+    """Of all its processes and threads, without imports and configuration (recsys.train.log)."""
     num_rows: int
     """Rows that steps were taken on, repetitions counted."""
 
@@ -164,13 +164,13 @@ class _Walk:
         full_name = f"{self.config.name}-seed{self.seed}-{name}"
         run = study_run(self.commands.data, self.workspace, full_name, overrides)
         run = dataclasses.replace(run, on_grown_data=True)
-        started, cpu = time.perf_counter(), _cpu_seconds_of_children()
+        started = time.perf_counter()
         is_new = not self._is_trained(run)
         self.commands.train([run], overwrite=self.config.overwrite)
         if is_new:
             cost = Cost(
                 seconds=time.perf_counter() - started,
-                cpu_seconds=_cpu_seconds_of_children() - cpu,
+                cpu_seconds=run.cpu_seconds(),
                 num_rows=_state(run)["examples"],
             )
             self.costs.mkdir(parents=True, exist_ok=True)
@@ -199,12 +199,6 @@ class _Walk:
 
     def _cost_file(self, run: StudyRun) -> Path:
         return self.costs / f"{run.name}.json"
-
-
-def _cpu_seconds_of_children() -> float:
-    """Return the processor time of the ended jobs of this process, one after the other."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _best_epoch(run: StudyRun) -> int:

@@ -41,7 +41,7 @@ from recsys.runtime.limits import usable_cores
 from recsys.runtime.threads import threads_of_process
 from recsys.schema import read_manifest
 from recsys.tracking.config import TrackingConfig
-from recsys.train.log import DIVERGED
+from recsys.train.log import CPU_SECONDS, DIVERGED
 
 _GROWING = ("data.identity", "data.features")
 """Keys of a run that appended days change."""
@@ -174,14 +174,23 @@ class StudyRun:
 
     def examples_per_second(self) -> float:
         """Return the median training speed over the lines of metrics.jsonl."""
+        known = self._logged("train/examples_per_second")
+        return float(np.median(known)) if known else float("nan")
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the training, resumed parts included; nan where none is logged."""
+        known = self._logged(CPU_SECONDS)
+        return sum(known) if known else float("nan")
+
+    def _logged(self, key: str) -> list[float]:
+        """Return the values of a key in metrics.jsonl, of the lines that have it."""
         file = self.folder / "metrics.jsonl"
         with reading(file, self.remedy):
             lines = file.read_text(encoding="utf-8").splitlines()
             if not lines:
                 raise UserError("no lines")
-            rates = [json.loads(line).get("train/examples_per_second") for line in lines]
-        known = [rate for rate in rates if rate is not None]
-        return float(np.median(known)) if known else float("nan")
+            values = [json.loads(line).get(key) for line in lines]
+        return [value for value in values if value is not None]
 
 
 def _same_settings(stored: Any, settings: EvaluateConfig) -> bool:

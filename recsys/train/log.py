@@ -28,6 +28,10 @@ from recsys.train.gradients import Gradients, check_finite, total_norm
 DIVERGED = "diverged.json"
 """Why the last training of a run was given up; a new attempt removes it."""
 
+CPU_SECONDS = "train/cpu_seconds"
+"""Key of a training's last line in metrics.jsonl: processor time of all ranks and their threads, from
+the opened run to the end; imports and configuration are not in it. A resumed run has several."""
+
 
 class RunLog:
     """Writes a run's metrics on rank 0; every rank calls it (losses are averaged)."""

@@ -48,7 +48,12 @@ class TrainConfig:
     train alone; any other run keeps its last one, and scores with `init` each split before training."""
     order: Literal["shuffled", "time"] | None = None
     """`shuffled`, or `time`: one pass in the order of the rows' times, split after split, whatever
-    `epochs` says. null: time with `init` on later splits than train, where the data has times."""
+    `epochs` says. null: time with `init` on later splits than train, where the data has times and
+    nothing is replayed."""
+    replay: Annotated[float, Field(ge=0)] = 0.0
+    """Rows of earlier splits for each new row with `init`, drawn uniformly among those that the run and
+    those before it were trained on, by run.seed: one shuffled pass over both, whatever `epochs` says.
+    0: new rows alone."""
     metric: Literal["auc", "log_loss"] = "auc"
     """Validation metric that names the best checkpoint: `auc` (higher) or `log_loss` (lower)."""
     keep_last: Annotated[int, Field(ge=1)] = 2

@@ -1,9 +1,9 @@
 """Warm starts on new days against training anew on everything, on real users. `make bench`.
 
 MovieLens by two months of its own times, and anime ratings, which have no times, by drawn days. Three
-seeds; some hours on one core. The AUC of all windows together is held to that of training anew, and the
-rows that are trained on to a fifth. The processor time is printed: with so few rows, the start of a
-process, some five seconds, is most of it.
+seeds; some hours on one core. The AUC of all windows together is held to that of training anew, and both
+the rows that are trained on and the processor time to a fifth. Imports and configuration of a process,
+some five seconds of either training, are not in the processor time (`train/cpu_seconds`).
 """
 
 import csv
@@ -40,11 +40,8 @@ CASES = {
 }
 """Columns of users and items, label, features of the items, and settings of the runs, by data set."""
 REFRESH = {
-    # A window is a step or two of 1,024 rows: one pass over the whole log, of fifteen.
-    "movielens": [
-        "refresh_on=all",
-        'refresh=["train.order=shuffled","train.epochs=1","optim.decay=linear"]',
-    ],
+    # A window is a step or two of 1,024 rows: ten times as many earlier ones keep what they would undo.
+    "movielens": ['refresh=["train.replay=10","optim.decay=linear"]'],
     "anime": [],
 }
 """Arguments of launch/progressive.py that say how a run goes on."""
@@ -121,5 +118,5 @@ def test_going_on_is_as_good_as_training_anew_at_a_fifth_of_the_cost(
     result = tmp_path / "w" / "progressive" / "progressive" / "progressive.json"
     against = {d["reference"]: d for d in json.loads(result.read_text())["differences"]}
     assert against["anew"]["auc"]["mean"] >= -0.001
-    assert against["anew"]["rows_ratio"] <= 0.2 and against["anew"]["cpu_ratio"] < 1
+    assert against["anew"]["rows_ratio"] <= 0.2 and against["anew"]["cpu_ratio"] <= 0.2
     assert against["never"]["auc"]["mean"] > 0

@@ -5,8 +5,10 @@ import pytest
 
 from recsys.data import passes as passes_file
 from recsys.data.dataset import Dataset, read_columns
+from recsys.data.device_arrays import can_hold
 from recsys.data.loader import Loader
 from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
+from recsys.data.replay import SplitRange
 from tests.data.small_log import prepared, recipe, write_source
 
 FEATURES = ["user_id", "item_id", "genres", "history"]
@@ -111,6 +113,42 @@ def test_pooled_splits_give_every_row_once_a_pass_in_another_order_each(world, w
     )
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_replayed_ranges_are_trained_on_beside_a_whole_split(world, world_size):
+    manifest, folder = world
+    stored = {
+        split: Dataset(folder, manifest, split=split, features=FEATURES).read(0, 999)
+        for split in ("train", "test")
+    }
+    ids = {split: rows.column("row_id").to_pylist() for split, rows in stored.items()}
+    size = len(ids["train"])
+    replayed = [("train", size - 20, size), ("train", 0, 11), ("valid", 3, 9)]
+    ranges = [SplitRange(split=name, start=a, stop=b) for name, a, b in replayed]
+    data = PooledSplits(
+        folder, manifest, splits=["test"], replayed=ranges, features=FEATURES, with_times=True
+    )
+    expected = ids["test"] + ids["train"][-20:] + ids["train"][:11]
+    rows = data.read(0, data.num_rows)
+    assert data.num_rows == len(expected) + 6
+    assert rows.column("row_id").to_pylist()[:-6] == expected
+    assert data.read(70, 90).to_pylist() == rows.slice(70, 20).to_pylist()
+    loaders = [loader(data, rank, world_size, True, 8) for rank in range(world_size)]
+    steps = zip(*(one.batches(0) for one in loaders), strict=True)
+    found = [[row for batch in step for row in rows_of(batch)] for step in steps]
+    assert sorted(sum(found, [])) == sorted(rows.column("row_id").to_pylist())
+    one = [rows_of(batch) for batch in loader(data, 0, 1, True, 8).batches(0)]
+    assert [sorted(step) for step in found] == [sorted(step) for step in one]
+
+
+def test_a_device_does_not_gather_the_histories_of_several_splits(world):
+    manifest, folder = world
+    shared = {"prepared": folder, "manifest": manifest}
+    for features, expected in ((FEATURES, False), (["user_id", "item_id", "genres"], True)):
+        pooled = PooledSplits(splits=["train", "test"], features=features, **shared)
+        assert can_hold(pooled) is expected
+        assert can_hold(Dataset(split="train", features=features, **shared))
+
+
 def test_pooled_rows_read_the_histories_of_their_own_splits(tmp_path_factory):
     """Training rows see training positives alone, and those of test all earlier ones."""
     folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(4)
@@ -124,7 +162,11 @@ def test_pooled_rows_read_the_histories_of_their_own_splits(tmp_path_factory):
     manifest, workspace = prepared(folder, made)
     assert manifest.history.is_by_split
     splits, names = ["train", "test"], ["history", "user_id", "history_recent"]
-    pooled = PooledSplits(workspace / "prepared", manifest, splits=splits, features=names)
+    size = manifest.splits["train"].num_rows
+    replayed = [SplitRange(split="train", start=a, stop=b) for a, b in ((9, size), (0, 9))]
+    pooled = PooledSplits(
+        workspace / "prepared", manifest, splits=["test"], replayed=replayed, features=names
+    )
     alone = [
         Dataset(workspace / "prepared", manifest, split=split, features=names) for split in splits
     ]

@@ -209,14 +209,14 @@ def test_progress_says_what_is_left_by_the_days_that_were_lived(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_two_real_days_end_with_a_page(job, tmp_path):
     sizes = [f"world.{f.name}={getattr(SMALL, f.name)}" for f in dataclasses.fields(SMALL)]
     encoders = ["encoder.image.pretext_epochs=0", "encoder.text.epochs=1"]
     train = [*SMALL_MODEL, "train.epochs=1"]
     done = job(
         "loop", f"workspace={tmp_path}", *sizes, "arms=[ours,never,never_trained,thompson]", "parallel=1",
-        f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=880,
+        f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=3500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = seed_folder(tmp_path, 0)

@@ -11,7 +11,8 @@ from recsys.checkpoint.integrity import describe_file, point_to_best, write_mani
 from recsys.checkpoint.state import CHECKPOINT_VERSION, TrainState
 from recsys.files import write_json
 from recsys.run.config import read_run_config
-from recsys.run.folder import check_run_data, open_run_folder, read_stored
+from recsys.run.fingerprint import changes, deciding, fingerprint
+from recsys.run.folder import as_stored, check_run_data, open_run_folder, read_stored
 from recsys.run.lineage import course_of, open_parent, trained_splits
 from recsys.run.matching import match_tables
 from recsys.schema import Ancestor, read_manifest
@@ -117,6 +118,53 @@ def test_a_warm_start_on_everything_scores_the_rows_that_are_new_alone(workspace
     assert found.parts == [["train", "valid", "test", "window_0001"]]
     assert found.scored_parts == [["valid", "test", "window_0001"]]
     assert course(workspace, "base", splits=["train"]).scored_parts == [["train"]]
+
+
+def test_a_replayed_sample_is_of_splits_that_were_trained_on_and_makes_one_shuffled_pass(workspace):
+    finish(workspace)
+    manifest = grown(workspace, "window_0001")
+    sizes = {name: split.num_rows for name, split in manifest.splits.items()}
+    found = course(workspace, "base", replay=0.5)
+    num_new = sizes["valid"] + sizes["test"] + sizes["window_0001"]
+    assert found.num_replayed == round(0.5 * num_new) > 0
+    assert {one.split for one in found.replayed} == {"train"}
+    assert found.parts == found.scored_parts == [["valid", "test", "window_0001"]]
+    assert not found.in_time_order and found.epochs == 1 and not found.validates
+    found = course(workspace, "base", replay=1e6)
+    assert found.num_replayed == sizes["train"]
+    none = course(workspace, "base", replay=0)
+    assert none == course(workspace, "base") and none.replayed == [] and none.in_time_order
+    finish(workspace, "next", init="base", train={"replay": 0.5})
+    assert read_stored(workspace / "runs" / "next")["data"]["splits"] == [
+        "valid", "test", "window_0001"
+    ]  # fmt: skip
+    grown(workspace, "window_0002")
+    replayed = course(workspace, "next", replay=1e6).replayed
+    assert {one.split for one in replayed} == {"train", "valid", "test", "window_0001"}
+
+
+def test_a_replay_without_earlier_rows_or_in_time_order_is_refused(workspace):
+    finish(workspace)
+    with pytest.raises(ValueError, match=r"train.replay=2: there are no earlier rows .*init="):
+        course(workspace, replay=2)
+    with pytest.raises(ValueError, match=r"train.replay=2: there are no earlier rows"):
+        course(workspace, "base", replay=2, splits=["all"])
+    with pytest.raises(ValueError, match=r"train.order=time train.replay=2: .*train.replay=0"):
+        course(workspace, "base", replay=2, order="time")
+    with pytest.raises(ValueError, match="train.replay"):
+        course(workspace, "base", replay=-1)
+
+
+def test_the_rows_that_are_replayed_decide_a_runs_result(workspace):
+    finish(workspace)
+    manifest = read_manifest(workspace)
+    none, zero, two = (
+        as_stored(workspace, config_of(init="base", train=train), manifest)
+        for train in ({}, {"replay": 0}, {"replay": 2})
+    )
+    assert fingerprint(none) == fingerprint(zero) != fingerprint(two)
+    assert deciding(none)["train.replay"] is None, "as in every run of earlier versions"
+    assert changes(zero, two)["train.replay"] == "train.replay was None, is 2.0"
 
 
 def test_what_cannot_be_gone_on_from_is_refused(workspace):

@@ -120,6 +120,34 @@ def test_two_ranks_and_cut_tables_start_and_train_as_one(before, warm, job):
     np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in one], rtol=2e-5)
 
 
+def test_a_replayed_sample_is_the_same_after_a_kill_and_on_two_ranks(before, job):
+    """One pass over the newest window and twice as many rows of splits that were trained on."""
+    folder = before[0]
+    base = ["optim.table.name=rowwise_adagrad", "model.dropout=0"]
+    replay = [*WARM, *base, "init=replay_base", "train.splits=[window_0002]", "train.replay=2"]
+    train(folder, job, "replay_base", *base, "train.epochs=1")
+    num_rows = read_manifest(folder).splits["window_0002"].num_rows
+    said = train(folder, job, "replayed", *replay)
+    assert f"{num_rows} training rows of window_0002 and {2 * num_rows} earlier ones" in said
+    whole = losses(folder, "replayed")
+    steps = -(-3 * num_rows // 64)
+    assert [step for step, _ in whole] == list(range(1, steps + 1))
+    scored = [line for line in metrics(folder, "replayed") if "valid/auc" in line]
+    assert [line["step"] for line in scored] == [0]
+    assert scored[0]["valid/num_rows"] == num_rows, "the new rows alone, before any training"
+    newest = folder / "runs" / "replayed" / "checkpoints" / f"step-{steps:08d}"
+    content = (newest / "tables-rank00000.safetensors").read_bytes()
+    for path in newest.parent.glob("step-*"):
+        if int(path.name.removeprefix("step-")) > 2:
+            shutil.rmtree(path)
+    assert "resumed from step-00000002" in train(folder, job, "replayed", *replay)
+    assert losses(folder, "replayed") == whole
+    assert (newest / "tables-rank00000.safetensors").read_bytes() == content
+    train(folder, job, "replayed_by_two", *replay, ranks=2)
+    two = losses(folder, "replayed_by_two")
+    np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in whole], rtol=2e-5)
+
+
 def test_a_run_is_trained_anew_on_everything_without_validation(before, job):
     folder = before[0]
     said = train(folder, job, "anew", "train.splits=[all]", "train.epochs=2")
