@@ -64,13 +64,15 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: Counter[Target] = Counter()
         self._start_after = self._look_after = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._will_feed = False
         self._verified: Target | None = None
         self._recent_items: list[AddedItem] = []
         self.target: Target | None = None
         self.refused: tuple[Target, str] | None = None
         """The last bundle that could not be opened, with the reason."""
         self.deltas = DeltaFollower(config, metrics)
-        self.first_ready: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self.first_ready: asyncio.Future[Link] = self._loop.create_future()
         """Done when the first worker is ready; raises UserError where the first bundle is refused."""
 
     # Requests
@@ -87,10 +89,10 @@ class Pool:
         """
         if len(self._queue) >= self._config.max_queue:
             raise BusyError(f"{len(self._queue)} requests wait already")
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = self._loop.create_future()
         deadline = time.monotonic() + self._config.request_seconds
         self._queue.append(Job(method, request, user, future, deadline))
-        self._feed()
+        self._feed_soon()
         return future
 
     def newer_likes(self, user: str) -> list[Like]:
@@ -107,15 +109,40 @@ class Pool:
         ready = [link.ready.since for link in self._links if link.ready is not None]
         return min(ready, default=0.0)
 
+    def _feed_soon(self) -> None:
+        """Send what waits as soon as nothing more comes; a full batch at once.
+
+        Answers that are ready go out before a worker is woken, which may take this process's core.
+        """
+        if self._queue and self._is_full():
+            self._feed()
+        elif not self._will_feed:
+            self._will_feed = True
+            self._loop.call_soon(self._feed_after, -1)
+
+    def _feed_after(self, num_waiting: int) -> None:
+        """Send what waits, unless requests came in the last turn of the event loop.
+
+        Those that arrive together are read in turns that follow each other: they share a batch.
+
+        Args:
+            num_waiting: requests that waited a turn ago; -1: this is the first turn.
+        """
+        if len(self._queue) > num_waiting:
+            self._loop.call_soon(self._feed_after, len(self._queue))
+            return
+        self._will_feed = False
+        self._feed()
+
     def _feed(self) -> None:
-        """Send what waits to workers that can take it."""
+        """Send what waits to workers that can take it, in equal parts."""
         while self._queue:
             is_full = self._is_full()
             free = [link for link in self._links if link.can_take(is_full=is_full)]
             if not free:
                 break
             link = min(free, key=lambda link: len(link.outstanding))
-            if jobs := self._take():
+            if jobs := self._take(-(-len(self._queue) // len(free))):
                 self._metrics.batch.observe(len(jobs))
                 newer = {
                     job.user: likes
@@ -133,8 +160,12 @@ class Pool:
             return True
         return any(job.is_suspect or job.method != first.method for job in self._queue)
 
-    def _take(self) -> list[Job]:
-        """Return the next batch: requests of one method; a suspect alone; [] where all were given up."""
+    def _take(self, share: int) -> list[Job]:
+        """Return the next batch: requests of one method; a suspect alone; [] where all were given up.
+
+        Args:
+            share: most requests of it; the other workers that are free get as many.
+        """
         jobs: list[Job] = []
         most = 1
         while self._queue and len(jobs) < most:
@@ -145,7 +176,7 @@ class Pool:
             if jobs and (job.is_suspect or job.method != jobs[0].method):
                 break
             if not jobs and job.method in _BATCHED and not job.is_suspect:
-                most = self._config.max_batch
+                most = min(share, self._config.max_batch)
             jobs.append(self._queue.popleft())
         return jobs
 
@@ -286,7 +317,7 @@ class Pool:
                     if not job.future.done():
                         job.future.set_result(reply)
                 self._end_if_idle(link)
-                self._feed()
+                self._feed_soon()
         except (OSError, EOFError):
             self._lost(link)
 
