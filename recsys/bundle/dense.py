@@ -36,7 +36,7 @@ def padded_rows(num_rows: int) -> int:
 
     oneDNN prepares a kernel for every number of rows that it meets; so it meets few.
     """
-    step = max(32, 1 << max(num_rows.bit_length() - 4, 0))
+    step = max(16, 1 << max(num_rows.bit_length() - 4, 0))
     return -(-num_rows // step) * step
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recsys.serving.server.frames import packed, receive_async
-from recsys.serving.server.messages import Ready, Refused, Reply, WorkerArguments
+from recsys.serving.server.messages import Ready, Reply
 from recsys.serving.server.target import Target
-from recsys.serving.server.zygote import Zygote
 
 
 @dataclass(eq=False, slots=True)
@@ -53,27 +52,15 @@ class Link:
     outstanding: deque[Sent] = field(default_factory=deque)
     is_retiring: bool = False
 
-    @classmethod
-    async def start(cls, zygote: Zygote, arguments: WorkerArguments, target: Target) -> "Link":
-        """Fork a worker; it opens its bundle afterwards.
+    async def wait_until_ready(self) -> Ready:
+        """Return the worker's first message.
 
         Raises:
-            OSError, EOFError: the zygote is gone.
+            OSError, EOFError: it ended before it was ready.
         """
-        pid, connection = await asyncio.to_thread(zygote.fork, arguments)
-        reader, writer = await asyncio.open_connection(sock=connection)
-        return cls(pid, target, reader, writer)
-
-    async def first_message(self) -> Ready | Refused:
-        """Return whether the worker could open its bundle.
-
-        Raises:
-            OSError, EOFError: it ended before it said so.
-        """
-        message = await receive_async(self.reader)
-        if isinstance(message, Ready):
-            self.ready = message
-        return message
+        self.ready = await receive_async(self.reader)
+        assert isinstance(self.ready, Ready), "a worker's first message"
+        return self.ready
 
     def can_take(self, *, is_full: bool) -> bool:
         """Return whether a batch may be sent.

@@ -1,7 +1,7 @@
-"""Messages between the front process and its workers.
+"""Messages between the front process, the processes that open bundles, and their workers.
 
-Called by pool.py, link.py and worker.py. The front process imports this file and not worker.py, which
-imports torch.
+Called by pool.py, link.py, opened.py and worker.py. The front process imports this file and not
+worker.py, which imports torch.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ REFUSED, NOT_FOUND, OK, FAILED = 422, 404, 200, 500
 
 @dataclass(frozen=True)
 class WorkerArguments:
-    """How a worker is started."""
+    """How a bundle is opened for workers."""
 
     opener: str
     """Class of the recommender, as MODULE:CLASS."""
@@ -25,8 +25,13 @@ class WorkerArguments:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """First message of a process that opened a bundle and answered requests for practice."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """First message of a worker that opened its bundle and answered a request for practice."""
+    """First message of a worker."""
 
     version: str
     """Version of the bundle."""
@@ -38,7 +43,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """First and last message of a worker that cannot open its bundle."""
+    """First and last message of a process that cannot open its bundle."""
 
     reason: str
 

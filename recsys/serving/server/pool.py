@@ -9,6 +9,7 @@ old one ends after what it has been sent. Called by app.py.
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from recsys.serving.server.deltas import DeltaFollower
 from recsys.serving.server.likes import NewerLikes
 from recsys.serving.server.link import Job, Link, Sent
 from recsys.serving.server.log import log
-from recsys.serving.server.messages import FAILED, Batch, NewItems, Refused, Reply, WorkerArguments
+from recsys.serving.server.messages import FAILED, Batch, NewItems, Reply, WorkerArguments
 from recsys.serving.server.metrics import Metrics
+from recsys.serving.server.opened import OpenedBundle
 from recsys.serving.server.store_thread import StoreThread
 from recsys.serving.server.target import Target, find_target
 from recsys.serving.server.zygote import Zygote
@@ -67,6 +69,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._will_feed = False
         self._verified: Target | None = None
+        self._opened: dict[Target, OpenedBundle] = {}
         self._recent_items: list[AddedItem] = []
         self.target: Target | None = None
         self.refused: tuple[Target, str] | None = None
@@ -235,24 +238,17 @@ class Pool:
         """Start one worker for a bundle, and take it in when it is ready."""
         link = None
         try:
-            if self._zygote is None or self._zygote.process.poll() is not None:
-                self._zygote = Zygote.start(self._opener, target.folder)
-            if self._config.verify == "sha256" and self._verified != target:
-                await asyncio.to_thread(check_bytes, Path(target.folder))
-                self._verified = target
-            arguments = WorkerArguments(self._opener, target.folder, self._store.place)
-            link = await Link.start(self._zygote, arguments, target)
-            first = await asyncio.wait_for(link.first_message(), START_SECONDS)
-            if isinstance(first, Refused):
-                self._failed(target, first.reason, is_final=True)
-            else:
-                await self._store.follow(first.since)
-                self._join(link)
+            opened = await self._open(target)
+            link = await opened.worker()
+            ready = await asyncio.wait_for(link.wait_until_ready(), START_SECONDS)
+            await self._store.follow(ready.since)
+            self._join(link)
         except UserError as error:
             self._failed(target, str(error), is_final=True)
         except (OSError, EOFError, TimeoutError) as error:
             if link is not None:
                 link.kill()
+            self._close_opened(lambda other: other == target)
             self._failed(target, f"its worker ended before it was ready ({error!r})")
         finally:
             if link is not None and link not in self._links:
@@ -260,12 +256,33 @@ class Pool:
             self._starting = None
             self._recent_items = []
 
+    async def _open(self, target: Target) -> OpenedBundle:
+        """Return the process that has a bundle open; it is verified and opened the first time."""
+        if self._zygote is None or self._zygote.process.poll() is not None:
+            self._close_opened(lambda other: True)
+            self._zygote = Zygote.start(self._opener, target.folder)
+        if target not in self._opened:
+            if self._config.verify == "sha256" and self._verified != target:
+                await asyncio.to_thread(check_bytes, Path(target.folder))
+                self._verified = target
+            arguments = WorkerArguments(self._opener, target.folder, self._store.place)
+            self._opened[target] = await OpenedBundle.start(
+                self._zygote, arguments, target, START_SECONDS
+            )
+        return self._opened[target]
+
+    def _close_opened(self, is_closed: Callable[[Target], bool]) -> None:
+        """Let the processes of some bundles end after their workers; the workers go on."""
+        for target in [target for target in self._opened if is_closed(target)]:
+            self._opened.pop(target).close()
+
     def _join(self, link: Link) -> None:
         """Take a ready worker in, and let one of an older bundle end in its place."""
         assert link.ready is not None
         del self._failures[link.target]
         if link.target != self.target:
             self.target = link.target
+            self._close_opened(lambda other: other != link.target)
             self._metrics.swaps.inc()
             self._metrics.bundle.clear()
             self._metrics.bundle.labels(version=link.ready.version).set(1)
@@ -374,5 +391,6 @@ class Pool:
             task.cancel()
         for link in self._links:
             link.close()
+        self._close_opened(lambda other: True)
         if self._zygote is not None:
             await asyncio.to_thread(self._zygote.close)

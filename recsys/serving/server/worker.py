@@ -1,8 +1,8 @@
 """Worker: one process that answers batches of requests from one bundle.
 
 In: over its socket, batches of requests of one method. Out: their answers as JSON, in
-the same order. A worker opens one bundle and never another; a new bundle is a new worker. It ends when
-the front process closes the socket. Forked by zygote.py.
+the same order. A worker is a fork of the process that opened its bundle, and answers from no other; a new
+bundle is a new process. It ends when the front process closes the socket. Called by zygote.py.
 """
 
 import gc
@@ -27,6 +27,7 @@ from recsys.serving.requests import (
     SimilarItems,
     UnknownIdError,
 )
+from recsys.serving.server.forks import fork_for_each, wait_for_forks
 from recsys.serving.server.frames import receive, send
 from recsys.serving.server.log import log
 from recsys.serving.server.messages import (
@@ -36,6 +37,7 @@ from recsys.serving.server.messages import (
     REFUSED,
     Batch,
     NewItems,
+    Opened,
     Ready,
     Refused,
     Reply,
@@ -44,12 +46,15 @@ from recsys.serving.server.messages import (
 from recsys.serving.store import AddedItem, Like, Store
 
 
-def work(connection: socket.socket, arguments: WorkerArguments) -> None:
-    """Open the bundle, say so, and answer batches until the other end closes."""
+def open_bundle(connection: socket.socket, arguments: WorkerArguments) -> None:
+    """Open a bundle, say so, and fork a worker for each message until the other end closes.
+
+    What the bundle needs in memory is there once, however many workers there are.
+    """
     store = Store.open(arguments.store)
     try:
         worker = Worker(_class_of(arguments.opener).open(arguments.folder))
-        last_item = worker.apply(store.items_after())
+        worker.apply(store)
         worker.practise()
     except UserError as error:
         send(connection, Refused(str(error)))
@@ -59,14 +64,28 @@ def work(connection: socket.socket, arguments: WorkerArguments) -> None:
     # Everything that lives as long as the worker is left out of every collection from here on.
     gc.collect()
     gc.freeze()
-    send(connection, Ready(worker.version, worker.since, last_item))
+    send(connection, Opened())
+    fork_for_each(connection, lambda ours, _: work(ours, worker, arguments.store))
+    wait_for_forks()
+
+
+def work(connection: socket.socket, worker: "Worker", place: str) -> None:
+    """Say that the worker is ready, and answer batches until the other end closes.
+
+    Args:
+        place: of the event store, which may have items that were added since the bundle was opened.
+    """
+    store = Store.open(place)
+    worker.apply(store)
+    store.close()
+    send(connection, Ready(worker.version, worker.since, worker.last_item))
     while True:
         try:
             message = receive(connection)
         except EOFError:
             return
         if isinstance(message, NewItems):
-            worker.apply(message.items)
+            worker.add(message.items)
             send(connection, None)
         else:
             send(connection, worker.answer(message))
@@ -84,6 +103,8 @@ class Worker:
         self.recommender = recommender
         self.version: str = recommender.version
         self.since: float = recommender.since
+        self.last_item = 0
+        """Sequence number of the last added item that it knows."""
         self._newer: Mapping[str, list[Like]] = {}
         recommender.later_likes = self._likes_of
         self._methods: dict[str, Callable[[Any], Any]] = {
@@ -131,8 +152,12 @@ class Worker:
     def _encode(self, item: NewItem) -> bytes:
         return self.recommender.encode_item(item).to_bytes()
 
-    def apply(self, items: Sequence[AddedItem]) -> int:
-        """Make added items known, and return the last one's sequence number; 0 for none.
+    def apply(self, store: Store) -> None:
+        """Make items known that were added to a store since the last one that is known."""
+        self.add(store.items_after(self.last_item))
+
+    def add(self, items: Sequence[AddedItem]) -> None:
+        """Make added items known, in the order of their numbers.
 
         An item that was encoded by another bundle is encoded anew by this one.
         """
@@ -143,7 +168,7 @@ class Worker:
                 log("item left out", item=item.id, version=self.version, reason=str(error))
             except Exception:  # one item that nobody can read must not end every worker there is
                 log("item fault", item=item.id, traceback=traceback.format_exc())
-        return items[-1].sequence if items else 0
+            self.last_item = item.sequence
 
     def practise(self) -> None:
         """Answer requests for practice, so that the first real ones find everything loaded.
@@ -151,7 +176,7 @@ class Worker:
         A number of rows that is met for the first time costs 5 ms (recsys.bundle.dense.padded_rows).
         """
         self.recommender.recommend_many([RecommendRequest(k=1)])
-        for num_items in range(32, 1025, 32):
+        for num_items in range(16, 1025, 16):
             self.recommender.score_many([ScoreRequest(items=["a"] * num_items)])
         self._answer_one("search", SearchRequest(words="a", k=1))  # refused without a text encoder
 

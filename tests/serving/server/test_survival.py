@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.processes import family_of
+from tests.processes import children_of, family_of
 from tests.serving.server.double import make_bundle, point_to
 from tests.serving.server.load import Load
 
@@ -186,7 +186,7 @@ def test_a_killed_front_process_leaves_no_process_behind(started):
     server = started(workers=2)
     server.wait("worker ready", count=2)
     family = family_of(server.process.pid)
-    assert len(family) == 4, "front, zygote, two workers"
+    assert len(family) == 5, "front, zygote, the bundle's process, two workers"
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in family[1:]), 15)
@@ -195,7 +195,7 @@ def test_a_killed_front_process_leaves_no_process_behind(started):
 def test_a_killed_zygote_is_replaced_with_its_workers(started):
     server = started(workers=2)
     server.wait("worker ready", count=2)
-    (zygote,) = [pid for pid in family_of(server.process.pid)[1:] if pid not in server.workers()]
+    (zygote,) = children_of(server.process.pid)
     load = Load(server.port, body, num_requests=1000)
     load.start()
     os.kill(zygote, signal.SIGKILL)
@@ -305,3 +305,25 @@ def test_a_port_that_is_taken_is_named(started, tmp_path):
     )
     assert done.returncode != 0
     assert f"port={server.port}: cannot listen there" in done.stderr
+
+
+def test_workers_are_forks_of_the_process_that_opened_their_bundle(started, tmp_path):
+    """So that a bundle is in memory once; it goes with the last of its workers."""
+    server = started(workers=2)
+    server.wait("worker ready", count=2)
+    (zygote,) = children_of(server.process.pid)
+    (opened,) = children_of(zygote)
+    assert sorted(children_of(opened)) == sorted(server.workers())
+    os.kill(server.workers()[0], signal.SIGKILL)
+    server.wait("worker ready", count=3)
+    assert sorted(children_of(opened)) == sorted(server.workers())
+    folder = tmp_path / "bundles"
+    point_to(folder / "current", make_bundle(folder / "b", "b"))
+    server.wait("worker ready", count=5)
+    wait_for(lambda: opened not in children_of(zygote))
+    (newer,) = children_of(zygote)
+    assert sorted(children_of(newer)) == sorted(server.workers())
+    # Without it, its workers are gone; the bundle is opened again.
+    os.kill(newer, signal.SIGKILL)
+    server.wait("worker ready", count=7)
+    assert server.post("/v1/recommend", {}).json["version"] == "b"
