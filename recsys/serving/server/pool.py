@@ -8,6 +8,7 @@ old one ends after what it has been sent. Called by app.py.
 
 import asyncio
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -245,9 +246,11 @@ class Pool:
             self._join(link)
         except UserError as error:
             self._failed(target, str(error), is_final=True)
-        except (OSError, EOFError, TimeoutError) as error:
+        except Exception as error:
             if link is not None:
                 link.kill()
+            if not isinstance(error, OSError | EOFError):  # not just the end of a process
+                log("error", traceback=traceback.format_exc())
             self._close_opened(lambda other: other == target)
             self._failed(target, f"its worker ended before it was ready ({error!r})")
         finally:

@@ -49,7 +49,7 @@ from recsys.serving.store import AddedItem, Like, Store
 def open_bundle(connection: socket.socket, arguments: WorkerArguments) -> None:
     """Open a bundle, say so, and fork a worker for each message until the other end closes.
 
-    What the bundle needs in memory is there once, however many workers there are.
+    The bundle is in memory once, however many workers there are.
     """
     store = Store.open(arguments.store)
     try:
@@ -175,7 +175,10 @@ class Worker:
 
         A number of rows that is met for the first time costs 5 ms (recsys.bundle.dense.padded_rows).
         """
-        self.recommender.recommend_many([RecommendRequest(k=1)])
+        (found,) = self.recommender.recommend_many([RecommendRequest(k=1)])
+        likes = [item.id for item in found.items]
+        # What routes of liked items read is made when it is first asked for: here, for all workers.
+        self.recommender.recommend_many([RecommendRequest(k=1, likes=likes)])
         for num_items in range(16, 1025, 16):
             self.recommender.score_many([ScoreRequest(items=["a"] * num_items)])
         self._answer_one("search", SearchRequest(words="a", k=1))  # refused without a text encoder

@@ -157,6 +157,27 @@ def test_what_is_no_http_is_refused_as_a_problem(server):
     assert b"application/problem+json" in received
 
 
+def test_requests_of_one_connection_are_answered_whole_and_in_order(server):
+    """Sent at once: one of HEAD, one that asks before it sends its body, one that is the last."""
+    body = b'{"user": "u1", "k": 1}'
+    head = b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    received = raw(
+        server,
+        b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+        + head
+        + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+        + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    first, *others = received.split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200") and first.endswith(b"\r\n\r\n")
+    if others[0].startswith(b"100"):
+        assert others.pop(0) == b"100 Continue\r\n\r\n"
+    assert [answer[:3] for answer in others] == [b"200", b"200"]
+    assert others[0].endswith(b"}") and b'"rank":1' in others[0]
+    assert others[1].endswith(b'{"status":"alive"}')
+
+
 def test_endless_headers_are_refused(server):
     received = raw(server, b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 20_000)
     assert received.startswith(b"HTTP/1.1 431")
