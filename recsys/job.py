@@ -23,6 +23,7 @@ from recsys.config_files import check_config_folder
 from recsys.errors import UserError
 from recsys.files import is_disk_full
 from recsys.overrides import override, typed
+from recsys.runtime.collectives import is_rank_lost
 from recsys.runtime.env import rank_from_environment
 from recsys.schema import local_path
 
@@ -206,6 +207,12 @@ def run_job(job: Callable[[], None]) -> None:
             text = str(error)
         elif is_disk_full(error):  # in a library's words, where no writer of ours stands around it
             text = f"the disk is full; free some space and start again ({error})"
+        elif is_rank_lost(error):
+            text = (
+                f"another rank of this job is gone: it was killed (by a user, a scheduler, or for want "
+                f"of memory), its machine is lost, or it failed and says so in its own output; start the "
+                f"job again ({error})"
+            )
         else:
             print(_FAULT, file=sys.stderr, flush=True)
             raise

@@ -25,6 +25,15 @@ class RankError(RuntimeError):
     """Another rank failed with an error that the user cannot mend; its traceback is on that rank."""
 
 
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What backends say of a rank whose process has ended; their errors have no class of their own."""
+
+
+def is_rank_lost(error: Exception) -> bool:
+    """Return whether an exchange failed because another rank's process is gone."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+
+
 @contextmanager
 def sharing_errors(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Raise an error of the block, on whichever rank, on every rank; all ranks run the block.
