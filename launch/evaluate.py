@@ -27,7 +27,7 @@ from recsys.report.evaluation_tables import print_metrics
 from recsys.run.fingerprint import scored_from
 from recsys.run.lineage import trained_splits
 from recsys.run.scoring import open_run, read_run, score_split, split_loader, track_evaluation
-from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import start, stop
 from recsys.runtime.hosts import once_a_host
 from recsys.runtime.ranks import all_ranks
@@ -92,7 +92,7 @@ def job(cfg: DictConfig) -> None:
         data = EvaluationData(
             workspace=workspace, dataset=loader.dataset, tables=run.tables, ranks=ranks
         )
-        bundle = bundle_of(workspace, name, run.checkpoint) if env.is_first else None
+        bundle = share(lambda: bundle_of(workspace, name, run.checkpoint))
         with stage("metrics"):
             evaluation = evaluate(data, scored, config, bundle=bundle)
         if env.is_first:

@@ -168,9 +168,7 @@ class World:
         return {name: values.astype(float) for name, values in found.items()}
 
     def candidates(self):
-        drawn = draw_candidates(
-            self.dataset, config=RankingConfig(num_users=NUM_USERS), rng=np.random.default_rng(0)
-        )
+        drawn = draw_candidates(self.dataset, config=RankingConfig(num_users=NUM_USERS), seed=0)
         assert drawn is not None and drawn.is_full
         return drawn
 

@@ -56,7 +56,8 @@ class Loader:
         lane, place in its slice     0.0 0.1 | 0.2 1.0 1.1 | 1.2 2.0 | 2.1 2.2 2.3
 
     Every rank's batch has ceil(G / W) rows: what its positions do not fill, or a lane that has run out
-    leaves open, is padding of weight 0 at its end. A pass takes as many steps as the longest lane needs.
+    leaves open, is padding of weight 0 at its end. A pass takes as many steps as the longest lane needs,
+    or `steps_per_epoch`, which may be raised: batches of padding alone are its end.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Candidates: what users are ranked on, as rows the loader reads like any split.
 
 In: a split of prepared data. Out: pairs of a user and a candidate item, each in the
-circumstances (history, context features) of the user's first relevant row of the split. Called by
-launch/evaluate.py. Shapes: N pairs or rows, U users, I item rows.
+circumstances (history, context features) of the user's first relevant row of the split; every rank has
+the pairs of its own users. Called by recsys/run/scoring.py. Shapes: N pairs or rows, U users of a rank,
+I item rows.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ _BLOCK_ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Pairs to score, user by user."""
+    """Pairs to score, user by user: those of this rank's users, who are on no other rank."""
 
     user_row_N: NDArray[np.int64]
     item_row_N: NDArray[np.int64]
@@ -58,9 +59,14 @@ class Candidates:
     is_full: bool
     """Whether a user's candidates are all items that the user has not seen before."""
 
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """Rows of the ranked users [U], ascending; those of the ranks follow each other."""
+        return np.unique(self.user_row_N)
+
 
 def draw_candidates(
-    dataset: Dataset, *, config: RankingConfig, rng: np.random.Generator, ranks: Ranks = ALONE
+    dataset: Dataset, *, config: RankingConfig, seed: int, ranks: Ranks = ALONE
 ) -> Candidates | None:
     """Return the pairs; None where there are no users or items, or no user has a relevant item.
 
@@ -72,8 +78,8 @@ def draw_candidates(
     candidate.
 
     Args:
-        rng: draws the same on every rank.
-        ranks: that read the splits together, and each get all candidates.
+        seed: of the users and of each user's items, whatever the number of ranks.
+        ranks: that read the splits together, and each get the candidates of a part of the users.
     """
     manifest = dataset.manifest
     num_items = manifest.num_item_rows - 1
@@ -82,35 +88,40 @@ def draw_candidates(
     splits = SplitPairs(dataset, ranks)
     pairs = splits.relevant()
     eligible = splits.users_of(pairs)
-    if not eligible.size:
+    before, num_eligible = ranks.before_and_total(eligible.size)
+    if not num_eligible:
         return None
-    is_full = config.max_rows // num_items >= min(_FEWEST_USERS, eligible.size)
+    is_full = config.max_rows // num_items >= min(_FEWEST_USERS, num_eligible)
     per_user = num_items if is_full else config.num_negatives
-    num_users = min(config.num_users, eligible.size, max(config.max_rows // per_user, 1))
-    chosen = np.sort(rng.choice(eligible, size=num_users, replace=False))
-    pairs = splits.of_users(pairs, chosen)
-    relevant, seen = splits.items_by_user(pairs), splits.items_by_user(splits.seen_by(chosen))
-    first_rows = splits.first_rows(pairs, chosen)
-    templates = _read_rows(dataset, first_rows) if ranks.rank == 0 else None
+    num_users = min(config.num_users, num_eligible, max(config.max_rows // per_user, 1))
+    places = (
+        np.random.default_rng(seed).choice(num_eligible, size=num_users, replace=False) - before
+    )
+    own = eligible[places[(places >= 0) & (places < eligible.size)]]
+    ranked = np.sort(np.concatenate(ranks.gather(own)))
+    pairs = splits.of_ranked(pairs, ranked)
+    relevant, seen = splits.items_by_user(pairs), splits.items_by_user(splits.seen_by(ranked))
+    first_rows = splits.first_rows(pairs, ranked)
     user_parts, item_parts, relevant_parts = [], [], []
-    for user in chosen.tolist():
+    for user in splits.share_of_ranked(ranked).tolist():
         candidates = _candidates_of(
             relevant[user],
             seen.get(user),
             num_items,
             None if is_full else config.num_negatives,
-            rng,
+            # Of the user alone, so that no rank has to draw for the users of others.
+            np.random.default_rng([seed, user]),
         )
         user_parts.append(np.full(candidates.size, user, dtype=np.int64))
         item_parts.append(candidates)
         relevant_parts.append(np.isin(candidates, relevant[user]))
-    user_row_N = np.concatenate(user_parts)
+    user_row_N = np.concatenate([np.zeros(0, np.int64), *user_parts])
     return Candidates(
         user_row_N=user_row_N,
-        item_row_N=np.concatenate(item_parts),
-        relevant_N=np.concatenate(relevant_parts),
-        template_N=np.searchsorted(chosen, user_row_N),
-        templates=ranks.gather(templates)[0],
+        item_row_N=np.concatenate([np.zeros(0, np.int64), *item_parts]),
+        relevant_N=np.concatenate([np.zeros(0, bool), *relevant_parts]),
+        template_N=np.unique(user_row_N, return_inverse=True)[1],
+        templates=_read_rows(dataset, first_rows),
         is_full=is_full,
     )
 
@@ -135,6 +146,8 @@ def _candidates_of(
 
 def _read_rows(dataset: Dataset, rows_U: NDArray[np.int64]) -> pa.Table:
     """Return some rows [U] of the split in the order asked for; one block is in memory at a time."""
+    if not rows_U.size:
+        return dataset.read(0, 1).slice(0, 0)
     order = np.argsort(rows_U, kind="stable")
     parts = []
     for block in np.split(order, np.flatnonzero(np.diff(rows_U[order] // _BLOCK_ROWS)) + 1):

@@ -20,6 +20,9 @@ from recsys.evaluation.segments import ItemCounts
 from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import Manifest
 
+_PIECE_ROWS = 1 << 20
+"""Rows of a feature table whose masks are read at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
@@ -94,8 +97,18 @@ class EvaluationData:
 
     @functools.cached_property
     def has_vector(self) -> dict[str, NDArray[np.bool_]]:
-        """Mask of the item rows that have a vector [I], by modality."""
-        return {name: table.has_vector() for name, table in self.tables.items()}
+        """Mask of the item rows that have a vector [I], by modality; read by all ranks together."""
+        return {name: self._has_vector(table) for name, table in self.tables.items()}
+
+    def _has_vector(self, table: FeatureTable) -> NDArray[np.bool_]:
+        """Return the mask of one table's rows [I]; each rank reads a range of them, in pieces."""
+        rank, size, num_rows = self.ranks.rank, self.ranks.size, table.num_rows
+        found_I = np.zeros(num_rows, np.uint8)
+        end = (rank + 1) * num_rows // size
+        for start in range(rank * num_rows // size, end, _PIECE_ROWS):
+            stop = min(start + _PIECE_ROWS, end)
+            found_I[start:stop] = table.has_vector(np.arange(start, stop))
+        return self.ranks.total(found_I).view(bool)
 
     def user_ids(self, rows_U: NDArray[np.int64]) -> list[str]:
         """Return the ids of known users [U], given by row."""

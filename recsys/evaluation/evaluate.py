@@ -1,8 +1,8 @@
 """Evaluation of a split: everything the ranks compute from the scores, as one record.
 
-In: scores of the split, spread over the ranks, and on rank 0 those of candidates and with each input
-shuffled; prepared data and, on the drawn world, its truth. Out: the result that metrics.json holds, and
-what the report shows beside it. Called by launch/evaluate.py on every rank. Shapes: N rows of a rank.
+In: scores of the split, of candidates and with each input shuffled, spread over the ranks; prepared data
+and, on the drawn world, its truth. Out: the result that metrics.json holds, and what the report shows
+beside it. Called by launch/evaluate.py on every rank. Shapes: N rows of a rank.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,27 +37,24 @@ class ScoredSplit:
     """Everything that was scored."""
 
     predictions: Predictions
-    """Rows of this rank, in any order; every row of the split is on one rank."""
+    """Rows of this rank, in any order; every row of the split is on one rank. Emptied by `evaluate`."""
     modality_names: list[str]
     """Of the columns of the weights."""
     candidates: Candidates | None = None
-    """None: nobody is ranked."""
+    """Of this rank's users; None: nobody is ranked, on any rank."""
     of_candidates: Predictions | None = None
-    """Predictions of the candidates, in any order, on rank 0."""
+    """Predictions of these candidates, in their order."""
     first_rows: Predictions | None = None
-    """Rows that were scored with shuffled inputs, as they are, on rank 0; None: no importance."""
-    shuffled: Mapping[tuple[str, str], Predictions] = field(default_factory=dict)
-    """The same rows with one input shuffled, by its kind and name."""
+    """Rows of this rank that were scored with shuffled inputs, as they are; None: no importance."""
+    shuffled: Mapping[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    """Scores of the same rows [N] with one input shuffled, by its kind and name."""
     id_maps: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """Table row of every row of the vocabulary, by table, of tables with a fixed capacity."""
 
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """The result of an evaluation, and what the report shows beside it.
-
-    Rank 0 alone has what is gathered there: rankings, lists, sample users, importance.
-    """
+    """The result of an evaluation, and what the report shows beside it."""
 
     result: EvaluationResult
     predictions: Predictions
@@ -91,7 +88,7 @@ def evaluate(
     predictions, names = by_score(scored.predictions, ranks), scored.modality_names
     # 1. All rows, kinds of items, segments.
     row_values = read_by_row_id(
-        data.prepared, data.manifest, config.split, predictions.row_id, ROW_COLUMNS
+        data.prepared, data.manifest, config.split, predictions.row_id, ROW_COLUMNS, ranks
     )
     users = RowUsers(
         user_row_N=users_of(predictions, data.manifest),
@@ -117,22 +114,25 @@ def evaluate(
     _add_truth(evaluation, data, ranks)
     # 3. Candidates: rankings, lists, and sample users of the report.
     if scored.candidates is not None and scored.of_candidates is not None:
-        _add_rankings(evaluation, data, scored.candidates, scored.of_candidates, config)
-        if bundle is not None and scored.candidates.is_full:
-            in_order = scored.of_candidates.score[np.argsort(scored.of_candidates.row_id)]
+        ranked, of_ranked = scored.candidates, scored.of_candidates
+        _add_rankings(evaluation, data, ranked, of_ranked, config)
+        if bundle is not None and ranked.is_full:
+            histories = data.histories(ranked)
             result.two_stages = evaluate_two_stages(
-                scored.candidates, in_order, bundle, data.histories(scored.candidates), config
+                ranked, of_ranked.score, bundle, histories, config, ranks
             )
     # 4. Shuffled inputs.
-    if scored.first_rows is not None:
-        units_N = _units_of(data, scored.first_rows, config.split)
-        result.importance = evaluate_importance(scored.first_rows, scored.shuffled, units_N, config)
+    if (rows := scored.first_rows) is not None:
+        units_N = _units_of(data, rows, config.split)
+        result.importance = evaluate_importance(rows, scored.shuffled, units_N, config, ranks)
     return evaluation
 
 
 def _units_of(data: EvaluationData, predictions: Predictions, split: str) -> NDArray[np.uint64]:
     """Return the bootstrap's units of some rows [N] of a split."""
-    told = read_by_row_id(data.prepared, data.manifest, split, predictions.row_id, ["unknown_user"])
+    told = read_by_row_id(
+        data.prepared, data.manifest, split, predictions.row_id, ["unknown_user"], data.ranks
+    )
     users_N = users_of(predictions, data.manifest)
     return unit_keys(predictions.row_id, users_N, told.get("unknown_user"))
 
@@ -207,7 +207,7 @@ def _add_rankings(
     train_count_I, histories = data.train_count, data.histories(candidates)
     ranked = evaluate_candidates(
         candidates,
-        scored,
+        scored.score,
         train_count_I=train_count_I,
         profile_count_U={
             user: float(train_count_I[items].mean())
@@ -216,21 +216,29 @@ def _add_rankings(
         },
         tables=data.tables,
         config=config,
+        ranks=data.ranks,
     )
     evaluation.result.rankings, evaluation.result.lists = ranked.rankings, ranked.lists
-    in_order = scored.take(np.argsort(scored.row_id, kind="stable"))
-    for user in choose_users(
-        ranked.best, histories, num_users=config.sample_users, seed=config.seed
-    ):
-        evaluation.sample_users.append(
-            sample_user(
-                user,
-                str(data.user_ids(np.array([user]))[0]),
-                candidates=candidates,
-                scored=in_order,
-                best_K=ranked.best[user],
-                history=histories.get(user, np.zeros(0, np.int64)),
-                modality_names=evaluation.modality_names,
-                planted=evaluation.planted,
-            )
+    chosen = choose_users(
+        ranked.best,
+        histories,
+        num_users=config.sample_users,
+        seed=config.seed,
+        ranks=data.ranks,
+    )
+    own = {
+        user: sample_user(
+            user,
+            str(data.user_ids(np.array([user]))[0]),
+            candidates=candidates,
+            scored=scored,
+            best_K=ranked.best[user],
+            history=histories.get(user, np.zeros(0, np.int64)),
+            modality_names=evaluation.modality_names,
+            planted=evaluation.planted,
         )
+        for user in chosen
+        if user in ranked.best
+    }
+    shown = {user: sample for part in data.ranks.gather(own) for user, sample in part.items()}
+    evaluation.sample_users += [shown[user] for user in chosen]

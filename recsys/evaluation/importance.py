@@ -2,11 +2,11 @@
 
 In: a trained ranker and the loader of a split. Out: predictions with each input shuffled, and the AUC
 and log-loss lost (Breiman, Random Forests, 2001). An input is shuffled among the rows of a rank's batch;
-the rest stays, and the model is not trained again. Correlated inputs mask each other. Called by
-recsys/run/scoring.py and evaluate.py of this folder.
+the rest stays, and the model is not trained again. Correlated inputs mask each other. Rows stay on the
+rank that scored them. Called by recsys/run/scoring.py and evaluate.py of this folder.
 
 Ids and vectors are apart: a feature's ids reach its embeddings alone, so `item_id` shuffled leaves
-the item its picture and its words. Shapes: B rows, D width.
+the item its picture and its words. Shapes: B rows of a batch, N rows of a rank, D width.
 """
 
 import itertools
@@ -22,16 +22,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.batch import Batch
 from recsys.data.loader import Loader
 from recsys.evaluation.config import EvaluateConfig
-from recsys.evaluation.predict import Predictions, ScoredBatches, on_first_rank
+from recsys.evaluation.predict import Predictions, ScoredBatches, scored
 from recsys.evaluation.result import InputImportance
-from recsys.metrics.auc import auc
 from recsys.metrics.bootstrap import interval
-from recsys.metrics.entropy import log_loss
-from recsys.metrics.formulas import bootstrap_auc
+from recsys.metrics.formulas import auc_of, log_loss_of
+from recsys.metrics.predictions import labelled_scores
+from recsys.metrics.row_sums import RowSums
 from recsys.model.inputs import DenseInputs
 from recsys.model.ranker import Ranker
 from recsys.runtime.env import Env
-from recsys.runtime.ranks import all_ranks
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.sharding.apply import ShardedRanker
 
 
@@ -133,70 +133,72 @@ def score_shuffled(
     *,
     num_rows: int,
     seed: int,
-) -> tuple[Predictions | None, dict[tuple[str, str], Predictions]]:
-    """Return the predictions of the first rows as they are, and by input with it shuffled.
+) -> tuple[Predictions | None, dict[tuple[str, str], NDArray[np.float64]]]:
+    """Return predictions of the first rows of this rank as they are, and scores by shuffled input [N].
 
     Whole steps of about `num_rows` rows; the rows of a split lie in random order. A batch is read once
     and scored as it is and with each input shuffled, so one batch is held at a time. None, and nothing,
-    on ranks other than 0 and where no rows are asked for.
+    where no rows are asked for.
     """
     num_steps = -(-num_rows // loader.global_batch_size)
     if not num_steps:
         return None, {}
     inputs = shuffled_inputs(ranker)
     shuffles = [Shuffle(ranker, kind, name, seed=seed + env.rank) for kind, name in inputs]
-    as_it_is, scored = ScoredBatches(), [ScoredBatches() for _ in inputs]
+    as_it_is = ScoredBatches()
+    scores: list[list[NDArray[np.float64]]] = [[] for _ in inputs]
     sharded.model.eval()
     for batch in itertools.islice(loader.batches(epoch=0), num_steps):
         on_device = sharded.id_maps.mapped(batch).to(env.device, non_blocking=True)
         as_it_is.score(sharded, on_device)
-        for shuffle, with_shuffle in zip(shuffles, scored, strict=True):
+        for shuffle, of_input in zip(shuffles, scores, strict=True):
             shuffle.draw(batch)
             with shuffle.applied():
-                with_shuffle.score(sharded, on_device)
+                of_input.append(scored(sharded, on_device).score)
     sharded.model.train()
-    ranks = all_ranks()
-    found = {name: on_first_rank(s.whole(), ranks) for name, s in zip(inputs, scored, strict=True)}
-    whole = on_first_rank(as_it_is.whole(), ranks)
-    return whole, {name: p for name, p in found.items() if p is not None}
+    return as_it_is.whole(), {
+        name: np.concatenate(parts) for name, parts in zip(inputs, scores, strict=True)
+    }
 
 
 def evaluate_importance(
     whole: Predictions,
-    shuffled: Mapping[tuple[str, str], Predictions],
+    shuffled: Mapping[tuple[str, str], NDArray[np.float64]],
     units_N: NDArray[np.uint64],
     config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> list[InputImportance]:
     """Return what AUC and log-loss lose with each input shuffled, the largest loss first.
 
     Args:
+        whole: rows of this rank.
+        shuffled: scores of the same rows [N], by input; of the same inputs on every rank.
         units_N: keys of the bootstrap's units, of the rows of `whole`.
     """
-    order_N = np.argsort(whole.row_id, kind="stable")
-    base, units_N = whole.take(order_N), units_N[order_N]
 
-    def replicates(scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the AUC [R] on the same resampled users for every input."""
-        return bootstrap_auc(
-            base.label,
-            scores_N,
-            units_N,
+    def measured(score_N: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
+        """Return AUC, log-loss, and AUC [R] on the same resampled users for every input."""
+        rows = labelled_scores(whole.label, score_N, units_N=units_N, ranks=ranks)
+        sums = RowSums(rows)
+        drawn = RowSums(
+            rows,
             num_replicates=config.bootstrap.num_replicates,
             seed=config.seed,
+            only_order=True,
         )
+        return float(auc_of(sums)[0]), float(log_loss_of(sums)[0]), auc_of(drawn)
 
-    base_R = replicates(base.score)
-    base_auc, base_loss = auc(base.label, base.score), log_loss(base.label, base.score)
+    base_auc, base_loss, base_R = measured(whole.score)
     lines = []
-    for (kind, name), predictions in shuffled.items():
-        score_N = predictions.take(np.argsort(predictions.row_id, kind="stable")).score
+    for (kind, name), score_N in shuffled.items():
+        auc, loss, auc_R = measured(score_N)
         lines.append(
             InputImportance(
                 kind=kind,
                 name=name,
-                auc_lost=base_auc - auc(base.label, score_N),
-                interval=interval(base_R - replicates(score_N), level=config.bootstrap.level),
-                log_loss_added=log_loss(base.label, score_N) - base_loss,
+                auc_lost=base_auc - auc,
+                interval=interval(base_R - auc_R, level=config.bootstrap.level),
+                log_loss_added=loss - base_loss,
             )
         )
     return sorted(lines, key=lambda line: -line.auc_lost)

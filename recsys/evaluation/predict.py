@@ -46,9 +46,22 @@ class Predictions:
         """Return the arrays [N, ...] by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    def emptied(self) -> dict[str, np.ndarray]:
+        """Return the arrays [N, ...] by name; the record is left with none of the rows.
+
+        Whoever sorts or sends them then holds each of them once.
+        """
+        columns = self.columns()
+        for name, values in columns.items():
+            setattr(self, name, values[:0].copy())
+        return columns
+
 
 def by_score(predictions: Predictions, ranks: Ranks = ALONE) -> Predictions:
     """Return this rank's range of the rows of all ranks, ascending by score; equal scores on one rank.
+
+    Args:
+        predictions: rows of this rank in any order, of which the record is emptied.
 
     Raises:
         UserError: NaN scores, with their count.
@@ -59,15 +72,7 @@ def by_score(predictions: Predictions, ranks: Ranks = ALONE) -> Predictions:
         raise NanScoresError(
             f"{num_nan:,} of {num_rows:,} scores are NaN: the model diverged, or its inputs hold NaN"
         )
-    return Predictions(**sorted_rows(predictions.columns(), "score", ranks))
-
-
-def on_first_rank(predictions: Predictions, ranks: Ranks) -> Predictions | None:
-    """Return the rows of all ranks on rank 0, and None elsewhere: for as many as fit there."""
-    counts_W = np.zeros(ranks.size, np.int64)
-    counts_W[0] = len(predictions.row_id)
-    gathered = Predictions(**ranks.exchange(predictions.columns(), counts_W))
-    return gathered if ranks.rank == 0 else None
+    return Predictions(**sorted_rows(predictions.emptied(), "score", ranks))
 
 
 def users_of(predictions: Predictions, manifest: Manifest) -> np.ndarray | None:
@@ -83,22 +88,7 @@ class ScoredBatches:
 
     def score(self, sharded: ShardedRanker, batch: Batch) -> None:
         """Score a batch that is on the model's device; every rank scores one at the same time."""
-        _, scores = sharded.model(batch)
-        ids_3B = torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu().numpy()
-        columns = [batch.labels_B.double(), torch.sigmoid(scores.logits_B.double())]
-        stacked_B2 = torch.stack(columns, dim=1)
-        floats_BC = torch.cat([stacked_B2, scores.weights_BM.double()], dim=1).cpu().numpy()
-        real = slice(0, batch.num_real)
-        self.parts.append(
-            Predictions(
-                row_id=ids_3B[0, real],
-                user_row=ids_3B[1, real],
-                item_row=ids_3B[2, real],
-                label=floats_BC[real, 0].astype(np.uint8),
-                score=floats_BC[real, 1].copy(),
-                weights=floats_BC[real, 2:].astype(np.float32),
-            )
-        )
+        self.parts.append(scored(sharded, batch))
 
     def whole(self) -> Predictions:
         """Return the rows of all batches of this rank."""
@@ -109,6 +99,27 @@ class ScoredBatches:
         return Predictions(**{
             name: np.concatenate([part.pop(name) for part in columns]) for name in list(columns[0])
         })
+
+
+def scored(sharded: ShardedRanker, batch: Batch) -> Predictions:
+    """Return the predictions of a batch that is on the model's device, without padding.
+
+    Every rank scores one at the same time.
+    """
+    _, scores = sharded.model(batch)
+    ids_3B = torch.stack([batch.row_id_B, batch.user_row_B, batch.item_row_B]).cpu().numpy()
+    columns = [batch.labels_B.double(), torch.sigmoid(scores.logits_B.double())]
+    stacked_B2 = torch.stack(columns, dim=1)
+    floats_BC = torch.cat([stacked_B2, scores.weights_BM.double()], dim=1).cpu().numpy()
+    real = slice(0, batch.num_real)
+    return Predictions(
+        row_id=ids_3B[0, real],
+        user_row=ids_3B[1, real],
+        item_row=ids_3B[2, real],
+        label=floats_BC[real, 0].astype(np.uint8),
+        score=floats_BC[real, 1].copy(),
+        weights=floats_BC[real, 2:].astype(np.float32),
+    )
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Ranking of candidates: metrics by user, and metrics of the recommended lists beside accuracy.
 
-In: candidates and their scores. Out: the result's rankings and lists, and every user's best candidates.
-Called by evaluate.py of this folder. Shapes: N pairs, U users, K places of a list, I items, E width.
+In: candidates of this rank's users and their scores. Out: the result's rankings and lists, over the users
+of all ranks, and the best candidates of this rank's. Called by evaluate.py of this folder.
+Shapes: N pairs, U users, K places of a list, I items, E width.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 
 from embedding.features.store import FeatureTable
 from recsys.evaluation.candidates import Candidates
-from recsys.evaluation.config import BootstrapConfig, EvaluateConfig
-from recsys.evaluation.predict import Predictions
+from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.result import ListResult, RankingResult, Rankings
 from recsys.metrics.beyond_accuracy import (
     coverage,
@@ -23,11 +23,12 @@ from recsys.metrics.beyond_accuracy import (
 )
 from recsys.metrics.bootstrap import drawn_means, interval
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedCandidates:
-    """Rankings, lists where all items were candidates, and the best candidates of every user."""
+    """Rankings, lists where all items were candidates, and the best candidates of this rank's users."""
 
     rankings: Rankings
     lists: ListResult | None
@@ -37,57 +38,68 @@ class RankedCandidates:
 
 def evaluate_candidates(
     candidates: Candidates,
-    scored: Predictions,
+    score_N: NDArray[np.float64],
     *,
     train_count_I: NDArray[np.int64],
     profile_count_U: Mapping[int, float],
     tables: Mapping[str, FeatureTable],
     config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> RankedCandidates:
-    """Return ranking and list metrics, and every user's best candidates.
+    """Return ranking and list metrics over the users of all ranks, and this rank's best candidates.
 
     Args:
-        scored: predictions of the candidates, in any order.
+        score_N: of every candidate of this rank.
         train_count_I: training rows by item row.
         profile_count_U: mean training rows of the items of a user's history, by user row.
         tables: item vectors by modality; only those of recommended items are read.
     """
-    score_N = np.empty(len(candidates.user_row_N))
-    score_N[scored.row_id] = scored.score
     users_N, relevant_N = candidates.user_row_N, candidates.relevant_N
-    rng = np.random.default_rng(config.seed)
-    drawn_N = _drawn_candidates(candidates, config.ranking.num_negatives, rng)
+    chance_2N = _chance(users_N, config.seed)
+    drawn_N = _drawn_candidates(candidates, config.ranking.num_negatives, chance_2N[0])
     sampled = _ranking(
         relevant_N[drawn_N],
         score_N[drawn_N],
         users_N[drawn_N],
         f"positives and {config.ranking.num_negatives} drawn items",
         config,
+        ranks,
     )
-    best = _best(users_N, score_N, max(config.ranking.ks), rng)
+    best = _best(users_N, score_N, max(config.ranking.ks), chance_2N[1])
     full, lists = None, None
     if candidates.is_full:
         said = "all items the user had not seen"
-        full = _ranking(relevant_N, score_N, users_N, said, config)
+        full = _ranking(relevant_N, score_N, users_N, said, config, ranks)
         lists_UK = _lists(candidates, best, min(config.ranking.ks))
         profile_U = np.array([profile_count_U.get(user, np.nan) for user in best])
-        lists = _evaluate_lists(lists_UK, train_count_I, profile_U, tables)
+        lists = _evaluate_lists(lists_UK, train_count_I, profile_U, tables, ranks)
     return RankedCandidates(
-        rankings=Rankings(num_users=int(np.unique(users_N).size), sampled=sampled, full=full),
+        rankings=Rankings(num_users=ranks.total(candidates.users.size), sampled=sampled, full=full),
         lists=lists,
         best=best,
     )
 
 
+def _chance(users_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Return two random numbers for every candidate [2, N]; a user's do not depend on other users."""
+    users, counts = np.unique(users_N, return_counts=True)
+    parts = [
+        # A stream beside the one that draws the user's candidates.
+        np.random.default_rng([seed, user, 1]).random((2, count))
+        for user, count in zip(users.tolist(), counts.tolist(), strict=True)
+    ]
+    return np.concatenate([np.zeros((2, 0)), *parts], axis=1)
+
+
 def _best(
-    users_N: NDArray[np.int64], score_N: NDArray[np.float64], k: int, rng: np.random.Generator
+    users_N: NDArray[np.int64], score_N: NDArray[np.float64], k: int, chance_N: NDArray[np.float64]
 ) -> dict[int, NDArray[np.int64]]:
     """Return the numbers of every user's k best pairs, by user row."""
-    # Stable, after a seeded shuffle: ties are broken by chance, not by the order of the items.
-    shuffled_N = rng.permutation(users_N.size)
-    order_N = shuffled_N[np.lexsort((-score_N[shuffled_N], users_N[shuffled_N]))]
-    parts = np.split(order_N, np.flatnonzero(np.diff(users_N[order_N])) + 1)
-    return {int(users_N[part[0]]): part[:k] for part in parts}
+    # Ties are broken by chance, not by the order of the items.
+    order_N = np.lexsort((chance_N, -score_N, users_N))
+    users, starts = np.unique(users_N, return_index=True)
+    parts = np.split(order_N, starts[1:]) if users.size else []
+    return {int(user): part[:k] for user, part in zip(users, parts, strict=True)}
 
 
 def _lists(
@@ -105,12 +117,13 @@ def _evaluate_lists(
     train_count_I: NDArray[np.int64],
     profile_mean_U: NDArray[np.float64],
     tables: Mapping[str, FeatureTable],
+    ranks: Ranks,
 ) -> ListResult:
     values = {
-        "coverage": coverage(lists_UK, num_item_rows=len(train_count_I)),
-        "novelty": novelty(lists_UK, count_I=train_count_I),
+        "coverage": coverage(lists_UK, num_item_rows=len(train_count_I), ranks=ranks),
+        "novelty": novelty(lists_UK, count_I=train_count_I, ranks=ranks),
         "popularity_lift": popularity_lift(
-            lists_UK, count_I=train_count_I, profile_mean_U=profile_mean_U
+            lists_UK, count_I=train_count_I, profile_mean_U=profile_mean_U, ranks=ranks
         ),
     }
     items = np.unique(lists_UK[lists_UK > 0])
@@ -119,17 +132,19 @@ def _evaluate_lists(
     for name, table in tables.items():
         parts = [table.read(row, row + 1) for row in (0, *items.tolist())]
         vectors_IE = np.concatenate(parts)
-        values[f"diversity_{name}"] = intra_list_diversity(places_UK, vectors_IE=vectors_IE)
+        values[f"diversity_{name}"] = intra_list_diversity(
+            places_UK, vectors_IE=vectors_IE, ranks=ranks
+        )
     return ListResult(k=lists_UK.shape[1], values=values)
 
 
 def _drawn_candidates(
-    candidates: Candidates, num_negatives: int, rng: np.random.Generator
+    candidates: Candidates, num_negatives: int, chance_N: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Return the numbers [P] of all relevant pairs and of so many others of each user."""
-    if not candidates.is_full:
+    if not candidates.is_full or not candidates.user_row_N.size:
         return np.arange(candidates.user_row_N.size)
-    luck_N = np.where(candidates.relevant_N, -1.0, rng.random(candidates.user_row_N.size))
+    luck_N = np.where(candidates.relevant_N, -1.0, chance_N)
     order = np.lexsort((luck_N, candidates.user_row_N))
     users = candidates.user_row_N[order]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1])
@@ -145,12 +160,13 @@ def _ranking(
     users_N: NDArray[np.int64],
     candidates: str,
     config: EvaluateConfig,
+    ranks: Ranks,
 ) -> RankingResult:
     """Return the means over users, and their intervals over resampled users."""
     users_U, values = ranking_by_user(relevant_N, score_N, users_N, ks=config.ranking.ks)
     return RankingResult(
-        values={name: mean_over_users(of_users) for name, of_users in values.items()},
-        intervals=intervals_over_users(values, users_U, config.bootstrap, config.seed),
+        values={name: mean_over_users(of_users, ranks) for name, of_users in values.items()},
+        intervals=intervals_over_users(values, users_U, config, ranks),
         candidates=candidates,
     )
 
@@ -158,14 +174,21 @@ def _ranking(
 def intervals_over_users(
     values: Mapping[str, NDArray[np.float64]],
     users_U: NDArray[np.int64],
-    config: BootstrapConfig,
-    seed: int,
+    config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> dict[str, tuple[float, float]]:
-    """Return the intervals of means over resampled users, of values by user [U] and name."""
+    """Return the intervals of means over resampled users of all ranks, of values by user [U] and name."""
+    drawn = config.bootstrap
     return {
         name: interval(
-            drawn_means(of_users, users_U, num_replicates=config.num_replicates, seed=seed),
-            level=config.level,
+            drawn_means(
+                of_users,
+                users_U,
+                num_replicates=drawn.num_replicates,
+                seed=config.seed,
+                ranks=ranks,
+            ),
+            level=drawn.level,
         )
         for name, of_users in values.items()
     }

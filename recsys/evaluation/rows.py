@@ -45,13 +45,13 @@ def write_predictions(
 
     Args:
         folder: is there already.
-        predictions: of this rank, in any order.
+        predictions: of this rank, in any order; the record is emptied.
         unknown_users_N: in the order of `predictions`; None where nobody knows: no such column.
 
     Raises:
         DiskFullError: there is no space for the part; names it.
     """
-    columns = predictions.columns()
+    columns = predictions.emptied()
     if unknown_users_N is not None:
         columns["unknown_user"] = unknown_users_N
     columns = sorted_rows(columns, "row_id", ranks)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.planted import PlantedShare
 from recsys.evaluation.predict import Predictions
+from recsys.runtime.ranks import ALONE, Ranks
 
 SHOWN_ITEMS = 8
 """Liked and recommended items of a sample user."""
@@ -55,16 +56,21 @@ def choose_users(
     *,
     num_users: int,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> list[int]:
-    """Return user rows at random, of users with a history where there are any.
+    """Return user rows at random, of users of any rank with a history where there are any.
 
     Args:
-        best: pairs by user row, best first [K].
+        best: pairs by user row, best first [K], of this rank's users.
         histories: item rows by user row, latest last.
     """
     nothing = np.zeros(0, np.int64)
-    with_past = [user for user in best if histories.get(user, nothing).size] or list(best)
-    return np.random.default_rng(seed).permutation(with_past)[:num_users].tolist()
+    own = np.array(list(best), np.int64)
+    has_past = np.array([histories.get(user, nothing).size > 0 for user in best], bool)
+    parts = ranks.gather((own, has_past))
+    users, has_past = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    eligible = users[has_past] if has_past.any() else users
+    return np.random.default_rng(seed).permutation(eligible)[:num_users].tolist()
 
 
 def sample_user(

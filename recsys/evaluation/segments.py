@@ -14,11 +14,12 @@ from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from recsys.data.dataset import read_columns
+from recsys.data.dataset import read_row_groups
 from recsys.errors import UserError
 from recsys.evaluation.attributes import Segment, by_feature, by_item_attributes
 from recsys.files import PREPARE_AGAIN, reading
@@ -141,14 +142,17 @@ def _by_attributes(
 ) -> Iterator[Segment]:
     """Attributes are counted by item or user: in how many rows of all ranks each is."""
     rows_N = {"item": item_row_N, "user": user_row_N}
+    # A number for every user is much, and only features of users ask for it.
+    has_user_features = any(f.source == "user" and f.name != "user_id" for f in manifest.features)
+    num_users = manifest.num_user_rows if has_user_features else 0
     counts = {
         source: ranks.total(np.bincount(rows_N[source], minlength=num_rows))
-        for source, num_rows in (("item", manifest.num_item_rows), ("user", manifest.num_user_rows))
+        for source, num_rows in (("item", manifest.num_item_rows), ("user", num_users))
         if num_rows
     }
     if "item" in counts:
         items = prepared / "items.parquet"
-        yield from by_item_attributes(items, item_row_N, counts["item"], num_values)
+        yield from by_item_attributes(items, item_row_N, counts["item"], num_values, ranks)
     for feature in manifest.features:
         if feature.source in counts:
             yield from by_feature(
@@ -158,6 +162,7 @@ def _by_attributes(
                 rows_N[feature.source],
                 counts[feature.source],
                 num_values,
+                ranks,
             )
 
 
@@ -167,41 +172,94 @@ def read_by_row_id(
     split: str,
     row_id_N: NDArray[np.int64],
     columns: Iterable[str],
+    ranks: Ranks = ALONE,
 ) -> dict[str, NDArray]:
     """Return columns [N] of a split's rows, as many of `columns` as it has, in the order of `row_id_N`.
 
-    The split is read one row group at a time.
+    Each rank reads every W-th row group, one at a time, and sends its rows to the rank that the row id
+    modulo W chooses, which is asked for them.
+
+    Args:
+        row_id_N: of this rank's rows.
 
     Raises:
         UserError: a row id is not in the split: the predictions are of another data set.
     """
-    known = {"row_id"}
+    types = _column_types(prepared, manifest, split)
+    wanted = {name: types[name] for name in columns if name in types}
+    owner_N = row_id_N % ranks.size
+    counts_W = np.bincount(owner_N, minlength=ranks.size)
+    # Rows [M] that all ranks ask this one for, those of rank 0 first.
+    asked_counts_W = np.stack(ranks.gather(counts_W))[:, ranks.rank]
+    asked_M = ranks.send({"row_id": row_id_N}, owner_N)["row_id"]
+    values = _read_asked(prepared, manifest, split, asked_M, wanted, ranks)
+    del asked_M
+    answered = ranks.exchange(values, asked_counts_W)
+    place_N = np.argsort(owner_N, kind="stable")
+    found: dict[str, NDArray] = {}
+    for name in list(answered):
+        answer_N = answered.pop(name)
+        found[name] = np.empty_like(answer_N)
+        found[name][place_N] = answer_N
+    return found
+
+
+def _column_types(prepared: Path, manifest: Manifest, split: str) -> dict[str, np.dtype]:
+    """Return the types of a split's columns of numbers; none of a split without files."""
     for name in manifest.splits[split].files[:1]:
         with reading(prepared / name, PREPARE_AGAIN):
-            known = set(pq.read_schema(prepared / name).names)
-    wanted = [name for name in columns if name in known]
-    order_N = np.argsort(row_id_N, kind="stable")
-    sorted_N = row_id_N[order_N]
-    values: dict[str, NDArray] = {}
-    is_found_N = np.zeros(len(row_id_N), bool)
-    for group in read_columns(prepared, manifest, split, ["row_id", *wanted]):
-        ids = group.column("row_id").to_numpy()
-        at = np.minimum(np.searchsorted(sorted_N, ids), max(len(sorted_N) - 1, 0))
-        own = np.flatnonzero(sorted_N[at] == ids) if len(sorted_N) else at[:0]
-        places = order_N[at[own]]
-        is_found_N[places] = True
-        for name in wanted:
-            column = group.column(name).to_numpy()
-            if name not in values:
-                values[name] = np.zeros(len(row_id_N), column.dtype)
+            schema = pq.read_schema(prepared / name)
+        return {
+            field.name: np.dtype(field.type.to_pandas_dtype())
+            for field in schema
+            if pa.types.is_integer(field.type)
+        }
+    return {}
+
+
+def _read_asked(
+    prepared: Path,
+    manifest: Manifest,
+    split: str,
+    asked_M: NDArray[np.int64],
+    wanted: Mapping[str, np.dtype],
+    ranks: Ranks,
+) -> dict[str, NDArray]:
+    """Return columns [M] of the rows that this rank is asked for, out of what all ranks read."""
+    order_M = np.argsort(asked_M, kind="stable")
+    sorted_M = asked_M[order_M]
+    is_found_M = np.zeros(len(asked_M), bool)
+    values = {name: np.zeros(len(asked_M), kind) for name, kind in wanted.items()}
+    names = ["row_id", *wanted]
+    groups = read_row_groups(
+        prepared, manifest, split, names, part=ranks.rank, num_parts=ranks.size
+    )
+    nothing = {"row_id": np.zeros(0, np.int64)} | {n: np.zeros(0, k) for n, k in wanted.items()}
+    while True:
+        group = next(groups, None)
+        if not ranks.any(group is not None):
+            break
+        rows = dict(nothing) if group is None else _numbers(group[1], names)
+        rows = ranks.send(rows, rows["row_id"] % ranks.size)
+        ids = rows.pop("row_id")
+        at = np.minimum(np.searchsorted(sorted_M, ids), max(len(sorted_M) - 1, 0))
+        own = np.flatnonzero(sorted_M[at] == ids) if len(sorted_M) else at[:0]
+        places = order_M[at[own]]
+        is_found_M[places] = True
+        for name, column in rows.items():
             values[name][places] = column[own]
-    if not is_found_N.all():
+    if not is_found_M.all():
         # No count: it would be that of one rank.
         raise UserError(
-            f"row {row_id_N[~is_found_N][0]} was scored and is not in the split {split!r} of "
+            f"row {asked_M[~is_found_M][0]} was scored and is not in the split {split!r} of "
             f"{manifest.name!r}: the predictions are of another data set"
         )
     return values
+
+
+def _numbers(rows: pa.Table, names: list[str]) -> dict[str, NDArray]:
+    """Return columns [N] of a row group."""
+    return {name: rows.column(name).to_numpy() for name in names}
 
 
 def _by_popularity(

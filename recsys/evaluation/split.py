@@ -106,17 +106,8 @@ def _unknown_users(users: RowUsers, rows: LabelledScores) -> UnknownUsers | None
     is_told = users.unknown_user_N is not None or not num_rows
     return UnknownUsers(
         num_rows=num_rows,
-        num_users=_num_distinct(rows.unit_N[is_unknown_N], rows.ranks) if is_told else None,
+        num_users=rows.ranks.num_distinct(rows.unit_N[is_unknown_N]) if is_told else None,
     )
-
-
-def _num_distinct(keys_N: NDArray[np.integer], ranks: Ranks) -> int:
-    """Return how many different keys all ranks have; each is sent to the rank that it chooses."""
-    keys = np.unique(keys_N.astype(np.uint64))
-    owner = keys % np.uint64(ranks.size)
-    counts_W = np.bincount(owner.astype(np.int64), minlength=ranks.size)
-    columns = {"key": keys[np.argsort(owner, kind="stable")]}
-    return int(ranks.total(np.unique(ranks.exchange(columns, counts_W)["key"]).size))
 
 
 def _evaluate_segment(

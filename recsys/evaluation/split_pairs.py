@@ -1,9 +1,11 @@
 """Pairs of users and items in the splits, by which candidates are chosen, read by all ranks together.
 
-In: a dataset and the ranks. Out: positives of the split that no earlier split has, on the rank of their
-user; of a few users everything, on every rank. Each rank reads every W-th row group, one at a time: its
-memory is a number for each of its users' positives, and a byte for every user. Called by candidates.py.
-Shapes: P pairs of this rank, U users, N rows of a row group, K items of a user.
+In: a dataset and the ranks. Out: positives of the split that no earlier split has, and of the users that
+are ranked everything, each on one rank. Each rank reads every W-th row group, one at a time: its memory
+is a number for each of its users' positives, a bit for every user, and a number for every ranked user.
+Called by candidates.py.
+Shapes: P pairs of this rank, U ranked users of all ranks, O those of this rank, N rows of a row group,
+K items of a user.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.data.dataset import Dataset, read_row_groups
+from recsys.runtime.distributed_sort import sorted_rows
 from recsys.runtime.ranks import Ranks
 from recsys.schema import is_known
 
@@ -40,7 +43,7 @@ class SplitPairs:
             pairs, is_positive = self._pairs(rows), rows.column("label").to_numpy() == 1
             own.append(np.unique(pairs[is_positive & self._are_known(rows)]))
         pairs = np.unique(self._at_owner(np.unique(np.concatenate(own))))
-        has_user_U = self._user_mask(pairs)
+        user_bits = self._user_bits(pairs)
         is_old = np.zeros(pairs.size, bool)
         for split in self.earlier:
             groups = self._interactions(split)
@@ -49,27 +52,40 @@ class SplitPairs:
                 if not self.ranks.any(found is not None):
                     break
                 asked = np.zeros(0, np.int64) if found is None else found
-                earlier = self._at_owner(asked[has_user_U[asked // self.num_items]])
+                users = asked // self.num_items
+                earlier = self._at_owner(asked[(user_bits[users >> 3] >> (users & 7) & 1) > 0])
                 at = np.minimum(np.searchsorted(pairs, earlier), max(pairs.size - 1, 0))
                 is_old[at[pairs[at] == earlier] if pairs.size else []] = True
         return pairs[~is_old]
 
     def users_of(self, pairs: Pairs) -> NDArray[np.int64]:
-        """Return the users of the pairs of all ranks, ascending [U]."""
-        return np.flatnonzero(self._user_mask(pairs))
+        """Return a range of the users of all ranks' pairs, ascending; the ranges follow each other."""
+        own = np.unique(pairs // self.num_items)
+        return sorted_rows({"user": own}, "user", self.ranks)["user"]
 
-    def of_users(self, pairs: Pairs, chosen: NDArray[np.int64]) -> Pairs:
-        """Return the pairs of a few users, of all ranks."""
-        own = pairs[np.isin(pairs // self.num_items, chosen)]
-        return np.sort(np.concatenate(self.ranks.gather(own)))
+    def of_ranked(self, pairs: Pairs, ranked: NDArray[np.int64]) -> Pairs:
+        """Return the pairs of the ranked users of this rank (`share_of_ranked`), of those of all ranks.
 
-    def seen_by(self, chosen: NDArray[np.int64]) -> Pairs:
-        """Return the pairs of a few users' interactions in earlier splits, of all ranks."""
+        Args:
+            ranked: users [U], ascending, the same on every rank.
+        """
+        own = pairs[np.isin(pairs // self.num_items, ranked)]
+        return np.unique(self._at_ranked({"pair": own}, ranked)["pair"])
+
+    def seen_by(self, ranked: NDArray[np.int64]) -> Pairs:
+        """Return the pairs of interactions in earlier splits, of the ranked users of this rank."""
         own = [np.zeros(0, np.int64)]
         for split in self.earlier:
             for pairs in self._interactions(split):
-                own.append(pairs[np.isin(pairs // self.num_items, chosen)])
-        return np.unique(np.concatenate(self.ranks.gather(np.unique(np.concatenate(own)))))
+                own.append(pairs[np.isin(pairs // self.num_items, ranked)])
+        return self.of_ranked(np.unique(np.concatenate(own)), ranked)
+
+    def share_of_ranked(self, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ranked users of this rank [O]: the ranks' ranges follow each other."""
+        first, end = (
+            np.arange(self.ranks.rank, self.ranks.rank + 2) * len(ranked)
+        ) // self.ranks.size
+        return ranked[first:end]
 
     def items_by_user(self, pairs: Pairs) -> dict[int, NDArray[np.int64]]:
         """Return the item rows [K] of every user, ascending, by user row."""
@@ -78,24 +94,33 @@ class SplitPairs:
         parts = np.split(items, starts[1:]) if found.size else []
         return {int(user): part for user, part in zip(found, parts, strict=True)}
 
-    def first_rows(self, pairs: Pairs, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number in the split of each chosen user's first row of these pairs [U].
+    def first_rows(self, pairs: Pairs, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number in the split of the first row of these pairs of each user of this rank [O].
 
         First by time, then by past, then by row id.
+
+        Args:
+            pairs: of the ranked users of this rank; each has one.
         """
         by = ["timestamp"] * (self.dataset.spec.timestamp_min is not None)
         by += ["history_end"] * ("history_end" in self.dataset.columns) + ["row_id"]
         parts = []
         for start, rows in self._groups(self.dataset.split, [*by, "label", "user_row", "item_row"]):
+            users_N = rows.column("user_row").to_numpy()
             wanted = np.flatnonzero(
-                (rows.column("label").to_numpy() == 1) & np.isin(self._pairs(rows), pairs)
+                (rows.column("label").to_numpy() == 1) & np.isin(users_N, ranked)
             )
-            columns = [rows.column(name).to_numpy()[wanted] for name in ("user_row", *by)]
-            parts.append(np.stack([*columns, start + wanted]).astype(np.int64))
-        none = np.zeros((len(by) + 2, 0), np.int64)
-        table = np.concatenate(self.ranks.gather(np.concatenate([none, *parts], axis=1)), axis=1)
-        table = table[:, np.lexsort(table[-2::-1])]
-        return table[-1, np.searchsorted(table[0], chosen)]
+            columns = [rows.column(name).to_numpy()[wanted] for name in by]
+            parts.append(np.stack([self._pairs(rows)[wanted], *columns, start + wanted]))
+        names = ["pair", *by, "number"]
+        none = np.zeros((len(names), 0), np.int64)
+        table = np.concatenate([none, *parts], axis=1, dtype=np.int64)
+        own = self._at_ranked(dict(zip(names, table, strict=True)), ranked)
+        keep = np.isin(own["pair"], pairs)
+        users, *keys, numbers = (values[keep] for values in own.values())
+        users //= self.num_items
+        order = np.lexsort([*keys[::-1], users])
+        return numbers[order][np.unique(users[order], return_index=True)[1]]
 
     def _groups(self, split: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield this rank's row groups, and the number of the first row of each."""
@@ -125,16 +150,28 @@ class SplitPairs:
         users, items = (rows.column(name).to_numpy() for name in ("user_row", "item_row"))
         return is_known(users) & is_known(items)
 
-    def _user_mask(self, pairs: Pairs) -> NDArray[np.bool_]:
-        """Return which users [U] have a pair on any rank."""
-        has_U = np.zeros(self.dataset.manifest.num_user_rows, np.uint8)
-        has_U[pairs // self.num_items] = 1
-        # A user has pairs on one rank.
-        return self.ranks.total(has_U) > 0
+    def _user_bits(self, pairs: Pairs) -> NDArray[np.uint8]:
+        """Return a bit for every user [users / 8], 1 where any rank has a pair of the user."""
+        users = np.unique(pairs // self.num_items)
+        bits = np.zeros(self.dataset.manifest.num_user_rows // 8 + 1, np.uint8)
+        np.bitwise_or.at(bits, users >> 3, (1 << (users & 7)).astype(np.uint8))
+        # A user has pairs on one rank, so a sum sets every bit once.
+        return self.ranks.total(bits)
 
     def _at_owner(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs [P] of the users of this rank, of those that all ranks give [N]."""
-        owner = pairs // self.num_items % self.ranks.size
-        counts_W = np.bincount(owner, minlength=self.ranks.size)
-        columns = {"pair": pairs[np.argsort(owner, kind="stable")]}
-        return self.ranks.exchange(columns, counts_W)["pair"]
+        owner_N = pairs // self.num_items % self.ranks.size
+        return self.ranks.send({"pair": pairs}, owner_N)["pair"]
+
+    def _at_ranked(
+        self, columns: dict[str, NDArray[np.int64]], ranked: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return the rows of the ranked users of this rank, of those that all ranks give [N, ...].
+
+        Args:
+            columns: all of ranked users; `pair` among them.
+        """
+        place_N = np.searchsorted(ranked, columns["pair"] // self.num_items)
+        # The rank whose range of places, as share_of_ranked cuts them, holds each.
+        starts_W = np.arange(self.ranks.size + 1) * len(ranked) // self.ranks.size
+        return self.ranks.send(columns, np.searchsorted(starts_W, place_N, side="right") - 1)

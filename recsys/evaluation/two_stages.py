@@ -3,7 +3,7 @@
 In: candidates that were scored in full (every item a user had not seen) and the bundle that
 launch/export.py made of the same checkpoint. Out: how many of the best items are among the bundle's
 candidates, and the ranking metrics of the whole pipeline. Called by evaluate.py of this folder.
-Shapes: N pairs, U users, V rows of a feature, T items of a history.
+Shapes: N pairs and U users of a rank, V rows of a feature, T items of a history.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.ranking import intervals_over_users
 from recsys.evaluation.result import TwoStageResult
 from recsys.metrics.ranking import mean_over_users, ranking_by_user
+from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import UNKNOWN_ROW, weights_column
 from recsys.serving.recall import recall_of
 from recsys.serving.recommender import Recommender
@@ -47,21 +49,51 @@ def evaluate_two_stages(
     bundle: Path,
     histories: Mapping[int, NDArray[np.int64]],
     config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> TwoStageResult:
-    """Return the recall of the bundle's candidates and the metrics of the pipeline.
+    """Return the recall of the bundle's candidates and the metrics of the pipeline, over all users.
 
     Args:
-        candidates: all items that each user had not seen.
+        candidates: all items that each user of this rank had not seen.
         score_N: of every pair, by the run.
-        bundle: of the same checkpoint.
+        bundle: of the same checkpoint; opened by every rank.
         histories: item rows [T] that each user liked before, by user row.
     """
-    recommender = Recommender.open(bundle)
-    users, starts_U = np.unique(candidates.user_row_N, return_index=True)
-    parts = [slice(a, b) for a, b in zip(starts_U, [*starts_U[1:], len(score_N)], strict=True)]
-    retrieved_N = np.zeros(len(score_N), bool)
-    recalls = []
     k = max(config.ranking.ks)
+    with sharing_errors():
+        recalls, retrieved_N = _retrieved(candidates, score_N, bundle, histories, k)
+    # An item that was not retrieved comes after all that were.
+    users, values = ranking_by_user(
+        candidates.relevant_N,
+        np.where(retrieved_N, score_N, -np.inf),
+        candidates.user_row_N,
+        ks=config.ranking.ks,
+    )
+    by_user = {"candidate_recall": recalls, **values}
+    return TwoStageResult(
+        bundle=bundle.name,
+        num_candidates=NUM_CANDIDATES,
+        k=k,
+        values={name: mean_over_users(of_users, ranks) for name, of_users in by_user.items()},
+        intervals=intervals_over_users(by_user, users, config, ranks),
+    )
+
+
+def _retrieved(
+    candidates: Candidates,
+    score_N: NDArray[np.float64],
+    bundle: Path,
+    histories: Mapping[int, NDArray[np.int64]],
+    k: int,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the recall of the bundle's candidates by user [U], and which pairs are among them [N]."""
+    users, starts_U = np.unique(candidates.user_row_N, return_index=True)
+    retrieved_N = np.zeros(len(score_N), bool)
+    recalls: list[float] = []
+    if not users.size:
+        return np.array(recalls), retrieved_N
+    parts = [slice(a, b) for a, b in zip(starts_U, [*starts_U[1:], len(score_N)], strict=True)]
+    recommender = Recommender.open(bundle)
     for first in range(0, len(users), _BATCH_USERS):
         batch = parts[first : first + _BATCH_USERS]
         wanted = [_wanted(recommender, candidates, part, histories) for part in batch]
@@ -70,22 +102,7 @@ def evaluate_two_stages(
             retrieved_N[part] = np.isin(items_C, found.rows_C)
             best_K = items_C[np.argsort(-score_N[part], kind="stable")[:k]]
             recalls.append(recall_of(best_K, found.rows_C))
-    # An item that was not retrieved comes after all that were.
-    last = score_N.min() - 1
-    _, values = ranking_by_user(
-        candidates.relevant_N,
-        np.where(retrieved_N, score_N, last),
-        candidates.user_row_N,
-        ks=config.ranking.ks,
-    )
-    by_user = {"candidate_recall": np.array(recalls), **values}
-    return TwoStageResult(
-        bundle=bundle.name,
-        num_candidates=NUM_CANDIDATES,
-        k=k,
-        values={name: mean_over_users(of_users) for name, of_users in by_user.items()},
-        intervals=intervals_over_users(by_user, users, config.bootstrap, config.seed),
-    )
+    return np.array(recalls), retrieved_N
 
 
 def _wanted(

@@ -4,7 +4,8 @@ In: lists of recommended item rows, item popularity, item vectors. Out: floats. 
 launch/evaluate.py. A list that names what everybody knows, or one thing ten times, can have the best
 accuracy and be of no use.
 
-Accumulation over ranks: coverage needs the union of the ranks' items; the others are means over lists.
+Accumulation over ranks, which each have lists of other users: coverage counts the different items of all
+of them; the others are means over lists, whose sums and counts are added up.
 Shapes: U users, K places of a list (-1 where it is shorter), I item rows (row 0 unknown), E width.
 """
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
+from recsys.runtime.ranks import ALONE, Ranks
 
 
 def _checked_lists(lists_UK: ArrayLike, num_item_rows: int) -> NDArray[np.int64]:
@@ -25,7 +27,7 @@ def _checked_lists(lists_UK: ArrayLike, num_item_rows: int) -> NDArray[np.int64]
     return lists
 
 
-def coverage(lists_UK: ArrayLike, *, num_item_rows: int) -> float:
+def coverage(lists_UK: ArrayLike, *, num_item_rows: int, ranks: Ranks = ALONE) -> float:
     """Return the share of the catalogue (row 0 apart) that is recommended to anybody.
 
     Edge cases: nan for a catalogue without items; 0 without lists.
@@ -33,10 +35,10 @@ def coverage(lists_UK: ArrayLike, *, num_item_rows: int) -> float:
     lists = _checked_lists(lists_UK, num_item_rows)
     if num_item_rows < 2:
         return float("nan")
-    return np.unique(lists[lists > 0]).size / (num_item_rows - 1)
+    return ranks.num_distinct(lists[lists > 0]) / (num_item_rows - 1)
 
 
-def novelty(lists_UK: ArrayLike, *, count_I: ArrayLike) -> float:
+def novelty(lists_UK: ArrayLike, *, count_I: ArrayLike, ranks: Ranks = ALONE) -> float:
     """Return the mean surprise of a recommended item in bits: -log2 of its share of training rows.
 
     novelty = mean of -log2((count_i + 1) / sum_j (count_j + 1)) (Zhou et al., PNAS 107, 2010); the 1
@@ -47,12 +49,18 @@ def novelty(lists_UK: ArrayLike, *, count_I: ArrayLike) -> float:
     counts = np.asarray(count_I, dtype=np.float64)[1:] + 1
     lists = _checked_lists(lists_UK, counts.size + 1)
     items = lists[lists > 0]
-    if not items.size:
-        return float("nan")
-    return float(np.mean(-np.log2(counts[items - 1] / counts.sum())))
+    return _mean(-np.log2(counts[items - 1] / counts.sum()), ranks)
 
 
-def popularity_lift(lists_UK: ArrayLike, *, count_I: ArrayLike, profile_mean_U: ArrayLike) -> float:
+def _mean(values: NDArray[np.float64], ranks: Ranks) -> float:
+    """Return the mean of the values [N] of all ranks; nan without any."""
+    total, count = ranks.total(np.array([values.sum(), values.size]))
+    return float(total / count) if count else float("nan")
+
+
+def popularity_lift(
+    lists_UK: ArrayLike, *, count_I: ArrayLike, profile_mean_U: ArrayLike, ranks: Ranks = ALONE
+) -> float:
     """Return how much more popular recommendations are than what the users liked themselves.
 
     lift = mean_u (mean count of u's list) / mean_u (mean count of u's own items) - 1
@@ -69,14 +77,15 @@ def popularity_lift(lists_UK: ArrayLike, *, count_I: ArrayLike, profile_mean_U: 
     profile = np.asarray(profile_mean_U, dtype=np.float64)
     there = lists > 0
     keep = there.any(axis=1) & ~np.isnan(profile)
-    if not keep.any() or not profile[keep].sum():
-        return float("nan")
     lists, there = lists[keep], there[keep]
     of_lists = (counts[np.maximum(lists, 0)] * there).sum(axis=1) / there.sum(axis=1)
-    return float(of_lists.mean() / profile[keep].mean() - 1)
+    recommended, liked = _mean(of_lists, ranks), _mean(profile[keep], ranks)
+    return recommended / liked - 1 if liked else float("nan")
 
 
-def intra_list_diversity(lists_UK: ArrayLike, *, vectors_IE: NDArray) -> float:
+def intra_list_diversity(
+    lists_UK: ArrayLike, *, vectors_IE: NDArray, ranks: Ranks = ALONE
+) -> float:
     """Return the mean of 1 - cosine over the pairs of a list, averaged over lists.
 
     (Ziegler et al., WWW 2005.) By semantic vectors: do the pictures show different things; by style
@@ -96,4 +105,4 @@ def intra_list_diversity(lists_UK: ArrayLike, *, vectors_IE: NDArray) -> float:
             # The cosines of all ordered pairs, a vector with itself included, are |sum|^2.
             pairs = (np.square(vectors.sum(axis=0)).sum() - count) / (count * (count - 1))
             values.append(1 - pairs)
-    return float(np.mean(values)) if values else float("nan")
+    return _mean(np.array(values, np.float64), ranks)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.errors import UserError
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import is_known
 
 _HASHED, _OF_ROW = np.uint64(1 << 63), np.uint64(1 << 62)
@@ -99,11 +100,17 @@ def drawn_sums(
 
 
 def drawn_means(
-    values_U: NDArray, keys_U: NDArray, *, num_replicates: int, seed: int
+    values_U: NDArray[np.float64],
+    keys_U: NDArray,
+    *,
+    num_replicates: int,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> NDArray[np.float64]:
-    """Return the mean of the drawn units' values [R]; nan for a replicate that draws none."""
+    """Return the mean of the drawn units' values [R] over all ranks; nan where a replicate draws none."""
     both_2U = np.stack([values_U, np.ones(len(values_U))])
-    sum_R, count_R = drawn_sums(both_2U, keys_U, num_replicates=num_replicates, seed=seed)
+    drawn_2R = drawn_sums(both_2U, keys_U, num_replicates=num_replicates, seed=seed)
+    sum_R, count_R = ranks.total(drawn_2R)
     with np.errstate(invalid="ignore"):
         return sum_R / count_R
 

@@ -12,8 +12,8 @@ Ties: every metric is its mean over all orders of the candidates that tie, so a 
 everything equally gets what a shuffled list would, not a perfect or an empty one (McSherry and
 Najork, ECIR 2008).
 
-Accumulation over ranks: metrics are means over users, so gather the users' values, or add up sums
-and counts; a user's candidates must lie on one rank.
+Accumulation over ranks: metrics are means over users, whose sums and counts are added up; a user's
+candidates must lie on one rank.
 Shapes: N candidates of all users, U users, T groups of tied candidates.
 """
 
@@ -25,6 +25,7 @@ from scipy.special import gammaln
 
 from recsys.errors import UserError
 from recsys.metrics.predictions import checked_predictions, group_starts
+from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import is_known
 
 
@@ -136,6 +137,7 @@ def _reciprocal_rank(
     return np.add.reduceat(probability / (before + j), starts_U)
 
 
-def mean_over_users(values_U: NDArray[np.float64]) -> float:
-    """Return the mean; nan without users."""
-    return float(values_U.mean()) if values_U.size else float("nan")
+def mean_over_users(values_U: NDArray[np.float64], ranks: Ranks = ALONE) -> float:
+    """Return the mean over the users [U] of all ranks; nan without users."""
+    total, count = ranks.total(np.array([values_U.sum(), values_U.size]))
+    return float(total / count) if count else float("nan")

@@ -254,15 +254,13 @@ def users_of_this_rank(
         at = np.flatnonzero(
             is_known(rows.user_row_N) & (rows.user_row_N // ranks.size % num_rounds == number)
         )
-        owner_N = rows.user_row_N[at] % ranks.size
-        at = at[np.argsort(owner_N, kind="stable")]
         columns: dict[str, NDArray] = {
             "positive": rows.positive_N[at],
             "score": rows.probability_N[at],
             "user": rows.user_row_N[at],
             "unit": (rows.user_row_N if rows.unit_N is None else rows.unit_N)[at],
         }
-        columns = ranks.exchange(columns, np.bincount(owner_N, minlength=ranks.size))
+        columns = ranks.send(columns, columns["user"] % ranks.size)
         users_U, auc_U, rows_U = auc_by_user(columns["positive"], columns["score"], columns["user"])
         first_U = np.unique(columns["user"], return_index=True)[1]
         assert len(first_U) == len(users_U), "both are of the same users, ascending"

@@ -25,7 +25,7 @@ from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker
 from recsys.run.components import fit_components
 from recsys.run.config import RunConfig
-from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.collectives import gather, sharing_errors
 from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
 from recsys.sharding.apply import ShardedRanker, shard_ranker, share_plan
@@ -293,12 +293,7 @@ def loader_of(
     """
     with sharing_errors():
         dataset.check_files(env.rank, env.world_size)
-    on_gpu = env.device.type == "cuda"
-    spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
-    arrays = _device_arrays(dataset, config, env) if on_gpu and shuffle else None
-    num_makers = config.train.loader_threads
-    if num_makers is None:
-        num_makers = min(8 if arrays is None else 2, spare_threads)
+    arrays = _device_arrays(dataset, config, env) if env.device.type == "cuda" and shuffle else None
     return Loader(
         dataset,
         global_batch_size=config.train.global_batch_size,
@@ -307,13 +302,42 @@ def loader_of(
         num_lanes=num_lanes or config.train.num_lanes,
         shuffle=shuffle,
         seed=config.run.seed,
-        ahead=ReadAhead(
-            num_prefetch=config.train.num_prefetch,
-            pin_memory=on_gpu,
-            num_readers=spare_threads,
-            num_makers=num_makers,
-            arrays=arrays,
-        ),
+        ahead=_read_ahead(config, env, arrays),
+    )
+
+
+def loader_of_own(dataset: Dataset, *, config: RunConfig, env: Env) -> Loader:
+    """Return the loader of a data set that differs by rank: each rank reads all of its own, in order.
+
+    All ranks call this. They take as many steps as the one with the most rows, of the run's batch size.
+    """
+    loader = Loader(
+        dataset,
+        global_batch_size=-(-config.train.global_batch_size // env.world_size),
+        rank=0,
+        world_size=1,
+        num_lanes=1,
+        shuffle=False,
+        seed=config.run.seed,
+        ahead=_read_ahead(config, env, None),
+    )
+    loader.steps_per_epoch = max(gather(lambda: loader.steps_per_epoch))
+    return loader
+
+
+def _read_ahead(config: RunConfig, env: Env, arrays: DeviceArrays | None) -> ReadAhead:
+    """Return what the run's loaders do before a step asks, with the threads that this rank has."""
+    on_gpu = env.device.type == "cuda"
+    spare_threads = max(1, env.threads - 1) if on_gpu else 0  # beside the thread that steps
+    num_makers = config.train.loader_threads
+    if num_makers is None:
+        num_makers = min(8 if arrays is None else 2, spare_threads)
+    return ReadAhead(
+        num_prefetch=config.train.num_prefetch,
+        pin_memory=on_gpu,
+        num_readers=spare_threads,
+        num_makers=num_makers,
+        arrays=arrays,
     )
 
 

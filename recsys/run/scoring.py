@@ -22,12 +22,12 @@ from recsys.evaluation.candidates import CandidateDataset, Candidates, draw_cand
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.evaluate import ScoredSplit
 from recsys.evaluation.importance import score_shuffled
-from recsys.evaluation.predict import Predictions, on_first_rank, predict
+from recsys.evaluation.predict import Predictions, predict
 from recsys.evaluation.result import EvaluationResult
 from recsys.job import say, stage
 from recsys.model.build import batch_features
 from recsys.model.ranker import Ranker
-from recsys.run.assembly import build_loader, loader_of, plan_and_shard
+from recsys.run.assembly import build_loader, loader_of_own, plan_and_shard
 from recsys.run.config import RunConfig
 from recsys.run.folder import check_run_data, read_run_folder, tracked_run
 from recsys.runtime.collectives import sharing_errors
@@ -135,8 +135,7 @@ def _only_read(
 def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> ScoredSplit:
     """Score every row of the split, candidates, and some rows with each input shuffled.
 
-    The rows of the split stay on the rank that scored them; the others, as many as the settings say, are
-    gathered on rank 0.
+    All rows stay on the rank that scored them; candidates are on the rank of their user.
     """
     with stage(f"score {config.split}") as scoring:
         predictions = predict(run.sharded, loader.batches(epoch=0), run.env, progress="score")
@@ -166,25 +165,24 @@ def score_split(run: TrainedRun, loader: Loader, config: EvaluateConfig) -> Scor
 def _score_candidates(
     run: TrainedRun, loader: Loader, config: EvaluateConfig
 ) -> tuple[Candidates | None, Predictions | None]:
-    """Draw candidates, and score them on all ranks; rank 0 gets the scores."""
+    """Draw candidates, and score them, each rank those of its users, in their order."""
+    ranks = all_ranks()
     with sharing_errors():
         candidates = draw_candidates(
-            loader.dataset,
-            config=config.ranking,
-            rng=np.random.default_rng(config.seed),
-            ranks=all_ranks(),
+            loader.dataset, config=config.ranking, seed=config.seed, ranks=ranks
         )
     if candidates is None:
         return None, None
     with stage("score candidates") as scoring:
         pairs = CandidateDataset(loader.dataset, candidates)
-        pair_loader = loader_of(pairs, config=run.config, env=run.env, shuffle=False)
-        of_rank = predict(run.sharded, pair_loader.batches(epoch=0), run.env, progress="candidates")
-        scored = on_first_rank(of_rank, all_ranks())
+        pair_loader = loader_of_own(pairs, config=run.config, env=run.env)
+        scored = predict(run.sharded, pair_loader.batches(epoch=0), run.env, progress="candidates")
+        num_pairs, num_users = ranks.total(
+            np.array([pairs.num_rows, candidates.templates.num_rows])
+        )
         kind = "all" if candidates.is_full else "drawn"
-        num_users = candidates.templates.num_rows
-        scoring.done(f"{pairs.num_rows:,} pairs, {kind} items for {num_users:,} users")
-    return candidates, scored
+        scoring.done(f"{num_pairs:,} pairs, {kind} items for {num_users:,} users")
+    return candidates, scored.take(np.argsort(scored.row_id))
 
 
 def split_loader(run: TrainedRun, split: str) -> Loader:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from recsys.runtime.ranks import ALONE, Ranks
 
+_PIECE_ROWS = 1 << 20
+"""Rows that are put in order at a time."""
 _DIGIT = 256
 """Ways into which the range of possible keys is parted at a time."""
 
@@ -19,16 +21,21 @@ def sorted_rows(columns: dict[str, NDArray], key: str, ranks: Ranks = ALONE) -> 
     """Return this rank's range of the rows of all ranks, ascending by column `key`.
 
     Rows of equal keys keep their order on a rank and come by rank. The memory beside the rows is that of
-    one column and of an order. All rows of one key are on one rank, however many they are.
+    one column and of 32 bits a row. All rows of one key are on one rank, however many they are.
 
     Args:
         columns: [N, ...] each, emptied on the way; equal names and types on every rank.
         key: name of the column to sort by: numbers without NaN.
     """
-    columns = _ordered(columns, np.argsort(columns[key], kind="stable"))
+    columns = _ordered(columns, key)
     if ranks.size == 1:
         return columns
-    keys_N = columns[key]
+    counts_W = _counts_of_ranges(columns[key], ranks)
+    return _ordered(ranks.exchange(columns, counts_W), key)
+
+
+def _counts_of_ranges(keys_N: NDArray, ranks: Ranks) -> NDArray[np.int64]:
+    """Return how many of this rank's ascending keys lie in the range of each rank [W]."""
     num_rows = ranks.total(len(keys_N))
     places = np.arange(1, ranks.size) * num_rows // ranks.size
     counts_W = np.zeros(ranks.size, np.int64)
@@ -38,8 +45,7 @@ def sorted_rows(columns: dict[str, NDArray], key: str, ranks: Ranks = ALONE) -> 
         firsts = order_statistics(keys_N, places, ranks)
         starts = np.concatenate([[0], np.searchsorted(keys_N, firsts, side="left")])
         counts_W = np.diff(starts, append=len(keys_N))
-    columns = ranks.exchange(columns, counts_W)
-    return _ordered(columns, np.argsort(columns[key], kind="stable"))
+    return counts_W
 
 
 def order_statistics(sorted_N: NDArray, places_K: NDArray[np.int64], ranks: Ranks) -> NDArray:
@@ -78,6 +84,17 @@ def _values(keys: NDArray[np.uint64], dtype: np.dtype) -> NDArray:
     return np.where(is_positive | ~np.isnan(values), values, -np.inf)
 
 
-def _ordered(columns: dict[str, NDArray], order_N: NDArray[np.int64]) -> dict[str, NDArray]:
-    """Return the columns in another order [N]; the given ones are let go one by one."""
-    return {name: columns.pop(name)[order_N] for name in list(columns)}
+def _ordered(columns: dict[str, NDArray], key: str) -> dict[str, NDArray]:
+    """Return the columns [N, ...] ascending by one of them; the given ones are let go one by one."""
+    order_N = np.argsort(columns[key], kind="stable")
+    if len(order_N) <= 1 << 32:
+        order_N = order_N.astype(np.uint32)
+    ordered = {}
+    for name in list(columns):
+        column = columns.pop(name)
+        ordered[name] = np.empty_like(column)
+        # numpy takes indices in 64 bits: those of a piece at a time.
+        for start in range(0, len(column), _PIECE_ROWS):
+            piece = slice(start, start + _PIECE_ROWS)
+            ordered[name][piece] = column[order_N[piece]]
+    return ordered

@@ -62,6 +62,28 @@ class Ranks:
         """Return whether it is true on any rank."""
         return any(self.gather(bool(flag)))
 
+    def num_distinct(self, keys_N: NDArray[np.integer]) -> int:
+        """Return how many different whole numbers of 0 or more all ranks have."""
+        keys = np.unique(keys_N.astype(np.uint64))
+        sent = self.send({"key": keys}, (keys % np.uint64(self.size)).astype(np.int64))
+        return int(self.total(np.unique(sent["key"]).size))
+
+    def send(self, columns: dict[str, NDArray], owner_N: NDArray[np.integer]) -> dict[str, NDArray]:
+        """Send every row to the rank that `owner_N` names; return those that this one gets.
+
+        Rows come by source rank, in the order in which their rank has them.
+
+        Args:
+            columns: [N, ...] each, emptied on the way.
+            owner_N: rank of every row.
+        """
+        if self.size == 1:
+            return columns
+        order_N = np.argsort(owner_N, kind="stable")
+        counts_W = np.bincount(owner_N, minlength=self.size)
+        ordered = {name: columns.pop(name)[order_N] for name in list(columns)}
+        return self.exchange(ordered, counts_W)
+
     def exchange(
         self, columns: dict[str, NDArray], counts_W: Sequence[int] | NDArray
     ) -> dict[str, NDArray]:

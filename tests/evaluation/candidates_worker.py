@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recsys.data.dataset import Dataset
 from recsys.evaluation.candidates import Candidates, RankingConfig, draw_candidates
 from recsys.runtime.env import start, stop
@@ -23,8 +21,10 @@ def described(candidates: Candidates) -> dict[str, Any]:
         "users": candidates.user_row_N.tolist(),
         "items": candidates.item_row_N.tolist(),
         "relevant": candidates.relevant_N.tolist(),
-        "places": candidates.template_N.tolist(),
-        "templates": candidates.templates.column("row_id").to_pylist(),
+        "templates": candidates.templates
+        .column("row_id")
+        .to_numpy()[candidates.template_N]
+        .tolist(),
         "is_full": candidates.is_full,
     }
 
@@ -37,7 +37,7 @@ def main() -> None:
     manifest = read_manifest(workspace)
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=[])
     config = RankingConfig(num_users=9, num_negatives=5, max_rows=int(sys.argv[2]))
-    candidates = draw_candidates(dataset, config=config, rng=np.random.default_rng(4), ranks=ranks)
+    candidates = draw_candidates(dataset, config=config, seed=4, ranks=ranks)
     assert candidates is not None
     every = ranks.gather(described(candidates))
     if env.is_first:

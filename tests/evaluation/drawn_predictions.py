@@ -28,7 +28,7 @@ def rows(rng, count=600, weights=4):
 def evaluated(
     predictions, segments=(), names=NAMES, item_counts=None, has_users=True, unknown_users=None
 ):
-    predictions = by_score(predictions)
+    predictions = by_score(predictions.take(np.arange(len(predictions.row_id))))
     return evaluate_rows(
         predictions,
         RowUsers(

@@ -75,7 +75,7 @@ def as_sets(world, candidates):
 
 def draw(world, seed=0, **settings):
     config = RankingConfig(**settings)
-    return draw_candidates(the_split(world), config=config, rng=np.random.default_rng(seed))
+    return draw_candidates(the_split(world), config=config, seed=seed)
 
 
 def test_candidates_are_what_the_user_has_not_seen_and_the_positives_of_the_split(world):
@@ -121,7 +121,7 @@ def test_only_the_columns_that_choose_are_read_of_the_whole_split(world, monkeyp
 
     monkeypatch.setattr(dataset, "read", counted)
     monkeypatch.setattr("recsys.evaluation.split_pairs.read_row_groups", columns_of)
-    candidates = draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0))
+    candidates = draw_candidates(dataset, config=RankingConfig(), seed=0)
     assert len(read) == len(set(read)) == candidates.templates.num_rows == 2 < dataset.num_rows
     keys = ["label", "user_row", "item_row"]
     first = ["timestamp", "history_end", "row_id", *keys]
@@ -159,9 +159,17 @@ def test_candidates_are_the_same_whichever_ranks_read_the_splits(tmp_path, max_r
         pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=13)
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=[])
     config = RankingConfig(num_users=9, num_negatives=5, max_rows=max_rows)
-    alone = draw_candidates(dataset, config=config, rng=np.random.default_rng(4))
+    alone = draw_candidates(dataset, config=config, seed=4)
     found = worker_result(WORKER, workspace, max_rows, ranks=2)
-    assert found == [described(alone)] * 2 and alone.is_full == (max_rows > 100)
+    columns = ("users", "items", "relevant", "templates")
+    joined = {name: [*found[0][name], *found[1][name]] for name in columns}
+    assert {**joined, "is_full": alone.is_full} == described(alone)
+    assert alone.is_full == found[0]["is_full"] == (max_rows > 100)
+    assert (
+        not set(found[0]["users"]) & set(found[1]["users"])
+        and found[0]["users"]
+        and found[1]["users"]
+    )
 
 
 def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
@@ -169,7 +177,7 @@ def test_items_that_were_only_drawn_as_negatives_are_candidates(tmp_path):
     manifest, workspace = drawn_world(tmp_path)
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=["user_id"])
     config = RankingConfig(ks=[10])
-    candidates = draw_candidates(dataset, config=config, rng=np.random.default_rng(0))
+    candidates = draw_candidates(dataset, config=config, seed=0)
     assert np.bincount(candidates.user_row_N)[1:].tolist() == [52] * 40
     scores = np.zeros(candidates.user_row_N.size)
     _, values = ranking_by_user(candidates.relevant_N, scores, candidates.user_row_N, ks=config.ks)
@@ -242,7 +250,7 @@ def test_a_split_without_positives_has_no_candidates(tmp_path):
         tmp_path, recipe(write_source(tmp_path / "raw", interactions=log))
     )
     dataset = Dataset(workspace / "prepared", manifest, split="test", features=FEATURES)
-    assert draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0)) is None
+    assert draw_candidates(dataset, config=RankingConfig(), seed=0) is None
 
 
 def test_bad_settings_are_named_all_at_once():

@@ -12,7 +12,7 @@ from recsys.evaluation.candidates import Candidates, RankingConfig
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.importance import evaluate_importance
 from recsys.evaluation.planted import planted_shares
-from recsys.evaluation.predict import Predictions, by_score
+from recsys.evaluation.predict import by_score
 from recsys.evaluation.ranking import evaluate_candidates
 from recsys.evaluation.result import SegmentResult
 from recsys.evaluation.segments import ItemCounts, Segment
@@ -123,25 +123,18 @@ def ranked(tmp_path):
         templates=pa.table({"user_row": [1, 2]}),
         is_full=True,
     )
-    scored = Predictions(
-        row_id=np.array([6, 5, 4, 3, 2, 1, 0]),
-        user_row=np.zeros(7, np.int64),
-        item_row=np.zeros(7, np.int64),
-        label=np.zeros(7),
-        score=np.array([0.3, 0.2, 0.9, 0.1, 0.7, 0.5, 0.2]),
-        weights=np.zeros((7, 0), np.float32),
-    )
+    scores = np.array([0.2, 0.5, 0.7, 0.1, 0.9, 0.2, 0.3])
     vectors = np.zeros((6, 2), np.float32)
     vectors[1:] = [[1, 0], [0, 1], [1, 0], [0, 1], [1, 1]]
-    return candidates, scored, {"style": write_table(tmp_path / "style", vectors)}
+    return candidates, scores, {"style": write_table(tmp_path / "style", vectors)}
 
 
 def test_rankings_and_lists_of_two_users_by_hand(ranked):
-    candidates, scored, tables = ranked
+    candidates, scores, tables = ranked
     # user 1: items 3 (0.7), 2 (0.5, liked), 1, 4; user 2: items 1 (0.9, liked), 5, 3.
     found = evaluate_candidates(
         candidates,
-        scored,
+        scores,
         train_count_I=np.array([0, 9, 1, 3, 0, 0]),
         profile_count_U={1: 5.0},
         tables=tables,
@@ -161,20 +154,20 @@ def test_rankings_and_lists_of_two_users_by_hand(ranked):
 
 
 def test_drawn_candidates_give_no_lists(ranked):
-    candidates, scored, tables = ranked
+    candidates, scores, tables = ranked
     drawn = Candidates(**{**candidates.__dict__, "is_full": False})
     found = evaluate_candidates(
-        drawn, scored, train_count_I=np.ones(6), profile_count_U={}, tables=tables, config=CONFIG
+        drawn, scores, train_count_I=np.ones(6), profile_count_U={}, tables=tables, config=CONFIG
     )
     assert found.lists is None and found.rankings.full is None and len(found.best) == 2
 
 
 def test_diversity_reads_the_vectors_of_the_recommended_items(ranked):
-    candidates, scored, tables = ranked
+    candidates, scores, tables = ranked
     config = EvaluateConfig(ranking=RankingConfig(ks=[3]))
     found = evaluate_candidates(
         candidates,
-        scored,
+        scores,
         train_count_I=np.ones(6),
         profile_count_U={},
         tables=tables,
@@ -189,11 +182,9 @@ def test_diversity_reads_the_vectors_of_the_recommended_items(ranked):
 
 def test_an_input_that_matters_loses_auc_and_stands_first(rng):
     whole = rows(rng)
-    useless = Predictions(**{**whole.__dict__, "score": whole.score[::-1].copy()})
-    same = Predictions(**whole.__dict__)
     lines = evaluate_importance(
         whole,
-        {("feature", "same"): same, ("item vector", "style"): useless},
+        {("feature", "same"): whole.score, ("item vector", "style"): whole.score[::-1]},
         unit_keys(whole.row_id, whole.user_row),
         CONFIG,
     )

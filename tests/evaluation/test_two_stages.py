@@ -46,7 +46,7 @@ def test_fewer_candidates_lose_some_of_the_best_items(
     features = [feature.name for feature in manifest.features]
     dataset = Dataset(tiny_workspace / "prepared", manifest, split="test", features=features)
     rng = np.random.default_rng(0)
-    candidates = draw_candidates(dataset, config=config.ranking, rng=rng)
+    candidates = draw_candidates(dataset, config=config.ranking, seed=0)
     # Scores that the bundle knows nothing of: its candidates hold their share of the best by chance.
     score_N = rng.random(len(candidates.user_row_N))
     monkeypatch.setattr(two_stages, "NUM_CANDIDATES", 30)

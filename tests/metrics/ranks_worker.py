@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.evaluation.curves import curves_of
-from recsys.evaluation.split import _num_distinct
 from recsys.metrics.bootstrap import unit_keys
 from recsys.metrics.predictions import NanScoresError, labelled_scores
 from recsys.metrics.row_sums import RowSums
 from recsys.metrics.summary import evaluate_rows_of, intervals
 from recsys.metrics.weights import mean_by_user, summarise_weights
+from recsys.runtime import distributed_sort
 from recsys.runtime import ranks as ranks_module
 from recsys.runtime.collectives import RankError
 from recsys.runtime.distributed_sort import order_statistics, sorted_rows
@@ -100,7 +100,7 @@ def evaluated(case: str, ranks: Ranks) -> dict[str, Any]:
         "roc": [axis.tolist() for axis in curves.roc["model"]],
         "scores": curves.score_counts_2H.tolist(),
         "weights": curves.weight_counts_MH.tolist(),
-        "units": _num_distinct(rows.unit_N, ranks),
+        "units": ranks.num_distinct(rows.unit_N),
     }
     summary = summarise_weights(whole.weights[own], ["a", "b", "c"], ranks)
     found["summary"] = {name: dataclasses.asdict(s) for name, s in summary.items()}
@@ -181,7 +181,7 @@ def main() -> None:
     """Write what every rank found; a rank sends pieces of 300 rows."""
     env = start("cpu", timeout_seconds=60)
     ranks = all_ranks()
-    ranks_module._PIECE_ROWS = 300
+    ranks_module._PIECE_ROWS = distributed_sort._PIECE_ROWS = 300
     ranks_module._SMALL_BYTES = 4000
     found = {
         "cases": {case: evaluated(case, ranks) for case in CASES},

@@ -77,7 +77,7 @@ def check_histories(manifest, workspace, scope):
     for split in SPLITS:
         features = ["user_id", "item_id", "history"]
         dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
-        drawn = draw_candidates(dataset, config=RankingConfig(), rng=np.random.default_rng(0))
+        drawn = draw_candidates(dataset, config=RankingConfig(), seed=0)
         if drawn is None:
             continue
         ends_U = drawn.templates.column("history_end").to_pylist()
