@@ -10,6 +10,7 @@ Ranks meet in the thread on a gloo group of its own. One save is in flight at mo
 end of training and a stop wait for it.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from recsys.checkpoint.snapshot import Snapshot, host_buffers, stored_tensors, t
 from recsys.checkpoint.state import TrainState
 from recsys.checkpoint.write import write_checkpoint
 from recsys.errors import StorageError
-from recsys.runtime.collectives import sharing_errors
+from recsys.runtime.collectives import gather, sharing_errors
 from recsys.runtime.env import GROUP_TIMEOUT, Env
 from recsys.sharding.apply import ShardedRanker
 
@@ -43,6 +44,7 @@ class Saver:
         in_background: bool,
         on_failure: Callable[[], None],
         report: Callable[[int, dict[str, float]], None],
+        seconds_left: Callable[[], float] = lambda: math.inf,
     ):
         """All ranks make one together; unfinished checkpoints of killed processes are removed.
 
@@ -53,6 +55,7 @@ class Saver:
             on_failure: called from the thread when a save failed, so that the loop comes back and
                 hears of it.
             report: takes a step and what its save cost.
+            seconds_left: until this process has to end, by the stop signal that it got.
         """
         self.folder = folder
         self.sharded = sharded
@@ -61,6 +64,12 @@ class Saver:
         self.in_background = in_background
         self.on_failure = on_failure
         self.report = report
+        self.seconds_left = seconds_left
+        self.skipped: str = ""
+        """Why the last save was not begun; empty where it was."""
+        self._save_seconds = 0.0
+        """Of the last save that was written."""
+        self._begun = 0.0
         self._buffers: dict[str, torch.Tensor] | None = None
         self._error: Exception | None = None
         self._costs: tuple[int, dict[str, float]] | None = None
@@ -79,12 +88,19 @@ class Saver:
     def save(self, state: TrainState, best: bool) -> None:
         """Save `state`'s step; in the background, back as soon as everything is copied.
 
+        Edge cases: a save that would not be whole before a rank has to end, by what the last one took, is
+        not begun (`skipped`); the one in flight has the time instead.
+
         Raises:
             StorageError: this save, or in the background the one before it, could not be written; on
                 every rank.
         """
         started = time.perf_counter()
+        self.skipped = self._shortage()
+        if self.skipped:
+            return
         self.wait()
+        self._begun = started
         with sharing_errors():
             snapshot = take_snapshot(self.sharded, state, self.env, self._buffers)
         if self.in_background:
@@ -94,6 +110,15 @@ class Saver:
         self._blocking_seconds = time.perf_counter() - started
         if not self.in_background:
             self.wait()
+
+    def _shortage(self) -> str:
+        """Return why a save would come too late on some rank, the same text on every rank; or nothing."""
+        needed = self._save_seconds
+        if self._thread is not None and self._thread.is_alive() and self._begun:
+            needed += max(self._save_seconds - (time.perf_counter() - self._begun), 0.0)
+        every = gather(lambda: (needed, self.seconds_left()))
+        most, left = max(n for n, _ in every), min(seconds for _, seconds in every)
+        return f"a save takes {most:.0f} s and {left:.0f} s were left" if most > left else ""
 
     def wait(self) -> None:
         """Wait for the save in flight; all ranks call this.
@@ -150,6 +175,7 @@ class Saver:
             self.on_failure()
             return
         step = snapshot.index["state"]["step"]
+        self._save_seconds = time.perf_counter() - self._begun
         self._costs = (
             step,
             {

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 
 from embedding.features.store import FeatureTable, open_features
-from recsys.checkpoint.integrity import check_whole, newest_whole, restore_best
+from recsys.checkpoint.integrity import (
+    check_whole,
+    latest_checkpoint,
+    newest_whole,
+    restore_best,
+)
 from recsys.checkpoint.read import load_checkpoint
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
@@ -276,7 +281,8 @@ def train_run(
     log.close("stopped" if is_stopped else "finished")
     pipeline.close()
     if is_stopped:
-        say(f"stopped by {signals.name} at step {state.step:,}, saved; the same command goes on")
+        saved = _saved(saver)
+        say(f"stopped by {signals.name} at step {state.step:,}, {saved}; the same command goes on")
         return signals.exit_code
     return 0
 
@@ -284,6 +290,15 @@ def train_run(
 def _cpu_seconds(opened: OpenedRun) -> float:
     """Return the processor time of all ranks and their threads since the run was opened."""
     return sum(gather(lambda: time.process_time() - opened.cpu_seconds_before))
+
+
+def _saved(saver: Saver) -> str:
+    """Return whether the last step was saved, and where a run that was stopped goes on if it was not."""
+    if not saver.skipped:
+        return "saved"
+    newest = latest_checkpoint(saver.folder)
+    from_where = f"from {newest.name}" if newest else "from the beginning"
+    return f"not saved, {saver.skipped} (train.stop_within_seconds), so {from_where}"
 
 
 def _loop(
@@ -339,4 +354,5 @@ def _saver(
         in_background=settings.save_in_background,
         on_failure=lambda: signals.ask(FAILED),
         report=log.write,
+        seconds_left=signals.seconds_left,
     )

@@ -5,6 +5,7 @@ only some of them; a rank that stopped alone would leave the others waiting in a
 tell each other on a gloo group of their own, about twice a second, whatever the device.
 """
 
+import math
 import os
 import signal
 import sys
@@ -52,6 +53,7 @@ class StopSignals:
         self._steps_left = 1
         self._checked = time.monotonic()
         self._deadline: threading.Timer | None = None
+        self._ends: float | None = None
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -63,6 +65,10 @@ class StopSignals:
     def name(self) -> str:
         """Name of the signal that stopped the ranks, such as SIGTERM."""
         return signal.Signals(self.reason).name
+
+    def seconds_left(self) -> float:
+        """Return the seconds until this process ends, stopped or not; infinity where no signal came."""
+        return math.inf if self._ends is None else self._ends - time.monotonic()
 
     def ask(self, reason: int) -> None:
         """Ask all ranks to stop; the first signal counts, further ones change nothing."""
@@ -107,6 +113,7 @@ class StopSignals:
             self._deadline = threading.Timer(self.within_seconds, self._leave, [number])
             self._deadline.daemon = True
             self._deadline.start()
+            self._ends = time.monotonic() + self.within_seconds
 
     def _leave(self, number: int) -> None:
         print(

@@ -71,7 +71,7 @@ class Costs(list):
         self.append((step, costs))
 
 
-def saver_of(folder, ranker, in_background=True, keep_last=2, asked=None):
+def saver_of(folder, ranker, in_background=True, keep_last=2, asked=None, seconds_left=lambda: 1e9):
     return Saver(
         folder,
         sharded=ranker,
@@ -80,6 +80,7 @@ def saver_of(folder, ranker, in_background=True, keep_last=2, asked=None):
         in_background=in_background,
         on_failure=(asked or threading.Event()).set,
         report=Costs(),
+        seconds_left=seconds_left,
     )
 
 
@@ -106,6 +107,30 @@ def test_a_checkpoint_holds_the_step_it_was_asked_at(tmp_path, in_background):
         assert (int(state[0]["step"]) if state else 0) == step - 1
     assert '"step-00000002"' in (tmp_path / "best.json").read_text()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_save_that_a_stop_leaves_no_time_for_is_not_begun_and_the_one_before_stays(
+    tmp_path, in_background
+):
+    left = [1e9]
+    ranker = Ranker(200_000)
+    with saver_of(tmp_path, ranker, in_background, seconds_left=lambda: left[0]) as saver:
+        saver.save(TrainState(step=1), best=False)
+        assert not saver.skipped
+        saver.wait()
+        left[0] = 0.0
+        saver.save(TrainState(step=2), best=True)
+        assert saver.skipped == "a save takes 0 s and 0 s were left"
+    assert [step for step, _ in saver.report] == [1]
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_first_save_is_tried_however_little_time_is_left(tmp_path):
+    with saver_of(tmp_path, Ranker(10), seconds_left=lambda: 0.5) as saver:
+        saver.save(TrainState(step=1), best=False)
+    assert not saver.skipped and damage_of(tmp_path / "step-00000001") is None
 
 
 @pytest.fixture
