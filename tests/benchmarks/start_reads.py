@@ -51,6 +51,8 @@ class Counter:
         return {
             "files": len(self.opened),
             "feature_files": sum("/features/" in name for name in self.opened),
+            "vocabularies": sum("/vocab/" in name for name in self.opened),
+            "manifests": sum(name.endswith("manifest.json") for name in self.opened),
             "parts": len(self.parts),
             "bytes": bytes_read() - begun,
         }
