@@ -54,6 +54,16 @@ def cases() -> dict[str, dict]:
     return found
 
 
+def halved_cases() -> dict[str, dict]:
+    """The cases of frozen tables, with vectors and gradients sent in half precision."""
+    exchange = {"forward_communication": "fp16", "backward_communication": "bf16"}
+    return {
+        f"half_{name}": {**case, "plan": {**case["plan"], **exchange}}
+        for name, case in cases().items()
+        if name.startswith("frozen_")
+    }
+
+
 def config(case: dict, optimizer: str):
     """The tiny ranker with a case's keys."""
     model = {"embedding_dim": 16, "tower_dims": [16, 8], "deep_dims": [8], "cross_rank": 4}
@@ -124,17 +134,19 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--cases", default=",".join(cases()))
+    parser.add_argument("--only-scores", action="store_true")
     args = parser.parse_args()
     world_size = int(os.environ["WORLD_SIZE"])
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size // args.hosts)
     env = start("cpu")
     scores, shardings = {}, {}
     for name in args.cases.split(","):
-        sharded, plan, scores[name] = build(cases()[name], "sgd", env)
+        case = (cases() | halved_cases())[name]
+        sharded, plan, scores[name] = build(case, "sgd", env)
         shardings[name] = {t.table: t.sharding for t in plan.tables}
         del sharded
     held = {}
-    for optimizer in ("rowwise_adagrad", "adam"):
+    for optimizer in () if args.only_scores else ("rowwise_adagrad", "adam"):
         before = live_bytes()
         sharded, plan, _ = build({}, optimizer, env, LARGE_ROWS)
         load = plan.ranks[env.rank]

@@ -62,6 +62,25 @@ def test_half_precision_of_exchange_and_tables_changes_scores_little_but_does_ch
         assert run(2)["scores"][case] != run(2)["scores"]["row_wise"]
 
 
+@cache
+def halved(num_ranks, num_hosts):
+    """Scores with vectors and gradients sent in half precision, by case."""
+    names = ",".join(f"half_frozen_{kind}" for kind in SHARDINGS[1:])
+    options = ("--hosts", num_hosts, "--cases", names, "--only-scores")
+    return worker_result(WORKER, *options, ranks=num_ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks_and_hosts", [(2, 1), (4, 2)])
+@pytest.mark.parametrize("sharding", SHARDINGS[1:])
+def test_half_precision_of_the_exchange_changes_little_under_any_sharding_type(
+    ranks_and_hosts, sharding
+):
+    result, case = halved(*ranks_and_hosts), f"half_frozen_{sharding}"
+    assert_alike(result, case, 5e-4)
+    assert result["scores"][case] != run(*ranks_and_hosts)["scores"][f"frozen_{sharding}"]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize(
     "optimizer", ["rowwise_adagrad", pytest.param("adam", marks=pytest.mark.slow)]
