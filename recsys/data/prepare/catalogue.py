@@ -133,7 +133,11 @@ def _tags_sql(
             spec, ids = feature_table(name, feature), KnownIds(vocabulary=known_tags)
             known = KnownTable(spec=spec, ids=ids)
         table = FeatureTable(engine, name, feature, relation, relation, known=known)
-        listed = table.exploded() if table.is_list else f"SELECT key, value AS id FROM ({relation})"
+        listed = (
+            table.rows.exploded()
+            if table.rows.is_list
+            else f"SELECT key, value AS id FROM ({relation})"
+        )
         parts.append(
             f"SELECT e.key, e.id FROM ({listed}) e JOIN {table.vocabulary} v ON e.id = v.id"
         )

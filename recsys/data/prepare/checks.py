@@ -1,17 +1,21 @@
 """Problems with the input, collected and reported at once: file, column, first row and count."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import duckdb
 
-from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.sources import Source
 from recsys.data.sql import quoted
 from recsys.errors import UserError
 from recsys.files import is_disk_full
+
+Scan = Callable[[Source, str, Sequence[Table]], tuple | None]
+"""Scan of a file: the source, SQL of an aggregate over its view, and tables of the database that the SQL
+reads, to the only row of the result; None, and a note, if the file is broken."""
 
 
 class Condition(NamedTuple):
@@ -41,20 +45,13 @@ class Problems:
             head = f"{len(found)} problem{'s' if len(found) > 1 else ''} with the input data:"
             raise UserError("\n  ".join([head, *found]))
 
-    def note(
-        self,
-        engine: Engine,
-        source: Source,
-        conditions: list[Condition],
-    ) -> int:
-        """Scan a file once and note every condition that holds in some row; return its rows."""
-        selected = ["count(*)"]
-        for column, is_bad, _ in conditions:
-            bad = f"FILTER (WHERE {is_bad})"
-            shown = quoted(column) if column in source.columns else "NULL"
-            selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
-            selected += [f"arg_min({shown}, source_row) {bad}"]
-        row = self.scan(engine, source, f"SELECT {', '.join(selected)} FROM {source.view}")
+    def note(self, source: Source, conditions: list[Condition], scan: Scan, *tables: Table) -> int:
+        """Scan a file once and note every condition that holds in some row; return its rows.
+
+        Args:
+            tables: that the conditions read.
+        """
+        row = scan(source, conditions_sql(source, conditions), tables)
         if row is None:
             return 0
         for index, (column, _, wrong) in enumerate(conditions):
@@ -83,6 +80,10 @@ class Problems:
                 f"id{'s' if count > 1 else ''}, first at data row {row:,} ({value!r})"
             )
 
+    def scan_by(self, engine: Engine) -> Scan:
+        """Return the scan of files by a database."""
+        return lambda source, query, _: self.scan(engine, source, query)
+
     def scan(self, engine: Engine, source: Source, query: str) -> tuple | None:
         """Return the only row of an aggregate over a file; None, and a note, if it is broken."""
         try:
@@ -91,6 +92,31 @@ class Problems:
         except UserError as error:
             self.found.append(str(error))
             return None
+
+
+def conditions_sql(source: Source, conditions: list[Condition]) -> str:
+    """SQL of the rows of a file, and of each condition the bad rows, the first of them and its value."""
+    selected = ["count(*)"]
+    for column, is_bad, _ in conditions:
+        bad = f"FILTER (WHERE {is_bad})"
+        shown = quoted(column) if column in source.columns else "NULL"
+        selected += [f"count(*) {bad}", f"min(source_row) {bad}"]
+        selected += [f"arg_min({shown}, source_row) {bad}"]
+    return f"SELECT {', '.join(selected)} FROM {source.view}"
+
+
+def joined_scans(scans: Sequence[tuple]) -> tuple:
+    """Return the result of `conditions_sql` on all rows, of those on parts of them in their order."""
+    num_rows = 0
+    found: list[tuple] = [(0, None, None)] * ((len(scans[0]) - 1) // 3)
+    for row in scans:
+        for index, (count, first, value) in enumerate(found):
+            more, more_first, more_value = row[1 + 3 * index : 4 + 3 * index]
+            if more and not count:
+                first, value = num_rows + more_first, more_value
+            found[index] = (count + more, first, value)
+        num_rows += row[0]
+    return (num_rows, *(entry for condition in found for entry in condition))
 
 
 def rows_of(count: int, source: Source) -> str:

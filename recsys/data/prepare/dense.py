@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.data.dense import dense_sql, missing_value, transformed_sql
-from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.engine import Count, Engine, Table, count_rows
 from recsys.data.prepare.writing import write_array
 from recsys.schema import DenseSpec
 
@@ -32,7 +32,9 @@ class DenseColumn:
         return "", dense_sql(self.spec, value)
 
 
-def with_statistics(engine: Engine, spec: DenseSpec, train: str, *, has_missing: bool) -> DenseSpec:
+def with_statistics(
+    engine: Engine, spec: DenseSpec, train: str, *, has_missing: bool, count: Count = count_rows
+) -> DenseSpec:
     """Return the spec with mean and deviation of the training values, and whether some are missing.
 
     Sums are exact (math.fsum) over the distinct values in their order: they do not depend on threads.
@@ -40,11 +42,11 @@ def with_statistics(engine: Engine, spec: DenseSpec, train: str, *, has_missing:
     Args:
         train: SQL of (key, value), the cleaned texts of the training rows.
         has_missing: known already; otherwise a null among the values decides.
+        count: of the training values.
     """
+    transformed = f"SELECT {transformed_sql(spec, 'value')} AS value FROM ({train})"
     counted = engine.create(
-        "dense_values",
-        f"SELECT {transformed_sql(spec, 'value')} AS value, count(*) AS num_rows FROM ({train}) "
-        f"GROUP BY ALL ORDER BY value",
+        "dense_values", f"SELECT value, n AS num_rows FROM ({count(transformed)}) ORDER BY value"
     )
     total, lacking = engine.one(
         f"SELECT coalesce(sum(num_rows) FILTER (WHERE value IS NOT NULL), 0), "

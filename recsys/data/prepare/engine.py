@@ -5,7 +5,7 @@ so a step can read only what it was given. The SQL of a step names its inputs th
 another engine may therefore run it on a part of each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,13 @@ from recsys.errors import UserError
 
 BATCH_ROWS = 65_536
 """Rows of the record batches in which query results arrive, at most."""
+Count = Callable[[str], str]
+"""Count of equal rows: SQL of rows to SQL of the different ones, with another column `n`."""
+
+
+def count_rows(query: str) -> str:
+    """SQL of the different rows of a query, and how many of each there are: (..., n)."""
+    return f"SELECT *, count(*) AS n FROM ({query}) GROUP BY ALL"
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class Engine:
         self.connection.unregister(given)
         return table
 
+    def register(self, relation: str, rows: pa.Table) -> Table:
+        """Return the handle of rows in memory, which SQL reads as `relation` without a copy."""
+        self.connection.register(relation, rows)
+        return Table(relation, tuple(rows.column_names))
+
     def handle(self, relation: str) -> Table:
         """Return the handle of a relation that the database has."""
         described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
@@ -121,8 +133,13 @@ class Engine:
 
 
 @contextmanager
-def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[Engine]:
+def opened_engine(
+    scratch: Path, memory_limit: str, threads: int, more_advice: str = ""
+) -> Iterator[Engine]:
     """Open a database on disk in a new folder `scratch`; close it at the end.
+
+    Args:
+        more_advice: other settings to change where the memory does not suffice.
 
     Raises:
         UserError: the path, the memory limit or the number of threads is none for the database, or the
@@ -147,14 +164,14 @@ def opened_engine(scratch: Path, memory_limit: str, threads: int) -> Iterator[En
         connection.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
-        with _naming_memory(memory_limit, threads):
+        with _naming_memory(memory_limit, threads, more_advice):
             yield Engine(connection, scratch)
     finally:
         connection.close()
 
 
 @contextmanager
-def _naming_memory(memory_limit: str, threads: int) -> Iterator[None]:
+def _naming_memory(memory_limit: str, threads: int, more_advice: str) -> Iterator[None]:
     """Name the settings to change where the database runs out of memory in a block.
 
     Raises:
@@ -167,5 +184,5 @@ def _naming_memory(memory_limit: str, threads: int) -> Iterator[None]:
             raise
         raise UserError(
             f"memory_limit={memory_limit} with run.threads={threads}: not enough for this data "
-            f"({short(error)}); raise memory_limit or lower run.threads"
+            f"({short(error)}); raise memory_limit or lower run.threads{more_advice}"
         ) from error

@@ -13,11 +13,11 @@ from types import MappingProxyType
 import numpy as np
 
 from recsys.data.prepare.dense import DenseColumn, with_statistics, write_dense
-from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.engine import Count, Engine, Table, count_rows
 from recsys.data.prepare.growth import KnownTable, write_waiting
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Catalogue, Inputs
-from recsys.data.prepare.vocab import FeatureTable, value_sql
+from recsys.data.prepare.vocab import FeatureRows, FeatureTable, value_sql
 from recsys.data.prepare.writing import write_array, write_lists, write_vocabulary
 from recsys.data.raw_text import column_type
 from recsys.data.recipe import FeatureRecipe, Recipe
@@ -82,7 +82,14 @@ def write_ids(engine: Engine, side: str, column: str, vocabulary: Table, prepare
 
 
 def write_training_counts(
-    engine: Engine, side: str, placed: Table, *, next_row_id: int, num_side_rows: int, folder: Path
+    engine: Engine,
+    side: str,
+    placed: Table,
+    *,
+    next_row_id: int,
+    num_side_rows: int,
+    folder: Path,
+    count: Count = count_rows,
 ) -> None:
     """Write how many training rows each user or item has [num_side_rows], of an item also drawn ones.
 
@@ -90,30 +97,33 @@ def write_training_counts(
         placed: with row_id, split and `<side>_row`.
         next_row_id: row ids from here on are drawn negatives.
         folder: `users/` or `items/`.
+        count: of the rows of `placed`.
     """
-    for name, query in count_queries(side, placed, next_row_id).items():
+    for name, query in count_queries(side, placed, next_row_id, count).items():
         write_array(engine, query, folder / f"{name}.npy", num_side_rows, np.int64)
 
 
-def count_queries(side: str, placed: Table, next_row_id: int) -> dict[str, str]:
+def count_queries(
+    side: str, placed: Table, next_row_id: int, count: Count = count_rows
+) -> dict[str, str]:
     """SQL of (key, value), the rows of split 0 by user or item row, of each array of counts."""
     placed.needs("row_id", "split", f"{side}_row")
     counted = {"train_count": "<"} | ({"drawn_count": ">="} if side == "item" else {})
+    rows = f"SELECT {side}_row AS key FROM {placed} WHERE split = 0 AND row_id"
     return {
-        name: f"SELECT {side}_row AS key, count(*) AS value FROM {placed} WHERE split = 0 "
-        f"AND row_id {which} {next_row_id} GROUP BY key ORDER BY key"
+        name: f"SELECT key, n AS value FROM ({count(f'{rows} {which} {next_row_id}')}) ORDER BY key"
         for name, which in counted.items()
     }
 
 
 def write_catalogue_features(
-    engine: Engine, catalogue: Catalogue, vocabulary: Table, placed: Table, prepared: Path
+    engine: Engine, catalogue: Catalogue, vocabulary: Table, num_unknown: int, prepared: Path
 ) -> Specs:
     """Write the features of a catalogue as arrays by row; return the manifest's entries.
 
     Args:
         vocabulary: (id, row) of the ids of users or items.
-        placed: with split and `<side>_row`.
+        num_unknown: training rows whose user or item has the unknown row 0.
     """
     num_rows = engine.count(vocabulary) + 1
     folder = prepared / f"{catalogue.side}s"
@@ -125,7 +135,7 @@ def write_catalogue_features(
                 engine,
                 dense_spec(name, feature, source=catalogue.side),
                 relation,
-                has_missing=_lacks_rows(engine, catalogue, vocabulary, placed),
+                has_missing=num_unknown > 0 or _lacks_ids(engine, catalogue, vocabulary),
             )
             write_dense(engine, dense, relation, folder, num_rows)
             specs += Specs(dense=(dense,))
@@ -133,31 +143,26 @@ def write_catalogue_features(
         table = FeatureTable(engine, name, feature, relation, relation)
         longest = {}
         values = folder / f"{name}.values.npy"
-        if table.is_list:
+        if table.rows.is_list:
             offsets = folder / f"{name}.offsets.npy"
-            weights = folder / f"{name}.weights.npy" if table.is_weighted else None
-            query = table.rows_sql()
+            weights = folder / f"{name}.weights.npy" if table.rows.is_weighted else None
+            query = table.rows.sql()
             _, longest[name] = write_lists(engine, query, values, offsets, num_rows, weights)
         else:
-            write_array(engine, table.rows_sql(), values, num_rows, np.int32)
+            write_array(engine, table.rows.sql(), values, num_rows, np.int32)
         added = write_table(engine, table, source=catalogue.side, to=prepared)
         specs += added.with_max_ids(longest)
     return specs
 
 
-def _lacks_rows(engine: Engine, catalogue: Catalogue, vocabulary: Table, placed: Table) -> bool:
-    """Return whether training rows are of users or items that the catalogue does not list."""
-    side = catalogue.side
+def _lacks_ids(engine: Engine, catalogue: Catalogue, vocabulary: Table) -> bool:
+    """Return whether the vocabulary has ids that the catalogue does not list."""
     vocabulary.needs("id")
-    placed.needs("split", f"{side}_row")
     num_listed = (
         f"SELECT count(*) FROM {vocabulary} v JOIN {catalogue.source.view} s ON v.id = "
         + (f"s.{quoted(catalogue.id_column)}")
     )
-    return bool(
-        engine.count(placed, f"split = 0 AND {side}_row = 0")
-        or engine.one(num_listed)[0] < engine.count(vocabulary)
-    )
+    return bool(engine.one(num_listed)[0] < engine.count(vocabulary))
 
 
 def values_sql(catalogue: Catalogue, name: str, feature: FeatureRecipe, vocabulary: Table) -> str:
@@ -179,7 +184,9 @@ def build_log_features(
     prepared: Path,
     known: Mapping[str, KnownTable] = MappingProxyType({}),
     known_dense: Mapping[str, DenseSpec] = MappingProxyType({}),
-) -> tuple[dict[str, FeatureTable | DenseColumn], Specs]:
+    *,
+    count: Count = count_rows,
+) -> tuple[dict[str, FeatureRows | DenseColumn], Specs]:
     """Build the tables of interaction features from the training rows.
 
     Args:
@@ -187,29 +194,33 @@ def build_log_features(
         next_row_id: row ids from here on are drawn negatives, which no vocabulary sees.
         known, known_dense: of an append, tables and dense features by name that it finds; its own rows
             are all of split 0.
+        count: of the rows of `placed`.
 
     Returns:
-        The tables by feature, which number the values of `placed`; and the manifest's entries,
+        The columns by feature, which number the values of `placed`; and the manifest's entries,
         without the most ids of lists.
     """
     placed.needs("row_id", "split", *features)
-    tables: dict[str, FeatureTable | DenseColumn] = {}
+    columns: dict[str, FeatureRows | DenseColumn] = {}
     specs = Specs()
     for name, feature in features.items():
         rows = f"SELECT row_id AS key, {quoted(name)} AS value FROM {placed}"
         train = f"{rows} WHERE split = 0 AND row_id < {next_row_id}"
         if feature.kind == "dense":
             dense = known_dense.get(name) or with_statistics(
-                engine, dense_spec(name, feature, source="interaction"), train, has_missing=False
+                engine,
+                dense_spec(name, feature, source="interaction"),
+                train,
+                has_missing=False,
+                count=count,
             )
-            tables[name] = DenseColumn(dense)
+            columns[name] = DenseColumn(dense)
             specs += Specs(dense=(dense,))
             continue
-        tables[name] = table = FeatureTable(
-            engine, name, feature, rows, train, known=known.get(name)
-        )
+        table = FeatureTable(engine, name, feature, rows, train, known=known.get(name), count=count)
+        columns[name] = table.rows
         specs += write_table(engine, table, source="interaction", to=prepared)
-    return tables, specs
+    return columns, specs
 
 
 def write_table(engine: Engine, table: FeatureTable, *, source: str, to: Path) -> Specs:

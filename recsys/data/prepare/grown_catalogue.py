@@ -146,7 +146,7 @@ def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTabl
     values[: grown.num_before] = before
     if table is None:
         return
-    for batch in engine.batches(table.rows_sql()):
+    for batch in engine.batches(table.rows.sql()):
         values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
     grown.is_changed |= values[: grown.num_before] != before
 
@@ -163,7 +163,7 @@ def _grow_lists(
     query = "SELECT 0 AS key, 0::INTEGER AS value, 0::FLOAT AS weight WHERE false"
     _, grown.longest[name] = write_lists(
         engine,
-        table.rows_sql() if table else query,
+        table.rows.sql() if table else query,
         *paths,
         grown.num_rows,
         weights if is_weighted else None,

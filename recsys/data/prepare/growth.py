@@ -113,15 +113,15 @@ def grow_vocabulary(
     return vocabulary, waiting
 
 
-def rare_ids(ids: str, vocabulary: Table) -> str:
+def rare_ids(counted: str, vocabulary: Table) -> str:
     """SQL of (id, count) of the ids that a vocabulary has left out.
 
     Args:
-        ids: SQL of one id per occurrence.
+        counted: SQL of the different ids and their occurrences (id, n).
     """
     return (
-        f"SELECT id, count(*) AS count FROM ({ids}) i WHERE id IS NOT NULL AND NOT EXISTS "
-        f"(SELECT 1 FROM {vocabulary} v WHERE v.id = i.id) GROUP BY id"
+        f"SELECT id, n AS count FROM ({counted}) i WHERE id IS NOT NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM {vocabulary} v WHERE v.id = i.id)"
     )
 
 

@@ -16,11 +16,14 @@ Each row may see a leading part of a stored sequence. Only `past` with `random` 
 splits overlap in time, needs one set of sequences for each split.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import pyarrow as pa
 
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
-from recsys.data.prepare.writing import write_lists
+from recsys.data.prepare.writing import write_list_batches
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.schema import HistorySpec
 
@@ -65,18 +68,43 @@ def write_histories(
         "ends", "SELECT 0::BIGINT AS row_id, 0::INTEGER AS history_end WHERE false"
     )
     num_stored = 0
-    for split in SPLITS if history.is_by_split else SPLITS[-1:]:
+    for split in stored_splits(history):
         sequence = build_sequence(engine, placed, history, split)
         engine.append(ends, ends_sql(sequence))
-        folder = prepared / history.folder(split)
-        folder.mkdir(parents=True)
-        stored = f"SELECT user_row AS key, item_row AS value FROM {sequence} WHERE is_held = 1"
-        num_values, _ = write_lists(
-            engine, stored, folder / "values.npy", folder / "offsets.npy", num_user_rows
-        )
-        num_stored = max(num_stored, num_values)
+        stored = engine.batches(stored_sql(sequence))
+        num_stored = max(num_stored, write_stored(stored, history, split, num_user_rows, prepared))
         engine.drop(sequence)
     return ends, num_stored
+
+
+def stored_splits(history: HistorySpec) -> tuple[str, ...]:
+    """Return the splits by which sequences are stored."""
+    return SPLITS if history.is_by_split else SPLITS[-1:]
+
+
+def stored_sql(sequence: Table) -> str:
+    """SQL of the stored positives of a sequence, in its order: (key, value), user and item rows."""
+    return f"SELECT user_row AS key, item_row AS value FROM {sequence} WHERE is_held = 1"
+
+
+def write_stored(
+    batches: Iterable[pa.RecordBatch],
+    history: HistorySpec,
+    split: str,
+    num_user_rows: int,
+    prepared: Path,
+) -> int:
+    """Write stored positives (key, value) by user row; return their number.
+
+    Args:
+        split: one of `stored_splits`.
+    """
+    folder = prepared / history.folder(split)
+    folder.mkdir(parents=True)
+    num_values, _ = write_list_batches(
+        batches, folder / "values.npy", folder / "offsets.npy", num_user_rows
+    )
+    return num_values
 
 
 def build_sequence(engine: Engine, placed: Table, history: HistorySpec, split: str) -> Table:

@@ -4,13 +4,15 @@ In: `placed`, the ends of the rows' histories and the tables of interaction feat
 interactions/ and the splits' entries of the manifest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.numbering import SplitCounts
 from recsys.data.prepare.split import order_hash
-from recsys.data.prepare.vocab import FeatureTable
+from recsys.data.prepare.vocab import FeatureRows
 from recsys.data.prepare.writing import list_table, write_parts
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe
 from recsys.data.sql import quoted
@@ -22,13 +24,26 @@ UNKNOWN_USER_SQL = (
 """Tells the users of the unknown row apart, for evaluation: a hash of the id, 0 for known users."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """SQL of the rows that the files of the splits have."""
+
+    columns: tuple[str, ...]
+    """SQL of each column of the files, over `relation`."""
+    relation: str
+    """SQL that can follow FROM, with the table `p` of all splits' rows."""
+    longest: dict[str, int]
+    """Most ids of a row, by feature of lists."""
+
+
 def write_interactions(
     engine: Engine,
     recipe: Recipe,
     placed: Table,
     ends: Table | None,
-    features: dict[str, FeatureTable | DenseColumn],
+    features: Mapping[str, FeatureRows | DenseColumn],
     prepared: Path,
+    counts: Mapping[int, SplitCounts],
     names: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
     """Write the splits as Parquet parts; return their entries, and the longest list of each feature.
@@ -38,15 +53,36 @@ def write_interactions(
         placed: dropped as soon as it is no longer needed: it is as long as the log.
         ends: (row_id, history_end), if there are histories.
         features: tables and numbers of the interaction features, whose values `placed` holds.
+        counts: of the rows of each split.
     """
-    log = recipe.interactions
+    rows = split_rows(engine, recipe.interactions, placed, ends, features)
+    order = f"{order_hash(recipe.split.seed, 'p.row_id')}, p.row_id"
+    splits = {}
+    for index, name in enumerate(names):
+        query = (
+            f"SELECT {', '.join(rows.columns)} FROM {rows.relation} WHERE p.split = {index} "
+            f"ORDER BY {order}"
+        )
+        files, file_rows = write_parts(engine, query, prepared, f"interactions/{name}")
+        splits[name] = split_spec(counts[index], files, file_rows, recipe.interactions)
+    return splits, rows.longest
+
+
+def split_rows(
+    engine: Engine,
+    log: InteractionsRecipe,
+    placed: Table,
+    ends: Table | None,
+    features: Mapping[str, FeatureRows | DenseColumn],
+) -> SplitRows:
+    """Return the rows of all splits with their histories and features; arguments as above."""
     columns = _own_columns(log)
     joins = ""
     # Numbered before `placed` is replaced: the features' SQL reads it.
     lists = {
-        name: list_table(engine, table.rows_sql())
+        name: list_table(engine, table.sql())
         for name, table in features.items()
-        if isinstance(table, FeatureTable) and table.is_list
+        if isinstance(table, FeatureRows) and table.is_list
     }
     longest = {
         name: engine.one(f"SELECT coalesce(max(len(value)), 0) FROM {rows}")[0]
@@ -70,16 +106,7 @@ def write_interactions(
             join, row = table.single(f"p.{quoted(name)}", f"f{index}")
         columns.append(f"{row} AS {quoted(name)}")
         joins += f" {join}"
-    order = f"{order_hash(recipe.split.seed, 'p.row_id')}, p.row_id"
-    splits = {}
-    for index, name in enumerate(names):
-        query = (
-            f"SELECT {', '.join(columns)} FROM {placed} p{joins} WHERE p.split = {index} "
-            f"ORDER BY {order}"
-        )
-        files, file_rows = write_parts(engine, query, prepared, f"interactions/{name}")
-        splits[name] = _split_spec(engine, placed, index, files, file_rows, bool(log.timestamp))
-    return splits, longest
+    return SplitRows(columns=tuple(columns), relation=f"{placed} p{joins}", longest=longest)
 
 
 def _own_columns(log: InteractionsRecipe) -> list[str]:
@@ -104,23 +131,18 @@ def _extended(engine: Engine, placed: Table, columns: str, other: Table, key: st
     return extended
 
 
-def _split_spec(
-    engine: Engine,
-    placed: Table,
-    split: int,
-    files: list[str],
-    file_rows: list[int],
-    has_times: bool,
+def split_spec(
+    counts: SplitCounts, files: Sequence[str], file_rows: Sequence[int], log: InteractionsRecipe
 ) -> SplitSpec:
-    num_positives, low, high = engine.one(
-        f"SELECT count(*) FILTER (WHERE label = 1), min(ts), max(ts) FROM {placed} "
-        f"WHERE split = {split}"
+    """Return the manifest's entry of a split; `file_rows`: rows of each file."""
+    assert sum(file_rows) == counts.num_rows, (
+        f"{sum(file_rows)} rows written, not {counts.num_rows}"
     )
     return SplitSpec(
-        num_rows=sum(file_rows),
-        num_positives=num_positives,
+        num_rows=counts.num_rows,
+        num_positives=counts.num_positives,
         files=tuple(files),
         file_rows=tuple(file_rows),
-        timestamp_min=low if has_times else None,
-        timestamp_max=high if has_times else None,
+        timestamp_min=counts.timestamp_min if log.timestamp else None,
+        timestamp_max=counts.timestamp_max if log.timestamp else None,
     )

@@ -4,8 +4,11 @@ In: `placed` and the items' vocabulary. Out: the drawn items, a few for each pos
 that a log of any length fits.
 """
 
+from collections.abc import Iterable, Iterator
+
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.recipe import SPLITS, NegativesRecipe
+from recsys.data.recipe import NegativesRecipe
+from recsys.job import say
 
 _ROUNDS = 30
 
@@ -14,7 +17,7 @@ def draw_negatives(
     engine: Engine,
     recipe: NegativesRecipe,
     placed: Table,
-    items: Table,
+    pools: Iterable[Table],
     earlier: Table | None = None,
 ) -> Table:
     """Return drawn items (row_id of the positive, user_id, k, item_id, item_row).
@@ -37,8 +40,10 @@ def draw_negatives(
     always be a positive. A user who knows nearly every item, or who repeats all of them, may get fewer.
 
     Args:
-        placed: positives alone, with row_id, user_id, item_id, item_row and split.
-        items: vocabulary (id, row).
+        placed: positives alone, with row_id, user_id, item_id, item_row and split: all rows of a user,
+            and not necessarily all users.
+        pools: of each split in turn, the items that negatives are drawn from, of all users
+            (`item_pools`).
         earlier: of an append, the positives of all earlier splits (user_id, item_id, item_row); those
             of an unknown user or item are not among them. The rows of `placed` are all of split 0.
     """
@@ -49,44 +54,79 @@ def draw_negatives(
         "0::INTEGER AS item_row WHERE false",
         is_temporary=True,
     )
-    for split in range(1 if earlier else len(SPLITS)):
-        pool = _pool(engine, recipe, placed, items, split)
+    for split, pool in enumerate(pools):
         known = _known(engine, placed, split, earlier)
         _draw_for(engine, recipe, _wanted(engine, recipe, placed, known, split), pool, known, drawn)
-        engine.drop(pool, known)
+        engine.drop(known)
     return drawn
 
 
-def add_negatives(engine: Engine, placed: Table, drawn: Table, first_row_id: int) -> None:
-    """Append the drawn rows to `placed`: label 0, row ids from `first_row_id` on.
-
-    Everything else of a drawn row is its positive's, the time and the context too: a context that only
-    positives have would reveal the label.
-    """
-    engine.append(
-        placed,
-        f"SELECT p.* REPLACE ({first_row_id} + row_number() OVER (ORDER BY d.row_id, d.k) - 1 AS "
-        f"row_id, CAST(0 AS UTINYINT) AS label, d.item_id AS item_id, d.item_row AS item_row) "
-        f"FROM {drawn} d JOIN {placed} p ON p.row_id = d.row_id",
+def numbered_sql(drawn: Table, first_row_id: int) -> str:
+    """SQL of the numbers of drawn items (row_id, k, number): the row ids that they get."""
+    return (
+        f"SELECT row_id, k, {first_row_id} + row_number() OVER (ORDER BY row_id, k) - 1 AS number "
+        f"FROM {drawn}"
     )
 
 
-def _pool(
-    engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table, split: int
-) -> Table:
-    """Return the items that a split's negatives are drawn from: (place, item_id, item_row), from 0."""
+def add_negatives(engine: Engine, placed: Table, drawn: Table, numbers: str) -> None:
+    """Append the drawn rows to `placed`: label 0, and row ids of their own.
+
+    Everything else of a drawn row is its positive's, the time and the context too: a context that only
+    positives have would reveal the label.
+
+    Args:
+        numbers: SQL of the row ids (row_id of the positive, k, number).
+    """
+    engine.append(
+        placed,
+        f"SELECT p.* REPLACE (n.number AS row_id, CAST(0 AS UTINYINT) AS label, d.item_id AS item_id, "
+        f"d.item_row AS item_row) FROM {drawn} d JOIN ({numbers}) n ON n.row_id = d.row_id AND n.k = d.k "
+        f"JOIN {placed} p ON p.row_id = d.row_id",
+    )
+
+
+def item_pools(
+    engine: Engine, recipe: NegativesRecipe, placed: Table, items: Table, num_splits: int
+) -> Iterator[Table]:
+    """Yield the items that each split's negatives are drawn from; a pool is dropped with the next one.
+
+    Args:
+        placed: the rows of all users, with row_id, item_id, item_row and split.
+        items: vocabulary (id, row).
+
+    Returns:
+        Tables (place, item_id, item_row), places from 0.
+    """
+    for split in range(num_splits):
+        pool = engine.create("pool", pool_sql(recipe, placed, items, split), is_temporary=True)
+        yield pool
+        engine.drop(pool)
+
+
+def pool_sql(recipe: NegativesRecipe, placed: Table, items: Table, split: int) -> str:
+    """SQL of the items that a split's negatives are drawn from: (place, item_id, item_row), from 0."""
     if recipe.strategy == "uniform":
-        query = (
+        return (
             f"SELECT row_number() OVER (ORDER BY item_row, item_id) - 1 AS place, item_id, item_row "
             f"FROM (SELECT id AS item_id, row AS item_row FROM {items} "
             f"UNION SELECT item_id, item_row FROM {placed} WHERE split <= {split})"
         )
-    else:
-        query = (
-            f"SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
-            f"FROM {placed} WHERE split = {split}"
+    return (
+        f"SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
+        f"FROM {placed} WHERE split = {split}"
+    )
+
+
+def say_undrawn(recipe: NegativesRecipe, num_positives: int, num_drawn: int) -> None:
+    """Warn where fewer negatives were drawn than the recipe asks for."""
+    num_wanted = recipe.per_positive * num_positives
+    if num_drawn < num_wanted:
+        say(
+            f"warning: {num_wanted - num_drawn:,} of {num_wanted:,} negatives could not be drawn: "
+            f"their users know nearly every item "
+            f"(interactions.negatives.per_positive={recipe.per_positive})"
         )
-    return engine.create("pool", query, is_temporary=True)
 
 
 def _known(engine: Engine, placed: Table, split: int, earlier: Table | None) -> Table:

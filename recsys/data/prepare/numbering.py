@@ -5,10 +5,12 @@ interaction: row_id, label, user_id, user_row, item_row, ts, split and the inter
 item_id where negatives will be drawn.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.history import stand_in_time_sql
-from recsys.data.prepare.inputs import Catalogue
 from recsys.data.prepare.vocab import build_vocabulary
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe, SplitRecipe
 from recsys.data.sql import quoted
@@ -16,13 +18,7 @@ from recsys.errors import UserError
 
 
 def number_ids(
-    engine: Engine,
-    log: Table,
-    splits: Table,
-    side: str,
-    *,
-    min_count: int,
-    catalogue: Catalogue | None,
+    engine: Engine, trained: str, side: str, *, min_count: int, listed: str | None
 ) -> Table:
     """Return the vocabulary of users or items: (id, row, count), rows from 1 by falling count.
 
@@ -31,31 +27,27 @@ def number_ids(
     rows; an item's absence has its own rule (`interactions.unknown_items`).
 
     Args:
-        log: with row_id and `<side>_id`.
-        splits: (row_id, split).
+        trained: SQL of the different ids of training rows and their rows (id, n).
         min_count: training rows that an id needs if no catalogue has it.
+        listed: SQL of the ids of the catalogue (id); None: there is none.
     """
-    log.needs("row_id", f"{side}_id")
-    splits.needs("row_id", "split")
-    train = f"FROM ({training_rows(log, splits)})"
-    if catalogue is None:
-        return build_vocabulary(
-            engine, f"{side}_vocab", f"SELECT {side}_id AS id {train}", min_count
-        )
-    trained = f"SELECT {side}_id AS id, count(*) AS n {train} GROUP BY id"
+    if listed is None:
+        return build_vocabulary(engine, f"{side}_vocab", trained, min_count)
     join = "FULL JOIN" if side == "user" else "LEFT JOIN"
     return engine.create(
         f"{side}_vocab",
         f"SELECT id, CAST(row_number() OVER (ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
-        f"(SELECT id, coalesce(n, 0) AS n FROM (SELECT {quoted(catalogue.id_column)} AS id, true "
-        f"AS listed FROM {catalogue.source.view}) {join} ({trained}) USING (id) "
+        f"(SELECT id, coalesce(n, 0) AS n FROM (SELECT id, true AS listed FROM ({listed})) "
+        f"{join} ({trained}) USING (id) "
         f"WHERE listed OR n >= {min_count})",
     )
 
 
-def training_rows(log: Table, splits: Table) -> str:
-    """SQL of the training rows of a log."""
-    return f"SELECT log.* FROM {log} log JOIN {splits} USING (row_id) WHERE split = 0"
+def training_ids(log: Table, splits: Table, side: str) -> str:
+    """SQL of the ids of users or items of the training rows of a log (id), one for each row."""
+    log.needs("row_id", f"{side}_id")
+    splits.needs("row_id", "split")
+    return f"SELECT {side}_id AS id FROM {log} log JOIN {splits} USING (row_id) WHERE split = 0"
 
 
 def without_ids(engine: Engine, side: str) -> Table:
@@ -85,7 +77,56 @@ def place(
     )
 
 
-def check_splits(engine: Engine, placed: Table, recipe: Recipe) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """Counts of the rows of one split."""
+
+    num_rows: int = 0
+    num_positives: int = 0
+    num_unknown_users: int = 0
+    num_unknown_items: int = 0
+    timestamp_min: int | None = None
+    timestamp_max: int | None = None
+
+    def __add__(self, other: "SplitCounts") -> "SplitCounts":
+        times = [
+            [t for t in pair if t is not None]
+            for pair in (
+                (self.timestamp_min, other.timestamp_min),
+                (self.timestamp_max, other.timestamp_max),
+            )
+        ]
+        return SplitCounts(
+            num_rows=self.num_rows + other.num_rows,
+            num_positives=self.num_positives + other.num_positives,
+            num_unknown_users=self.num_unknown_users + other.num_unknown_users,
+            num_unknown_items=self.num_unknown_items + other.num_unknown_items,
+            timestamp_min=min(times[0], default=None),
+            timestamp_max=max(times[1], default=None),
+        )
+
+
+def count_splits(engine: Engine, placed: Table) -> dict[int, SplitCounts]:
+    """Return the counts of each split by its number; a split without rows is not there."""
+    placed.needs("split", "label", "user_row", "item_row", "ts")
+    found = engine.rows(
+        f"SELECT split, count(*), count(*) FILTER (WHERE label = 1), count(*) FILTER (WHERE user_row "
+        f"= 0), count(*) FILTER (WHERE item_row = 0), min(ts), max(ts) FROM {placed} GROUP BY split"
+    )
+    return {
+        split: SplitCounts(
+            num_rows=num_rows,
+            num_positives=num_positives,
+            num_unknown_users=num_unknown_users,
+            num_unknown_items=num_unknown_items,
+            timestamp_min=first,
+            timestamp_max=last,
+        )
+        for split, num_rows, num_positives, num_unknown_users, num_unknown_items, first, last in found
+    }
+
+
+def check_splits(counts: Mapping[int, SplitCounts], recipe: Recipe) -> None:
     """Refuse splits without rows.
 
     Raises:
@@ -93,7 +134,7 @@ def check_splits(engine: Engine, placed: Table, recipe: Recipe) -> None:
     """
     problems = Problems()
     for index, name in enumerate(SPLITS):
-        if not engine.count(placed, f"split = {index}"):
+        if index not in counts:
             problems.found.append(
                 f"split {name!r} is empty with split.strategy={recipe.split.strategy}, "
                 f"fractions {recipe.split.fractions}; change split, or give more rows"
@@ -102,19 +143,18 @@ def check_splits(engine: Engine, placed: Table, recipe: Recipe) -> None:
 
 
 def check_training_classes(
-    engine: Engine, placed: Table, log: InteractionsRecipe, split: SplitRecipe, num_drawn: int
+    counts: SplitCounts, log: InteractionsRecipe, split: SplitRecipe, num_drawn: int
 ) -> None:
     """Refuse a training split of one class, of which nothing can be learned.
 
     Args:
+        counts: of the training split.
         num_drawn: negatives drawn for all splits.
 
     Raises:
         UserError: it has no positives or no negatives; says which rule of the recipe to change.
     """
-    num_rows, num_positives = engine.one(
-        f"SELECT count(*), count(*) FILTER (WHERE label = 1) FROM {placed} WHERE split = 0"
-    )
+    num_rows, num_positives = counts.num_rows, counts.num_positives
     if 0 < num_positives < num_rows:
         return
     if log.negatives:
@@ -131,10 +171,12 @@ def check_training_classes(
     )
 
 
-def count_unknown(engine: Engine, placed: Table, log: InteractionsRecipe) -> dict[str, int]:
+def count_unknown(counts: Mapping[int, SplitCounts], log: InteractionsRecipe) -> dict[str, int]:
     """Return the rows whose user or item has the unknown row 0, where there are any."""
-    counts = {}
-    for side, column in (("user", log.user_id), ("item", log.item_id)):
-        if column and (count := engine.count(placed, f"{side}_row = 0")):
-            counts[f"{side}_id"] = count
-    return counts
+    total = sum(counts.values(), SplitCounts())
+    unknown = {}
+    if log.user_id and total.num_unknown_users:
+        unknown["user_id"] = total.num_unknown_users
+    if log.item_id and total.num_unknown_items:
+        unknown["item_id"] = total.num_unknown_items
+    return unknown

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -27,26 +28,22 @@ from recsys.data.prepare.features import (
     write_training_counts,
 )
 from recsys.data.prepare.growth import rare_ids, write_waiting
-from recsys.data.prepare.history import history_spec, write_histories
+from recsys.data.prepare.history import history_spec
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
-from recsys.data.prepare.interactions import write_interactions
-from recsys.data.prepare.log import Log, read_log
-from recsys.data.prepare.negatives import add_negatives, draw_negatives
 from recsys.data.prepare.new_files import raw_columns, read_files
 from recsys.data.prepare.numbering import (
+    SplitCounts,
     check_splits,
     check_training_classes,
     count_unknown,
     number_ids,
-    place,
-    training_rows,
     without_ids,
 )
 from recsys.data.prepare.object_store import in_place
 from recsys.data.prepare.pairs import PairCounts, build_pairs
 from recsys.data.prepare.row_checks import check_rows
-from recsys.data.prepare.split import split_log
+from recsys.data.prepare.rows import Rows, WholeLog
 from recsys.data.prepare.vector_tables import write_table
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
 from recsys.data.recipe import Recipe, source_file
@@ -84,7 +81,8 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
                 inputs = open_inputs(engine, local)
                 opened.done(f"{len(inputs.sources)} files")
             with naming_damaged_files(inputs.sources):
-                manifest = run_steps(engine, local, inputs, beside, vector_folders)
+                rows = WholeLog(engine, local, inputs)
+                manifest = run_steps(engine, local, inputs, rows, beside, vector_folders)
             manifest = dataclasses.replace(
                 manifest, files=read_files(local, inputs), raw_columns=raw_columns(inputs)
             )
@@ -118,40 +116,53 @@ def without_leftovers(workspace: Path) -> Iterator[None]:
 
 
 def run_steps(
-    engine: Engine, recipe: Recipe, inputs: Inputs, folder: Path, vector_folders: dict[str, Path]
+    engine: Engine,
+    recipe: Recipe,
+    inputs: Inputs,
+    rows: Rows,
+    folder: Path,
+    vector_folders: dict[str, Path],
 ) -> Manifest:
     """Take the data set through every step; return its manifest, without checksums of files.
 
     Args:
+        engine: database of everything but the log.
+        rows: of the log.
         folder: empty but for the database; the files are written there.
         vector_folders: empty; receive the feature tables of own vectors, by modality.
     """
     with stage("read and check") as read:
-        missing_images = check_rows(engine, recipe, inputs)
-        log = read_log(engine, recipe, inputs)
+        missing_images = check_rows(engine, recipe, inputs, rows.scan)
+        log = rows.read()
         missing = f", {missing_images:,} items without a picture" if missing_images else ""
         read.done(f"{log.num_rows_in:,} interactions{missing}")
     with stage("split and number") as numbered:
-        vocabularies, placed = _split_and_number(engine, recipe, inputs, log, folder)
-        rows_drawn = draw(engine, recipe, placed, vocabularies["item"], log.next_row_id)
-        check_training_classes(engine, placed, recipe.interactions, recipe.split, rows_drawn)
-        rows_unknown = count_unknown(engine, placed, recipe.interactions)
+        vocabularies = _split_and_number(engine, recipe, inputs, rows, folder)
+        rows_drawn, counts = rows.draw(vocabularies["item"])
+        check_training_classes(counts[0], recipe.interactions, recipe.split, rows_drawn)
+        rows_unknown = count_unknown(counts, recipe.interactions)
         num_users, num_items = (engine.count(vocabularies[side]) for side in ("user", "item"))
         numbered.done(f"{num_users:,} users, {num_items:,} items, {rows_drawn:,} negatives drawn")
     with stage("features"):
-        specs = _write_catalogues(engine, recipe, inputs, vocabularies, placed, log, folder)
+        sides = Sides(vocabularies, rows, log.next_row_id, counts[0])
+        specs = _write_catalogues(engine, recipe, inputs, sides, folder)
         features, of_log = build_log_features(
-            engine, recipe.interactions.features, placed, log.next_row_id, folder
+            engine,
+            recipe.interactions.features,
+            rows.placed,
+            log.next_row_id,
+            folder,
+            count=rows.count,
         )
         specs += of_log
     with stage("histories") as histories:
-        ends, stored = None, 0
+        stored = 0
         if history := history_spec(recipe):
-            ends, stored = write_histories(engine, history, placed, num_users + 1, folder)
+            stored = rows.write_histories(history, num_users + 1, folder)
             specs += Specs(features=tuple(history_features(history)))
         histories.done(f"{stored:,} positives stored")
     with stage("write interactions") as written:
-        splits, longest = write_interactions(engine, recipe, placed, ends, features, folder)
+        splits, longest = rows.write_interactions(features, folder, counts)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
     warn_of_lacking_classes(splits)
     checksum = items_checksum(engine, vocabularies["item"])
@@ -178,13 +189,13 @@ def run_steps(
 
 
 def _split_and_number(
-    engine: Engine, recipe: Recipe, inputs: Inputs, log: Log, prepared: Path
-) -> tuple[dict[str, Table], Table]:
-    """Return the vocabularies of users and items by side, and the log placed by them.
+    engine: Engine, recipe: Recipe, inputs: Inputs, rows: Rows, prepared: Path
+) -> dict[str, Table]:
+    """Return the vocabularies of users and items by side, and place the log by them.
 
     The ids that are too rare are written for a later append.
     """
-    splits = split_log(engine, log.rows, recipe.split)
+    rows.split()
     min_counts = {
         "user": recipe.interactions.user_min_count,
         "item": recipe.interactions.item_min_count,
@@ -194,58 +205,36 @@ def _split_and_number(
         if id_column(recipe, side) is None:
             vocabularies[side] = without_ids(engine, side)
         else:
-            catalogue = inputs.catalogue(side)
+            trained = rows.trained(side)
             vocabularies[side] = number_ids(
-                engine, log.rows, splits, side, min_count=min_count, catalogue=catalogue
+                engine, trained, side, min_count=min_count, listed=inputs.listed(side)
             )
             if min_count > 1:
-                ids = f"SELECT {side}_id AS id FROM ({training_rows(log.rows, splits)})"
-                rare = rare_ids(ids, vocabularies[side])
+                rare = rare_ids(trained, vocabularies[side])
                 write_waiting(engine, f"{side}_id", rare, prepared)
-    placed = place(engine, recipe, log.rows, splits, vocabularies["user"], vocabularies["item"])
-    check_splits(engine, placed, recipe)
-    engine.drop(splits, log.rows)
-    return vocabularies, placed
+    check_splits(rows.place(vocabularies["user"], vocabularies["item"]), recipe)
+    return vocabularies
 
 
-def draw(
-    engine: Engine,
-    recipe: Recipe,
-    placed: Table,
-    items: Table,
-    next_row_id: int,
-    earlier: Table | None = None,
-) -> int:
-    """Add negatives where the log holds positives only; return how many.
+class Sides(NamedTuple):
+    """Users and items as the log has them."""
 
-    Args:
-        earlier: of an append, the positives of earlier splits (negatives.draw_negatives).
-    """
-    negatives = recipe.interactions.negatives
-    if negatives is None:
-        return 0
-    num_wanted = negatives.per_positive * engine.count(placed)
-    drawn = draw_negatives(engine, negatives, placed, items, earlier)
-    add_negatives(engine, placed, drawn, next_row_id)
-    num_drawn = engine.count(drawn)
-    engine.drop(drawn)
-    if num_drawn < num_wanted:
-        say(
-            f"warning: {num_wanted - num_drawn:,} of {num_wanted:,} negatives could not be drawn: "
-            f"their users know nearly every item "
-            f"(interactions.negatives.per_positive={negatives.per_positive})"
-        )
-    return num_drawn
+    vocabularies: dict[str, Table]
+    """(id, row, count) by side."""
+    rows: Rows
+    next_row_id: int
+    """Row ids from here on are drawn negatives."""
+    trained: SplitCounts
+    """Counts of the training rows."""
+
+    def num_unknown(self, side: str) -> int:
+        """Return the training rows whose user or item has the unknown row 0."""
+        trained = self.trained
+        return trained.num_unknown_users if side == "user" else trained.num_unknown_items
 
 
 def _write_catalogues(
-    engine: Engine,
-    recipe: Recipe,
-    inputs: Inputs,
-    vocabularies: dict[str, Table],
-    placed: Table,
-    log: Log,
-    prepared: Path,
+    engine: Engine, recipe: Recipe, inputs: Inputs, sides: Sides, prepared: Path
 ) -> Specs:
     """Write items and users: ids, training counts, features and what is known of each."""
     specs = Specs()
@@ -253,20 +242,23 @@ def _write_catalogues(
         column = id_column(recipe, side)
         if column is None:
             continue
-        vocabulary, catalogue = vocabularies[side], inputs.catalogue(side)
+        vocabulary, catalogue = sides.vocabularies[side], inputs.catalogue(side)
         specs += write_ids(engine, side, column, vocabulary, prepared)
         folder = prepared / f"{side}s"
         folder.mkdir()
         write_training_counts(
             engine,
             side,
-            placed,
-            next_row_id=log.next_row_id,
+            sides.rows.placed,
+            next_row_id=sides.next_row_id,
             num_side_rows=engine.count(vocabulary) + 1,
             folder=folder,
+            count=sides.rows.count,
         )
         if catalogue:
-            specs += write_catalogue_features(engine, catalogue, vocabulary, placed, prepared)
+            specs += write_catalogue_features(
+                engine, catalogue, vocabulary, sides.num_unknown(side), prepared
+            )
         if side == "item":
             write_items(engine, vocabulary, recipe.items, catalogue, prepared)
         else:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from recsys.data.prepare.engine import Engine
+from recsys.data.prepare.engine import Count, Engine, count_rows
 
 
-def quantiles(engine: Engine, relation: str, shares: Sequence[float]) -> list[Any]:
+def quantiles(
+    engine: Engine, relation: str, shares: Sequence[float], count: Count = count_rows
+) -> list[Any]:
     """Return the smallest values at or below which `shares` of the rows lie; [] without any rows.
 
     The same values as quantile_disc: of N rows in order, number ceil(share x N), at least the first.
@@ -20,11 +22,12 @@ def quantiles(engine: Engine, relation: str, shares: Sequence[float]) -> list[An
     Args:
         relation: SQL of the column `value`; nulls do not count.
         shares: 0 to 1, read as the decimals they are written as: 0.8 of 5 rows is 4.
+        count: of the rows of `relation`.
     """
+    values = f"SELECT value FROM ({relation}) WHERE value IS NOT NULL"
     counted = engine.create(
         "counted",
-        f"SELECT value, count(*) AS num_rows FROM ({relation}) WHERE value IS NOT NULL GROUP BY value "
-        f"ORDER BY value",
+        f"SELECT value, n AS num_rows FROM ({count(values)}) ORDER BY value",
         is_temporary=True,
     )
     # A window without PARTITION BY and ORDER BY passes over the table in its order, row by row.

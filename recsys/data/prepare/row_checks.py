@@ -3,9 +3,12 @@
 In: the opened inputs. Out: the number of missing pictures. Every bad row is reported at once.
 """
 
+from collections.abc import Callable
+
 from recsys.data.prepare.checks import (
     Condition,
     Problems,
+    Scan,
     is_null,
     merged_ids,
     naming_damaged_files,
@@ -31,16 +34,28 @@ from recsys.data.weighted import unusable_sql
 from recsys.errors import UserError
 
 
-def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
+def check_rows(
+    engine: Engine,
+    recipe: Recipe,
+    inputs: Inputs,
+    scan_log: Callable[[Problems], Scan] | None = None,
+) -> int:
     """Scan every file once and report everything wrong with it; return the missing pictures.
+
+    Args:
+        scan_log: returns the scan of files of the log; None: by the engine, as the other files.
 
     Raises:
         UserError: rows cannot be used (all reasons listed at once).
     """
     problems = Problems()
     log, items = recipe.interactions, recipe.items
+    scan = problems.scan_by(engine)
+    log_scan = scan_log(problems) if scan_log else scan
     for source, _ in inputs.logs:
-        _check_log(engine, log, source, inputs.times, problems)
+        if inputs.times and (not inputs.times.written or inputs.times.is_recognised):
+            note_dates_among_numbers(engine, source, inputs.times.column, problems)
+        _check_log(log, source, inputs.times, problems, log_scan)
     if inputs.items and items:
         _check_catalogue(
             engine, inputs.items, _tag_and_picture_conditions(items, inputs.items.source), problems
@@ -54,9 +69,9 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
             known = ", ".join(literal(p) for p in PERSPECTIVES)
             is_bad = f"coalesce({quoted(pairs.perspective)}, '') NOT IN ({known})"
             wrong = f"expected one of {', '.join(PERSPECTIVES)}"
-            problems.note(engine, source, [Condition(pairs.perspective, is_bad, wrong)])
+            problems.note(source, [Condition(pairs.perspective, is_bad, wrong)], scan)
     if items and log.item_id and log.unknown_items == "error":
-        _check_items_of_log(engine, recipe, inputs, problems)
+        _check_items_of_log(engine, recipe, inputs, problems, log_scan)
     problems.raise_if_any()
     missing = 0
     if inputs.items and items and items.image:
@@ -66,7 +81,9 @@ def check_rows(engine: Engine, recipe: Recipe, inputs: Inputs) -> int:
     return missing
 
 
-def _check_items_of_log(engine: Engine, recipe: Recipe, inputs: Inputs, problems: Problems) -> None:
+def _check_items_of_log(
+    engine: Engine, recipe: Recipe, inputs: Inputs, problems: Problems, scan: Scan
+) -> None:
     """Note the rows of the log whose item is not listed."""
     log, items = recipe.interactions, recipe.items
     assert items and log.item_id, "asked for only where there are both"
@@ -80,7 +97,7 @@ def _check_items_of_log(engine: Engine, recipe: Recipe, inputs: Inputs, problems
     if listed is None:
         return
     for source, _ in inputs.logs:
-        problems.note(engine, source, [_unknown_item(log.item_id, listed, items.file)])
+        problems.note(source, [_unknown_item(log.item_id, listed, items.file)], scan, listed)
     engine.drop(listed)
     if was_readable and problems.found:
         note_id_variants(engine, recipe, inputs, "item", problems)
@@ -88,16 +105,14 @@ def _check_items_of_log(engine: Engine, recipe: Recipe, inputs: Inputs, problems
 
 
 def _check_log(
-    engine: Engine,
     log: InteractionsRecipe,
     source: Source,
     times: TimeFormat | None,
     problems: Problems,
+    scan: Scan,
 ) -> None:
     """Note the unusable rows of one file of the log."""
-    if times and (not times.written or times.is_recognised):
-        note_dates_among_numbers(engine, source, times.column, problems)
-    num_rows = problems.note(engine, source, _log_conditions(log, source, times))
+    num_rows = problems.note(source, _log_conditions(log, source, times), scan)
     if num_rows == 0 and not problems.found:
         problems.found.append(f"{source.path}: no rows; expected interactions")
 
@@ -141,7 +156,7 @@ def _check_catalogue(
     conditions += _weight_conditions(source, catalogue.features)
     conditions += more
     conditions += _number_conditions(catalogue.features)
-    problems.note(engine, source, conditions)
+    problems.note(source, conditions, problems.scan_by(engine))
     problems.note_duplicates(engine, source, column)
 
 

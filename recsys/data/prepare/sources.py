@@ -5,6 +5,7 @@ of a value that does not fit. Rows are numbered through all files of a section, 
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.prepare.raw_files import RawFiles, find_files
-from recsys.data.prepare.raw_paths import RawPath, connected, parquet_file
+from recsys.data.prepare.raw_paths import RawPath, connected, parquet_file, register
 from recsys.data.prepare.text_files import Reader, csv_reader, json_reader
 from recsys.data.raw_text import text_sql
 from recsys.data.sql import quoted, short
@@ -21,6 +22,20 @@ from recsys.errors import UserError
 
 ROW_NUMBER = "source_row"
 """Column that every view has: the number of the row in its files, from 0."""
+
+
+_NUMBER_IN_FILE = "file_row_number"
+"""Column that the database's reader of Parquet adds on demand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A file of a section, or some rows of a Parquet file."""
+
+    path: RawPath
+    start: int = 0
+    stop: int | None = None
+    """Rows `start` to `stop` of the file; None: all."""
 
 
 class Source:
@@ -80,10 +95,40 @@ class Source:
         self.columns = [row[0] for row in described]
         self.kinds = {name: kinds.get(name, kind) for name, kind, *_ in described}
         self.lists = {name for name, kind in self.kinds.items() if kind.endswith("[]")}
+        self._create_view(connection, self.reader.sql())
+
+    def _create_view(self, connection: duckdb.DuckDBPyConnection, relation: str) -> None:
         texts = ", ".join(f"{self._text(c)} AS {quoted(c)}" for c in self.columns)
         connection.execute(
-            f"CREATE VIEW {view} AS SELECT *, row_number() OVER () - 1 AS {ROW_NUMBER} "
-            f"FROM (SELECT {texts} FROM {self.reader.sql()})"
+            f"CREATE VIEW {self.view} AS SELECT *, row_number() OVER () - 1 AS {ROW_NUMBER} "
+            f"FROM (SELECT {texts} FROM {relation})"
+        )
+
+    def pieces(self, most_rows: int) -> list["Piece"]:
+        """Cut the files into pieces, in row order: text by file, Parquet by `most_rows` rows."""
+        found = []
+        for path, read in zip(self.files.paths, self.reader.paths, strict=True):
+            is_cut = self.files.kind == "parquet" and _NUMBER_IN_FILE not in self.columns
+            if not is_cut:
+                found.append(Piece(path=read))
+                continue
+            with parquet_file(path) as file:
+                num_rows = file.metadata.num_rows
+            starts = range(0, max(num_rows, 1), most_rows)
+            found += [Piece(path=read, start=s, stop=min(s + most_rows, num_rows)) for s in starts]
+        return found
+
+    def open_piece(self, connection: duckdb.DuckDBPyConnection, piece: "Piece") -> None:
+        """Create the view in another database, of one piece: its rows are numbered from 0."""
+        register(connection, piece.path)
+        if piece.stop is None:
+            self._create_view(connection, self.reader.sql(piece.path))
+            return
+        options = f"{self.reader.options}, {_NUMBER_IN_FILE}=true"
+        numbered = dataclasses.replace(self.reader, options=options).sql(piece.path)
+        between = f"{_NUMBER_IN_FILE} >= {piece.start} AND {_NUMBER_IN_FILE} < {piece.stop}"
+        self._create_view(
+            connection, f"(SELECT * EXCLUDE ({_NUMBER_IN_FILE}) FROM {numbered} WHERE {between})"
         )
 
     def _text(self, column: str) -> str:

@@ -1,6 +1,8 @@
 """Split: which interactions train, validate and test."""
 
-from recsys.data.prepare.engine import Engine, Table
+from collections.abc import Sequence
+
+from recsys.data.prepare.engine import Count, Engine, Table, count_rows
 from recsys.data.prepare.quantiles import quantiles
 from recsys.data.recipe import SplitRecipe
 
@@ -10,7 +12,9 @@ def order_hash(seed: int, key: str = "row_id") -> str:
     return f"md5_number_lower(concat('{seed}:', {key}))"
 
 
-def split_log(engine: Engine, log: Table, recipe: SplitRecipe) -> Table:
+def split_log(
+    engine: Engine, log: Table, recipe: SplitRecipe, bounds: Sequence[int] | None = None
+) -> Table:
     """Return the table (row_id, split) of a log; split is 0 train, 1 valid, 2 test.
 
     - `time`: rows up to the 80 % quantile of time train, up to 90 % validate, later test; rows of one
@@ -23,17 +27,38 @@ def split_log(engine: Engine, log: Table, recipe: SplitRecipe) -> Table:
 
     Args:
         log: with row_id, user_id, item_id, ts and given.
+        bounds: last seconds of train and valid (`time_bounds`); None: those of this log.
     """
     log.needs("row_id", "user_id", "item_id", "ts", "given")
-    return engine.create("splits", _split_sql(engine, log, recipe))
+    if bounds is None:
+        bounds = time_bounds(engine, log, recipe)
+    return engine.create("splits", _split_sql(log, recipe, bounds))
 
 
-def _split_sql(engine: Engine, log: Table, recipe: SplitRecipe) -> str:
-    first, second = recipe.fractions[0], recipe.fractions[0] + recipe.fractions[1]
+def time_bounds(
+    engine: Engine, log: Table, recipe: SplitRecipe, count: Count = count_rows
+) -> list[int]:
+    """Return the last seconds of train and valid of a split by `time`; [] for other strategies.
+
+    Args:
+        count: of the rows of `log`.
+    """
+    if recipe.strategy != "time":
+        return []
+    return quantiles(engine, f"SELECT ts AS value FROM {log}", _shares(recipe), count)
+
+
+def _shares(recipe: SplitRecipe) -> tuple[float, float]:
+    """Return the shares of the rows up to the end of train, and up to the end of valid."""
+    return recipe.fractions[0], recipe.fractions[0] + recipe.fractions[1]
+
+
+def _split_sql(log: Table, recipe: SplitRecipe, bounds: Sequence[int]) -> str:
+    first, second = _shares(recipe)
     if recipe.strategy == "given":
         return f"SELECT row_id, given AS split FROM {log}"
     if recipe.strategy == "time":
-        low, high = quantiles(engine, f"SELECT ts AS value FROM {log}", [first, second])
+        low, high = bounds
         return (
             f"SELECT row_id, CASE WHEN ts <= {low} THEN 0 WHEN ts <= {high} THEN 1 ELSE 2 END "
             f"AS split FROM {log}"

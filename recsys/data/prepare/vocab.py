@@ -7,11 +7,12 @@ database and as the manifest's TableSpec. recsys/data/encode.py has the rules.
 import dataclasses
 import math
 from collections.abc import Container
+from dataclasses import dataclass
 
 from recsys.data import encode
 from recsys.data.encode import exploded_sql, list_rows_sql, row_sql
 from recsys.data.numbers import number_sql
-from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.engine import Count, Engine, Table, count_rows
 from recsys.data.prepare.growth import KnownIds, KnownTable, grow_vocabulary, rare_ids
 from recsys.data.prepare.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
@@ -29,12 +30,59 @@ def value_sql(feature: FeatureRecipe, name: str, lists: Container[str] = ()) -> 
     return encode.value_sql(feature_table(name, feature), column, is_list_column=column in lists)
 
 
-class FeatureTable:
-    """A feature's table being built: from the texts of a column to rows.
+@dataclass(frozen=True, kw_only=True)
+class FeatureRows:
+    """SQL of a feature's rows: from the texts of a column to rows of the feature's table."""
 
-    `relation` has the columns `key` (the row the value belongs to) and `value` (a text, of an id_list
-    a list of texts, or NULL: see `value_sql`).
-    """
+    spec: TableSpec
+    relation: str
+    """SQL of the columns `key` (the row the value belongs to) and `value` (a text, of an id_list a list
+    of texts, or NULL: see `value_sql`)."""
+    vocabulary: Table | None
+    """(id, row, count); None where the spec's kind is not `vocab`."""
+
+    @property
+    def is_weighted(self) -> bool:
+        """True where the ids of a list have weights."""
+        return self.spec.weight_separator is not None
+
+    @property
+    def is_list(self) -> bool:
+        """True where a row may have several ids."""
+        return self.spec.is_list
+
+    def single(self, value: str, alias: str) -> tuple[str, str]:
+        """Return SQL of a join and of the row of one text, for a feature that is no list.
+
+        Args:
+            value: SQL of the text.
+            alias: a name for the joined vocabulary, unique in the query.
+        """
+        return row_sql(self.spec, value, str(self.vocabulary), alias)
+
+    def sql(self) -> str:
+        """SQL of (key, value) by key: the row; of a list a line for each known id, in its order.
+
+        Weighted lists have another column, `weight`.
+        """
+        if self.is_list:
+            return list_rows_sql(self.spec, self.relation, str(self.vocabulary))
+        join, row = self.single("r.value", "v")
+        return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join} ORDER BY r.key"
+
+    def exploded(self) -> str:
+        """SQL of (key, position, id): one row per id of a list, blanks left out."""
+        return exploded_sql(self.spec, self.relation)
+
+    def ids(self) -> str:
+        """SQL of one id per occurrence."""
+        if self.is_list:
+            return f"SELECT id FROM ({self.exploded()})"
+        return f"SELECT value AS id FROM ({self.relation}) WHERE value IS NOT NULL"
+
+
+class FeatureTable:
+    """A feature's table being built: its vocabulary or buckets, and the rows of its values."""
 
     def __init__(
         self,
@@ -46,20 +94,23 @@ class FeatureTable:
         *,
         known: KnownTable | None = None,
         fresh_relation: str | None = None,
+        count: Count = count_rows,
     ):
         """Build the vocabulary or the buckets.
 
         Args:
-            relation: SQL of all (key, value).
+            relation: SQL of all (key, value), as FeatureRows has it.
             train_relation: SQL of those the vocabulary may see: the training rows of an interaction
                 feature, every row of a catalogue (which holds no labels).
             known: the table that is appended to: cuts stay, and new ids follow the known ones.
             fresh_relation: of an append, SQL of those whose ids were never counted; None: all.
+            count: of the training rows; an append counts by itself.
         """
         self.engine = engine
         self.name = name
         self.feature = feature
-        self.relation = relation
+        self._relation = relation
+        self._count = count
         self._vocabulary: Table | None = None
         self.rare: str | None = None
         """SQL of (id, count) of the ids that have no row; None: none can be too rare."""
@@ -82,56 +133,27 @@ class FeatureTable:
         assert self._vocabulary is not None, f"{self.name}: a {self._spec.kind} has no vocabulary"
         return self._vocabulary
 
-    @property
-    def is_weighted(self) -> bool:
-        """True where the ids of a list have weights."""
-        return self._spec.weight_separator is not None
-
-    @property
-    def is_list(self) -> bool:
-        """True where a row may have several ids."""
-        return self._spec.is_list
-
     def spec(self) -> TableSpec:
         """Return the table's entry in the manifest."""
         return self._spec
 
-    def single(self, value: str, alias: str) -> tuple[str, str]:
-        """Return SQL of a join and of the row of one text, for a feature that is no list.
-
-        Args:
-            value: SQL of the text.
-            alias: a name for the joined vocabulary, unique in the query.
-        """
-        return row_sql(self._spec, value, str(self._vocabulary), alias)
-
-    def rows_sql(self) -> str:
-        """SQL of (key, value) by key: the row; of a list a line for each known id, in its order.
-
-        Weighted lists have another column, `weight`.
-        """
-        if self.is_list:
-            return list_rows_sql(self._spec, self.relation, str(self._vocabulary))
-        join, row = self.single("r.value", "v")
-        return f"SELECT r.key, {row} AS value FROM ({self.relation}) r {join} ORDER BY r.key"
-
-    def exploded(self) -> str:
-        """SQL of (key, position, id): one row per id of a list, blanks left out."""
-        return exploded_sql(self._spec, self.relation)
+    @property
+    def rows(self) -> FeatureRows:
+        """Rows of the values."""
+        return FeatureRows(spec=self._spec, relation=self._relation, vocabulary=self._vocabulary)
 
     def _ids(self, relation: str) -> str:
         """SQL of one id per occurrence of SQL of (key, value)."""
-        if self.is_list:
-            return f"SELECT id FROM ({exploded_sql(self._spec, relation)})"
-        return f"SELECT value AS id FROM ({relation}) WHERE value IS NOT NULL"
+        return dataclasses.replace(self.rows, relation=relation).ids()
 
     def _numbered(self, ids: str, known: KnownIds | None, fresh: str | None) -> Table:
         """Return the vocabulary of SQL of one id per occurrence, and set `rare`."""
         min_count = self.feature.min_count
         if known is None:
             # A feature may have any name, also one that SQL cannot read.
-            vocabulary = build_vocabulary(self.engine, "vocab", ids, min_count)
-            rare = rare_ids(ids, vocabulary)
+            counted = self._count(ids)
+            vocabulary = build_vocabulary(self.engine, "vocab", counted, min_count)
+            rare = rare_ids(counted, vocabulary)
         else:
             vocabulary, waiting = grow_vocabulary(
                 self.engine, known, ids, min_count=min_count, fresh=fresh
@@ -144,18 +166,18 @@ class FeatureTable:
         """Upper bounds of buckets of about equal count, by the training values."""
         shares = [(i + 1) / self.feature.quantiles for i in range(self.feature.quantiles - 1)]
         numbers = f"SELECT {number_sql('value')} AS value FROM ({relation})"
-        cuts = quantiles(self.engine, numbers, shares)
+        cuts = quantiles(self.engine, numbers, shares, self._count)
         return tuple(sorted({cut for cut in cuts if math.isfinite(cut)}))
 
 
-def build_vocabulary(engine: Engine, name: str, ids: str, min_count: int) -> Table:
-    """Return the table (id, row, count) of SQL of one id per occurrence.
+def build_vocabulary(engine: Engine, name: str, counted: str, min_count: int) -> Table:
+    """Return the table (id, row, count) of SQL of the different ids and their occurrences (id, n).
 
     Args:
         name: for people who look into the database.
     """
     return engine.create(
         name,
-        f"SELECT id, CAST(row_number() OVER (ORDER BY count DESC, id) AS INTEGER) AS row, count FROM "
-        f"(SELECT id, count(*) AS count FROM ({ids}) GROUP BY id HAVING count(*) >= {min_count})",
+        f"SELECT id, CAST(row_number() OVER (ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
+        f"({counted}) WHERE n >= {min_count}",
     )

@@ -1,5 +1,6 @@
 """Query results as files: Parquet, arrays by row, and lists by key, streamed in bounded pieces."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -48,13 +49,29 @@ def write_lists(
     """Write SQL of (key, value) by key as values [V] and as offsets [num_rows + 1].
 
     A key's values are values[offsets[key] : offsets[key + 1]]. The query runs once, and memory holds one
-    record batch at a time: values are appended to their file, offsets are memory-mapped.
+    record batch at a time.
 
     Args:
         weights_file: takes the query's column `weight` [V]; None: it has none.
 
     Returns:
         V, and the most values of a key.
+    """
+    return write_list_batches(
+        engine.batches(query), values_file, offsets_file, num_rows, weights_file
+    )
+
+
+def write_list_batches(
+    batches: Iterable[pa.RecordBatch],
+    values_file: Path,
+    offsets_file: Path,
+    num_rows: int,
+    weights_file: Path | None = None,
+) -> tuple[int, int]:
+    """Write batches of (key, value) by key as `write_lists` does a query's.
+
+    Values are appended to their file, offsets are memory-mapped.
     """
     offsets = new_array(offsets_file, np.int64, (num_rows + 1,))
     columns: dict[str, tuple[Path, type[np.generic]]] = {"value": (values_file, np.int32)}
@@ -67,7 +84,7 @@ def write_lists(
         }
         for name, (_, dtype) in columns.items():
             _write_header(streams[name], dtype, total)
-        for batch in engine.batches(query):
+        for batch in batches:
             for name, (_, dtype) in columns.items():
                 written = batch.column(name).to_numpy().astype(dtype, copy=False)
                 streams[name].write(written.data)
@@ -203,19 +220,37 @@ def write_parts(
     (prepared / folder).mkdir(parents=True)
     files: list[str] = []
     file_rows: list[int] = []
-    writer: pq.ParquetWriter | None = None
-    for group in row_groups(engine.batches(query)):
-        if writer is None or file_rows[-1] >= PART_ROWS:
-            if writer:
-                writer.close()
-            files.append(f"{folder}/part-{len(files):05d}.parquet")
-            file_rows.append(0)
-            writer = pq.ParquetWriter(prepared / files[-1], group.schema, compression="zstd")
-        writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-        file_rows[-1] += group.num_rows
-    if writer:
-        writer.close()
+    groups = row_groups(engine.batches(query))
+    for first in groups:
+        files.append(part_file(folder, len(files)))
+        rest = itertools.islice(groups, part_groups() - 1)
+        file_rows.append(write_part(itertools.chain([first], rest), prepared / files[-1]))
     return files, file_rows
+
+
+def part_groups() -> int:
+    """Return the row groups of a file of a split; the last file may have fewer."""
+    return -(-PART_ROWS // ROW_GROUP_ROWS)
+
+
+def part_file(folder: str, number: int) -> str:
+    """Return the name of a Parquet file of a split."""
+    return f"{folder}/part-{number:05d}.parquet"
+
+
+def write_part(groups: Iterable[pa.Table], path: Path) -> int:
+    """Write row groups of a split as one Parquet file; return its rows."""
+    num_rows = 0
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for group in groups:
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(path, group.schema, compression="zstd")
+                )
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            num_rows += group.num_rows
+    return num_rows
 
 
 def link(old: Path, new: Path) -> None:
