@@ -24,7 +24,7 @@ TORCHRUN = OMP_NUM_THREADS=$$(( $$(nproc) < $(RANKS) ? 1 : $$(nproc) / $(RANKS) 
 PEERS ?= .peers
 PEERS_PIP = $(PEERS)/bin/python -m pip --disable-pip-version-check install
 REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt requirements-cpu.txt requirements-dev.txt \
-  requirements-timm.txt requirements-trackers.txt requirements-docs.txt
+  requirements-timm.txt requirements-ray.txt requirements-trackers.txt requirements-docs.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help

@@ -6,10 +6,13 @@ W/features/<modality>/ of vectors that the recipe brings along (items.vectors).
     python launch/prepare.py data=movielens data.source=/path/to/ml-latest-small workspace=W
     python launch/prepare.py data=demo workspace=W          # the drawn world, after launch/demo.py
     python launch/prepare.py data=R workspace=W append=true # the files of new days become a window
+    python launch/prepare.py data=R workspace=W engine=ray  # the log in partitions, by Ray
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -17,7 +20,9 @@ from recsys.config import read_job
 from recsys.data.prepare.append import append
 from recsys.data.prepare.new_files import time_problems
 from recsys.data.prepare.object_store import is_url
-from recsys.data.prepare.pipeline import prepare
+from recsys.data.prepare.pipeline import prepare, whole_log
+from recsys.data.prepare.ray_cluster import RayConfig
+from recsys.data.prepare.ray_rows import partitioned_log
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, say
@@ -30,7 +35,12 @@ class PrepareConfig:
     """Resources of `prepare`; the result does not depend on it."""
 
     memory_limit: str = "2GB"
-    """DuckDB's memory; what does not fit spills to the workspace."""
+    """DuckDB's memory, with engine=ray that of each worker; what does not fit spills to the
+    workspace."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the log is prepared: `local`, by one process; `ray`, in partitions by workers of Ray."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Ray, where engine=ray."""
     run: ProcessConfig = field(default_factory=ProcessConfig)
     """Threads."""
     append: bool = False
@@ -40,12 +50,19 @@ class PrepareConfig:
     or such as 2026-11-01 or "2026-11-01 12:00" (UTC); null: files that were read have not changed."""
 
     def problems(self) -> list[str]:
-        """Return a text for a time that is none, or without an append."""
+        """Return a text for every key that another one rules out, and for a time that is none."""
+        problems = []
+        if self.append and self.engine == "ray":
+            problems.append(
+                "engine=ray: not with append=true; a window is appended by engine=local"
+            )
+        if self.ray != RayConfig() and self.engine != "ray":
+            problems.append("ray: ray.address and ray.partitions are read with engine=ray only")
         if self.since is None:
-            return []
+            return problems
         if not self.append:
-            return [f"since={self.since}: only with append=true"]
-        return time_problems(self.since)
+            return [*problems, f"since={self.since}: only with append=true"]
+        return problems + time_problems(self.since)
 
 
 KEYS = (WorkspaceConfig, PrepareConfig)
@@ -72,7 +89,10 @@ def job(cfg: DictConfig) -> None:
         )
         say(f"window: split={manifest.split_named('next')}, or split=next")
     else:
-        manifest = prepare(recipe, workspace, memory_limit=config.memory_limit, threads=threads)
+        limits: dict[str, Any] = {"memory_limit": config.memory_limit, "threads": threads}
+        on_ray = functools.partial(partitioned_log, ray=config.ray, **limits)
+        hold = on_ray if config.engine == "ray" else whole_log
+        manifest = prepare(recipe, workspace, hold=hold, **limits)
     for table in manifest.tables:
         say(f"table {table.name}: {table.num_rows:,} rows ({table.kind})")
     for number in manifest.dense:

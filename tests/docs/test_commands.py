@@ -59,7 +59,7 @@ PAGES = {
     "comparing.md": 4,
     "encoders.md": 2,
     "gallery.md": 2,
-    "many-machines.md": 1,
+    "many-machines.md": 2,
     "operations.md": 2,
     "paper.md": 1,
 }

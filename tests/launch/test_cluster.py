@@ -7,6 +7,7 @@ cable between them, where the machine lets us make these.
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,17 +15,19 @@ import sys
 import uuid
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from torch.distributed.run import get_args_parser
 
-from launch import train
-from recsys.config import plain
+from launch import prepare, train
+from recsys.config import plain, read_job
 from recsys.job import typed_arguments
 from recsys.run.config import SECTIONS, read_run_config
 
 CLUSTER = Path(__file__).resolve().parents[2] / "launch" / "cluster"
+KUBERNETES = "1.37"
 ARGUMENTS = ["train", "data=demo", "workspace=/shared/a b", "run.name=mine", "train.epochs=2"]
 
 
@@ -52,7 +55,7 @@ def read(words):
     return parsed, cfg
 
 
-@pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch", "ray.sh", "ray.sbatch"])
 def test_script_is_sound(name):
     assert subprocess.run(["bash", "-n", str(CLUSTER / name)], check=False).returncode == 0
     shellcheck = shutil.which("shellcheck") or shutil.which(
@@ -156,6 +159,95 @@ def test_pods_run_the_laptops_command_where_the_operator_says(monkeypatch):
     assert (parsed.nnodes, parsed.nproc_per_node, parsed.max_restarts) == ("1:2", "8", 10)
     assert cfg.workspace.startswith(mounts["workspaces"])
     read_run_config({name: plain(cfg.get(name)) for name in SECTIONS})
+
+
+# Ray
+
+PREPARE = ["data=demo", "data.source=/shared/raw", "workspace=/shared/a b"]
+
+
+def lines(script, *arguments, path=None, **variables):
+    """The commands that a script would run, as words."""
+    done = subprocess.run(
+        ["bash", str(CLUSTER / script), *arguments],
+        env={"PATH": path or os.environ["PATH"], "DRY_RUN": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def prepared_by(words):
+    """The configuration that a command of launch/prepare.py would run with, composed and checked."""
+    python, script, *overrides = words
+    assert python == "python" and (CLUSTER.parents[1] / script).is_file()
+    with initialize_config_dir(version_base=None, config_dir=str(CLUSTER.parents[1] / "configs")):
+        cfg = compose("prepare", overrides=typed_arguments(overrides, prepare.KEYS))
+    _, config = read_job(cfg, prepare.KEYS)
+    return cfg, config
+
+
+def test_ray_begins_on_the_machine_that_runs_the_job_and_the_others_join_it():
+    start, job = lines("ray.sh", *PREPARE, RAY_HEAD="first:6380", LOCAL_ADDRESS="first")
+    assert start[:2] == ["ray", "start"] and start[-5:] == ([
+        "--head",
+        "--port",
+        "6380",
+        "--include-dashboard",
+        "false",
+    ])
+    cfg, config = prepared_by(job)
+    assert cfg.workspace == "/shared/a b"
+    assert (config.engine, config.ray.address) == ("ray", "first:6380")
+    (join,) = lines("ray.sh", *PREPARE, RAY_HEAD="first:6380", LOCAL_ADDRESS="second", SPILL="/d")
+    assert join == ["ray", "start", "--temp-dir", "/d", "--address", "first:6380", "--block"]
+
+
+def test_ray_options_are_those_that_ray_has():
+    ray = pytest.importorskip("ray.scripts.scripts", reason="ray is not installed")
+    known = {option for parameter in ray.start.params for option in parameter.opts}
+    used = re.findall(r"(--[a-z-]+)", (CLUSTER / "ray.sh").read_text())
+    assert {"--head", "--block"} <= set(used) <= known
+
+
+def test_slurm_starts_ray_on_each_machine(tmp_path):
+    """With stand-ins for scontrol and srun: the latter runs its command as one of the machines."""
+    scripts = {
+        "scontrol": 'test "$1 $2 $3" = "show hostnames node[7-9]" && printf "node7\\nnode8\\n"',
+        "srun": 'test "$1" = --kill-on-bad-exit=1; shift; SLURMD_NODENAME=$NODE "$@"',
+    }
+    for name, body in scripts.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\nset -e\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[7-9]", "SLURM_JOB_ID": "41234"}
+    slurm["SLURM_SUBMIT_DIR"] = str(CLUSTER.parents[1])
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    head, job = lines("ray.sbatch", *PREPARE, path=path, NODE="node7", **slurm)
+    assert "--head" in head and prepared_by(job)[1].ray.address == "node7:21234"
+    (join,) = lines("ray.sbatch", *PREPARE, path=path, NODE="node8", **slurm)
+    assert join[-3:] == ["--address", "node7:21234", "--block"]
+
+
+def test_kuberay_runs_the_laptops_command_on_pods_that_share_the_workspace():
+    content = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
+    assert (content["apiVersion"], content["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = content["spec"]["rayClusterSpec"]
+    cfg, config = prepared_by(shlex.split(content["spec"]["entrypoint"].replace("/tessera/", "")))
+    assert (config.engine, config.ray.address) == ("ray", "auto")
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert groups[1]["minReplicas"] <= groups[1]["replicas"] <= groups[1]["maxReplicas"]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert set(mounts) == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+        assert cfg.workspace.startswith(mounts["workspaces"])
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+        kubernetes_validate.validate(
+            pod | {"spec": group["template"]["spec"]}, KUBERNETES, strict=True
+        )
 
 
 # Two hosts

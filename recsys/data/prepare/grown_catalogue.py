@@ -171,7 +171,7 @@ def _grow_lists(
     described = Sequences(*(read_array(path, PREPARE_AGAIN, mmap=True) for path in paths))
     is_described_N = np.zeros(grown.num_rows, dtype=bool)
     if table:
-        for batch in engine.batches(f"SELECT DISTINCT key FROM ({table.relation})"):
+        for batch in engine.batches(f"SELECT DISTINCT key FROM ({table.rows.relation})"):
             is_described_N[batch.column("key").to_numpy()] = True
     kept_N = np.where(
         is_described_N, described.lengths(grown.num_rows), before.lengths(grown.num_rows)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.recipe import NegativesRecipe
-from recsys.job import say
 
 _ROUNDS = 30
 
@@ -116,17 +115,6 @@ def pool_sql(recipe: NegativesRecipe, placed: Table, items: Table, split: int) -
         f"SELECT row_number() OVER (ORDER BY row_id) - 1 AS place, item_id, item_row "
         f"FROM {placed} WHERE split = {split}"
     )
-
-
-def say_undrawn(recipe: NegativesRecipe, num_positives: int, num_drawn: int) -> None:
-    """Warn where fewer negatives were drawn than the recipe asks for."""
-    num_wanted = recipe.per_positive * num_positives
-    if num_drawn < num_wanted:
-        say(
-            f"warning: {num_wanted - num_drawn:,} of {num_wanted:,} negatives could not be drawn: "
-            f"their users know nearly every item "
-            f"(interactions.negatives.per_positive={recipe.per_positive})"
-        )
 
 
 def _known(engine: Engine, placed: Table, split: int, earlier: Table | None) -> Table:

@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,13 +52,24 @@ from recsys.files import new_folder, sha256_of
 from recsys.job import say, stage
 from recsys.schema import Manifest, SplitSpec, write_manifest
 
+Hold = Callable[[Engine, Recipe, Inputs], AbstractContextManager[Rows]]
+"""Holder of the rows of the log, for the duration of a block."""
 
-def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int) -> Manifest:
+
+def whole_log(engine: Engine, recipe: Recipe, inputs: Inputs) -> AbstractContextManager[Rows]:
+    """Hold the rows of the log in the engine's own database."""
+    return nullcontext(WholeLog(engine, recipe, inputs))
+
+
+def prepare(
+    recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int, hold: Hold = whole_log
+) -> Manifest:
     """Build `<workspace>/prepared/` from the recipe's files and return its manifest.
 
     Args:
         memory_limit: DuckDB's, for example "2GB"; what does not fit spills to the workspace.
         threads: of DuckDB.
+        hold: holder of the rows of the log; the result does not depend on it.
 
     Raises:
         UserError: the recipe contradicts itself, or the input has problems (all listed at once).
@@ -81,8 +92,8 @@ def prepare(recipe: Recipe, workspace: Path, *, memory_limit: str, threads: int)
                 inputs = open_inputs(engine, local)
                 opened.done(f"{len(inputs.sources)} files")
             with naming_damaged_files(inputs.sources):
-                rows = WholeLog(engine, local, inputs)
-                manifest = run_steps(engine, local, inputs, rows, beside, vector_folders)
+                with hold(engine, local, inputs) as rows:
+                    manifest = run_steps(engine, local, inputs, rows, beside, vector_folders)
             manifest = dataclasses.replace(
                 manifest, files=read_files(local, inputs), raw_columns=raw_columns(inputs)
             )

@@ -20,12 +20,12 @@ from recsys.data.prepare.negatives import (
     draw_negatives,
     item_pools,
     numbered_sql,
-    say_undrawn,
 )
 from recsys.data.prepare.numbering import SplitCounts, count_splits, place, training_ids
 from recsys.data.prepare.split import split_log
 from recsys.data.prepare.vocab import FeatureRows
-from recsys.data.recipe import SPLITS, Recipe
+from recsys.data.recipe import SPLITS, NegativesRecipe, Recipe
+from recsys.job import say
 from recsys.schema import HistorySpec, SplitSpec
 
 Columns = Mapping[str, FeatureRows | DenseColumn]
@@ -169,3 +169,14 @@ def draw(
     engine.drop(drawn)
     say_undrawn(negatives, num_positives, num_drawn)
     return num_drawn
+
+
+def say_undrawn(recipe: NegativesRecipe, num_positives: int, num_drawn: int) -> None:
+    """Warn where fewer negatives were drawn than the recipe asks for."""
+    num_wanted = recipe.per_positive * num_positives
+    if num_drawn < num_wanted:
+        say(
+            f"warning: {num_wanted - num_drawn:,} of {num_wanted:,} negatives could not be drawn: "
+            f"their users know nearly every item "
+            f"(interactions.negatives.per_positive={recipe.per_positive})"
+        )
