@@ -208,9 +208,9 @@ def started_cluster(
         raise UserError(
             "engine=ray: needs the package ray: pip install -r requirements-ray.txt"
         ) from error
-    shared = {"log_to_driver": False, "logging_level": "ERROR"}
+    shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = {"num_cpus": threads, "include_dashboard": False, "_temp_dir": folder}
+        own: dict[str, Any] = {"num_cpus": threads, "include_dashboard": False, "_temp_dir": folder}
         try:
             ray.init(address=address or "local", **shared, **({} if address else own))
         except (ConnectionError, ValueError, RuntimeError) as error:

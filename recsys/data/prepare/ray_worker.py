@@ -54,9 +54,8 @@ def stream_step(
 ) -> Iterator[pa.Table]:
     """Run a step in a worker that yields tables."""
     with _opened(memory_limit, scratch) as engine:
-        # Ray sends values into the generator, which `yield from` would hand to the step.
-        for table in step(engine, **arguments):
-            yield table
+        # Ray sends values into its generators; this one takes them, where the step's may be an iterator.
+        yield from (table for table in step(engine, **arguments))
 
 
 def _registered(
