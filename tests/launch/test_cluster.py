@@ -163,6 +163,7 @@ def test_pods_run_the_laptops_command_where_the_operator_says(monkeypatch):
 
 # Ray
 
+SECRET = {"RAY_HEAD": "first:6380", "RAY_AUTH_TOKEN": "secret"}
 PREPARE = ["data=demo", "data.source=/shared/raw", "workspace=/shared/a b"]
 
 
@@ -190,7 +191,7 @@ def prepared_by(words):
 
 
 def test_ray_begins_on_the_machine_that_runs_the_job_and_the_others_join_it():
-    start, job = lines("ray.sh", *PREPARE, RAY_HEAD="first:6380", LOCAL_ADDRESS="first")
+    start, job = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="first")
     assert start[:2] == ["ray", "start"] and start[-5:] == ([
         "--head",
         "--port",
@@ -201,8 +202,19 @@ def test_ray_begins_on_the_machine_that_runs_the_job_and_the_others_join_it():
     cfg, config = prepared_by(job)
     assert cfg.workspace == "/shared/a b"
     assert (config.engine, config.ray.address) == ("ray", "first:6380")
-    (join,) = lines("ray.sh", *PREPARE, RAY_HEAD="first:6380", LOCAL_ADDRESS="second", SPILL="/d")
+    (join,) = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="second", SPILL="/d")
     assert join == ["ray", "start", "--temp-dir", "/d", "--address", "first:6380", "--block"]
+
+
+def test_ray_is_not_started_without_a_secret():
+    done = subprocess.run(
+        ["bash", str(CLUSTER / "ray.sh"), *PREPARE],
+        env={"PATH": os.environ["PATH"], "RAY_HEAD": "first:6380", "DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "RAY_AUTH_TOKEN: missing" in done.stderr
 
 
 def test_ray_options_are_those_that_ray_has():

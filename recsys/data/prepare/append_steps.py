@@ -39,13 +39,7 @@ from recsys.data.prepare.new_files import (
     say_missing_days,
     seconds_of,
 )
-from recsys.data.prepare.numbering import (
-    SplitCounts,
-    count_splits,
-    count_unknown,
-    place,
-    without_ids,
-)
+from recsys.data.prepare.numbering import count_splits, count_unknown, place, without_ids
 from recsys.data.prepare.pictures import num_missing_of
 from recsys.data.prepare.pipeline import image_root, warn_of_lacking_classes
 from recsys.data.prepare.row_checks import check_rows
@@ -122,8 +116,7 @@ def run_steps(step: Step, since: str | None) -> Manifest:
             counts = {side: step.engine.count(v) + 1 for side, v in vocabularies.items()}
             more = [f"{counts[side] - step.num_before(side):,} new {side}s" for side in SIDES]
             numbered.done(", ".join([*more, f"{rows_drawn:,} negatives drawn"]))
-        split_counts = count_splits(step.engine, placed)
-        rows_unknown = count_unknown(split_counts, step.recipe.interactions)
+        rows_unknown = count_unknown(count_splits(step.engine, placed), step.recipe.interactions)
         with stage("features") as grown:
             sides = [
                 _grow_side(step, inputs, side, vocabularies[side], counts[side])
@@ -134,7 +127,7 @@ def run_steps(step: Step, since: str | None) -> Manifest:
                 grow_counts(step.engine, side, placed, log.next_row_id)
             tables, of_log = _grow_log_features(step, placed, log)
             grown.done(", ".join(f"{s.is_changed.sum():,} {s.side}s described anew" for s in sides))
-        split, longest = _write_rows(step, placed, counts["user"], tables, split_counts)
+        split, longest = _write_rows(step, placed, counts["user"], tables)
         specs = Specs(of_log.tables + tuple(t for s in sides for t in s.tables.values()))
         longest |= {name: length for side in sides for name, length in side.longest.items()}
         manifest = _grown_manifest(step, split, specs, longest)
@@ -342,7 +335,6 @@ def _write_rows(
     placed: Table,
     num_user_rows: int,
     features: dict[str, FeatureRows | DenseColumn],
-    counts: dict[int, SplitCounts],
 ) -> tuple[SplitSpec, dict[str, int]]:
     """Write the histories and rows of the window; return its entry, and the longest lists."""
     engine, history = step.engine, step.manifest.history
@@ -356,7 +348,7 @@ def _write_rows(
         histories.done(f"{num_positives:,} positives added")
     with stage("write interactions") as written:
         splits, longest = write_interactions(
-            engine, step.recipe, placed, ends, features, step.folder, counts, (step.window,)
+            engine, step.recipe, placed, ends, features, step.folder, (step.window,)
         )
         warn_of_lacking_classes(splits)
         written.done(f"{step.window} {splits[step.window].num_rows:,}")

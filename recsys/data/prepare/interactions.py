@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table
-from recsys.data.prepare.numbering import SplitCounts
+from recsys.data.prepare.numbering import SplitCounts, count_splits
 from recsys.data.prepare.split import order_hash
 from recsys.data.prepare.vocab import FeatureRows
 from recsys.data.prepare.writing import list_table, write_parts
@@ -43,7 +43,6 @@ def write_interactions(
     ends: Table | None,
     features: Mapping[str, FeatureRows | DenseColumn],
     prepared: Path,
-    counts: Mapping[int, SplitCounts],
     names: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
     """Write the splits as Parquet parts; return their entries, and the longest list of each feature.
@@ -53,8 +52,8 @@ def write_interactions(
         placed: dropped as soon as it is no longer needed: it is as long as the log.
         ends: (row_id, history_end), if there are histories.
         features: tables and numbers of the interaction features, whose values `placed` holds.
-        counts: of the rows of each split.
     """
+    counts = count_splits(engine, placed)
     rows = split_rows(engine, recipe.interactions, placed, ends, features)
     order = f"{order_hash(recipe.split.seed, 'p.row_id')}, p.row_id"
     splits = {}

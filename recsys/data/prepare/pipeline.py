@@ -43,7 +43,7 @@ from recsys.data.prepare.numbering import (
 from recsys.data.prepare.object_store import in_place
 from recsys.data.prepare.pairs import PairCounts, build_pairs
 from recsys.data.prepare.row_checks import check_rows
-from recsys.data.prepare.rows import Rows, WholeLog
+from recsys.data.prepare.rows import Columns, Rows, WholeLog
 from recsys.data.prepare.vector_tables import write_table
 from recsys.data.prepare.writing import ROW_GROUP_ROWS, write_parquet
 from recsys.data.recipe import Recipe, source_file
@@ -137,8 +137,6 @@ def run_steps(
     """Take the data set through every step; return its manifest, without checksums of files.
 
     Args:
-        engine: database of everything but the log.
-        rows: of the log.
         folder: empty but for the database; the files are written there.
         vector_folders: empty; receive the feature tables of own vectors, by modality.
     """
@@ -156,16 +154,7 @@ def run_steps(
         numbered.done(f"{num_users:,} users, {num_items:,} items, {rows_drawn:,} negatives drawn")
     with stage("features"):
         sides = Sides(vocabularies, rows, log.next_row_id, counts[0])
-        specs = _write_catalogues(engine, recipe, inputs, sides, folder)
-        features, of_log = build_log_features(
-            engine,
-            recipe.interactions.features,
-            rows.placed,
-            log.next_row_id,
-            folder,
-            count=rows.count,
-        )
-        specs += of_log
+        features, specs = _write_features(engine, recipe, inputs, sides, folder)
     with stage("histories") as histories:
         stored = 0
         if history := history_spec(recipe):
@@ -173,7 +162,7 @@ def run_steps(
             specs += Specs(features=tuple(history_features(history)))
         histories.done(f"{stored:,} positives stored")
     with stage("write interactions") as written:
-        splits, longest = rows.write_interactions(features, folder, counts)
+        splits, longest = rows.write_interactions(features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))
     warn_of_lacking_classes(splits)
     checksum = items_checksum(engine, vocabularies["item"])
@@ -242,6 +231,22 @@ class Sides(NamedTuple):
         """Return the training rows whose user or item has the unknown row 0."""
         trained = self.trained
         return trained.num_unknown_users if side == "user" else trained.num_unknown_items
+
+
+def _write_features(
+    engine: Engine, recipe: Recipe, inputs: Inputs, sides: Sides, prepared: Path
+) -> tuple[Columns, Specs]:
+    """Write items, users and vocabularies; return the interaction features, and all entries."""
+    specs = _write_catalogues(engine, recipe, inputs, sides, prepared)
+    columns, of_log = build_log_features(
+        engine,
+        recipe.interactions.features,
+        sides.rows.placed,
+        sides.next_row_id,
+        prepared,
+        count=sides.rows.count,
+    )
+    return columns, specs + of_log
 
 
 def _write_catalogues(

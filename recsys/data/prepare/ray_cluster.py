@@ -10,6 +10,7 @@ their size and ranges by a sample, so that rows of a file would have to be put i
 """
 
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,7 +202,12 @@ def started_cluster(
     Raises:
         UserError: the package is not installed, or no cluster is there.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "RAY_AUTH_TOKEN" in os.environ:  # without a secret anybody who reaches Ray's ports runs code
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:

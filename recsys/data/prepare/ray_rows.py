@@ -6,7 +6,7 @@ user rows and of the order hash put histories and files in order. The driver's d
 with ids, not with rows: catalogues, vocabularies and counts. Steps are in ray_steps.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -250,7 +250,8 @@ class PartitionedLog:
         del self._parts.state["drawn"], self._parts.state["numbers"]
         num_drawn = sum(sum(done.summary) for done in drawn)
         say_undrawn(negatives, num_positives, num_drawn)
-        return num_drawn, steps.total_counts(done.summary for done in added)
+        self._counts = steps.total_counts(done.summary for done in added)
+        return num_drawn, self._counts
 
     def _pools(self, items: Table) -> dict[str, list[Ref]]:
         """Return the items that the negatives of each split are drawn from, by name of the pool."""
@@ -330,7 +331,7 @@ class PartitionedLog:
         return np.array(self._engine.one(f"SELECT {cuts} FROM ({upto})"), np.int64)
 
     def write_interactions(
-        self, features: Columns, prepared: Path, counts: Mapping[int, SplitCounts]
+        self, features: Columns, prepared: Path
     ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
         """Write the splits by ranges of the order hash: every file by one worker."""
         ranges, longest = self._sorted_rows(features)
@@ -345,8 +346,12 @@ class PartitionedLog:
                 file_rows.append(cut.num_rows)
                 arguments = {"path": prepared / files[-1], "cut": cut}
                 writes.append(Task({"rows": tables[cut.first : cut.last]}, arguments))
-            splits[name] = split_spec(counts[index], files, file_rows, self._recipe.interactions)
+            splits[name] = split_spec(
+                self._counts[index], files, file_rows, self._recipe.interactions
+            )
         self._parts.run("write files", steps.write_file, writes, 0)
+        for leftover in (prepared / "interactions").glob("*/.*.part"):
+            leftover.unlink()  # of a worker that died
         return splits, longest
 
     def _sorted_rows(self, features: Columns) -> tuple[list[Done], dict[str, int]]:

@@ -6,8 +6,6 @@ files of this folder; here it is only said which rows it runs on. Called by ray_
 Shapes: N rows of a table, P partitions.
 """
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,7 @@ from recsys.data.prepare.writing import row_groups, write_part
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.data.sql import quoted
 from recsys.errors import UserError
-from recsys.files import writing
+from recsys.files import new_file
 from recsys.schema import HistorySpec
 
 PART = "_part"
@@ -330,10 +328,8 @@ def write_file(engine: Engine, tables: Tables, *, path: Path, cut: FileCut) -> R
     The file appears whole: a worker that is killed leaves nothing in its place.
     """
     query = f"SELECT * FROM {tables['rows']} LIMIT {cut.num_rows} OFFSET {cut.skipped_rows}"
-    beside = engine.scratch / f"{uuid.uuid4().hex}.parquet"
-    with writing(path):
+    with new_file(path) as beside:
         written = write_part(row_groups(engine.batches(query)), beside)
-        os.replace(beside, path)
     assert written == cut.num_rows, f"{path} has {written} rows, not {cut.num_rows}"
     return (None,)
 

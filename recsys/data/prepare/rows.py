@@ -71,7 +71,7 @@ class Rows(Protocol):
         ...
 
     def write_interactions(
-        self, features: Columns, prepared: Path, counts: Mapping[int, SplitCounts]
+        self, features: Columns, prepared: Path
     ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
         """Write the splits as Parquet parts; return their entries, and the longest lists."""
         ...
@@ -131,7 +131,7 @@ class WholeLog:
         return num_stored
 
     def write_interactions(
-        self, features: Columns, prepared: Path, counts: Mapping[int, SplitCounts]
+        self, features: Columns, prepared: Path
     ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
         """Write the splits, and drop `placed`."""
         return write_interactions(
@@ -141,7 +141,6 @@ class WholeLog:
             self._ends,
             features,
             prepared,
-            counts,
         )
 
 

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +30,9 @@ from tests.data.prepare.test_out_of_core import VARIANTS, large_recipe
 from tests.data.small_log import INTERACTIONS, recipe, write_source
 from tests.warm_jobs import REPOSITORY
 
+# Ray reads these when it is imported; this process and the cluster of the fixture share a secret.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 ray = pytest.importorskip("ray", reason="ray is not installed (requirements-ray.txt)")
 NUM_ROWS = 4_000
 
