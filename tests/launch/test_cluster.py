@@ -246,6 +246,7 @@ def test_kuberay_runs_the_laptops_command_on_pods_that_share_the_workspace():
     content = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())
     assert (content["apiVersion"], content["kind"]) == ("ray.io/v1", "RayJob")
     cluster = content["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
     cfg, config = prepared_by(shlex.split(content["spec"]["entrypoint"].replace("/tessera/", "")))
     assert (config.engine, config.ray.address) == ("ray", "auto")
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]

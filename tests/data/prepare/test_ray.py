@@ -46,7 +46,7 @@ def cluster(tmp_path_factory):
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets need a short path
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
+    command += [f"--temp-dir={folder}"]
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
     started = subprocess.Popen(
         command,
