@@ -224,7 +224,8 @@ def started_cluster(
                 raise
             raise UserError(
                 f"ray.address={address}: no Ray cluster answers there ({_first_line(error)}); "
-                f"start one, or leave the key out to use this machine; RAY_AUTH_TOKEN has to be the cluster's"
+                f"start one, or leave the key out to use this machine; "
+                f"RAY_AUTH_TOKEN has to be that of the cluster"
             ) from error
         try:
             yield Cluster(ray, memory_limit=memory_limit, scratch=scratch)
