@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from launch.prepare import PrepareConfig
-from recsys.data.prepare import ray_rows, writing
+from recsys.data.prepare import ray_cluster, ray_rows, writing
 from recsys.data.prepare.checks import joined_scans
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.prepare.ray_cluster import RayConfig, progress
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     command += [f"--temp-dir={folder}"]
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
+    quiet = {**ray_cluster._SETTINGS, "PYTHONPATH": str(REPOSITORY)}
     started = subprocess.Popen(
         command,
         env={**os.environ, **quiet},
