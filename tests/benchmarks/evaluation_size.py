@@ -58,10 +58,12 @@ def main() -> None:
     columns = drawn(num_rows, num_users, ranks)
     ranks.gather(None)
     begun, begun_cpu, seconds = time.perf_counter(), time.process_time(), {}
+    peaks = {"drawn": megabytes()}
 
     def done(name: str) -> None:
         ranks.gather(None)
         seconds[name] = round(time.perf_counter() - begun - sum(seconds.values()), 2)
+        peaks[name] = megabytes()
 
     # The arrays are handed over, so that they are let go as they are sorted.
     rows = labelled_scores(
@@ -86,6 +88,7 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - begun_cpu, 2),
         "by_part": seconds,
         "peak_megabytes": megabytes(),
+        "peak_megabytes_up_to": peaks,
         "megabytes_before": before,
         "rows": len(rows.positive_N),
     }

@@ -1,6 +1,6 @@
 """Trains rank 0 of 64 alike ranks for two steps: `billions_worker.py DIVISOR BATCH_SIZE_PER_RANK`.
 
-Started by test_rehearsal.py. Tables have the widths, sharding types and kernels' forms that
+Started by test_billions.py. Tables have the widths, sharding types and kernels' forms that
 `plan cluster=h100_8x8 catalogue=billions` chooses, and rows divided by DIVISOR, since their values lie in
 the memory of this process. Prints the plan's times, and bytes of rank 0's shards and of what it sends.
 """
