@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.data.dataset import Dataset
+from recsys.evaluation.attributes import by_item_attributes
 from recsys.evaluation.candidates import Candidates, RankingConfig, draw_candidates
 from recsys.evaluation.config import BootstrapConfig, EvaluateConfig
 from recsys.evaluation.importance import evaluate_importance
@@ -114,12 +117,44 @@ def importance(config: EvaluateConfig, ranks: Ranks) -> list[dict[str, Any]]:
     return [dataclasses.asdict(line) for line in lines]
 
 
+NUM_ITEMS = 60
+
+
+def write_texts(folder: Path) -> None:
+    """Write items.parquet of tags, artists and texts in row groups of seven; many tie in frequency."""
+    rng = np.random.default_rng(9)
+    words = ["sea", "\u3042\u304a", "\u6d77", "\u043c\u043e\u0440\u0435", None]
+    rows = range(1, NUM_ITEMS)
+    table = {
+        "tags": [None, *([f"t{t}" for t in rng.integers(0, 9, rng.integers(0, 4))] for _ in rows)],
+        "artist": [None, *(None if row % 5 == 0 else f"a{row % 13}" for row in rows)],
+        "text": [None, *(words[row % 5] for row in rows)],
+    }
+    types = {"tags": pa.list_(pa.string()), "artist": pa.string(), "text": pa.string()}
+    columns = {name: pa.array(table[name], kind) for name, kind in types.items()}
+    pq.write_table(pa.table(columns), folder / "items.parquet", row_group_size=7)
+
+
+def texts(folder: Path, ranks: Ranks) -> list[list[Any]]:
+    """Return family, name and rows of every segment by the texts of items."""
+    item_N = np.random.default_rng(10).integers(0, NUM_ITEMS, NUM_ROWS)
+    own_N = np.arange(NUM_ROWS)[ranks.rank :: ranks.size]
+    rows_I = np.bincount(item_N, minlength=NUM_ITEMS)
+    found = by_item_attributes(folder / "items.parquet", item_N[own_N], rows_I, 4, ranks)
+    parts = ranks.gather([(s.family, s.name, own_N[s.mask_N].tolist()) for s in found])
+    return [
+        [*segments[0][:2], sorted(row for _, _, rows in segments for row in rows)]
+        for segments in zip(*parts, strict=True)
+    ]
+
+
 def main() -> None:
     """Rank on all ranks."""
     workspace, max_rows = Path(sys.argv[1]), list(map(int, sys.argv[2:]))
     env = start("cpu", timeout_seconds=60)
     ranks = all_ranks()
-    every = ranks.gather([ranked(workspace, most, ranks) for most in max_rows])
+    found = [ranked(workspace, most, ranks) for most in max_rows]
+    every = ranks.gather({"ranked": found, "texts": texts(workspace, ranks)})
     if env.is_first:
         print("RESULT " + json.dumps(every), flush=True)
     stop()

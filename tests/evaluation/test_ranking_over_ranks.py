@@ -1,13 +1,15 @@
 """Rankings, lists, values of rows and importance over ranks equal those of one process alone."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from recsys.runtime.ranks import ALONE
-from tests.evaluation.ranking_worker import ranked
+from tests.evaluation.ranking_worker import NUM_ITEMS, NUM_ROWS, ranked, texts, write_texts
 from tests.evaluation.test_candidates import drawn_world
 from tests.processes import worker_result
 
@@ -24,8 +26,10 @@ def world(tmp_path_factory):
     for file in (name for split in manifest.splits.values() for name in split.files):
         path = workspace / "prepared" / file
         pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=13)
-    alone = [json.loads(json.dumps(ranked(workspace, most, ALONE))) for most in MAX_ROWS]
-    return workspace, alone
+    write_texts(workspace)
+    alone = [ranked(workspace, most, ALONE) for most in MAX_ROWS]
+    found = {"ranked": alone, "texts": texts(workspace, ALONE)}
+    return workspace, json.loads(json.dumps(found))
 
 
 def about(value):
@@ -44,5 +48,26 @@ def test_every_rank_finds_what_one_process_finds(world, num_ranks):
     assert len(found) == num_ranks
     for of_rank in found:
         assert of_rank == about(alone)
-    assert [one["lists"] is None for one in alone] == [True, True, False]
-    assert [one["rankings"]["num_users"] for one in alone] == [1, 9, 9]
+    assert [one["lists"] is None for one in alone["ranked"]] == [True, True, False]
+    assert [one["rankings"]["num_users"] for one in alone["ranked"]] == [1, 9, 9]
+
+
+def test_texts_of_items_are_counted_as_by_hand(world):
+    workspace, alone = world
+    items = pq.read_table(workspace / "items.parquet").to_pydict()
+    item_N = np.random.default_rng(10).integers(0, NUM_ITEMS, NUM_ROWS)
+    counted: dict[str, int] = {}
+    for item in range(NUM_ITEMS):
+        for tag in set(items["tags"][item] or []):
+            counted[tag] = counted.get(tag, 0) + int((item_N == item).sum())
+    for family, name, rows in alone["texts"]:
+        if family == "tag of the item":
+            assert len(rows) == counted[name]
+            assert all(name in items["tags"][item_N[row]] for row in rows)
+        if family == "artist of the item":
+            assert rows == [row for row, item in enumerate(item_N) if items["artist"][item] == name]
+    assert Counter(family for family, _, _ in alone["texts"]) == {
+        "tag of the item": 4,
+        "artist of the item": 4,
+        "script of the item's text": 4,
+    }
