@@ -67,8 +67,7 @@ class Border:
             self.last_answer = time.monotonic()
         seconds = time.perf_counter() - started
         route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, str(exchange.status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.answered(route, exchange.status, seconds)
         log(
             "request",
             request_id=scope["request_id"],

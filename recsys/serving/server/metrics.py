@@ -22,6 +22,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.batch = Histogram(
             "tessera_batch_requests",
             "Requests that a worker answers together",
@@ -40,6 +41,15 @@ class Metrics:
         self.store_errors = Counter(
             "tessera_store_errors", "Failed accesses to the event store", registry=registry
         )
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        if (route, status) not in self._answered:  # looking labels up takes longer than counting
+            counter = self.requests.labels(route, str(status))
+            self._answered[route, status] = counter, self.seconds.labels(route)
+        counter, histogram = self._answered[route, status]
+        counter.inc()
+        histogram.observe(seconds)
 
     def text(self) -> bytes:
         """Return all of them in Prometheus's text format."""
