@@ -11,6 +11,7 @@ from recsys.bundle.vocabulary import Vocabulary, write_vocabulary
 from recsys.errors import UserError
 from recsys.listing import check_listing
 from recsys.runtime.env import Env
+from recsys.serving import lists
 from recsys.serving.lists import ListsConfig, finish, open_users, open_work, write_parts
 from recsys.serving.requests import Reason, Recommendations, RecommendedItem
 
@@ -134,6 +135,16 @@ def test_stopped_job_goes_on_with_the_parts_that_are_missing(bundle, tmp_path):
     assert second.num_batches == 5, "parts 2, 3 and 4 of 5, 5 and 3 users"
     third = Recommender(fails_after=0)
     assert written(bundle, asked, third) == whole, "nothing is left to do"
+
+
+def test_part_is_written_in_groups_of_rows_and_never_held_whole(bundle, monkeypatch):
+    monkeypatch.setattr(lists, "_ROWS_OF_GROUP", 4)
+    written(bundle, config(users_per_part=1000))
+    (part,) = (bundle.folder.parents[1] / "lists" / bundle.version / "parts").iterdir()
+    metadata = pq.read_metadata(part)
+    groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
+    assert sum(groups) == 2 * (NUM_USERS - 1)
+    assert max(groups) == 6, "two rows of each user of a batch of three, which are 4 or more"
 
 
 def test_part_that_is_missing_at_the_end_is_named(bundle):
