@@ -43,11 +43,19 @@ def own_bytes(process: psutil.Process) -> int:
     return memory.rss - memory.shared
 
 
+def running(job: psutil.Process) -> list[psutil.Process]:
+    """A job and its descendants; none where it has just ended."""
+    try:
+        return [job, *job.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def watch(job: psutil.Process, used: Used, is_over: threading.Event) -> None:
     """Note the memory and the CPU time of a job and of its descendants until it is over."""
     cpu: dict[int, float] = {}
     while not is_over.wait(0.2):
-        for process in [job, *job.children(recursive=True)]:
+        for process in running(job):
             try:
                 times = process.cpu_times()
                 cpu[process.pid] = times.user + times.system

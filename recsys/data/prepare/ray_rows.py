@@ -340,7 +340,8 @@ class PartitionedLog:
             (prepared / "interactions" / name).mkdir(parents=True)
             tables = [done.tables[index] for done in ranges]
             rows = [done.summary[index] for done in ranges]
-            files, file_rows = [], []
+            files: list[str] = []
+            file_rows: list[int] = []
             for cut in steps.file_cuts(rows, part_groups() * ROW_GROUP_ROWS):
                 files.append(part_file(f"interactions/{name}", len(files)))
                 file_rows.append(cut.num_rows)
@@ -395,5 +396,5 @@ def partitioned_log(
     with started_cluster(
         address=ray.address, memory_limit=memory_limit, threads=threads, scratch=engine.scratch
     ) as cluster:
-        say(f"Ray: {cluster.num_cores} workers, " + (ray.address or "of this machine"))
+        say(f"Ray: workers on {cluster.num_cores} cores of {ray.address or 'this machine'}")
         yield PartitionedLog(engine, recipe, inputs, cluster, ray.partitions)

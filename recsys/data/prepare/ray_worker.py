@@ -5,6 +5,7 @@ of Ray: neither this file nor the steps import torch, which would take each of t
 """
 
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,21 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.data.prepare.engine import Engine, Table, opened_engine
+from recsys.errors import UserError
 
 
 @contextmanager
 def _opened(memory_limit: str, scratch: Path) -> Iterator[Engine]:
-    """Open the database of a task, in a folder of its own."""
+    """Open the database of a task, in a folder of its own.
+
+    Raises:
+        UserError: the workspace is not on this machine.
+    """
+    if not scratch.is_dir():
+        raise UserError(
+            f"workspace: {scratch} is not there on {socket.gethostname()}; all machines of a Ray cluster "
+            f"have to see raw files and workspace at one path"
+        )
     folder = scratch / uuid.uuid4().hex
     try:
         with opened_engine(folder, memory_limit, 1, "; or raise ray.partitions") as engine:

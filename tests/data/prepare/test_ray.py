@@ -23,6 +23,7 @@ from recsys.data.prepare.pipeline import prepare
 from recsys.data.prepare.ray_cluster import RayConfig, progress
 from recsys.data.prepare.ray_rows import partitioned_log
 from recsys.data.prepare.ray_steps import PART, blocks, file_cuts, split_by_part
+from recsys.data.prepare.ray_worker import run_step
 from recsys.data.prepare.sources import Source
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
@@ -237,6 +238,18 @@ def test_a_worker_whose_memory_does_not_suffice_names_the_settings(on_ray, tmp_p
     with_step(monkeypatch, "split_part", fail)
     with pytest.raises(UserError, match=r"memory_limit=300MB .* or raise ray.partitions"):
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="engine=ray: needs the package ray: pip install -r requ"):
+        in_partitions(recipe(write_source(tmp_path / "raw")), tmp_path / "w", RayConfig())
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_machine_that_does_not_see_the_workspace_is_named(tmp_path):
+    with pytest.raises(UserError, match=rf"work is not there on {socket.gethostname()}; all mach"):
+        run_step(None, "1GB", tmp_path / "work", [], {})
 
 
 def test_keys_that_rule_each_other_out_are_named():
