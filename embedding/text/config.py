@@ -29,9 +29,6 @@ class TextConfig:
     """Passes over the pairs (fine-tuning); 0: as loaded. `scratch` needs at least 1."""
     learning_rate: float = 5e-5
     """Peak step size; 10 % of the steps warm up, then it falls to 0."""
-    temperature: Annotated[float, Field(gt=0)] = 0.05
-    """Temperature of the loss's softmax over a batch's cosines; as the model was trained before: 0.05 for
-    most Sentence-Transformers models, 0.01 for E5."""
     pair_batch_size: Annotated[int, Field(ge=2)] = 80
     """Pairs a step over all ranks; the other pairs of the batch are the negatives."""
     pair_max_tokens: int = 128

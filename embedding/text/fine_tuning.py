@@ -332,11 +332,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"anchor": pairs.anchor, "positive": pairs.positive}),
-        loss=MultipleNegativesRankingLoss(
-            model,
-            scale=1 / config.temperature,
-            gather_across_devices=env.world_size > 1,
-        ),
+        loss=MultipleNegativesRankingLoss(model, gather_across_devices=env.world_size > 1),
         evaluator=evaluator if evaluator.tasks else None,
         callbacks=[Progress(evaluator.losses, env.is_first)],
     )

@@ -109,20 +109,6 @@ def test_pairs_are_trained_and_examined_with_the_prompts_they_are_encoded_with(t
     assert all(text.startswith("word") == (prompt == "word2 ") for text, prompt in asked)
 
 
-def test_cosines_are_divided_by_the_temperature_in_the_loss(tmp_path, monkeypatch):
-    pairs, scales = pairs_of_words(24), []
-    original = PairTrainer.compute_loss
-
-    def looking(self, *arguments, **named):
-        scales.append(self.loss.scale)
-        return original(self, *arguments, **named)
-
-    monkeypatch.setattr(PairTrainer, "compute_loss", looking)
-    for name, changes in (("default", {}), ("e5", {"temperature": 0.01})):
-        train(scratch(pairs, tmp_path / name), pairs, tmp_path / f"{name}-run", epochs=1, **changes)
-    assert scales[0] == 20.0 and scales[-1] == 100.0
-
-
 def test_texts_longer_than_the_model_are_cut(tmp_path):
     pairs = pairs_of_words(24)
     model = scratch(pairs, tmp_path)
