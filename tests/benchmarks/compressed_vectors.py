@@ -14,6 +14,7 @@ Codecs: `transform` (principal components, each with as many bits as its varianc
 import argparse
 import dataclasses
 import heapq
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,11 @@ def principal(vectors_NE: np.ndarray) -> np.ndarray:
 CODECS = {"transform": transformed, "principal": principal}
 
 
-def write_decoded(workspace: Path, other: Path, codec: str) -> None:
-    """Make a workspace of the same data and runs, whose vectors were encoded and decoded."""
+def write_decoded(workspace: Path, other: Path, codec: str, runs: Sequence[str]) -> None:
+    """Make a workspace of the same data and of some runs, whose vectors were encoded and decoded."""
     (other / "features").mkdir(parents=True)
-    for name in ("prepared", "runs"):
+    (other / "runs").mkdir()
+    for name in ("prepared", *(f"runs/{run}" for run in runs)):
         (other / name).symlink_to((workspace / name).resolve())
     for folder in sorted(path for path in (workspace / "features").iterdir() if path.is_dir()):
         table = FeatureTable(folder)
@@ -151,7 +153,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", nargs="*", default=[], help="runs of the first workspace")
     given = parser.parse_args()
     process = start("cpu", threads=None)
-    write_decoded(given.workspace, given.other, given.codec)
+    write_decoded(given.workspace, given.other, given.codec, given.runs)
     for run_name in given.runs:
         show_run(given.workspace, given.other, run_name, process)
     stop()
