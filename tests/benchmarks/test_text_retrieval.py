@@ -78,6 +78,8 @@ SHOWN = {
     ("explanation", "en"): 0.45,
 }
 """Recall@1 that is wanted, by perspective and language."""
+NOT_REACHED = {("multilingual", "zh-Hans"), ("multilingual", "en")}
+"""Tasks that miss it after the short pass, with 0.48 and 0.72."""
 SHORT_PASS = {"multilingual": 0.2, "relation": 0.0, "explanation": 0.1}
 """Share of each perspective's pairs: 155 steps, half of the preset's and some six minutes of one core."""
 
@@ -136,8 +138,9 @@ def test_multilingual_base_finds_unseen_anime_titles(real_data, tmp_path, job, m
         env=ALONE,
     )
     tuned = print_row(f"fine-tuned, {len(plan.batches)} steps", last.results)
-    for key in SHOWN:
+    for key, wanted in SHOWN.items():
         assert tuned[key] > max(found[key] for found in loaded.values()), key
+        assert tuned[key] >= wanted or key in NOT_REACHED, key
 
 
 def emoji_source(annotations: Path, folder: Path) -> None:
