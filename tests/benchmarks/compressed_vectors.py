@@ -1,6 +1,6 @@
 """Feature vectors in an eighth of their bytes: test AUC of trained runs that read them.
 
-    python -m tests.benchmarks.compressed_vectors WORKSPACE OTHER [--codec CODEC] [--runs RUN ...]
+    python -m tests.benchmarks.compressed_vectors WORKSPACE OTHER [--codec C] [--bits B] [--runs RUN ...]
 
 Makes workspace OTHER of the same data, whose vectors are encoded with 2 bits a number (fp16 has 16) and
 decoded again, and prints the share of the variance that is lost. With runs of WORKSPACE: their AUC on the
@@ -8,7 +8,7 @@ test split with the vectors they were trained on and with those of OTHER, and a 
 difference, over users. `launch/train.py workspace=OTHER` trains on them.
 
 Codecs: `transform` (principal components, each with as many bits as its variance earns) and `principal`
-(an eighth of the components in fp16). Shapes: N items, E width, K components, R rows of a split.
+(the leading components in fp16). Shapes: N items, E width, K components, R rows of a split.
 """
 
 import argparse
@@ -27,8 +27,6 @@ from recsys.run.scoring import open_run, split_loader
 from recsys.runtime.env import Env, start, stop
 from recsys.schema import read_manifest
 
-BITS = 2
-"""Bits a number of a vector, on average: an eighth of fp16."""
 STEPS = (0.0, 1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 """Steps, in deviations, of the best uniform quantiser of a normal variable, by bits (Max 1960)."""
 ERRORS = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.00104, 0.000304, 0.0000877)
@@ -58,7 +56,7 @@ def allocated_bits(variance_E: np.ndarray, total: int) -> np.ndarray:
 class Transform:
     """Transform coding (Huang and Schultheiss 1963): components, each with bits of its own."""
 
-    def __init__(self, vectors_NE: np.ndarray, bits: int = BITS):
+    def __init__(self, vectors_NE: np.ndarray, bits: int):
         """Fit centre, axes and bits; `bits`: of a number of a vector, on average."""
         self.centre_E = vectors_NE.mean(axis=0)
         variance_E, axes_EE = np.linalg.eigh(np.cov(vectors_NE - self.centre_E, rowvar=False))
@@ -79,24 +77,24 @@ class Transform:
         return components_NE @ self.axes_EE.T + self.centre_E
 
 
-def transformed(vectors_NE: np.ndarray) -> np.ndarray:
-    """Return vectors [N, E] after encoding with 2 bits a number."""
-    codec = Transform(vectors_NE)
+def transformed(vectors_NE: np.ndarray, bits: int) -> np.ndarray:
+    """Return vectors [N, E] after encoding with `bits` a number, on average."""
+    codec = Transform(vectors_NE, bits)
     return codec.decode(codec.encode(vectors_NE))
 
 
-def principal(vectors_NE: np.ndarray) -> np.ndarray:
-    """Return vectors [N, E] of an eighth of their components."""
+def principal(vectors_NE: np.ndarray, bits: int) -> np.ndarray:
+    """Return vectors [N, E] of as many components as fp16 holds with `bits` a number."""
     centre_E = vectors_NE.mean(axis=0)
     _, axes_EE = np.linalg.eigh(np.cov(vectors_NE - centre_E, rowvar=False))
-    axes_EK = axes_EE[:, -max(1, len(axes_EE) * BITS // 16) :]
+    axes_EK = axes_EE[:, -max(1, len(axes_EE) * bits // 16) :]
     return (vectors_NE - centre_E) @ axes_EK @ axes_EK.T + centre_E
 
 
 CODECS = {"transform": transformed, "principal": principal}
 
 
-def write_decoded(workspace: Path, other: Path, codec: str, runs: Sequence[str]) -> None:
+def write_decoded(workspace: Path, other: Path, codec: str, bits: int, runs: Sequence[str]) -> None:
     """Make a workspace of the same data and of some runs, whose vectors were encoded and decoded."""
     (other / "features").mkdir(parents=True)
     (other / "runs").mkdir()
@@ -107,7 +105,7 @@ def write_decoded(workspace: Path, other: Path, codec: str, runs: Sequence[str])
         vectors_NE = table.read(0, table.num_rows).astype(np.float64)
         known_N = (vectors_NE != 0).any(axis=1)
         known_NE = vectors_NE[known_N]
-        vectors_NE[known_N] = CODECS[codec](known_NE)
+        vectors_NE[known_N] = CODECS[codec](known_NE, bits)
         lost = np.square(vectors_NE[known_N] - known_NE).sum() / known_NE.var(axis=0).sum()
         print(f"{table.name}: {table.dim} wide, {lost / len(known_NE):.4f} of the variance lost")
         rows = np.concatenate([np.load(folder / s.rows_file) for s in table.manifest.shards])
@@ -150,10 +148,11 @@ if __name__ == "__main__":
     parser.add_argument("workspace", type=Path)
     parser.add_argument("other", type=Path, help="workspace to make")
     parser.add_argument("--codec", choices=list(CODECS), default="transform")
+    parser.add_argument("--bits", type=int, default=2, help="bits a number; 2: an eighth of fp16")
     parser.add_argument("--runs", nargs="*", default=[], help="runs of the first workspace")
     given = parser.parse_args()
     process = start("cpu", threads=None)
-    write_decoded(given.workspace, given.other, given.codec, given.runs)
+    write_decoded(given.workspace, given.other, given.codec, given.bits, given.runs)
     for run_name in given.runs:
         show_run(given.workspace, given.other, run_name, process)
     stop()
