@@ -1,6 +1,7 @@
 """The pool's queue: which requests share a batch, which worker gets it, and when."""
 
 import asyncio
+import json
 
 from recsys.serving.requests import ScoreRequest
 from recsys.serving.server.config import ServeConfig
@@ -30,7 +31,7 @@ class Writer:
 
 def pool_of(writers: list[Writer], **keys) -> Pool:
     """A pool of ready workers that answer nothing by themselves."""
-    config = ServeConfig(bundle="bundle", workers=len(writers), **keys)
+    config = ServeConfig(bundle="bundle", workers=max(len(writers), 1), **keys)
     pool = Pool(config, "none:None", None, NewerLikes(), Metrics())
     for pid, writer in enumerate(writers):
         link = Link(pid, TARGET, asyncio.StreamReader(), writer, Ready("a", 0.0, 0))
@@ -109,3 +110,23 @@ def test_an_answer_goes_out_before_the_next_batch_is_begun():
             task.cancel()
 
     asyncio.run(run())
+
+
+def test_a_fault_that_keeps_a_worker_from_starting_is_logged_and_tried_again(capsys, monkeypatch):
+    async def run():
+        pool = pool_of([])
+
+        async def open_bundle(target):
+            raise RuntimeError("an unexpected fault")
+
+        monkeypatch.setattr(pool, "_open", open_bundle)
+        pool.target = TARGET
+        await pool._start(TARGET)
+        assert pool._starting is None
+        assert pool._failures[TARGET] == 1
+
+    asyncio.run(run())
+    error, failed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert error["event"] == "error"
+    assert "RuntimeError: an unexpected fault" in error["traceback"]
+    assert (failed["event"], failed["folder"]) == ("worker failed", "bundle")
