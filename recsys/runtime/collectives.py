@@ -25,7 +25,13 @@ class RankError(RuntimeError):
     """Another rank failed with an error that the user cannot mend; its traceback is on that rank."""
 
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "failed to recv, got 0 bytes",
+    "remote process exit",
+)
 """What backends say of a rank whose process has ended; their errors have no class of their own."""
 
 

@@ -5,7 +5,7 @@ import time
 
 from recsys.checkpoint.state import TrainState
 from recsys.data.loader import Loader
-from recsys.evaluation.predict import predict, users_of
+from recsys.evaluation.predict import predict
 from recsys.job import say
 from recsys.metrics.predictions import labelled_scores
 from recsys.metrics.summary import evaluate_rows_of
@@ -52,12 +52,17 @@ class Validation:
         """
         started = time.perf_counter()
         batches = self.signals.watched(self.loader.batches(epoch=0))
-        predictions = predict(self.sharded, batches, self.env)
+        predicted = predict(self.sharded, batches, self.env).emptied()
+        # The other columns are let go, and these as they are sorted.
+        columns = {name: predicted[name] for name in ("label", "score", "user_row")}
+        del predicted
+        if not self.loader.dataset.manifest.num_user_rows:
+            del columns["user_row"]
         with sharing_errors():
             rows = labelled_scores(
-                predictions.label,
-                predictions.score,
-                users_of(predictions, self.loader.dataset.manifest),
+                columns.pop("label"),
+                columns.pop("score"),
+                columns.pop("user_row", None),
                 ranks=all_ranks(),
             )
             metrics = evaluate_rows_of(rows).flat()
