@@ -47,8 +47,8 @@ class RayConfig:
     address: str | None = None
     """Cluster to run on: auto, or host:port of its head; null: run.threads processes of this machine."""
     partitions: Annotated[int, Field(ge=1)] | None = None
-    """Partitions of the log; null: of at most 4 million rows each, at least one a core, at most 512. A
-    worker needs memory for one partition."""
+    """Partitions of the log; null: of at most 4 million rows each, up to about 512, and as many for each
+    core. A worker needs memory for one partition."""
 
 
 class Task(NamedTuple):

@@ -13,6 +13,11 @@ from recsys.data.prepare.ray_cluster import Cluster, Done, Ref, Task
 
 BLOCK_ROWS = 1_000_000
 """Rows of a table that the driver puts into the object store at a time."""
+PARTITION_ROWS = 4_000_000
+"""Rows of a partition, at most, where the key `ray.partitions` is null."""
+MOST_PARTITIONS = 512
+"""Partitions, at most and rounded up by core, where the key is null: of P partitions, P x P pieces are
+exchanged."""
 DRIVER_ROWS = 2_000_000
 """Counted rows that the driver adds up by itself; more are added up by the workers."""
 
@@ -108,3 +113,9 @@ class Partitions:
 def transposed(done: Sequence[Done]) -> list[list[Ref]]:
     """Return the tables of all results by their number in a result."""
     return [list(pieces) for pieces in zip(*(d.tables for d in done), strict=True)]
+
+
+def partitions_of(num_rows: int, num_cores: int) -> int:
+    """Return the number of partitions of a log, a multiple of the cores: no core waits for the last."""
+    wanted = min(-(-num_rows // PARTITION_ROWS), MOST_PARTITIONS)
+    return max(-(-wanted // num_cores), 1) * num_cores

@@ -25,7 +25,7 @@ from recsys.data.prepare.log_rows import log_rows_sql
 from recsys.data.prepare.negatives import pool_sql
 from recsys.data.prepare.numbering import SplitCounts, training_ids
 from recsys.data.prepare.ray_cluster import Cluster, Done, RayConfig, Ref, Task, started_cluster
-from recsys.data.prepare.ray_partitions import Partitions, transposed
+from recsys.data.prepare.ray_partitions import PARTITION_ROWS, Partitions, partitions_of, transposed
 from recsys.data.prepare.rows import Columns, say_undrawn
 from recsys.data.prepare.sources import Piece, Source
 from recsys.data.prepare.split import time_bounds
@@ -35,10 +35,6 @@ from recsys.data.recipe import SPLITS, Recipe
 from recsys.job import say
 from recsys.schema import HistorySpec, SplitSpec
 
-PARTITION_ROWS = 4_000_000
-"""Rows of a partition, at most, where the key `ray.partitions` is null."""
-MOST_PARTITIONS = 512
-"""Partitions, at most, where the key is null: of P partitions, P x P pieces are exchanged."""
 SKEWED_SHARE = 0.05
 """Share of the log from which on a user is reported: all of its rows are in one partition."""
 
@@ -99,8 +95,8 @@ class PartitionedLog:
         """Read the files into partitions, by the hash of the user."""
         inputs, log = self._inputs, self._recipe.interactions
         total = sum(map(sum, self._piece_rows.values()))
-        self._parts.num_parts = self._parts.num_parts or max(
-            self._parts.cluster.num_cores, min(-(-total // PARTITION_ROWS), MOST_PARTITIONS)
+        self._parts.num_parts = self._parts.num_parts or partitions_of(
+            total, self._parts.cluster.num_cores
         )
         self._read_pieces()
         ids = {

@@ -21,6 +21,7 @@ from recsys.data.prepare import ray_cluster, ray_rows, writing
 from recsys.data.prepare.checks import joined_scans
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.prepare.ray_cluster import RayConfig, progress
+from recsys.data.prepare.ray_partitions import partitions_of
 from recsys.data.prepare.ray_rows import partitioned_log
 from recsys.data.prepare.ray_steps import PART, blocks, file_cuts, split_by_part
 from recsys.data.prepare.ray_worker import run_step
@@ -148,6 +149,19 @@ def test_several_files_of_a_log_keep_their_row_numbers(on_ray, tmp_path):
         (source / "log" / f"part-{number}.csv").write_text(text)
     made = recipe(source, interactions__file="log")
     assert on_ray(made, tmp_path / "two").checksums == here(made, tmp_path / "one").checksums
+
+
+@pytest.mark.slow
+def test_partitions_may_have_no_rows(on_ray, tmp_path):
+    """Seven partitions of three users, with drawn negatives."""
+    made = recipe(
+        write_source(tmp_path / "raw"),
+        interactions__label=None,
+        interactions__negatives={"per_positive": 1},
+        interactions__features={"rating": {"kind": "dense"}, "item": {"column": "item_id"}},
+    )
+    two = on_ray(made, tmp_path / "two", 7)
+    assert two == here(made, tmp_path / "one") and two.rows_drawn > 0
 
 
 @pytest.mark.slow
@@ -291,6 +305,12 @@ def test_scans_of_parts_are_those_of_all_rows():
         (5, 1, 0, "b", 1, 0, "y"),
     ]
     assert joined_scans(parts) == (20, 3, 11, "a", 2, 3, "x")
+
+
+def test_every_core_gets_as_many_partitions():
+    assert partitions_of(12, 2) == 2
+    assert partitions_of(20_000_000, 2) == 6  # five would leave a core idle for a third of the time
+    assert partitions_of(10**10, 100) == 600
 
 
 def test_progress_says_what_is_left():
