@@ -30,8 +30,8 @@ from recsys.report.neighbour_answers import (
 )
 from recsys.report.neighbours import write_neighbours
 from recsys.report.sheet import draw_sheet, tile_pixels
-from recsys.runtime.env import rank_from_environment
 from recsys.runtime.threads import threads_of_process, use_threads
+from recsys.runtime.torchrun import rank_from_environment
 from recsys.schema import read_manifest
 
 KEYS = (WorkspaceConfig, NeighboursConfig)

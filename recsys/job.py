@@ -23,8 +23,7 @@ from recsys.config_files import check_config_folder
 from recsys.errors import UserError
 from recsys.files import is_disk_full
 from recsys.overrides import override, typed
-from recsys.runtime.collectives import is_rank_lost
-from recsys.runtime.env import rank_from_environment
+from recsys.runtime.torchrun import rank_from_environment
 from recsys.schema import local_path
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -197,6 +196,15 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
         check_config_folder(Path(known.config_dir), groups=groups)
 
 
+def _is_rank_lost(error: Exception) -> bool:
+    """Return whether another rank's process is gone; of a job without ranks, which has no torch, none is."""
+    if "torch.distributed" not in sys.modules:
+        return False
+    from recsys.runtime.collectives import is_rank_lost
+
+    return is_rank_lost(error)
+
+
 def run_job(job: Callable[[], None]) -> None:
     """Run a job's body; turn an error the user can act on into one message and exit code 1."""
     threading.excepthook = _thread_failed
@@ -207,7 +215,7 @@ def run_job(job: Callable[[], None]) -> None:
             text = str(error)
         elif is_disk_full(error):  # in a library's words, where no writer of ours stands around it
             text = f"the disk is full; free some space and start again ({error})"
-        elif is_rank_lost(error):
+        elif _is_rank_lost(error):
             text = (
                 f"another rank of this job is gone: it was killed (by a user, a scheduler, or for want "
                 f"of memory), its machine is lost, or it failed and says so in its own output; start the "

@@ -215,14 +215,14 @@ def test_imports_point_one_way():
     assert not found, f"the order is {LAYERS}"
 
 
-def test_only_env_reads_the_rank_variables():
+def test_only_one_file_reads_the_rank_variables():
     readers = {
         name_of(path)
         for path in SOURCES
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Constant) and node.value in RANK_VARIABLES
     }
-    assert readers == {"recsys/runtime/env.py"}
+    assert readers == {"recsys/runtime/torchrun.py"}
 
 
 def test_configuration_ends_above_model_data_and_embedding():

@@ -1,4 +1,4 @@
-"""Process facts: rank, world size, device, threads. The one place that reads torchrun's variables.
+"""Process facts: rank, world size, device, threads.
 
 Every job calls `start()` once; afterwards the same code runs as `python x.py` (a world of one) and
 under `torchrun` (many), on CPU with gloo and on GPU with nccl.
@@ -7,12 +7,10 @@ under `torchrun` (many), on CPU with gloo and on GPU with nccl.
 import ctypes
 import logging
 import os
-import socket
 import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +19,16 @@ from recsys.errors import UserError
 from recsys.runtime.collectives import gather
 from recsys.runtime.rendezvous import fresh_store
 from recsys.runtime.threads import threads_of_process, use_threads
+from recsys.runtime.torchrun import (
+    agent_of,
+    is_under_torchrun,
+    local_rank_from_environment,
+    local_world_size_from_environment,
+    name_of_process,
+    rank_from_environment,
+    torchrun_set_threads,
+    world_size_from_environment,
+)
 
 GROUP_TIMEOUT = timedelta(hours=6)
 """Of groups beside the default one, whose members may rightly wait for a slow disk; a peer that died
@@ -40,56 +48,6 @@ def _keep_freed_memory() -> None:
     mallopt(mmap_threshold, 32 * 2**20)
     mallopt(trim_threshold, -1)
     mallopt(top_pad, 64 * 2**20)
-
-
-def rank_from_environment() -> int:
-    """Return this process's global rank; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def is_first_of_host() -> bool:
-    """Return whether this process does what one rank of each host does; True without torchrun."""
-    return _local_rank() == 0
-
-
-def rank_of_first_here() -> int:
-    """Return the global rank of this host's first rank: torchrun numbers the ranks of a host in a row."""
-    return rank_from_environment() - _local_rank()
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
-    """Return the torchrun agent that a worker of it, or a script around the worker, descends from.
-
-    It is the first ancestor that does not have the agent's mark in the environment it began with.
-    """
-    while True:
-        pid = int(_stat_fields(pid, proc)[_PARENT])
-        try:
-            began_with = (proc / str(pid) / "environ").read_bytes()
-        except PermissionError:  # of another user, so none of ours
-            return pid
-        if not any(entry.startswith(b"TORCHELASTIC_RUN_ID=") for entry in began_with.split(b"\0")):
-            return pid
-
-
-def name_of_process(pid: int, proc: Path = Path("/proc")) -> str:
-    """Return what tells a process from every other one, of other hosts and other times too."""
-    boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    started = _stat_fields(pid, proc)[_START_TIME]
-    return f"process {pid} of {socket.gethostname()}, begun {started} ticks after boot {boot}"
-
-
-_PARENT, _START_TIME = 1, 19
-"""Fields of /proc/<pid>/stat behind the command, which may hold anything (proc(5): 4 and 22)."""
-
-
-def _stat_fields(pid: int, proc: Path) -> list[str]:
-    stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    return stat.rpartition(")")[2].split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +95,13 @@ def start(
     if deterministic:
         _be_deterministic()
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    rank = rank_from_environment()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = _local_rank()
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, world_size = rank_from_environment(), world_size_from_environment()
+    local_rank, local_world_size = (
+        local_rank_from_environment(),
+        local_world_size_from_environment(),
+    )
     num_threads = threads_of_process(
-        threads, num_processes=local_world_size, obey_environment=not _torchrun_set_threads()
+        threads, num_processes=local_world_size, obey_environment=not torchrun_set_threads()
     ).count
     use_threads(num_threads)
     # Adam's averages of rows without a gradient decay into denormal numbers, with which a step over a
@@ -168,26 +127,12 @@ def _join_group(backend: str, rank: int, world_size: int, timeout_seconds: int) 
     """Join the ranks that torchrun started, or a group of one without it."""
     timeout = timedelta(seconds=timeout_seconds)
     store: dist.Store = dist.HashStore()
-    if "RANK" in os.environ:
+    if is_under_torchrun():
         agents, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
         store = fresh_store(
             agents, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds
         )
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-
-
-def _torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
-    """Return whether OMP_NUM_THREADS is torchrun's: it sets 1 for several processes, where it is unset.
-
-    Then the agent began without it. If its environment cannot be read, 1 is taken for torchrun's.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
-        return False
-    try:
-        began_with = (proc / str(agent_of(os.getpid(), proc)) / "environ").read_bytes()
-    except PermissionError:
-        return True
-    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in began_with.split(b"\0"))
 
 
 def agents_of_start() -> list[str]:
@@ -248,7 +193,7 @@ def stop(exit_code: int = 0) -> None:
     if not dist.is_initialized():
         return
     dist.barrier()
-    if "RANK" in os.environ:
+    if is_under_torchrun():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

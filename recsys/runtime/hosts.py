@@ -4,13 +4,11 @@ Files on a network are then opened by as many processes as there are hosts, not 
 recsys/run/ and by embedding/features/store.py.
 """
 
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch.distributed as dist
-
-from recsys.runtime.collectives import gather, share, sharing_errors
-from recsys.runtime.env import is_first_of_host, rank_of_first_here
+from recsys.runtime.torchrun import is_first_of_host, rank_of_first_here
 
 T = TypeVar("T")
 
@@ -24,6 +22,12 @@ def once_a_host(work: Callable[[], T]) -> T:
     Raises:
         Exception: what `work` raised on any host, on every rank (collectives.sharing_errors).
     """
+    if "torch.distributed" not in sys.modules:  # a process alone that computes without torch
+        return work()
+    import torch.distributed as dist
+
+    from recsys.runtime.collectives import gather, share, sharing_errors
+
     if not dist.is_initialized():  # a process alone, or a job that has not met its ranks yet
         return work()
     first_ranks = sorted(set(gather(rank_of_first_here)))

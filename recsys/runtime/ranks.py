@@ -2,20 +2,21 @@
 
 Called by metrics and evaluation. All ranks call each method in the same order; one process alone is the
 case of one rank, in which nothing is exchanged. Every exchange begins with the question whether a rank
-has failed (collectives.py), so that an error in a block of `sharing_errors` ends all ranks.
+has failed (collectives.py), so that an error in a block of `sharing_errors` ends all ranks. Torch is
+loaded by the first exchange: one process alone computes metrics without it.
 Shapes: N rows of this rank, W ranks.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
-from recsys.runtime.collectives import gather, sharing_errors
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -40,12 +41,16 @@ class Ranks:
         Raises:
             Exception: another rank's error, as `sharing_errors` does; so do all methods.
         """
-        return [value] if self.size == 1 else gather(lambda: value)
+        if self.size == 1:
+            return [value]
+        from recsys.runtime.collectives import gather
+
+        return gather(lambda: value)
 
     def total(self, values: Any) -> Any:
         """Return the sum of the ranks' values: numbers, or arrays of one shape [N, ...] and type."""
         if self.size > 1 and isinstance(values, np.ndarray) and values.nbytes > _SMALL_BYTES:
-            return self._reduced(values, dist.ReduceOp.SUM)
+            return self._reduced(values, "SUM")
         return self.before_and_total(values)[1]
 
     def before_and_total(self, values: Any) -> tuple[Any, Any]:
@@ -56,7 +61,7 @@ class Ranks:
 
     def lowest(self, values_N: NDArray) -> NDArray:
         """Return the smallest of the ranks' values, elementwise [N, ...]."""
-        return values_N if self.size == 1 else self._reduced(values_N, dist.ReduceOp.MIN)
+        return values_N if self.size == 1 else self._reduced(values_N, "MIN")
 
     def any(self, flag: bool) -> bool:
         """Return whether it is true on any rank."""
@@ -101,6 +106,10 @@ class Ranks:
 
     def _exchanged(self, column_N: NDArray, sent_WW: NDArray[np.int64]) -> NDArray:
         """Return the rows [M, ...] of one column that this rank gets; sent_WW[from, to] are counts."""
+        import torch.distributed as dist
+
+        from recsys.runtime.collectives import sharing_errors
+
         sent_W, got_W = sent_WW[self.rank], sent_WW[:, self.rank]
         piece_rows = max(_PIECE_ROWS // self.size, 1)
         # All memory is taken before the loop: an error within it would leave the other ranks waiting.
@@ -127,11 +136,20 @@ class Ranks:
                 target[place + done : place + done + len(rows)] = rows
         return received_M
 
-    def _reduced(self, values_N: NDArray, operator: Any) -> NDArray:
-        """Return an array of every rank reduced to one [N, ...], in memory of two of them."""
+    def _reduced(self, values_N: NDArray, operator: str) -> NDArray:
+        """Return an array of every rank reduced to one [N, ...], in memory of two of them.
+
+        Args:
+            operator: of torch.distributed.ReduceOp.
+        """
+        import torch
+        import torch.distributed as dist
+
+        from recsys.runtime.collectives import sharing_errors
+
         with sharing_errors():
             reduced = torch.from_numpy(np.array(values_N)).to(_device())
-        dist.all_reduce(reduced, operator)
+        dist.all_reduce(reduced, getattr(dist.ReduceOp, operator))
         return reduced.cpu().numpy()
 
 
@@ -141,23 +159,32 @@ ALONE = Ranks(0, 1)
 
 def all_ranks() -> Ranks:
     """Return the ranks of this job; one where no process group was started."""
+    if "torch.distributed" not in sys.modules:
+        return ALONE
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def _device() -> torch.device:
+def _device() -> "torch.device":
     """Return the device on which this job's ranks exchange tensors."""
+    import torch
+    import torch.distributed as dist
+
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def _buffers(num_rows: int, row_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _buffers(num_rows: int, row_bytes: int) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return a buffer [num_rows, row_bytes] where ranks exchange tensors, and one in host memory.
 
     Edge cases: both are one where that is host memory.
     """
+    import torch
+
     on_host = torch.empty((int(num_rows), row_bytes), dtype=torch.uint8)
     return on_host.to(_device()), on_host
 

@@ -6,6 +6,7 @@ nothing but the standard library until threads are set.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 
 from recsys.errors import UserError
@@ -60,12 +61,15 @@ def threads_of_process(
 
 
 def use_threads(count: int) -> None:
-    """Tell every library of this process that computes in threads of its own how many to use."""
+    """Tell every library of this process that computes in threads of its own how many to use.
+
+    Torch is told where it is loaded: a job that computes without it does not wait for it.
+    """
     import pyarrow
     import threadpoolctl
-    import torch
 
     # First: it holds for OpenMP and the BLAS libraries that are loaded by now.
     threadpoolctl.threadpool_limits(count)
-    torch.set_num_threads(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
     pyarrow.set_cpu_count(count)

@@ -8,7 +8,7 @@ import yaml
 from recsys.checkpoint.integrity import describe_file, write_manifest
 from recsys.run.config import read_run_config
 from recsys.run.folder import open_run_folder, read_run_folder
-from recsys.runtime.env import agent_of, name_of_process
+from recsys.runtime.torchrun import agent_of, name_of_process
 from tests import tiny_world
 
 

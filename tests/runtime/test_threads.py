@@ -11,9 +11,9 @@ import threadpoolctl
 import torch
 
 from launch import doctor
-from recsys.runtime import env as env_file
 from recsys.runtime import limits
 from recsys.runtime.threads import Threads, threads_of_process, use_threads
+from recsys.runtime.torchrun import torchrun_set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does for several pr
 os.environ["TORCHELASTIC_RUN_ID"] = "none"
 subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
 """
-WORKER = "from recsys.runtime.env import _torchrun_set_threads as f; print(f())"
+WORKER = "from recsys.runtime.torchrun import torchrun_set_threads as f; print(f())"
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "True"), ("1", "False"), ("2", "False")])
@@ -101,4 +101,4 @@ def test_one_thread_that_a_person_asked_for_is_told_from_torchruns(repository, g
 def test_without_torchrun_the_variable_is_a_persons(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert not env_file._torchrun_set_threads()
+    assert not torchrun_set_threads()
