@@ -197,7 +197,7 @@ def check_config_arguments(arguments: Sequence[str]) -> None:
 
 
 def _is_rank_lost(error: Exception) -> bool:
-    """Return whether another rank's process is gone; of a job without ranks, which has no torch, none is."""
+    """Return whether another rank's process is gone; a job that never loaded torch has no ranks."""
     if "torch.distributed" not in sys.modules:
         return False
     from recsys.runtime.collectives import is_rank_lost

@@ -35,7 +35,7 @@ from recsys.run.folder import open_run_folder, tracked_run
 from recsys.run.lineage import Course, Parent, course_of
 from recsys.run.matching import match_tables
 from recsys.runtime.collectives import gather, share, sharing_errors
-from recsys.runtime.env import Env, agents_of_start
+from recsys.runtime.env import Env, agents_of_start, keep_large_blocks
 from recsys.runtime.hosts import once_a_host
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
@@ -274,6 +274,7 @@ def train_run(
         save=saver.save,
         stop_due=signals.due,
     )
+    keep_large_blocks()
     with log.noting_failure(), signals, saver:
         loop.run()
     log.write(state.step, {CPU_SECONDS: _cpu_seconds(opened)})

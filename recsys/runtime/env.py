@@ -35,19 +35,35 @@ GROUP_TIMEOUT = timedelta(hours=6)
 is noticed at once, by its closed connection."""
 
 
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+"""Names of glibc's malloc.h."""
+
+
+def _set_malloc(settings: dict[int, int]) -> None:
+    """Set options of glibc's allocator; another C library is left as it is."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for option, value in settings.items():
+        mallopt(option, value)
+
+
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed; another C library is left as it is.
+    """Tell glibc to keep what is freed.
 
     The activations of every step are otherwise given back and faulted in again, page by page: a fifth
     of the step (LOG.md, 2026-11-26). Tables and other blocks above 32 MiB still go back.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of malloc.h
-    mallopt(mmap_threshold, 32 * 2**20)
-    mallopt(trim_threshold, -1)
-    mallopt(top_pad, 64 * 2**20)
+    _set_malloc({_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 * 2**20})
+
+
+def keep_large_blocks() -> None:
+    """Tell glibc to keep blocks of every size that are taken and freed from now on.
+
+    For a step loop, after everything is loaded: activations of 65,536 rows are above 32 MiB, and to
+    fault them in again is half of such a step (LOG.md, 2026-11-28).
+    """
+    _set_malloc({_MMAP_MAX: 0})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from recsys.config import read_job
 from recsys.job import typed_arguments
 from recsys.model.build import batch_features
 from recsys.run.assembly import build_loader, plan_and_shard
-from recsys.runtime.env import start
+from recsys.runtime.env import keep_large_blocks, start
 from recsys.schema import read_manifest
 from recsys.sharding.pipeline import build_pipeline
 from recsys.train.gradients import Gradients
@@ -131,6 +131,7 @@ class Ours:
         self.batches = list(itertools.islice(batches, max(1, ROUND_ROWS // case.batch)))
         batches.close()
         self.sharded.model.train()
+        keep_large_blocks()
         self.pipeline = build_pipeline("plain", self.sharded, env)
 
     def steps(self, count: int | None = None) -> None:
