@@ -3,6 +3,7 @@
 In: outlines. Out: pixels. Called by world.py. The subject of a picture is not known here.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +122,55 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
     return np.asarray(picture)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """Coordinates of a canvas, and the patterns that they alone decide, each [side, side]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    falling: np.ndarray
+    """Whether a pixel is on a hatching line from top right to bottom left."""
+    rising: np.ndarray
+    """The same from top left to bottom right."""
+    from_dot: np.ndarray
+    """Distance to the middle of the nearest dot of a screen."""
+    diagonal: np.ndarray
+    """Position across the edge between light and shadow of a block."""
+    weave: np.ndarray
+    """Height of a canvas's threads, -1 to 1."""
+
+
+@functools.lru_cache(maxsize=2)
+def _grid(side: int) -> _Grid:
+    axis = np.arange(side, dtype=np.float32)
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    pitch = 8.0
+    shifted = x + (y // pitch % 2) * (pitch / 2)
+    return _Grid(
+        x=x,
+        y=y,
+        falling=(x + y) % 7 < 1.6,
+        rising=(x - y) % 7 < 1.6,
+        from_dot=np.hypot(shifted % pitch - pitch / 2, y % pitch - pitch / 2),
+        diagonal=x * 0.6 + y,
+        weave=np.sin(x * 1.57) * 0.5 + np.sin(y * 1.57) * 0.5,
+    )
+
+
+def _put(
+    pixels: np.ndarray, mask: np.ndarray, colour: np.ndarray, lighter: float | np.ndarray = 0.0
+) -> None:
+    """Give the pixels [h, w, 3] of `mask` [h, w] a colour [3].
+
+    Args:
+        lighter: added to the colour, by pixel: [h, w], or [h, 1] where a row has one value.
+    """
+    # Channel by channel: numpy's loops over three values at a time take several times as long.
+    for channel in range(3):
+        value = colour[channel] + lighter
+        np.copyto(pixels[:, :, channel], value, where=mask, casting="same_kind")
+
+
 class Painter:
     """One hand at work on one canvas."""
 
@@ -133,20 +183,23 @@ class Painter:
         self.colours = dict(zip(ROLES, map(_rgb, hand.palette), strict=True))
         # Every picture is lit a little differently; the palette stays recognisable.
         self.tint = rng.normal(0, 4.0, 3).astype(np.float32)
-        axis = np.arange(self.side, dtype=np.float32)
-        self.y, self.x = np.meshgrid(axis, axis, indexing="ij")
+        self.grid = _grid(self.side)
         self.noise = _smooth_noise(rng, self.side, 9)
+        self.strokes = self._strokes() if hand.shading == "strokes" else self.noise
         self.canvas = np.empty((self.side, self.side, 3), dtype=np.float32)
         everything = np.ones((self.side, self.side), dtype=bool)
         whole = (slice(0, self.side), slice(0, self.side))
-        self.canvas[:] = self._surface(self.colours["sky"], everything, whole)
+        self._fill(self.colours["sky"], everything, whole)
 
     def paint(self, shapes: list[Shape]) -> Image.Image:
         """Paint the shapes one over another and return the finished RGB picture."""
         for role, outline in shapes:
             self._shape(role, outline)
         self._texture()
-        pixels = np.clip(self.canvas + self.tint, 0, 255).astype(np.uint8)
+        pixels = np.empty((self.side, self.side, 3), dtype=np.uint8)
+        for channel in range(3):
+            tinted = self.canvas[:, :, channel] + self.tint[channel]
+            pixels[:, :, channel] = np.clip(tinted, 0, 255)
         picture = Image.fromarray(pixels)
         return picture.resize((self.size, self.size), Image.Resampling.BOX)
 
@@ -170,62 +223,62 @@ class Painter:
         ImageDraw.Draw(shape_image).polygon(outline_xy, fill=1)
         mask = np.asarray(shape_image)
         if mask.any():
-            surface = self._surface(self.colours[role], mask, box)
-            self.canvas[box][mask] = surface[mask]
+            self._fill(self.colours[role], mask, box)
         if self.hand.line:
             line_image = Image.new("L", (right - left, bottom - top))
             width = max(1, round(self.hand.line * OVERSAMPLING))
             closed = [*outline_xy, outline_xy[0]]
             ImageDraw.Draw(line_image).line(closed, fill=255, width=width, joint="curve")
-            self.canvas[box][np.asarray(line_image) > 0] = _rgb(self.hand.line_colour)
+            _put(self.canvas[box], np.asarray(line_image) > 0, _rgb(self.hand.line_colour))
 
-    def _surface(
-        self, colour: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]
-    ) -> np.ndarray:
-        """Return the colour of every pixel of `box` [h, w, 3] as this hand shades the shape `mask`."""
-        x, y, noise = self.x[box], self.y[box], self.noise[box]
+    def _strokes(self) -> np.ndarray:
+        """Return how much lighter the strokes of a brush make each pixel [side, side]."""
+        x, y, noise = self.grid.x, self.grid.y, self.noise
+        bend = 6 * noise
+        stroke = np.sin((x * 0.5 + y + bend) * 0.55) * np.sin(x * 0.11 + bend)
+        return 26 * stroke + 14 * noise
+
+    def _fill(self, colour: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]) -> None:
+        """Paint the shape `mask` [h, w] of `box` as this hand shades it."""
+        pixels, grid = self.canvas[box], self.grid
         rows = np.flatnonzero(mask.any(axis=1))
         top, height = box[0].start + rows[0], max(rows[-1] + 1 - rows[0], 1)
-        down = (y - top) / height
+        down_H1 = (grid.y[box][:, :1] - top) / height
         shade = self.hand.shading
-        flat = np.broadcast_to(colour, (*mask.shape, 3))
         if shade == "gradient":
-            return colour + (22 - 58 * down)[:, :, None]
-        if shade == "wash":
+            _put(pixels, mask, colour, 22 - 58 * down_H1)
+        elif shade == "wash":
             small = Image.fromarray((mask * 255).astype(np.uint8)).reduce(8)
             inner = np.asarray(small.resize(mask.shape[::-1], Image.Resampling.BILINEAR))
             rim = (inner < 200) & mask
-            return colour + (16 * noise - 20 * rim)[:, :, None]
-        if shade == "hatch":
-            lines = (x + y) % 7 < 1.6
-            deep = (x - y) % 7 < 1.6
-            dark = (lines & (down > 0.35)) | (deep & (down > 0.7))
-            return np.where(dark[:, :, None], colour * 0.62, flat)
-        if shade == "dots":
-            pitch = 8.0
-            radius = 0.5 + 2.9 * down
-            shifted = x + (y // pitch % 2) * (pitch / 2)
-            distance = np.hypot(shifted % pitch - pitch / 2, y % pitch - pitch / 2)
-            return np.where((distance < radius)[:, :, None], colour * 0.74, flat + 6)
-        if shade == "blocks":
-            lit = (x * 0.6 + y - top) < 0.55 * height + 0.3 * self.side
-            return np.where(lit[:, :, None], flat + 14, colour * 0.78)
-        if shade == "strokes":
-            bend = 6 * noise
-            stroke = np.sin((x * 0.5 + y + bend) * 0.55) * np.sin(x * 0.11 + bend)
-            return colour + (26 * stroke + 14 * noise)[:, :, None]
-        return flat
+            _put(pixels, mask, colour, 16 * self.noise[box] - 20 * rim)
+        elif shade == "strokes":
+            _put(pixels, mask, colour, self.strokes[box])
+        elif shade == "hatch":
+            dark = (grid.falling[box] & (down_H1 > 0.35)) | (grid.rising[box] & (down_H1 > 0.7))
+            _put(pixels, mask, colour)
+            _put(pixels, mask & dark, colour * 0.62)
+        elif shade == "dots":
+            _put(pixels, mask, colour + 6)
+            _put(pixels, mask & (grid.from_dot[box] < 0.5 + 2.9 * down_H1), colour * 0.74)
+        elif shade == "blocks":
+            lit = grid.diagonal[box] - top < 0.55 * height + 0.3 * self.side
+            _put(pixels, mask, colour * 0.78)
+            _put(pixels, mask & lit, colour + 14)
+        else:
+            _put(pixels, mask, colour)
 
     def _texture(self) -> None:
         """Lay the ground's grain over the finished picture."""
         strength = self.hand.grain * 120
         if not strength:
             return
+        grain: np.ndarray
         if self.hand.ground == "canvas":
-            weave = np.sin(self.x * 1.57) * 0.5 + np.sin(self.y * 1.57) * 0.5
-            self.canvas += (strength * 0.5 * weave)[:, :, None]
+            grain = strength * 0.5 * self.grid.weave
         elif self.hand.ground == "screen":
-            self.canvas -= (strength * (self.y % 6 < 2))[:, :, None]
+            grain = -(strength * (self.grid.y % 6 < 2))
         else:
             grain = self.rng.normal(0, strength, (self.side, self.side)).astype(np.float32)
-            self.canvas += grain[:, :, None]
+        for channel in range(3):
+            self.canvas[:, :, channel] += grain
