@@ -43,6 +43,7 @@ from recsys.sharding.shards import (
     TableShard,
     Vectors,
     as_rows,
+    average_with_nobody,
     count_updates_only,
     drop_caches,
     fill,
@@ -270,6 +271,8 @@ def shard_ranker(
         sharders=[table_sharder(plan.communication, env.device)],
         data_parallel_wrapper=data_parallel(env.world_size),
     )
+    if env.world_size == 1:
+        average_with_nobody(_submodule(model, TABLES_PATH))
     for _, kernel, is_copy in kernels_of(_submodule(model, TABLES_PATH)):
         if not is_copy:
             count_updates_only(kernel)

@@ -20,6 +20,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, data_type_to_sparse_type
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
@@ -133,11 +134,22 @@ def replicate(tables: EmbeddingBagCollection, device: torch.device) -> Replicate
 
 def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
     """Yield (grouped config, kernel, replicated) of every lookup group of a sharded collection."""
-    for lookup in collection._lookups:
-        replicated = isinstance(lookup, DistributedDataParallel)
-        inner = lookup.module if replicated else lookup
+    shardings = collection._embedding_shardings
+    for lookup, sharding in zip(collection._lookups, shardings, strict=True):
+        replicated = isinstance(sharding, DpPooledEmbeddingSharding)
+        inner = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
         for group in inner._emb_modules:
             yield group._config, group.emb_module, replicated
+
+
+def average_with_nobody(collection: Any) -> None:
+    """Take DistributedDataParallel off the replicated tables of a collection, for a world of one rank.
+
+    It would copy their gradients, a whole table each, at every step, and average them with nobody's.
+    """
+    for number, lookup in enumerate(collection._lookups):
+        if isinstance(lookup, DistributedDataParallel):
+            collection._lookups[number] = lookup.module
 
 
 def count_updates_only(kernel: nn.Module) -> None:
