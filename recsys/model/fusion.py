@@ -10,6 +10,7 @@ Shapes: B rows, M modalities, H width.
 import torch
 from torch import nn
 
+from recsys.model.dropout import Dropout
 from recsys.model.row_products import row_dots, row_sums
 
 
@@ -46,7 +47,7 @@ class AttentionUMCM(Fusion):
         Args: dropout: share of the weights a_k dropped from c in training, the others scaled up.
         """
         super().__init__(num_modalities=num_modalities, dim=dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, user_BH: torch.Tensor, modalities_BMH: torch.Tensor, present_BM: torch.Tensor

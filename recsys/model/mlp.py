@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from recsys.model.dropout import Dropout
 from recsys.model.linear import linear, linear_relu
 
 
@@ -30,7 +31,7 @@ class Tower(nn.Module):
                     layers.append(nn.BatchNorm1d(dim))
                 layers.append(nn.ReLU())
                 if dropout:
-                    layers.append(nn.Dropout(dropout))
+                    layers.append(Dropout(dropout))
             in_dim = dim
         self.layers = nn.Sequential(*layers)
         self.out_dim = in_dim

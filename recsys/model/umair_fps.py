@@ -14,6 +14,7 @@ from recsys.model.components import build_components
 from recsys.model.config import RankerConfig
 from recsys.model.cross import CROSS_FORMS, build_cross
 from recsys.model.dense_columns import DenseVectors, dense_vectors, split_dense
+from recsys.model.dropout import Dropout
 from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import linear
@@ -197,7 +198,7 @@ class UmairFps(nn.Module):
         has_products = config.second_order and sizes.vector_dim
         self.second_order = SecondOrder(sizes) if has_products else None
         dropped = config.projection_dropout
-        self.dropout = nn.Dropout(config.dropout if dropped is None else dropped)
+        self.dropout = Dropout(config.dropout if dropped is None else dropped)
         self.modality_names = [SPARSE_MODALITY] * bool(sizes.item_dim) + list(sizes.modality_dims)
         num_modalities = len(self.modality_names)
         self.umcm = UMCM_FORMS[config.umcm](
