@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from torch.nn.parallel import DistributedDataParallel
 
 from recsys.run.config import read_run_config
 from recsys.sharding.optimizers import (
@@ -122,3 +123,13 @@ def test_a_step_count_can_be_loaded_over_a_trained_one(one_process):
     kernels = [kernel for _, kernel, _ in kernels_of(tables)]
     assert kernels and {int(kernel.iter_cpu) for kernel in kernels} == {7}
     assert sharded.step_counts() == dict.fromkeys(TABLES, 7)
+
+
+def test_replicated_tables_of_a_world_of_one_are_averaged_with_nobodys_gradients(one_process):
+    """Adam steps every row of them, so that a missing gradient would show in the step counts."""
+    _, sharded = train(one_process, settings("adam"), steps=3)
+    tables = sharded.model.module.get_submodule(TABLES_PATH)
+    replicated = [is_copy for _, _, is_copy in kernels_of(tables)]
+    assert any(replicated) and sharded.step_counts() == dict.fromkeys(TABLES, 3)
+    assert not [one for one in sharded.model.modules() if isinstance(one, DistributedDataParallel)]
+    assert not [one for one in tables._lookups if isinstance(one, DistributedDataParallel)]
