@@ -69,6 +69,7 @@ class Probe:
         """Fit the means on training."""
         self.users, self.items, labels = read_split(workspace, manifest, "train")
         self.valid_users, self.valid_items, self.labels = read_split(workspace, manifest, "valid")
+        self.train_labels = labels
         mean, of_user = labels.mean(), np.zeros(manifest.num_user_rows)
         for _ in range(10):
             of_item = self._mean(
