@@ -134,11 +134,18 @@ class Engine:
 
 @contextmanager
 def opened_engine(
-    scratch: Path, memory_limit: str, threads: int, more_advice: str = ""
+    scratch: Path,
+    memory_limit: str,
+    threads: int,
+    *,
+    is_on_disk: bool = True,
+    more_advice: str = "",
 ) -> Iterator[Engine]:
-    """Open a database on disk in a new folder `scratch`; close it at the end.
+    """Open a database in a new folder `scratch`; close it at the end.
 
     Args:
+        is_on_disk: tables are compressed and written to a file; otherwise only what does not fit into
+            memory is written, which costs less where tables are read once.
         more_advice: other settings to change where the memory does not suffice.
 
     Raises:
@@ -151,7 +158,7 @@ def opened_engine(
             f"database cannot open; rename the folder"
         )
     scratch.mkdir()
-    connection = duckdb.connect(str(scratch / "work.duckdb"))
+    connection = duckdb.connect(str(scratch / "work.duckdb") if is_on_disk else ":memory:")
     try:
         try:
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")

@@ -32,7 +32,9 @@ def _opened(memory_limit: str, scratch: Path) -> Iterator[Engine]:
         )
     folder = scratch / uuid.uuid4().hex
     try:
-        with opened_engine(folder, memory_limit, 1, "; or raise ray.partitions") as engine:
+        with opened_engine(
+            folder, memory_limit, 1, is_on_disk=False, more_advice="; or raise ray.partitions"
+        ) as engine:
             yield engine
     finally:
         shutil.rmtree(folder, ignore_errors=True)
