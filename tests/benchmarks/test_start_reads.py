@@ -54,7 +54,7 @@ def workspace(tmp_path_factory):
 def test_a_host_reads_once_what_all_its_ranks_need(workspace, ranks, ranks_a_host):
     counts = worker_result(WORKER, workspace, ranks_a_host, ranks=ranks)
     print(f"\n{ranks} rank(s), {ranks_a_host} a host")
-    for rank, count in enumerate(counts):
+    for rank, count in enumerate(counts[:8]):
         print(f"  rank {rank}: {count}")
     total = {name: sum(count[name] for count in counts) for name in counts[0]}
     print(f"  together: {total}")

@@ -10,7 +10,12 @@ WORKER = Path(__file__).with_name("killed_worker.py")
 
 
 @pytest.mark.parametrize(
-    ("stage", "victim"), [("metrics", 1), ("predictions", 1), ("predictions", 0)]
+    ("stage", "victim"),
+    [
+        ("predictions", 1),
+        pytest.param("metrics", 1, marks=pytest.mark.slow),
+        pytest.param("predictions", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_is_gone_is_told_and_nothing_is_left_half_written(tmp_path, stage, victim):
     (tmp_path / "earlier").mkdir()

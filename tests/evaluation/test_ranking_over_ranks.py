@@ -41,7 +41,7 @@ def about(value):
     return pytest.approx(value, rel=1e-12, abs=1e-12) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_rank_finds_what_one_process_finds(world, num_ranks):
     workspace, alone = world
     found = worker_result(WORKER, workspace, *MAX_ROWS, ranks=num_ranks)
