@@ -1,6 +1,8 @@
 """Opened bundle: the front process's end of the process that opened a bundle and forks its workers."""
 
 import asyncio
+import os
+import signal
 import socket
 from dataclasses import dataclass
 
@@ -27,27 +29,30 @@ class OpenedBundle:
         """Fork the process, and wait until it has opened its bundle.
 
         Args:
-            seconds: that it may take.
+            seconds: that it may take, and later each fork of a worker.
 
         Raises:
             UserError: the bundle is refused, with the reason.
             OSError, EOFError: the zygote is gone, or the process ended or took too long.
         """
-        _, control = await asyncio.to_thread(zygote.fork, arguments)
+        pid, control = await asyncio.to_thread(zygote.fork, arguments)
         try:
             first = await asyncio.wait_for(_first_message(control), seconds)
             if isinstance(first, Refused):
                 raise UserError(first.reason)
-        except BaseException:
+        except BaseException as error:
             control.close()
+            if isinstance(error, TimeoutError):
+                os.kill(pid, signal.SIGKILL)
             raise
+        control.settimeout(seconds)
         return cls(target, control)
 
     async def worker(self) -> Link:
         """Fork a worker, which says when it is ready.
 
         Raises:
-            OSError, EOFError: the process is gone.
+            OSError, EOFError: the process is gone, or does not answer.
         """
         pid, connection = await asyncio.to_thread(ask_for_fork, self.control, None)
         reader, writer = await asyncio.open_connection(sock=connection)
@@ -59,11 +64,9 @@ class OpenedBundle:
 
 
 async def _first_message(control: socket.socket) -> Opened | Refused:
-    """Return the first message of a blocking socket, which stays blocking."""
     reader, writer = await asyncio.open_connection(sock=control.dup())
     try:
         message: Opened | Refused = await receive_async(reader)
     finally:
         writer.close()
-        control.setblocking(True)
     return message
