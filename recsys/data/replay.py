@@ -4,6 +4,7 @@ In: a manifest and the splits that earlier runs were trained on. Out: ranges of 
 recsys/data/passes.py. Called by recsys/run/lineage.py.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,11 @@ def replay_ranges(
         seed: of the first row of every split.
     """
     sizes = [manifest.splits[name].num_rows for name in splits]
-    ends = np.cumsum([0, *sizes])
-    total = int(ends[-1])
-    counts = np.diff(ends * min(num_rows, total) // max(total, 1)).tolist()
+    # Integers of Python: a product of two numbers of rows may be beyond 64 bits.
+    ends = list(itertools.accumulate(sizes, initial=0))
+    total = ends[-1]
+    shares = [end * min(num_rows, total) // max(total, 1) for end in ends]
+    counts = [share - before for before, share in itertools.pairwise(shares)]
     rng = np.random.default_rng([seed, total])
     found = []
     for name, size, count in zip(splits, sizes, counts, strict=True):

@@ -37,6 +37,15 @@ def test_no_more_rows_are_replayed_than_there_are():
     assert replay_ranges(manifest(train=5), [], 10, 0) == []
 
 
+def test_shares_of_very_many_rows_are_exact():
+    found = replay_ranges(manifest(train=10**10, test=10**9), ["train", "test"], 11 * 10**8, 0)
+    sizes = {
+        split: sum(r.num_rows for r in found if r.split == split) for split in ("train", "test")
+    }
+    assert sizes == {"train": 10**9, "test": 10**8}
+    assert all(0 <= one.start < one.stop for one in found)
+
+
 def test_rows_are_drawn_uniformly():
     draws = [places(replay_ranges(manifest(train=12), ["train"], 4, seed)) for seed in range(3000)]
     counts = np.bincount([place for draw in draws for _, place in draw])
