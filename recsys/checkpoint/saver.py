@@ -100,7 +100,7 @@ class Saver:
         if self.skipped:
             return
         self.wait()
-        self._begun = started
+        self._begun = time.perf_counter()
         with sharing_errors():
             snapshot = take_snapshot(self.sharded, state, self.env, self._buffers)
         if self.in_background:
@@ -113,12 +113,14 @@ class Saver:
 
     def _shortage(self) -> str:
         """Return why a save would come too late on some rank, the same text on every rank; or nothing."""
-        needed = self._save_seconds
+        rest = 0.0
         if self._thread is not None and self._thread.is_alive() and self._begun:
-            needed += max(self._save_seconds - (time.perf_counter() - self._begun), 0.0)
-        every = gather(lambda: (needed, self.seconds_left()))
-        most, left = max(n for n, _ in every), min(seconds for _, seconds in every)
-        return f"a save takes {most:.0f} s and {left:.0f} s were left" if most > left else ""
+            rest = max(self._save_seconds - (time.perf_counter() - self._begun), 0.0)
+        every = gather(lambda: (self._save_seconds + rest, rest > 0, self.seconds_left()))
+        most, both, _ = max(every)
+        left = min(seconds for _, _, seconds in every)
+        needed = "this save and the one before it need" if both else "a save takes"
+        return f"{needed} {most:.0f} s and {left:.0f} s were left" if most > left else ""
 
     def wait(self) -> None:
         """Wait for the save in flight; all ranks call this.

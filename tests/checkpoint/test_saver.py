@@ -6,11 +6,13 @@ import signal
 import subprocess
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys.checkpoint import saver as saver_file
 from recsys.checkpoint.integrity import damage_of, newest_whole
 from recsys.checkpoint.saver import Saver
 from recsys.checkpoint.state import TrainState
@@ -131,6 +133,32 @@ def test_the_first_save_is_tried_however_little_time_is_left(tmp_path):
     with saver_of(tmp_path, Ranker(10), seconds_left=lambda: 0.5) as saver:
         saver.save(TrainState(step=1), best=False)
     assert not saver.skipped and damage_of(tmp_path / "step-00000001") is None
+
+
+def test_the_wait_for_the_save_before_is_no_part_of_what_a_save_takes(tmp_path, monkeypatch):
+    """Every save is written 10 s of a clock after it is let go on, which waiting for it does."""
+    now, let_go, left = [100.0], threading.Semaphore(0), [1e9]
+
+    def write(*_, **__):
+        assert let_go.acquire(timeout=20)
+        now[0] += 10
+
+    monkeypatch.setattr(saver_file, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(saver_file, "write_checkpoint", write)
+    with saver_of(tmp_path, Ranker(10), seconds_left=lambda: left[0]) as saver:
+        saver.save(TrainState(step=1), best=False)
+        wait = saver.wait
+        monkeypatch.setattr(saver, "wait", lambda: (let_go.release(), wait()))
+        saver.save(TrainState(step=2), best=False)
+        now[0] += 4
+        left[0] = 0.0
+        saver.save(TrainState(step=3), best=False)
+        both = "this save and the one before it need 16 s and 0 s were left"
+        assert saver.skipped == both, "10 s, and the rest of 10 s of which 4 are over"
+        saver.wait()
+        left[0] = 13.0
+        saver.save(TrainState(step=4), best=False)
+        assert saver.skipped == "a save takes 14 s and 13 s were left"
 
 
 @pytest.fixture
