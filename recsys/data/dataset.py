@@ -95,8 +95,18 @@ class Dataset:
         Raises:
             UserError: a file is missing, broken or of another number of rows.
         """
+        self.check_rows(0, self.spec.num_rows, part, num_parts)
+
+    def check_rows(self, start: int, stop: int, part: int = 0, num_parts: int = 1) -> None:
+        """Compare the files that hold some of the rows [start, stop), as `check_files` does all of them.
+
+        Files without rows are looked at too.
+        """
+        starts = self._file_starts
         for number in range(part, len(self.spec.files), num_parts):
-            self._row_groups(number)
+            first, end = int(starts[number]), int(starts[number + 1])
+            if max(first, start) < min(end, stop) or first == end:
+                self._row_groups(number)
 
     def _row_groups(self, number: int) -> tuple[pq.FileMetaData, np.ndarray]:
         """Return a file's footer, and the first row of each row group and the file's end [G + 1]."""

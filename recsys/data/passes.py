@@ -63,9 +63,9 @@ class PooledSplits(Dataset):
         self.num_rows = int(self._ends[-1])
 
     def check_files(self, part: int = 0, num_parts: int = 1) -> None:
-        """Compare the rows of the files of every split with the manifest, as a Dataset does of one."""
-        for dataset in self._datasets:
-            dataset.check_files(part, num_parts)
+        """Compare the rows of the files of every range with the manifest, as a Dataset does."""
+        for dataset, own in zip(self._datasets, self._ranges, strict=True):
+            dataset.check_rows(own.start, own.stop, part, num_parts)
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Return rows [start, stop) of the ranges end to end."""

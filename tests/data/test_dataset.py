@@ -22,9 +22,11 @@ from recsys.data import lanes as lanes_file
 from recsys.data.dataset import Dataset, jagged
 from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes, planned_bytes
 from recsys.data.loader import Loader, ReadAhead, prefetched
+from recsys.data.passes import PooledSplits
 from recsys.data.prepare import writing as writing_file
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
+from recsys.data.replay import SplitRange
 from recsys.schema import DenseSpec, FeatureSpec, Manifest, SplitSpec
 from tests.processes import run_worker
 from tests.reference.rows import expected_examples
@@ -394,6 +396,22 @@ def test_every_part_is_looked_at_by_one_rank(world, tmp_path):
     data.check_files(1, 2)
     with pytest.raises(ValueError, match=r"part-00000.parquet: has .* rows, the manifest says 210"):
         data.check_files(0, 2)
+
+
+def test_only_the_parts_of_a_replayed_range_are_looked_at(world, tmp_path):
+    broken = copied(world, tmp_path)
+    spec = world[1].splits["train"]
+    (tmp_path / spec.files[0]).write_bytes((tmp_path / spec.files[-1]).read_bytes())
+    assert len(spec.files) > 2 and spec.file_rows[0] == 210
+
+    def pooled(start, stop):
+        replayed = [SplitRange(split="train", start=start, stop=stop)]
+        return PooledSplits(*broken, splits=["valid"], replayed=replayed, features=["user_id"])
+
+    pooled(210, spec.num_rows).check_files()
+    for start, stop in ((209, 211), (0, 1), (0, spec.num_rows)):
+        with pytest.raises(ValueError, match=r"part-00000.parquet: has .* rows"):
+            pooled(start, stop).check_files()
 
 
 def test_no_part_stays_open_after_a_read(world):
