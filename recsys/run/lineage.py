@@ -141,6 +141,11 @@ def _replayed(
     known = [name for name in manifest.splits_in_time if name in before and name not in splits]
     num_new = sum(manifest.splits[name].num_rows for name in splits)
     ranges = replay_ranges(manifest, known, round(replay * num_new), config.run.seed)
+    if not ranges and any(manifest.splits[name].num_rows for name in known):
+        raise UserError(
+            f"train.replay={replay:g} of {num_new:,} new rows is none; expected a larger number of rows "
+            f"for each new one, or train.replay=0"
+        )
     if not ranges:
         raise UserError(
             f"train.replay={replay:g}: there are no earlier rows to train on again; expected init=, a "

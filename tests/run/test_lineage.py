@@ -149,6 +149,8 @@ def test_a_replay_without_earlier_rows_or_in_time_order_is_refused(workspace):
         course(workspace, replay=2)
     with pytest.raises(ValueError, match=r"train.replay=2: there are no earlier rows"):
         course(workspace, "base", replay=2, splits=["all"])
+    with pytest.raises(ValueError, match=r"train.replay=0.01 of [1-9]\d? new rows is none"):
+        course(workspace, "base", replay=0.01, splits=["valid", "test"])
     with pytest.raises(ValueError, match=r"train.order=time train.replay=2: .*train.replay=0"):
         course(workspace, "base", replay=2, order="time")
     with pytest.raises(ValueError, match="train.replay"):
