@@ -244,19 +244,7 @@ def train_run(
     config, env = opened.config, opened.env
     train_loader, scored_loaders = loaders
     signals = StopSignals(env, within_seconds=config.train.stop_within_seconds)
-    parts = [""] if opened.course.validates else [", ".join(p) for p in opened.course.scored_parts]
-    validations = [
-        Validation(
-            sharded=sharded,
-            loader=loader,
-            log=log,
-            env=env,
-            signals=signals,
-            metric=config.train.metric,
-            of=f"{part} before training on it" if part else "",
-        )
-        for part, loader in zip(parts, scored_loaders, strict=False)
-    ]
+    validations = _validations(opened, scored_loaders, sharded=sharded, signals=signals, log=log)
     saver = _saver(opened, sharded=sharded, signals=signals, log=log)
     if config.train.compile != "none":
         compile_dense(sharded.dense, config.train.compile)
@@ -275,17 +263,50 @@ def train_run(
         stop_due=signals.due,
     )
     keep_large_blocks()
-    with log.noting_failure(), signals, saver:
-        loop.run()
-    log.write(state.step, {CPU_SECONDS: _cpu_seconds(opened)})
+    first_step = state.step
+    with log.noting_failure():
+        with signals, saver:
+            loop.run()
+            if saver.skipped:
+                # The signal may have come after the last question to the other ranks.
+                signals.settle()
+                state.finished = False
+        if state.step > first_step:
+            seconds = _cpu_seconds(opened)
+            with sharing_errors():
+                log.write(state.step, {CPU_SECONDS: seconds})
     is_stopped = bool(signals.exit_code) and not state.finished
     log.close("stopped" if is_stopped else "finished")
     pipeline.close()
     if is_stopped:
-        saved = _saved(saver)
-        say(f"stopped by {signals.name} at step {state.step:,}, {saved}; the same command goes on")
+        say(f"stopped by {signals.name} at step {state.step:,}, {_saved(saver)}")
         return signals.exit_code
     return 0
+
+
+def _validations(
+    opened: OpenedRun,
+    loaders: list[Loader],
+    *,
+    sharded: ShardedRanker,
+    signals: StopSignals,
+    log: RunLog,
+) -> list[Validation]:
+    """Return the validations of what the loaders of scoring read."""
+    course = opened.course
+    parts = [""] if course.validates else [", ".join(part) for part in course.scored_parts]
+    return [
+        Validation(
+            sharded=sharded,
+            loader=loader,
+            log=log,
+            env=opened.env,
+            signals=signals,
+            metric=opened.config.train.metric,
+            of=f"{part} before training on it" if part else "",
+        )
+        for part, loader in zip(parts, loaders, strict=False)
+    ]
 
 
 def _cpu_seconds(opened: OpenedRun) -> float:
@@ -296,10 +317,11 @@ def _cpu_seconds(opened: OpenedRun) -> float:
 def _saved(saver: Saver) -> str:
     """Return whether the last step was saved, and where a run that was stopped goes on if it was not."""
     if not saver.skipped:
-        return "saved"
+        return "saved; the same command goes on"
     newest = latest_checkpoint(saver.folder)
-    from_where = f"from {newest.name}" if newest else "from the beginning"
-    return f"not saved, {saver.skipped} (train.stop_within_seconds), so {from_where}"
+    start = newest.name if newest else "the beginning"
+    why = f"{saver.skipped}, train.stop_within_seconds"
+    return f"not saved ({why}); the same command goes on from {start}"
 
 
 def _loop(

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from recsys.runtime.collectives import gather
 from recsys.runtime.env import Env
 
 CHECK_SECONDS = 0.5
@@ -84,6 +85,10 @@ class StopSignals:
             self.reason = self._agree()
         return self.reason > 0
 
+    def settle(self) -> None:
+        """Agree at once on what any rank was asked to stop for; all ranks call it, after their steps."""
+        self.reason = max(gather(lambda: self._asked))
+
     def watched(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items of a pass over data in which every rank takes equally many.
 
@@ -118,8 +123,8 @@ class StopSignals:
     def _leave(self, number: int) -> None:
         print(
             f"error: {signal.Signals(number).name} came {self.within_seconds:g} s ago "
-            f"(train.stop_within_seconds) and the ranks could not stop together; the newest whole "
-            f"checkpoint is where the run goes on",
+            f"(train.stop_within_seconds) and the ranks were not done (stopping together, or writing "
+            f"a checkpoint); the newest whole checkpoint is where the run goes on",
             file=sys.stderr,
             flush=True,
         )

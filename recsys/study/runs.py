@@ -178,7 +178,10 @@ class StudyRun:
         return float(np.median(known)) if known else float("nan")
 
     def cpu_seconds(self) -> float:
-        """Return the processor time of the training, resumed parts included; nan where none is logged."""
+        """Return the processor time of the training; nan where none is logged.
+
+        Parts of a resumed run that were killed are not in it.
+        """
         known = self._logged(CPU_SECONDS)
         return sum(known) if known else float("nan")
 

@@ -30,7 +30,8 @@ DIVERGED = "diverged.json"
 
 CPU_SECONDS = "train/cpu_seconds"
 """Key of a training's last line in metrics.jsonl: processor time of all ranks and their threads, from
-the opened run to the end; imports and configuration are not in it. A resumed run has several."""
+the opened run to the end; imports and configuration are not in it. A resumed run has one for each part
+that took steps; parts that were killed, or whose last step was not saved, are not in it."""
 
 
 class RunLog:

@@ -180,8 +180,13 @@ def test_planned_manifest_of_a_recipe_has_the_tables_that_prepare_makes(workspac
 def test_finished_run_is_left_alone_and_never_overwritten_silently(workspace, job):
     base = options(workspace, "once", "train.epochs=1")
     assert job("train", *base).returncode == 0
+    lines = metrics(workspace, "once")
+    assert [line["train/cpu_seconds"] > 0 for line in lines if "train/cpu_seconds" in line] == [
+        True
+    ]
     again = job("train", *base)
     assert again.returncode == 0 and "is finished" in again.stdout
+    assert metrics(workspace, "once") == lines
     refused = job("train", *base, "run.resume=never")
     assert refused.returncode == 1 and "holds a run already" in refused.stderr
     other = job("train", *base, "model.dropout=0.5")

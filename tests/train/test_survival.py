@@ -7,12 +7,14 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.processes import Running
 from tests.small_runs import leftovers, losses, metrics, options, steps_saved
+from tests.warm_jobs import WARM
 
 LONG = ["train.epochs=14", "train.patience=0", "model.dropout=0.2", "train.save_every_steps=2"]
 """Some 65 steps."""
@@ -72,6 +74,28 @@ def test_killed_and_stopped_run_ends_bit_for_bit_as_the_whole_one(workspace, who
     assert losses(workspace, "broken") == whole
     costs = [line for line in metrics(workspace, "broken") if "checkpoint/write_seconds" in line]
     assert costs and all(line["checkpoint/blocking_seconds"] < 30 for line in costs)
+
+
+def late(workspace, name, moment, rank):
+    """Train one pass on two ranks, with trouble at the end on one of them."""
+    worker = Path(__file__).with_name("late_worker.py")
+    more = ["train.epochs=1", "train.save_every_steps=1"]
+    return WARM.run(worker, moment, str(rank), *options(workspace, name, *more), ranks=2)
+
+
+def test_a_signal_after_the_last_validation_that_leaves_no_time_to_save_stops_all_ranks(workspace):
+    done = late(workspace, "late_signal", "validation", 1)
+    assert done.returncode == 143, done.stderr[-2000:]
+    last = losses(workspace, "late_signal")[-1][0]
+    assert f"stopped by SIGTERM at step {last}, not saved (" in done.stdout
+    assert steps_saved(workspace, "late_signal")[-1] == last - 1
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_the_last_line_is_told_by_every_rank(workspace):
+    done = late(workspace, "late_disk", "disk", 0)
+    assert done.returncode == 1 and "error: metrics.jsonl: no space is left" in done.stderr
+    assert "is gone" not in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.slow

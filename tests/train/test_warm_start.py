@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import yaml
 from recsys.schema import read_manifest
 from tests.grown_data import NEW_ITEMS, NEW_USERS, grow
 from tests.small_runs import losses, metrics, options, write_features
+from tests.warm_jobs import WARM as JOBS
 
 SCORED = ["ranking.num_users=0", "importance_rows=0"]
 SPLITS = ["valid", "test", "window_0001", "window_0002"]
@@ -107,6 +109,21 @@ def test_a_warm_start_that_was_cut_off_ends_bit_for_bit_as_the_whole_one(before,
         scored = [line["step"] for line in metrics(folder, "warm") if "valid/auc" in line]
         assert scored == starts
         assert [(newest / name).read_bytes() for name in names] == content
+
+
+def test_a_warm_start_whose_last_step_is_not_saved_is_stopped_and_not_finished(before, job):
+    folder = before[0]
+    more = [*WARM, "train.splits=[valid]"]
+    worker = Path(__file__).with_name("late_worker.py")
+    done = JOBS.run(worker, "step", "0", *options(folder, "late", *more))
+    assert done.returncode == 143, done.stderr[-2000:]
+    last = losses(folder, "late")[-1][0]
+    newest = f"step-{last - 1:08d}"
+    assert f"stopped by SIGTERM at step {last}, not saved (" in done.stdout
+    assert f"train.stop_within_seconds); the same command goes on from {newest}" in done.stdout
+    assert f"resumed from {newest}" in train(folder, job, "late", *more)
+    best = json.loads((folder / "runs" / "late" / "checkpoints" / "best.json").read_text())
+    assert best["checkpoint"] == f"step-{last:08d}"
 
 
 def test_two_ranks_and_cut_tables_start_and_train_as_one(before, warm, job):
