@@ -84,6 +84,8 @@ def fingerprint(stored: Mapping[str, Any]) -> str:
     later = (*_LATER_KEYS, "init")
     # A key that came later and is null changes no result, and no hash of an earlier version.
     keys = {k: v for k, v in deciding(stored).items() if v is not None or k not in later}
+    if keys["model.name"] != "umair_fps" and not keys.get("model.modality_components"):
+        keys.pop("model.modality_components", None)  # as before it was a key of every ranker
     content = json.dumps(keys, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 

@@ -21,6 +21,7 @@ from recsys.runtime.rendezvous import fresh_store
 from recsys.runtime.threads import threads_of_process, use_threads
 from recsys.runtime.torchrun import (
     agent_of,
+    has_agent,
     is_under_torchrun,
     local_rank_from_environment,
     local_world_size_from_environment,
@@ -160,7 +161,7 @@ def agents_of_start() -> list[str]:
     """
 
     def own_agent() -> str | None:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not has_agent():
             return None
         return name_of_process(agent_of(os.getpid()))
 

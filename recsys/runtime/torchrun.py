@@ -1,12 +1,16 @@
 """Facts of a process that torchrun started: its ranks and its agent. Nothing else reads its variables.
 
-Called by env.py, hosts.py and recsys/job.py. It imports the standard library alone, so that a job of
-one process that computes without torch starts without it: to load it takes a second or more.
+Called by env.py, hosts.py, recsys/job.py and launch/neighbours.py. It imports the standard library alone,
+so that a job of one process that computes without torch starts without it: to load it takes a second or
+more.
 """
 
 import os
 import socket
 from pathlib import Path
+
+_RUN_ID = "TORCHELASTIC_RUN_ID"
+"""Variable that an agent sets, and that its processes inherit."""
 
 
 def rank_from_environment() -> int:
@@ -44,6 +48,11 @@ def is_under_torchrun() -> bool:
     return "RANK" in os.environ
 
 
+def has_agent() -> bool:
+    """Return whether a torchrun agent started this process, or a script around it."""
+    return _RUN_ID in os.environ
+
+
 def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
     """Return the torchrun agent that a worker of it, or a script around the worker, descends from.
 
@@ -55,7 +64,7 @@ def agent_of(pid: int, proc: Path = Path("/proc")) -> int:
             began_with = (proc / str(pid) / "environ").read_bytes()
         except PermissionError:  # of another user, so none of ours
             return pid
-        if not any(entry.startswith(b"TORCHELASTIC_RUN_ID=") for entry in began_with.split(b"\0")):
+        if not any(entry.startswith(_RUN_ID.encode() + b"=") for entry in began_with.split(b"\0")):
             return pid
 
 
@@ -80,7 +89,7 @@ def torchrun_set_threads(proc: Path = Path("/proc")) -> bool:
 
     Then the agent began without it. If its environment cannot be read, 1 is taken for torchrun's.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not has_agent() or os.environ.get("OMP_NUM_THREADS") != "1":
         return False
     try:
         began_with = (proc / str(agent_of(os.getpid(), proc)) / "environ").read_bytes()

@@ -169,6 +169,23 @@ def test_the_rows_that_are_replayed_decide_a_runs_result(workspace):
     assert changes(zero, two)["train.replay"] == "train.replay was None, is 2.0"
 
 
+def test_a_baseline_that_reads_whole_vectors_has_the_hash_of_earlier_versions(workspace):
+    """When `modality_components` was a key of UMAIR-FPS alone, no section of a baseline had it."""
+    manifest = read_manifest(workspace)
+
+    def hashes(name, components):
+        config = config_of(model={"name": name, "modality_components": components})
+        stored = as_stored(workspace, config, manifest)
+        earlier = {k: v for k, v in stored["model"].items() if k != "modality_components"}
+        return fingerprint(stored), fingerprint({**stored, "model": earlier})
+
+    whole, earlier = hashes("dcn_v2", 0)
+    reduced, _ = hashes("dcn_v2", 4)
+    assert whole == earlier != reduced
+    of_umair_fps, without = hashes("umair_fps", 0)
+    assert of_umair_fps != without, "whose runs have always had the key"
+
+
 def test_what_cannot_be_gone_on_from_is_refused(workspace):
     with pytest.raises(ValueError, match="init=base: .*config.yaml is missing"):
         course(workspace, "base")
