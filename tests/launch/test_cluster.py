@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import uuid
@@ -191,19 +192,91 @@ def prepared_by(words):
 
 
 def test_ray_begins_on_the_machine_that_runs_the_job_and_the_others_join_it():
-    start, job = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="first")
-    assert start[:2] == ["ray", "start"] and start[-5:] == ([
-        "--head",
-        "--port",
-        "6380",
-        "--include-dashboard",
-        "false",
-    ])
+    start, job = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="first", OMP_NUM_THREADS="1")
+    cores = str(len(os.sched_getaffinity(0)))
+    assert start[:4] == ["ray", "start", "--num-cpus", cores]
+    assert start[4:] == ["--head", "--port", "6380", "--include-dashboard", "false", "--block"]
     cfg, config = prepared_by(job)
     assert cfg.workspace == "/shared/a b"
     assert (config.engine, config.ray.address) == ("ray", "first:6380")
-    (join,) = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="second", SPILL="/d")
-    assert join == ["ray", "start", "--temp-dir", "/d", "--address", "first:6380", "--block"]
+    (join,) = lines("ray.sh", *PREPARE, **SECRET, LOCAL_ADDRESS="second", SPILL="/d", CPUS="3")
+    assert join[:6] == ["ray", "start", "--num-cpus", "3", "--temp-dir", "/d"]
+    assert join[6:] == ["--address", "first:6380", "--block"]
+
+
+def stand_in(folder, name, body):
+    """Put a script into a folder, in place of a command."""
+    (folder / name).write_text(f"#!/usr/bin/env bash\nset -e\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def ray_script(folder, port, **variables):
+    """Run ray.sh with the commands of a folder, for a head at a port of this machine."""
+    return subprocess.run(
+        ["bash", str(CLUSTER / "ray.sh"), "data=demo"],
+        env={
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "RAY_AUTH_TOKEN": "secret",
+            "RAY_HEAD": f"127.0.0.1:{port}",
+            "PORT": str(port),
+            "FOLDER": str(folder),
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_machines_without_a_head_end_with_an_error(tmp_path, port):
+    stand_in(tmp_path, "ray", "true")
+    done = ray_script(tmp_path, port, LOCAL_ADDRESS="other", WAIT_SECONDS="1")
+    assert done.returncode == 1
+    assert f"RAY_HEAD=127.0.0.1:{port}: no head answers; LOCAL_ADDRESS says" in done.stderr
+
+
+def test_a_machine_that_is_not_let_in_ends_with_an_error_and_one_that_was_in_does_not(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        stand_in(tmp_path, "ray", "echo 'wrong token'; exit 1")
+        done = ray_script(tmp_path, port, LOCAL_ADDRESS="other")
+        assert done.returncode == 1 and "wrong token" in done.stderr
+        stand_in(tmp_path, "ray", "echo 'Ray runtime started.'; echo 'the head is gone'; exit 1")
+        done = ray_script(tmp_path, port, LOCAL_ADDRESS="other")
+        assert done.returncode == 0, done.stderr
+
+
+def test_head_waits_for_its_machines_and_ends_with_the_job_alone(tmp_path, port):
+    listen = (
+        "import os, socket, time; s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])));"
+    )
+    stand_in(
+        tmp_path,
+        "ray",
+        f'echo "$@" >> "$FOLDER/ray.txt"; echo $$ > "$FOLDER/pid"\n'
+        f'exec {sys.executable} -c "{listen} time.sleep(60)"',
+    )
+    stand_in(
+        tmp_path, "python", 'echo "${@: -3}" >> "$FOLDER/python.txt"; [[ $1 == -c ]] || exit 3'
+    )
+    done = ray_script(tmp_path, port, LOCAL_ADDRESS="127.0.0.1", HOSTS="4", WAIT_SECONDS="30")
+    assert done.returncode == 3, done.stderr
+    address = f"127.0.0.1:{port}"
+    waits, job = (tmp_path / "python.txt").read_text().splitlines()
+    assert waits == f"{address} 4 30"
+    assert job == f"engine=ray ray.address={address} data=demo"
+    (start,) = (tmp_path / "ray.txt").read_text().splitlines()  # and no `ray stop`
+    assert start.startswith("start --num-cpus") and "--head" in start
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_ray_is_not_started_without_a_secret():
@@ -234,10 +307,12 @@ def test_slurm_starts_ray_on_each_machine(tmp_path):
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\nset -e\n{body}\n")
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[7-9]", "SLURM_JOB_ID": "41234"}
+    slurm |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "16"}
     slurm["SLURM_SUBMIT_DIR"] = str(CLUSTER.parents[1])
     path = f"{tmp_path}:{os.environ['PATH']}"
     head, job = lines("ray.sbatch", *PREPARE, path=path, NODE="node7", **slurm)
-    assert "--head" in head and prepared_by(job)[1].ray.address == "node7:21234"
+    assert head[2:5] == ["--num-cpus", "16", "--head"]
+    assert prepared_by(job)[1].ray.address == "node7:21234"
     (join,) = lines("ray.sbatch", *PREPARE, path=path, NODE="node8", **slurm)
     assert join[-3:] == ["--address", "node7:21234", "--block"]
 
