@@ -120,7 +120,13 @@ class Cluster:
         call = self._stream.options(num_returns="streaming", name=name)
         generators = [call.remote(*self._call(step, task)) for task in tasks]
         self._wait(name, [generator.completed() for generator in generators])
-        return [list(generator) for generator in generators]
+        returned = []
+        for generator in generators:
+            *tables, mark = generator
+            with self._named_errors():
+                self._ray.get(mark)
+            returned.append(tables)
+        return returned
 
     def _call(self, step: Callable[..., Any], task: Task) -> tuple[Any, ...]:
         names = [(name, len(pieces)) for name, pieces in task.tables.items()]
@@ -176,6 +182,10 @@ class Cluster:
                 f"workers died again and again, and Ray gave up; their machines' logs say why: "
                 f"out of memory calls for a greater ray.partitions ({_first_line(error)})"
             ) from error
+        except (errors.LocalRayletDiedError, errors.RaySystemError, errors.RpcError) as error:
+            raise UserError(
+                f"Ray's head, or this machine's Ray, is gone; start again ({_first_line(error)})"
+            ) from error
 
 
 def progress(name: str, num_done: int, num_tasks: int, seconds: float) -> str:
@@ -219,7 +229,7 @@ def started_cluster(
         own: dict[str, Any] = {"num_cpus": threads, "include_dashboard": False, "_temp_dir": folder}
         try:
             ray.init(address=address or "local", **shared, **({} if address else own))
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             if address is None:
                 raise
             raise UserError(

@@ -64,11 +64,15 @@ def stream_step(
     scratch: Path,
     _: Sequence[tuple[str, int]],
     arguments: Mapping[str, Any],
-) -> Iterator[pa.Table]:
-    """Run a step in a worker that yields tables."""
+) -> Iterator[pa.Table | None]:
+    """Run a step in a worker that yields tables; yield them and None at the end.
+
+    Ray may hand out an error of a generator like one more of its values: reading the last raises it.
+    """
     with _opened(memory_limit, scratch) as engine:
         # Ray sends values into its generators; this one takes them, where the step's may be an iterator.
         yield from (table for table in step(engine, **arguments))
+    yield None
 
 
 def _registered(

@@ -254,6 +254,57 @@ def test_a_worker_whose_memory_does_not_suffice_names_the_settings(on_ray, tmp_p
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
 
 
+def test_a_cluster_with_another_token_is_named(cluster, tmp_path):
+    """By a process of its own: Ray reads the token once."""
+    code = f"""
+import pathlib
+from recsys.data.prepare.ray_cluster import started_cluster
+from recsys.errors import UserError
+try:
+    with started_cluster(
+        address="{cluster}", memory_limit="1GB", threads=1, scratch=pathlib.Path("{tmp_path}")
+    ):
+        print("let in")
+except UserError as error:
+    print(f"refused: {{error}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert f"refused: ray.address={cluster}: no Ray cluster answers there" in done.stdout
+    assert "RAY_AUTH_TOKEN has to be that of the cluster" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_error_while_a_file_is_read_is_its_own(on_ray, tmp_path, monkeypatch):
+    def fail(engine, **arguments):
+        raise UserError("log.csv: broken off")
+        yield
+
+    monkeypatch.setattr(ray_rows.steps, "read_piece", fail)
+    with pytest.raises(UserError, match=r"^log.csv: broken off$"):
+        on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "name", ["LocalRayletDiedError", "RaySystemError", "RpcError", "WorkerCrashedError"]
+)
+def test_a_ray_that_is_gone_is_one_sentence(tmp_path, name):
+    made = ray_cluster.Cluster.__new__(ray_cluster.Cluster)
+    made._ray = ray
+    kind = getattr(ray.exceptions, name)
+    said = (
+        "workers died" if name == "WorkerCrashedError" else "Ray's head, or this machine's Ray, is"
+    )
+    with pytest.raises(UserError, match=said), made._named_errors():
+        raise kind("gone") if name in ("RaySystemError", "RpcError") else kind()
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="engine=ray: needs the package ray: pip install -r requ"):
