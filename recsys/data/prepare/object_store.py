@@ -9,7 +9,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from recsys.data.prepare.raw_files import is_pattern
 from recsys.data.prepare.raw_paths import RawPath, StorePath
 from recsys.data.recipe import Recipe
 from recsys.errors import UserError
@@ -24,8 +25,6 @@ from recsys.files import new_file
 from recsys.locks import is_unfinished
 from recsys.schema import check_inside, local_path
 
-_BLOCK_BYTES = 4 << 20
-"""Bytes that a client reads ahead."""
 _LAST = ("manifest.json", "index.json", "best.json", "bundle.json", "delta.json")
 """Files that declare the other files of their folder complete; they are copied last."""
 
@@ -80,10 +79,11 @@ def in_place(recipe: Recipe) -> Recipe:
             f"launch/sync.py source={recipe.source} target=FOLDER and give data.source=FOLDER"
         )
     store.invalidate_cache()  # listings that the client keeps may be older than the files
-    if hasattr(store, "default_block_size"):  # S3's client reads 50 MB ahead, of whatever column
-        store.default_block_size = _BLOCK_BYTES
-    with _asking(recipe.source, "data.source"):
-        store.exists(root)
+    log = recipe.interactions
+    name = next(iter(log.files.values()), None) or log.file
+    # Not `exists`, which says False of a bucket whose store does not answer.
+    with _asking(recipe.source, "data.source"), suppress(FileNotFoundError):
+        store.info(root if name is None or is_pattern(name) else f"{root.rstrip('/')}/{name}")
     return recipe
 
 

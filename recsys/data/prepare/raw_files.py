@@ -103,9 +103,14 @@ def find_paths(root: RawPath, name: str, key: str) -> list[RawPath]:
     return paths
 
 
+def is_pattern(name: str) -> bool:
+    """Return whether a name has wildcards."""
+    return re.search(_WILDCARDS, name) is not None
+
+
 def _matching(root: RawPath, name: str) -> list[RawPath]:
     """Return the files that a pattern matches, and those below the folders that it matches."""
-    if not re.search(_WILDCARDS, name):
+    if not is_pattern(name):
         return []
     found: set[RawPath] = set()
     for path in root.glob(name):

@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 
 from recsys.files import sha256_of
 
+_BLOCK_BYTES = 4 << 20
+"""Bytes that a client reads ahead."""
+
 
 @dataclass(frozen=True)
 class StorePath:
@@ -156,6 +159,9 @@ def connected(path: RawPath) -> duckdb.DuckDBPyConnection:
 
 
 def register(connection: duckdb.DuckDBPyConnection, path: RawPath) -> None:
-    """Let a connection read the store of a path, if it is one's."""
+    """Let a connection read the store of a path, if it is one's, in short blocks."""
     if isinstance(path, StorePath):
+        # S3's client reads 50 MB ahead, of whatever column; a copy sent to Ray does again.
+        if hasattr(path.store, "default_block_size"):
+            path.store.default_block_size = _BLOCK_BYTES
         connection.register_filesystem(path.store)

@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import os
+import pickle
 
+import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -15,8 +17,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from recsys.data.prepare.object_store import open_store, sync
-from recsys.data.prepare.raw_paths import StorePath, opened_text, parquet_file
+from recsys.data.prepare.object_store import open_store, source_root, sync
+from recsys.data.prepare.raw_paths import StorePath, opened_text, parquet_file, register
 from recsys.locks import new_owner
 from recsys.schema import local_path
 from tests.data import small_days
@@ -261,11 +263,23 @@ def test_problems_name_the_file_in_the_store_and_leave_nothing(tmp_path, memory)
     assert not (tmp_path / "w").exists()
 
 
+def test_a_worker_of_ray_reads_short_blocks_too(memory, monkeypatch):
+    """The client that it gets is made anew, and knows the options alone."""
+    monkeypatch.setattr(MemoryFileSystem, "default_block_size", 50 << 20, raising=False)
+    sent = pickle.dumps(source_root(recipe("memory://b", **ITEMS_ONLY)) / "items.csv")
+    MemoryFileSystem.clear_instance_cache()
+    path = pickle.loads(sent)
+    with duckdb.connect() as connection:
+        register(connection, path)
+    assert path.store.default_block_size == 4 << 20
+    MemoryFileSystem.clear_instance_cache()
+
+
 def test_a_store_that_refuses_is_one_sentence(tmp_path, memory, monkeypatch):
     def refuse(self, path, **more):
         raise PermissionError("Access Denied")
 
-    for name in ("exists", "find"):
+    for name in ("info", "find"):
         monkeypatch.setattr(MemoryFileSystem, name, refuse)
     refused = r"=memory://b: the store refuses it .*PermissionError: Access Denied.*credentials"
     with pytest.raises(ValueError, match=f"data.source{refused}"):

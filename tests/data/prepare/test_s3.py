@@ -109,6 +109,17 @@ def test_a_folder_goes_to_s3_and_comes_back_with_what_changed_alone(tmp_path, bu
     assert (tmp_path / "back" / "log.csv").read_text() == INTERACTIONS + "cid,40,50,4\n"
 
 
+@pytest.mark.parametrize("source", ["s3://raw", "s3://raw/folder"])
+def test_an_endpoint_that_does_not_answer_is_one_sentence(tmp_path, bucket, monkeypatch, source):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    type(bucket[0]).clear_instance_cache()
+    with pytest.raises(
+        ValueError, match=rf"data.source={source}: the store refuses it or does not"
+    ):
+        prepared(tmp_path, recipe(source, items={"file": "items.csv"}))
+    assert not (tmp_path / "w").exists()
+
+
 def test_what_s3_does_not_have_is_named_by_its_url(tmp_path, bucket):
     for source in ("s3://raw", "s3://nothing/at/all"):
         made = recipe(source, items={"file": "items.csv"})
