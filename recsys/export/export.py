@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from embedding.features.store import FeatureTable, open_features
 from recsys.bundle.bundle import Bundle
@@ -62,7 +62,7 @@ from recsys.model.build import build_ranker
 from recsys.model.dense_columns import names_of
 from recsys.model.ranker import Ranker
 from recsys.run.config import RunConfig
-from recsys.run.fingerprint import scored_from
+from recsys.run.fingerprint import made_from
 from recsys.schema import Manifest, TableSpec
 
 _NOT_DATA = ("bundle.json", "files.json", "README.md")
@@ -368,8 +368,6 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
 
 def _hash(source: Source, config: ExportConfig) -> str:
     """Return a hash of what the bundle is made from: equal, the bundles score alike."""
-    made_from: dict[str, Any] = scored_from(
-        source.workspace, source.stored.path, source.vectors, config
-    )
-    content = json_text({**made_from, "version": BUNDLE_VERSION})
+    origin = made_from(source.workspace, source.stored.path, source.vectors, config)
+    content = json_text({**origin, "version": BUNDLE_VERSION})
     return hashlib.sha256(content.encode()).hexdigest()[:8]

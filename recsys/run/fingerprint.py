@@ -20,6 +20,8 @@ from recsys.schema import Manifest, identity_of, read_manifest
 _LATER_KEYS = ("train.splits", "train.order", "train.replay")
 """Of the keys that decide, those that came later and are null or 0 in most runs."""
 _TRAIN_KEYS = ("global_batch_size", "num_lanes", "metric")
+_CANDIDATES = 2
+"""Way in which an evaluation draws candidates and breaks ties; another, and rankings are others."""
 EXTENDABLE = ("train.epochs", "train.patience", "train.evaluate_every_steps")
 """Of the keys that decide, those with other values of which a run may go on: it is extended."""
 
@@ -105,9 +107,19 @@ def scored_from(
 ) -> dict[str, Any]:
     """Return what an evaluation is made from, as its metrics.json keeps it.
 
+    Args: as those of `made_from`.
+    """
+    return {**made_from(workspace, checkpoint, modalities, settings), "candidates": _CANDIDATES}
+
+
+def made_from(
+    workspace: Path, checkpoint: Path, modalities: Iterable[str], settings: Any
+) -> dict[str, Any]:
+    """Return what an evaluation or a bundle is made from.
+
     Args:
         checkpoint: folder of the weights.
-        settings: the evaluation's configuration.
+        settings: the job's configuration.
     """
     manifest = read_manifest(workspace)
     data = data_identity(workspace, manifest, modalities)

@@ -291,7 +291,7 @@ def named_runs(workspace: Path, names: list[str], split: str) -> dict[str, Varia
         config = read_run(workspace, name, read_manifest(workspace))
         run = StudyRun(workspace=workspace, name=name, overrides=(), config=config)
         changed = run.changed_since_evaluation(split, EvaluateConfig(split=split))
-        if stale := [key for key in changed if key != "settings"]:
+        if stale := [key for key in changed if key not in ("settings", "candidates")]:
             raise UserError(
                 f"{path}: scored with another {' and other '.join(stale)} than are here now; run "
                 f"launch/evaluate.py with run.name={name} split={split} again"

@@ -122,10 +122,10 @@ class StudyRun:
         return metrics.is_file() and not self.changed_since_evaluation(split, settings)
 
     def changed_since_evaluation(self, split: str, settings: EvaluateConfig) -> list[str]:
-        """Return which of checkpoint, data, features and settings differ from what was evaluated.
+        """Return which of checkpoint, data, features, settings and candidates differ from those scored.
 
-        Evaluations of earlier versions do not say what they were made from; their settings differ, and
-        their checkpoint where it is newer than they are.
+        Evaluations of earlier versions drew other candidates. The earliest do not say what they were made
+        from; their settings differ, and their checkpoint where it is newer than they are.
         """
         metrics = self.folder / "eval" / split / "metrics.json"
         made_from = read_metrics(self, split).made_from

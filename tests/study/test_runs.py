@@ -299,6 +299,20 @@ def test_settings_of_an_earlier_version_are_the_same_where_they_mean_the_same(tm
     assert scored.changed_since_evaluation("test", other) == ["settings"]
 
 
+def test_an_evaluation_of_other_candidates_is_made_again_and_compared_until_then(tmp_path):
+    workspace, settings = workspace_of(tmp_path), EvaluateConfig()
+    folder = write_run(workspace, trained_with=config_of())
+    scored = asked(workspace)
+    best = folder / "checkpoints" / "step-00000001"
+    made_from = scored_from(workspace, best, scored.config.model.modalities, settings)
+    del made_from["candidates"]  # evaluations of earlier versions have none
+    (folder / "eval" / "test").mkdir(parents=True)
+    write_json(folder / "eval" / "test" / "metrics.json", {"made_from": made_from})
+    assert scored.changed_since_evaluation("test", settings) == ["candidates"]
+    assert not scored.evaluated("test", settings)
+    assert list(named_runs(workspace, ["r"], "test")) == ["r"]
+
+
 def test_settings_that_a_model_lacks_are_left_out_of_its_runs(tmp_path, repository):
     shared = ["model.dropout=0.3", "model.second_order=true", "optim.table.l2=1e-3"]
     with initialize_config_dir(version_base=None, config_dir=str(repository / "configs")):
