@@ -15,6 +15,8 @@ from tests.sharding.billions_worker import DIMS, ROWS, whole_plan
 NUM_ROWS = 10_000_000_000
 EVALUATED_ROWS = 1_000_000_000
 """Of the split that is evaluated."""
+BYTES_A_USER = 16
+"""Of prepare, by the code: the count of a user's training rows, the offset of the history."""
 BYTES_AN_ITEM = 32
 """Of an evaluating rank, by the code: rows and first time of every item, and again while summed."""
 
@@ -133,7 +135,9 @@ def stages(plan: Plan) -> list[Stage]:
             job="prepare",
             size=f"{NUM_ROWS * rate('prepared row') / 1e9:,.0f} GB of rows",
             time=f"{hours(NUM_ROWS / rate('prepare'))} on two cores of one host",
-            breaks="arrays by user in one process: about 40 bytes each, 80 GB (by the code)",
+            breaks=f"arrays by user, memory-mapped: {BYTES_A_USER} bytes each, "
+            f"{ROWS['user_id'] * BYTES_A_USER / 1e9:,.0f} GB of disk and page cache of one host (by the "
+            f"code); engine=ray shares out the rows, not these",
         ),
         Stage(
             job="embed",
