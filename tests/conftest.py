@@ -18,7 +18,7 @@ from hypothesis import settings
 from tests.processes import job_command
 from tests.serving import tiny
 from tests.shared import made_once
-from tests.warm_jobs import ADDRESS, REPOSITORY, WARM, Job
+from tests.warm_jobs import REPOSITORY, WARM, Job
 
 # Hub libraries look for newer files on the network unless told not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,7 +32,7 @@ settings.load_profile("tessera")
 def pytest_configure(config: pytest.Config) -> None:
     """Workers side by side share one fork server, which the process above them starts."""
     if config.getoption("numprocesses", None):
-        os.environ[ADDRESS] = WARM.start()
+        WARM.share()
 
 
 @pytest.fixture(scope="session")

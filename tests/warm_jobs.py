@@ -26,14 +26,15 @@ from pathlib import Path
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = Path(__file__).resolve().parents[1]
-ADDRESS = "TESSERA_TEST_JOBS"
+_SHARED = "TESSERA_TEST_JOBS"
+"""Variable with the server that others may use: the repository whose code it has, =, its socket."""
 # All that jobs and workers of tests import, at once or later.
 _JOBS = ("demo", "prepare", "embed", "train", "evaluate", "export", "recommend", "compare")
 _LATER = ("recsys.run.assembly", "embedding.text.encoder", "embedding.image.encoder", "fbgemm_gpu")
 
 
 class WarmJobs:
-    """Client of a fork server: the one that ADDRESS names, else its own, started by the first call."""
+    """Client of a fork server: one that is shared, else its own, started by the first call."""
 
     def __init__(self) -> None:
         """Start nothing yet."""
@@ -64,7 +65,7 @@ class WarmJobs:
         }
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout_seconds)
-            connection.connect(os.environ.get(ADDRESS) or self.start())
+            connection.connect(_shared_address() or self.start())
             with connection.makefile("rw", encoding="utf-8") as stream:
                 stream.write(json.dumps(request) + "\n")
                 stream.flush()
@@ -76,6 +77,10 @@ class WarmJobs:
                     raise
         stdout, stderr = (Path(file).read_text(encoding="utf-8") for file in outputs)
         return subprocess.CompletedProcess([str(script), *arguments], code, stdout, stderr)
+
+    def share(self) -> None:
+        """Start the server, for processes of this repository's code that are started from now on too."""
+        os.environ[_SHARED] = f"{REPOSITORY}={self.start()}"
 
     def start(self) -> str:
         """Start the server if it does not run, and return the address of its socket."""
@@ -103,6 +108,12 @@ class WarmJobs:
             self.process.wait()
             self.process = None
             self.place.cleanup()
+
+
+def _shared_address() -> str | None:
+    """Return the socket of the shared server, if it has the code of this repository and not of a copy."""
+    repository, _, address = os.environ.get(_SHARED, "").rpartition("=")
+    return address if repository == str(REPOSITORY) else None
 
 
 WARM = WarmJobs()
