@@ -32,8 +32,8 @@ KUBERNETES = "1.37"
 ARGUMENTS = ["train", "data=demo", "workspace=/shared/a b", "run.name=mine", "train.epochs=2"]
 
 
-def shown(script, *arguments, path=None, **variables):
-    """The words of the command that a script would run."""
+def lines(script, *arguments, path=None, **variables):
+    """The commands that a script would run, as words."""
     done = subprocess.run(
         ["bash", str(CLUSTER / script), *arguments],
         env={"PATH": path or os.environ["PATH"], "DRY_RUN": "1", **variables},
@@ -42,7 +42,13 @@ def shown(script, *arguments, path=None, **variables):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def shown(script, *arguments, **variables):
+    """The words of the one command that a script would run."""
+    (words,) = lines(script, *arguments, **variables)
+    return words
 
 
 def read(words):
@@ -166,19 +172,6 @@ def test_pods_run_the_laptops_command_where_the_operator_says(monkeypatch):
 
 SECRET = {"RAY_HEAD": "first:6380", "RAY_AUTH_TOKEN": "secret"}
 PREPARE = ["data=demo", "data.source=/shared/raw", "workspace=/shared/a b"]
-
-
-def lines(script, *arguments, path=None, **variables):
-    """The commands that a script would run, as words."""
-    done = subprocess.run(
-        ["bash", str(CLUSTER / script), *arguments],
-        env={"PATH": path or os.environ["PATH"], "DRY_RUN": "1", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
 def prepared_by(words):
