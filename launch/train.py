@@ -40,6 +40,7 @@ def job(cfg: DictConfig) -> None:
     run = config.run
     env = start(run.device, threads=run.threads, deterministic=run.deterministic)
     opened = open_run(place.folder, config, env)
+    config = opened.config
     folder, manifest, vectors = opened.folder, opened.manifest, opened.vectors
 
     # 3. The model: built for one process, planned for this world, sharded.

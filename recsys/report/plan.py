@@ -88,6 +88,14 @@ def print_plan(plan: Plan) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if plan.num_ranks > 1:
+        exchange = plan.communication
+        console().print(
+            f"exchange between ranks: vectors in {exchange.forward}, their gradients in "
+            f"{exchange.backward}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print(

@@ -12,7 +12,7 @@ from recsys.config import from_config
 from recsys.errors import UserError
 from recsys.model.build import RANKERS
 from recsys.model.config import RankerConfig
-from recsys.run.earlier_keys import with_tables
+from recsys.run.earlier_keys import with_exact_exchange, with_tables
 from recsys.schema import Manifest, name_problems
 from recsys.sharding.optimizers import OptimConfig
 from recsys.sharding.plan import PlanConfig
@@ -90,7 +90,7 @@ def read_run_config(sections: Mapping[str, Any], *, stored: bool = False) -> Run
     Raises:
         UserError: every problem of every section at once.
     """
-    given = with_tables(sections) if stored else dict(sections)
+    given = with_exact_exchange(with_tables(sections)) if stored else dict(sections)
     return from_config(RunConfig, given, "", stored=stored)
 
 

@@ -1,6 +1,7 @@
-"""Keys of earlier versions: settings of single tables, which were spread over the sections of a run.
+"""Keys of earlier versions: settings of single tables, which were spread over the sections of a run, and
+keys whose default was another one.
 
-In: the sections of a stored configuration. Out: the same with one section `tables`. Called by
+In: the sections of a stored configuration. Out: the same as this version has them. Called by
 recsys/run/config.py.
 """
 
@@ -45,3 +46,18 @@ def with_tables(sections: Mapping[str, Any]) -> dict[str, Any]:
         for table, value in given.items():
             tables.setdefault(table, {})[setting] = value
     return moved | {"tables": tables}
+
+
+def with_exact_exchange(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of a stored run with fp32 as the precision of an exchange that has none.
+
+    Versions without these keys of `plan` sent everything in fp32.
+
+    Args:
+        sections: by name; None or anything else for one that the run does not have.
+    """
+    plan = sections.get("plan") or {}
+    if not isinstance(plan, dict):
+        return dict(sections)
+    exact = {"forward_communication": "fp32", "backward_communication": "fp32"}
+    return {**sections, "plan": exact | plan}

@@ -21,6 +21,7 @@ from recsys.job import say
 from recsys.run.config import SECTIONS, RunConfig, read_run_config
 from recsys.run.fingerprint import EXTENDABLE, changes, data_identity, deciding
 from recsys.run.lineage import Course, course_of
+from recsys.runtime.env import Env
 from recsys.schema import Manifest, identity_of
 from recsys.tracking.tracker import TrackedRun
 
@@ -49,7 +50,7 @@ def open_run_folder(
     now = as_stored(workspace, config, manifest, course)
     extended: list[str] = []
     stored_file = folder / "config.yaml"
-    own = stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
+    own = _is_own(stored_file, launch)
     if config.run.overwrite and own:
         say(f"run.overwrite: {folder} was made by this very start of torchrun and is kept")
     anew = config.run.overwrite and not own and folder.is_dir()
@@ -82,6 +83,39 @@ def open_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(stored_file, text)
     return folder
+
+
+def with_exchange(
+    workspace: Path, config: RunConfig, env: Env, launch: Sequence[str] = ()
+) -> RunConfig:
+    """Return the configuration with precisions of the exchange between ranks in place of `auto`.
+
+    A run that goes on from a checkpoint keeps those of its start; another takes those of this world
+    (PlanConfig.with_exchange). A saved plan has its own.
+
+    Args:
+        launch: as for `open_run_folder`, which is called next.
+
+    Raises:
+        UserError: the folder holds a damaged configuration.
+    """
+    if config.plan.file != "auto":
+        return config
+    folder = workspace / "runs" / config.run.name
+    stored_file = folder / "config.yaml"
+    of_world = {"device_type": env.device.type, "num_ranks": env.world_size}
+    plan = config.plan
+    is_kept = not config.run.overwrite or _is_own(stored_file, launch)
+    if is_kept and stored_file.is_file() and latest_checkpoint(folder / "checkpoints") is not None:
+        before = read_run_folder(folder).plan
+        plan = plan.with_precisions(before.forward_communication, before.backward_communication)
+        if plan.with_exchange(**of_world) != config.plan.with_exchange(**of_world):
+            say(
+                f"exchange between ranks: as at the start of run {config.run.name!r} "
+                f"(plan.forward_communication={plan.forward_communication} "
+                f"plan.backward_communication={plan.backward_communication})"
+            )
+    return dataclasses.replace(config, plan=plan.with_exchange(**of_world))
 
 
 def _extension(changed: Mapping[str, str], config: RunConfig, epochs_before: int) -> str:
@@ -124,6 +158,11 @@ def _read_stored(file: Path) -> dict[str, Any]:
         if stored.get("data"):  # earlier versions have no such section
             from_config(StoredData, stored["data"], "data")
     return stored
+
+
+def _is_own(stored_file: Path, launch: Sequence[str]) -> bool:
+    """Return whether the folder of a config.yaml was made by one of these agents of torchrun."""
+    return stored_file.is_file() and not set(_launch_of(stored_file)).isdisjoint(launch)
 
 
 def _launch_of(stored_file: Path) -> list[str]:

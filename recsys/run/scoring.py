@@ -120,8 +120,10 @@ def _only_read(
     config: RunConfig, device_type: str, *, plan: Any, placements: Mapping[str, Any]
 ) -> RunConfig:
     """Return the configuration under which a run is read: planned anew, and without penalties."""
-    # A saved plan belongs to the world that it was made for.
-    own_plan = dataclasses.replace(config.plan, file="auto")
+    # A saved plan belongs to the world that it was made for. Scores do not depend on the number of ranks
+    # where vectors are sent as they are.
+    exact: Any = {"forward_communication": "fp32", "backward_communication": "fp32"}
+    own_plan = dataclasses.replace(config.plan, file="auto", **exact)
     if plan is not None:
         own_plan = from_config(PlanConfig, plan, "plan", base=own_plan)
     tables = {name: table.only_read(device_type) for name, table in config.tables.items()}

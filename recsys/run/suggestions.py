@@ -54,7 +54,10 @@ def half_precision_exchange(planned: Planned, plan: Plan) -> Suggestion | None:
     A direction that is in half precision already stays as it is. fp16 keeps more digits, bf16 the range
     that gradients need.
     """
-    given = planned.config.plan
+    cluster = planned.cluster
+    given = planned.config.plan.with_exchange(
+        device_type=cluster.device, num_ranks=cluster.num_ranks
+    )
     exchanges: dict[str, Any] = {
         key: half
         for key, half in (("forward_communication", "fp16"), ("backward_communication", "bf16"))

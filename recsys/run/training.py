@@ -31,7 +31,7 @@ from recsys.job import say
 from recsys.metrics.registry import METRICS
 from recsys.run.assembly import build_plannable, build_training_loader, loader_of
 from recsys.run.config import RunConfig, check_classes
-from recsys.run.folder import open_run_folder, tracked_run
+from recsys.run.folder import open_run_folder, tracked_run, with_exchange
 from recsys.run.lineage import Course, Parent, course_of
 from recsys.run.matching import match_tables
 from recsys.runtime.collectives import gather, share, sharing_errors
@@ -59,6 +59,7 @@ class OpenedRun:
 
     workspace: Path
     config: RunConfig
+    """With the precisions in which its ranks exchange vectors."""
     manifest: Manifest
     vectors: dict[str, FeatureTable]
     """Feature tables of its modalities, by name."""
@@ -89,6 +90,7 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
     modalities = [name for name in config.model.modalities if manifest.has_modality(name)]
     vectors = open_features(workspace, modalities, manifest, say)
     agents = agents_of_start()
+    config = share(lambda: with_exchange(workspace, config, env, agents))
     with sharing_errors():
         if env.is_first:
             # What does not fit the data is refused before a folder says how this run was started.

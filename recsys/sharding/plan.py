@@ -6,6 +6,7 @@ are applied in the same way, so the plan shown is the plan trained. Bytes are ex
 times are TorchRec's estimates for one step, forward and backward, in milliseconds.
 """
 
+import dataclasses
 import json
 import typing
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ DENSE_KERNEL = "dense"
 """Kernel of replicated trainable tables."""
 HOST_MEMORY_KERNELS = ("fused_uvm", "fused_uvm_caching")
 """Kernels whose table is in main memory: read over the bus, or cached on the accelerator."""
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +79,32 @@ class PlanConfig:
     min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     """Columns of a column shard, at least; null: half a table's width, of a frozen one its share of a
     host, where 4 divides that."""
-    forward_communication: Precision = "fp32"
-    """Precision in which looked-up vectors travel: `fp32`, `fp16` or `bf16` (fp16 on CPU)."""
-    backward_communication: Precision = "fp32"
-    """Precision in which their gradients travel: `fp32`, `fp16` or `bf16` (fp16 on CPU)."""
+    forward_communication: Precision = "auto"
+    """Precision in which looked-up vectors travel: `fp32`, `fp16`, `bf16` (fp16 on CPU), or `auto`: fp16
+    between several GPUs, else fp32; a run that is resumed keeps that of its start."""
+    backward_communication: Precision = "auto"
+    """Precision in which their gradients travel: `fp32`, `fp16`, `bf16` (fp16 on CPU), or `auto`: bf16
+    between several GPUs, else fp32; a run that is resumed keeps that of its start."""
     search: Literal["auto", "full", "fast"] = "auto"
     """`full`, `fast` (few proposals, small tables uncut), or `auto`: fast for very many shards."""
+
+    def with_exchange(self, *, device_type: str, num_ranks: int) -> "PlanConfig":
+        """Return the same with precisions of the exchange in place of `auto`.
+
+        Half precision between several GPUs: fp16 for vectors, which keeps more digits, and bf16 for their
+        gradients, which has the range of fp32. Elsewhere fp32, which is exact.
+        """
+        is_half = device_type == "cuda" and num_ranks > 1
+        return self.with_precisions("fp16" if is_half else "fp32", "bf16" if is_half else "fp32")
+
+    def with_precisions(self, forward: "Precision", backward: "Precision") -> "PlanConfig":
+        """Return the same with these precisions of the exchange in place of `auto`."""
+        given = (self.forward_communication, self.backward_communication)
+        return dataclasses.replace(
+            self,
+            forward_communication=forward if given[0] == "auto" else given[0],
+            backward_communication=backward if given[1] == "auto" else given[1],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,7 @@ def plan_tables(
         UserError: constraints that do not fit the tables or the cluster.
         DoesNotFitError: no plan holds all tables.
     """
+    config = config.with_exchange(device_type=cluster.device, num_ranks=cluster.num_ranks)
     constraints = constrain(
         tables=tables, config=config, cluster=cluster, feature_lengths=feature_lengths
     )

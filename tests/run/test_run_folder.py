@@ -1,13 +1,17 @@
 """Whose run a folder is: a restart of the same torchrun goes on with it, whatever it was told."""
 
+import dataclasses
 import os
 
 import pytest
+import torch
 import yaml
 
 from recsys.checkpoint.integrity import describe_file, write_manifest
+from recsys.run import scoring
 from recsys.run.config import read_run_config
-from recsys.run.folder import open_run_folder, read_run_folder
+from recsys.run.folder import open_run_folder, read_run_folder, with_exchange
+from recsys.runtime.env import Env
 from recsys.runtime.torchrun import agent_of, name_of_process
 from tests import tiny_world
 
@@ -52,6 +56,65 @@ def test_a_folder_that_names_its_start_by_a_rendezvous_id_is_another_starts(tmp_
     (folder / "checkpoints").mkdir()
     open_as(tmp_path, ["mine"], overwrite=True)
     assert not (folder / "checkpoints").exists()
+
+
+ONE_CPU = Env(device=torch.device("cpu"), rank=0, local_rank=0, world_size=1, local_world_size=1)
+EIGHT_GPUS = dataclasses.replace(
+    ONE_CPU, device=torch.device("cuda"), world_size=8, local_world_size=8
+)
+
+
+def exchange_of(workspace, env, **plan):
+    """Precisions that a start takes; they are in the folder's configuration from then on."""
+    given = read_run_config({"run": {"name": "r"}, "plan": plan})
+    config = with_exchange(workspace, given, env)
+    open_run_folder(workspace, config, tiny_world.manifest())
+    return config.plan.forward_communication, config.plan.backward_communication
+
+
+def save_something(workspace):
+    """A checkpoint of no weights, whole as far as a folder of a run looks at it."""
+    folder = workspace / "runs/r/checkpoints/step-00000001"
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text("{}")
+    write_manifest(folder, {"index.json": describe_file(folder / "index.json")})
+
+
+def test_a_resumed_run_exchanges_vectors_in_the_precision_of_its_start(tmp_path, capsys):
+    assert exchange_of(tmp_path, ONE_CPU) == ("fp32", "fp32")
+    assert exchange_of(tmp_path, EIGHT_GPUS) == ("fp16", "bf16"), "nothing was trained before"
+    save_something(tmp_path)
+    assert not capsys.readouterr().out
+    assert exchange_of(tmp_path, ONE_CPU) == ("fp16", "bf16")
+    assert "exchange between ranks: as at the start of run 'r'" in capsys.readouterr().out
+    assert exchange_of(tmp_path, EIGHT_GPUS) == ("fp16", "bf16")
+    asked = exchange_of(tmp_path, EIGHT_GPUS, forward_communication="fp32")
+    assert asked == ("fp32", "bf16"), "a choice of the user stays"
+
+
+def test_a_run_of_a_version_that_knew_no_other_precision_goes_on_exactly(tmp_path):
+    exchange_of(tmp_path, EIGHT_GPUS)
+    file = tmp_path / "runs/r/config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["plan"]["forward_communication"], stored["plan"]["backward_communication"]
+    file.write_text(yaml.safe_dump(stored))
+    save_something(tmp_path)
+    assert exchange_of(tmp_path, EIGHT_GPUS) == ("fp32", "fp32")
+
+
+def test_a_saved_plan_has_its_own_precision(tmp_path):
+    given = read_run_config({"plan": {"file": "plan.json"}})
+    assert with_exchange(tmp_path, given, EIGHT_GPUS) == given
+
+
+def test_an_evaluation_exchanges_exactly_unless_it_is_told_otherwise():
+    """Its scores are the same on any number of ranks."""
+    half = {"forward_communication": "fp16", "backward_communication": "bf16"}
+    config = read_run_config({"plan": half})
+    read = scoring._only_read(config, "cuda", plan=None, placements={})
+    assert read.plan.forward_communication == "fp32"
+    told = scoring._only_read(config, "cuda", plan=half, placements={})
+    assert told.plan.forward_communication == "fp16"
 
 
 def write_process(proc, pid, parent, command, environment):
@@ -119,10 +182,7 @@ def with_epochs(epochs, **optim):
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_a_resume_with_other_epochs_says_what_becomes_of_the_learning_rate(tmp_path, capsys, decay):
     folder = open_run_folder(tmp_path, with_epochs(2, decay=decay), tiny_world.manifest())
-    checkpoint = folder / "checkpoints" / "step-00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "index.json").write_text("{}")
-    write_manifest(checkpoint, {"index.json": describe_file(checkpoint / "index.json")})
+    save_something(tmp_path)
     capsys.readouterr()
     open_run_folder(tmp_path, with_epochs(2, decay=decay), tiny_world.manifest())
     assert capsys.readouterr().out == ""

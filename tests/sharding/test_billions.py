@@ -19,7 +19,9 @@ def stepped():
 def test_rank_0_of_64_takes_two_steps_with_the_sharding_types_of_the_plan(stepped):
     assert stepped["ranks"] == 64 and stepped["sharding"] == stepped["planned"]
     assert {t: s for t, s in stepped["sharding"].items() if t.startswith("modality_")} == {
-        f"modality_{name}": "grid_shard" for name in ("semantic", "style", "text")
+        "modality_semantic": "grid_shard",
+        "modality_style": "table_row_wise",
+        "modality_text": "grid_shard",
     }
     assert all(0 < loss < 10 for loss in stepped["losses"])
 

@@ -13,6 +13,7 @@ import torch
 from recsys.config import from_config
 from recsys.data.planned_manifest import planned_manifest, with_rows
 from recsys.data.recipe import FeatureRecipe, InteractionsRecipe, ItemsRecipe, Recipe
+from recsys.report.plan import print_plan
 from recsys.run.assembly import build_plannable
 from recsys.run.config import read_run_config
 from recsys.run.planning import Planned, rate_clusters, read_cluster, smallest_and_fastest
@@ -27,6 +28,8 @@ from tests import tiny_world
 ROWS = {"item_id": 5_000, "user_id": 40_000, "tags": 1_000}
 GPU = {"device": "cuda", "accelerators_per_host": 8, "batch_size_per_rank": 1024}
 H100 = ClusterConfig(name="h100", hosts=8, accelerator_memory_gib=79.1, host_memory_gib=2048, **GPU)
+EXACT = {"forward_communication": "fp32", "backward_communication": "fp32"}
+HALF = {"forward_communication": "fp16", "backward_communication": "bf16"}
 
 
 def planned(cluster=None, rows=None, dims=None, **sections):
@@ -86,11 +89,13 @@ def test_vectors_of_billions_cross_the_network_in_less_than_five_milliseconds():
     model = {"embedding_dim": 128, "interest_modalities": ["semantic", "style", "text"]}
     cluster = read_cluster("h100_8x8")
     everything = dataclasses.replace(billions(), cluster=cluster)
-    free, cut_by_rows = (
+    exact = {"plan": EXACT}
+    by_default, free, cut_by_rows = (
         dataclasses.replace(everything, config=read_run_config({"model": model, **sections})).plan()
-        for sections in ({}, {"tables": by_rows})
+        for sections in ({}, exact, exact | {"tables": by_rows})
     )
     assert free.summary.critical_path_ms < 5 < cut_by_rows.summary.critical_path_ms / 3
+    assert by_default.summary.critical_path_ms < 2.5
     for table_plan in free.tables:
         if table_plan.frozen:
             assert table_plan.sharding == "grid_shard"
@@ -98,19 +103,55 @@ def test_vectors_of_billions_cross_the_network_in_less_than_five_milliseconds():
             assert 7 * table_plan.output_bytes_per_step < same.output_bytes_per_step
 
 
+@pytest.mark.parametrize(
+    ("device", "num_ranks", "given", "taken"),
+    [
+        ("cuda", 8, {}, ("fp16", "bf16")),
+        ("cuda", 2, {}, ("fp16", "bf16")),
+        ("cuda", 1, {}, ("fp32", "fp32")),
+        ("cpu", 1, {}, ("fp32", "fp32")),
+        ("cpu", 8, {}, ("fp32", "fp32")),
+        ("cuda", 8, EXACT, ("fp32", "fp32")),
+        ("cuda", 8, {"forward_communication": "fp32"}, ("fp32", "bf16")),
+        ("cuda", 8, {"backward_communication": "fp32"}, ("fp16", "fp32")),
+        ("cuda", 1, HALF, ("fp16", "bf16")),
+        ("cpu", 8, {"backward_communication": "bf16"}, ("fp32", "bf16")),
+    ],
+)
+def test_several_gpus_exchange_in_half_precision_and_everything_else_exactly(
+    device, num_ranks, given, taken
+):
+    accelerators = {"accelerator_memory_gib": 79.1} if device == "cuda" else {}
+    cluster = ClusterConfig(device=device, accelerators_per_host=num_ranks, **accelerators)
+    plan = planned(cluster, plan=given).plan()
+    assert (plan.communication.forward, plan.communication.backward) == taken
+
+
+def test_a_plan_says_in_one_line_in_which_precision_its_ranks_exchange(capsys):
+    print_plan(planned(H100).plan())
+    assert "exchange between ranks: vectors in fp16, their gradients in bf16" in (
+        capsys.readouterr().out.splitlines()
+    )
+    print_plan(planned(ClusterConfig()).plan())
+    assert "exchange" not in capsys.readouterr().out
+
+
 def test_half_precision_is_suggested_where_the_network_is_waited_for():
     cluster = read_cluster("h100_8x8")
-    everything = dataclasses.replace(billions(), cluster=cluster)
+    by_default = dataclasses.replace(billions(), cluster=cluster)
+    assert half_precision_exchange(by_default, by_default.plan()) is None
+    everything = dataclasses.replace(billions(plan=EXACT), cluster=cluster)
     before = everything.plan()
     suggestion = half_precision_exchange(everything, before)
-    halved = {"forward_communication": "fp16", "backward_communication": "bf16"}
-    after = dataclasses.replace(billions(plan=halved), cluster=cluster)
-    assert suggestion.keys == " ".join(f"plan.{key}={value}" for key, value in halved.items())
+    after = dataclasses.replace(billions(plan=HALF), cluster=cluster)
+    assert suggestion.keys == " ".join(f"plan.{key}={value}" for key, value in HALF.items())
+    assert after.plan() == by_default.plan()
     assert f"{after.plan().summary.critical_path_ms:.3f} ms instead of" in suggestion.verdict
     assert half_precision_exchange(after, after.plan()) is None
     alone = planned(ClusterConfig())
     assert half_precision_exchange(alone, alone.plan()) is None
-    chosen = dataclasses.replace(billions(plan={"backward_communication": "fp16"}), cluster=cluster)
+    keys = EXACT | {"backward_communication": "fp16"}
+    chosen = dataclasses.replace(billions(plan=keys), cluster=cluster)
     suggestion = half_precision_exchange(chosen, chosen.plan())
     assert suggestion.keys == "plan.forward_communication=fp16", "a choice of the user stays"
     assert suggestion.change == "send vectors in half precision"
@@ -358,10 +399,9 @@ def test_pinned_ranks_hold_their_table():
 
 def test_cached_tables_lie_in_main_memory_and_half_communication_halves_the_traffic():
     keys = {"sharding": "row_wise"}
-    plain = planned(H100, tables={"user_id": keys}).plan()
+    plain = planned(H100, plan=EXACT, tables={"user_id": keys}).plan()
     keys |= {"kernel": "fused_uvm_caching", "cache_load_factor": 0.25}
-    half = {"forward_communication": "fp16", "backward_communication": "bf16"}
-    cached = planned(H100, plan=half, tables={"user_id": keys}).plan()
+    cached = planned(H100, tables={"user_id": keys}).plan()
     before, after = table(plain, "user_id"), table(cached, "user_id")
     assert after.output_bytes_per_step * 2 == before.output_bytes_per_step
     assert after.kernel == "fused_uvm_caching" and after.cache_load_factor == 0.25
