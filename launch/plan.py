@@ -74,6 +74,9 @@ def job(cfg: DictConfig) -> None:
     write_plan(folder / "plan.json", plan)
     write_plan_page(folder / "plan.html", plan, title=f"{manifest.name} on {cluster.name}")
     say(f"plan: {folder} (plan.json, plan.html)")
+    if plan.on_ssd:
+        say(f"on SSD: {', '.join(plan.on_ssd)}; train takes no such table (docs/ids.md)")
+        return
     if not (place.folder / "prepared" / "manifest.json").is_file():
         say(f"next: {next_command('prepare', place.workspace)}")
         return

@@ -49,18 +49,25 @@ TABLE_COLUMNS: dict[str, Callable[[TablePlan], str]] = {
     "values": lambda t: size(t.weight_bytes),
     "state": lambda t: size(t.optimizer_bytes),
     "gradients": lambda t: size(t.gradient_bytes),
+    "HBM cache": lambda t: size(t.cache_bytes),
+    "DDR": lambda t: size(t.host_bytes),
+    "SSD": lambda t: size(t.ssd_bytes),
     "ids": lambda t: size(t.input_bytes_per_step),
     "vectors": lambda t: size(t.output_bytes_per_step),
 }
 """Columns of a plan's tables; bytes are sums over all ranks, those of ids and vectors sent a step."""
+_OF_SSD = ("HBM cache", "DDR", "SSD")
+"""Columns of tables that only those on SSD fill."""
 
 RANK_COLUMNS: dict[str, Callable[[RankLoad], str]] = {
     "rank": lambda r: str(r.rank),
     "tables": lambda r: str(r.num_tables),
     "HBM": lambda r: size(r.hbm_bytes) if r.hbm_capacity_bytes else "-",
     "DDR": lambda r: size(r.ddr_bytes),
+    "SSD": lambda r: size(r.ssd_bytes),
     "headroom": lambda r: size(r.headroom_bytes),
     "lookups ms": lambda r: f"{r.lookup_ms:.3f}",
+    "of them SSD": lambda r: f"{r.ssd_ms:.3f}",
     "communication ms": lambda r: f"{r.communication_ms:.3f}",
     "dense ms": lambda r: f"{r.dense_ms:.3f}",
 }
@@ -69,17 +76,27 @@ RANK_COLUMNS: dict[str, Callable[[RankLoad], str]] = {
 _LEFT = ("table", "sharding", "kernel")
 
 
+def table_columns(plan: Plan) -> dict[str, Callable[[TablePlan], str]]:
+    """Return the columns of a plan's tables, without those of SSD where none is on it."""
+    return {n: text for n, text in TABLE_COLUMNS.items() if plan.on_ssd or n not in _OF_SSD}
+
+
+def rank_columns(plan: Plan) -> dict[str, Callable[[RankLoad], str]]:
+    """Return the columns of a plan's ranks, without those of SSD where no table is on it."""
+    return {n: text for n, text in RANK_COLUMNS.items() if plan.on_ssd or "SSD" not in n}
+
+
 def print_plan(plan: Plan) -> None:
     """Print the verdict, a table per embedding table, a table per rank, and what limits a step."""
     summary, path = plan.summary, plan.summary.critical_path
     console().print(summary.verdict, highlight=False, soft_wrap=True)
     title = f"sharding plan, {plan.num_ranks} rank(s)"
-    columns = dict(TABLE_COLUMNS)
+    columns = table_columns(plan)
     if not any(table.gradient_bytes for table in plan.tables):
         del columns["gradients"]  # kept for replicated tables only
     tables = sorted(plan.tables, key=lambda t: -t.weight_bytes)
     _print(title, columns, tables, _MOST_TABLES, "smaller tables")
-    _print("ranks", RANK_COLUMNS, plan.ranks, _MOST_RANKS, "ranks")
+    _print("ranks", rank_columns(plan), plan.ranks, _MOST_RANKS, "ranks")
     console().print(
         f"imbalance (max / mean): memory {summary.memory_imbalance:.2f}, time "
         f"{summary.time_imbalance:.2f}; critical path of a step "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recsys.files import write_text
 from recsys.report.page import COLOURS, SORT_SCRIPT, page
-from recsys.report.plan import RANK_COLUMNS, TABLE_COLUMNS, Record, size
+from recsys.report.plan import Record, rank_columns, size, table_columns
 from recsys.sharding.plan import Plan, RankLoad, TablePlan
 
 _MOST_COLUMNS = 128
@@ -65,12 +65,12 @@ def write_plan_page(path: Path, plan: Plan, *, title: str) -> None:
         "Tables",
         "Bytes are sums over all ranks; ids and vectors are what all ranks send in a step. "
         "Click a head to sort.",
-        _table(TABLE_COLUMNS, _TABLE_KEYS, tables, ("table", "sharding", "kernel")),
+        _table(table_columns(plan), _TABLE_KEYS, tables, ("table", "sharding", "kernel")),
     )
     body += _section(
         "Ranks",
         "Times are TorchRec's estimates for a step, forward and backward.",
-        _table(RANK_COLUMNS, _RANK_KEYS, plan.ranks, ()),
+        _table(rank_columns(plan), _RANK_KEYS, plan.ranks, ()),
     )
     whole = page(title, body, style=_STYLE, script=SORT_SCRIPT, width_pixels=1240)
     write_text(path, whole)
@@ -250,6 +250,9 @@ _TABLE_KEYS = {
     "values": "weight_bytes",
     "state": "optimizer_bytes",
     "gradients": "gradient_bytes",
+    "HBM cache": "cache_bytes",
+    "DDR": "host_bytes",
+    "SSD": "ssd_bytes",
     "ids": "input_bytes_per_step",
     "vectors": "output_bytes_per_step",
 }
@@ -258,8 +261,10 @@ _RANK_KEYS = {
     "tables": "num_tables",
     "HBM": "hbm_bytes",
     "DDR": "ddr_bytes",
+    "SSD": "ssd_bytes",
     "headroom": "headroom_bytes",
     "lookups ms": "lookup_ms",
+    "of them SSD": "ssd_ms",
     "communication ms": "communication_ms",
     "dense ms": "dense_ms",
 }

@@ -44,6 +44,7 @@ from recsys.sharding.compilation import compile_dense
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
 from recsys.sharding.plan import Plan
+from recsys.sharding.ssd import check_trainable
 from recsys.tracking.config import TrackingConfig
 from recsys.tracking.opening import open_trackers
 from recsys.train.gradients import Gradients
@@ -94,12 +95,13 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
     with sharing_errors():
         if env.is_first:
             # What does not fit the data is refused before a folder says how this run was started.
-            build_plannable(
+            _, tables = build_plannable(
                 config=config,
                 manifest=manifest,
                 modality_dims={name: table.dim for name, table in vectors.items()},
                 device_type=env.device.type,
             )
+            check_trainable(tables)
             open_run_folder(workspace, config, manifest, agents, course)
     return OpenedRun(
         workspace=workspace,

@@ -53,6 +53,7 @@ from recsys.sharding.shards import (
     replicate,
     shards_of,
 )
+from recsys.sharding.ssd import check_trainable
 from recsys.sharding.tables import TableSettings
 from recsys.sharding.torch_optimizers import (
     ADAGRAD_EPS,
@@ -162,6 +163,7 @@ def share_plan(
     """
 
     def made() -> Plan:
+        check_trainable(tables)
         plan = make()
         check_matches(plan, tables=tables, env=env, source=source)
         return plan
@@ -194,6 +196,9 @@ def check_matches(
     planned = {table.table: table for table in plan.tables}
     different += [f"table {t!r} is not in the plan" for t in tables if t not in planned]
     different += [f"table {t!r} is not in the model" for t in planned if t not in tables]
+    different += [
+        f"it has table {t!r} on SSD, which is planned and not trained" for t in plan.on_ssd
+    ]
     for name, settings in tables.items():
         if name in planned:
             different += _differences(settings, planned[name])

@@ -52,6 +52,10 @@ class ClusterConfig:
     """Of main memory."""
     host_to_accelerator_gb_per_second: Annotated[float, Field(gt=0)] = 32.0
     """Between main memory and an accelerator, for tables that lie in main memory."""
+    ssd_gib: Annotated[float, Field(ge=0)] = 0.0
+    """SSDs of one machine, shared out among its ranks; 0: none that tables may be on."""
+    ssd_gb_per_second: Annotated[float, Field(gt=0)] = 5.0
+    """Of all SSDs of one machine together, shared by its ranks, for reads of 4 KiB at random places."""
     dense_tflops: Annotated[float, Field(gt=0)] = 0.05
     """10^12 floating-point operations a second that a rank sustains on the dense part (assumed)."""
     batch_size_per_rank: Annotated[int, Field(ge=1)] | None = None
@@ -82,6 +86,11 @@ class ClusterConfig:
         return int(self.host_memory_gib * GIB) // self.accelerators_per_host
 
     @property
+    def ssd_bytes_per_rank(self) -> int:
+        """SSD of one rank."""
+        return int(self.ssd_gib * GIB) // self.accelerators_per_host
+
+    @property
     def table_memory_bytes(self) -> int:
         """Memory of one rank that holds tables unless a kernel says otherwise."""
         return self.accelerator_bytes if self.device == "cuda" else self.host_bytes_per_rank
@@ -94,8 +103,12 @@ class ClusterConfig:
             compute_device=self.device,
             hbm_cap=self.accelerator_bytes,
             ddr_cap=self.host_bytes_per_rank,
+            ssd_cap=self.ssd_bytes_per_rank,
             hbm_mem_bw=self.accelerator_memory_gb_per_second * _GB_PER_SECOND,
             ddr_mem_bw=self.host_memory_gb_per_second * _GB_PER_SECOND,
+            # At which TorchRec prices all lookups of tables on SSD: that of their cache, to which
+            # PerfEstimator adds the misses (recsys/sharding/ssd.py).
+            ssd_mem_bw=self.accelerator_memory_gb_per_second * _GB_PER_SECOND,
             hbm_to_ddr_mem_bw=self.host_to_accelerator_gb_per_second * _GB_PER_SECOND,
             intra_host_bw=self.intra_host_gb_per_second * _GB_PER_SECOND,
             inter_host_bw=self.inter_host_gb_per_second * _GB_PER_SECOND,

@@ -18,6 +18,7 @@ from recsys.sharding.plan import (
     HOST_MEMORY_KERNELS,
     HOST_TYPES,
     SHARDING_TYPES,
+    SSD_KERNEL,
     PlanConfig,
 )
 from recsys.sharding.tables import TableSettings
@@ -28,8 +29,6 @@ _ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
 """Sharding types that cut rows."""
 _NARROW = 32
 """Columns below which a table is cut by columns only where the configuration says so."""
-_CACHE_LOAD_FACTOR = 0.2
-"""Share of a cached table's rows on the accelerator where the configuration does not say."""
 
 
 def constrain(
@@ -67,7 +66,7 @@ def constrain(
         kernels = {DENSE_KERNEL if kind == DATA_PARALLEL else settings.kernel for kind in kinds}
         cache = None
         if settings.kernel == "fused_uvm_caching":
-            cache = CacheParams(load_factor=settings.cache_load_factor or _CACHE_LOAD_FACTOR)
+            cache = CacheParams(load_factor=settings.cached_share)
         constraints[table] = ParameterConstraints(
             sharding_types=sorted(kinds),
             compute_kernels=sorted(kernels),
@@ -120,7 +119,7 @@ def _sharding_types(
         # where the configuration says so.
         and (kind != "grid_shard" or settings.is_frozen)
         and (kind not in _COLUMN_TYPES or column_width >= _NARROW)
-        and (kind != DATA_PARALLEL or (adam and not settings.is_half))
+        and (kind != DATA_PARALLEL or (adam and not settings.is_half and not settings.is_on_ssd))
         and not _leaves_empty(kind, settings, cluster)
     ]
     if cluster.num_ranks == 1:
@@ -158,11 +157,26 @@ def _sharding_problems(
 
 
 def _kernel_problems(table: str, settings: TableSettings, cluster: ClusterConfig) -> Iterator[str]:
-    if settings.kernel in HOST_MEMORY_KERNELS and cluster.device == "cpu":
+    given = f"tables.{table}.kernel={settings.kernel}"
+    if settings.kernel in (*HOST_MEMORY_KERNELS, SSD_KERNEL) and cluster.device == "cpu":
         yield (
-            f"tables.{table}.kernel={settings.kernel}: runs on GPU only, and {cluster.name!r} is a "
+            f"{given}: runs on GPU only, and {cluster.name!r} is a "
             f"CPU cluster, whose tables are in main memory anyway"
         )
+    elif settings.is_on_ssd and not cluster.ssd_gib:
+        yield f"{given}: cluster {cluster.name!r} has no SSD; give cluster.ssd_gib, of one machine"
+    elif settings.is_on_ssd and settings.is_frozen:
+        yield (
+            f"{given}: its vectors are frozen, and TorchRec's kernel for tables on SSD always trains; "
+            f"use fused_uvm or fused_uvm_caching"
+        )
+    elif settings.optimizer is not None and settings.is_on_ssd:
+        if settings.optimizer.name != "rowwise_adagrad":
+            yield (
+                f"{given}: its optimizer is {settings.optimizer.name}; TorchRec's kernel for tables on "
+                f"SSD has no sgd, and keeps the two averages of adam, twice the size of the table, on "
+                f"the accelerator; use tables.{table}.optimizer.name=rowwise_adagrad"
+            )
 
 
 def _rank_problems(table: str, settings: TableSettings, cluster: ClusterConfig) -> Iterator[str]:

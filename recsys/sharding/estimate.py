@@ -15,6 +15,7 @@ from recsys.sharding.plan import (
     DATA_PARALLEL,
     HOST_MEMORY_KERNELS,
     REPLICATED,
+    SSD_KERNEL,
     Communication,
     CriticalPath,
     DensePart,
@@ -24,6 +25,7 @@ from recsys.sharding.plan import (
     ShardPlan,
     TablePlan,
 )
+from recsys.sharding.ssd import storage_on_ssd
 from recsys.sharding.tables import TableSettings
 
 ID_BYTES = 8
@@ -45,13 +47,23 @@ class _Piece:
     gradient_bytes: int
     buffer_bytes: int
     copy_bytes: int = 0
+    cache_bytes: int = 0
+    """Of the buffers, the cache of a piece on SSD."""
+    host_bytes: int = 0
+    """Main memory beside a piece on SSD."""
     lookup_ms: float = 0.0
+    ssd_ms: float = 0.0
     communication_ms: float = 0.0
 
     @property
     def held_bytes(self) -> int:
         """Bytes of values, optimizer state and gradients."""
         return self.weight_bytes + self.optimizer_bytes + self.gradient_bytes
+
+    @property
+    def ssd_bytes(self) -> int:
+        """Bytes of values on SSD."""
+        return self.weight_bytes if self.kernel == SSD_KERNEL else 0
 
 
 def forecast(
@@ -150,9 +162,17 @@ def _pieces(option: ShardingOption, settings: TableSettings, host_copies: bool) 
             lookup_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
             communication_ms=perf.fwd_comms + perf.bwd_comms,
         )
+        if piece.ssd_bytes:
+            on_ssd = storage_on_ssd(settings, shard.size)
+            piece = dataclasses.replace(
+                piece,
+                cache_bytes=on_ssd.cache_bytes,
+                host_bytes=on_ssd.host_bytes,
+                ssd_ms=perf.prefetch_compute,
+            )
         # The rest is the exchange's buffers, and a cache where there is one.
-        rest = storage.hbm + storage.ddr - piece.held_bytes - piece.copy_bytes
-        pieces.append(dataclasses.replace(piece, buffer_bytes=rest))
+        rest = storage.hbm + storage.ddr + storage.ssd - piece.held_bytes - piece.copy_bytes
+        pieces.append(dataclasses.replace(piece, buffer_bytes=rest - piece.host_bytes))
     return pieces
 
 
@@ -185,7 +205,7 @@ def _table_plan(
     holders = [cluster.num_ranks if piece.rank is None else 1 for piece in pieces]
     holding = {piece.rank for piece in pieces if piece.size[0] * piece.size[1]}
     kernel = pieces[0].kernel
-    cached = option is not None and kernel == "fused_uvm_caching"
+    cached = option is not None and kernel in ("fused_uvm_caching", SSD_KERNEL)
     plan = TablePlan(
         table=name,
         frozen=settings.is_frozen,
@@ -197,7 +217,7 @@ def _table_plan(
         optimizer=None if settings.optimizer is None else settings.optimizer.name,
         sharding=pieces[0].sharding,
         kernel=kernel,
-        cache_load_factor=option.cache_load_factor if option is not None and cached else None,
+        cache_load_factor=settings.cached_share if cached else None,
         weight_bytes=sum(p.weight_bytes * n for p, n in zip(pieces, holders, strict=True)),
         optimizer_bytes=sum(p.optimizer_bytes * n for p, n in zip(pieces, holders, strict=True)),
         gradient_bytes=sum(p.gradient_bytes * n for p, n in zip(pieces, holders, strict=True)),
@@ -207,6 +227,9 @@ def _table_plan(
         num_ranks=cluster.num_ranks if None in holding else len(holding),
         input_bytes_per_step=0,
         output_bytes_per_step=0,
+        cache_bytes=sum(p.cache_bytes for p in pieces),
+        host_bytes=sum(p.host_bytes for p in pieces),
+        ssd_bytes=sum(p.ssd_bytes for p in pieces),
     )
     ids, vectors = _traffic(plan, len(pieces), cluster, batch_size_per_rank, communication)
     return dataclasses.replace(plan, input_bytes_per_step=ids, output_bytes_per_step=vectors)
@@ -254,10 +277,12 @@ def _rank_load(
     # Of a replicated table rank 0 writes the checkpoint.
     copies = sum(p.copy_bytes for p in pieces if (p.rank or 0) == rank)
     in_ddr = sum(p.held_bytes for p in in_main_memory)
-    in_hbm = sum(p.held_bytes for p in pieces) - in_ddr
+    on_ssd = sum(p.ssd_bytes for p in pieces)
+    in_hbm = sum(p.held_bytes for p in pieces) - in_ddr - on_ssd
     beside_tables = buffers + dense.bytes_per_rank
     hbm = in_hbm + beside_tables + array_bytes if on_accelerator else 0
     ddr = in_ddr + copies + (0 if on_accelerator else beside_tables)
+    ddr += sum(p.host_bytes for p in pieces)
     reserved = int(cluster.reserved_share * cluster.table_memory_bytes)
     used = hbm if on_accelerator else ddr
     return RankLoad(
@@ -281,6 +306,8 @@ def _rank_load(
         communication_ms=sum((p.communication_ms for p in pieces), 0.0),
         dense_ms=0.0,
         headroom_bytes=cluster.table_memory_bytes - reserved - used,
+        ssd_bytes=on_ssd,
+        ssd_ms=sum((p.ssd_ms for p in pieces), 0.0),
     )
 
 
@@ -340,10 +367,12 @@ def _summary(
     fullest = min(ranks, key=lambda rank: rank.headroom_bytes)
     used = fullest.hbm_bytes if cluster.device == "cuda" else fullest.ddr_bytes
     table_bytes = sum(t.weight_bytes + t.optimizer_bytes for t in tables)
+    ssd_bytes = sum(t.ssd_bytes for t in tables)
+    on_ssd = f", {gigabytes(ssd_bytes)} of them on SSD" if ssd_bytes else ""
     return PlanSummary(
         fits=True,
         verdict=f"fits {cluster.name}: tables of {gigabytes(table_bytes)} over "
-        f"{cluster.num_ranks} rank(s); the fullest, rank {fullest.rank}, holds "
+        f"{cluster.num_ranks} rank(s){on_ssd}; the fullest, rank {fullest.rank}, holds "
         f"{gigabytes(used)} of {gigabytes(cluster.table_memory_bytes)}, with "
         f"{gigabytes(fullest.reserved_bytes)} kept free and {gigabytes(fullest.headroom_bytes)} to "
         f"spare",

@@ -54,6 +54,8 @@ DENSE_KERNEL = "dense"
 """Kernel of replicated trainable tables."""
 HOST_MEMORY_KERNELS = ("fused_uvm", "fused_uvm_caching")
 """Kernels whose table is in main memory: read over the bus, or cached on the accelerator."""
+SSD_KERNEL = "key_value"
+"""Kernel whose table is on SSD, cached on the accelerator: planned, and not trained (docs/ids.md)."""
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
@@ -142,6 +144,12 @@ class TablePlan:
     """Ids sent."""
     output_bytes_per_step: int
     """Vectors and gradients sent."""
+    cache_bytes: int = 0
+    """Of the buffers, the cache on the accelerators; of a table on SSD."""
+    host_bytes: int = 0
+    """Main memory beside a table on SSD: rows on their way there."""
+    ssd_bytes: int = 0
+    """Of the values, those on SSD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +186,10 @@ class RankLoad:
     """Free beside what is used and reserved, of the memory that holds the tables."""
     array_bytes: int = 0
     """Arrays of the data that the accelerator keeps a copy of (train.arrays_on_gpu_bytes)."""
+    ssd_bytes: int = 0
+    """Used of the rank's share of its machine's SSDs."""
+    ssd_ms: float = 0.0
+    """Of `lookup_ms`, the wait for rows that are read from SSD and written to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +282,11 @@ class Plan:
         rows = self.num_ranks * self.batch_size_per_rank
         return rows / max(self.summary.critical_path_ms, 1e-9) * 1e3
 
+    @property
+    def on_ssd(self) -> list[str]:
+        """Names of the tables on SSD."""
+        return [table.table for table in self.tables if table.kernel == SSD_KERNEL]
+
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Write plan.json."""
@@ -279,11 +296,19 @@ def write_plan(path: Path, plan: Plan) -> None:
     content |= {"cluster": vars(plan.cluster), "communication": vars(plan.communication)}
     content |= {"dense": vars(plan.dense), "summary": summary}
     for name in ("tables", "ranks", "shards"):
-        content[name] = [vars(record) for record in getattr(plan, name)]
-    if not any(rank.array_bytes for rank in plan.ranks):  # as earlier versions wrote it
-        known = [name for name in content["ranks"][0] if name != "array_bytes"]
-        content["ranks"] = [{name: rank[name] for name in known} for rank in content["ranks"]]
+        content[name] = [_as_before(vars(record)) for record in getattr(plan, name)]
+    if not plan.cluster.ssd_gib:
+        content["cluster"] = {k: v for k, v in vars(plan.cluster).items() if k not in _OF_SSD}
     write_json(path, content)
+
+
+_LATER = {"array_bytes", "cache_bytes", "host_bytes", "ssd_bytes", "ssd_ms"}
+_OF_SSD = {"ssd_gib", "ssd_gb_per_second"}
+
+
+def _as_before(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as earlier versions wrote it, where it says nothing that they did not know."""
+    return {name: value for name, value in record.items() if value or name not in _LATER}
 
 
 def read_plan(path: str | Path) -> Plan:

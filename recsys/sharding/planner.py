@@ -1,4 +1,4 @@
-"""Parts of TorchRec's planner with seven corrections (torchrec 1.8), put together by search.py.
+"""Parts of TorchRec's planner with eight corrections (torchrec 1.8), put together by search.py.
 
 1. Options come in one order, the simplest first (TorchRec iterates over sets of strings, whose order
    changes from process to process, and with it which of two equal plans wins).
@@ -10,6 +10,7 @@
 6. A piece of rows gets the ids of its rows (TorchRec lets all ids travel to each piece).
 7. Everything that is no table (dense part, replicated frozen tables) is taken from a rank's memory
    before tables are placed, on CPU as on GPU.
+8. Tables on SSD have a cache, buffers in main memory, and misses that are waited for (ssd.py).
 """
 
 import copy
@@ -44,7 +45,14 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import CommOp
 
-from recsys.sharding.plan import DENSE_KERNEL, HOST_MEMORY_KERNELS, SHARDING_TYPES, Communication
+from recsys.sharding.plan import (
+    DENSE_KERNEL,
+    HOST_MEMORY_KERNELS,
+    SHARDING_TYPES,
+    SSD_KERNEL,
+    Communication,
+)
+from recsys.sharding.ssd import miss_ms, storage_on_ssd
 from recsys.sharding.tables import TableSettings
 
 _PATIENCE = 20
@@ -109,6 +117,10 @@ class StorageEstimator(EmbeddingStorageEstimator):
                 is_copied = self.copies and (kernel != DENSE_KERNEL or number == 0)
                 copied = settings.copy_bytes(shard.size) if is_copied else 0
                 assert shard.storage is not None, "TorchRec's estimator has filled it"
+                if kernel == SSD_KERNEL:
+                    on_ssd = storage_on_ssd(settings, shard.size)
+                    shard.storage.ssd = on_ssd.ssd_bytes
+                    shard.storage += Storage(hbm=on_ssd.cache_bytes, ddr=on_ssd.host_bytes)
                 shard.storage += Storage(
                     hbm=0 if in_main_memory else more,
                     ddr=copied + (more if in_main_memory else 0),
@@ -116,10 +128,12 @@ class StorageEstimator(EmbeddingStorageEstimator):
 
 
 class PerfEstimator(EmbeddingPerfEstimator):
-    """TorchRec's times with the way of the ids counted, for a piece of rows that of its own ids, and no
-    backward pass for frozen tables."""
+    """TorchRec's times with the way of the ids counted, for a piece of rows that of its own ids, no
+    backward pass for frozen tables, and the misses of those on SSD."""
 
     tables: Mapping[str, TableSettings]
+    ssd_gb_per_second: float
+    """Of one rank."""
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: Any) -> None:
         """Set the times of every shard."""
@@ -131,14 +145,19 @@ class PerfEstimator(EmbeddingPerfEstimator):
             "grid_shard": ranks_of_host,
         }
         for option in sharding_options:
-            frozen = self.tables[option.name].is_frozen
+            settings = self.tables[option.name]
             share_of_ids = 1 / num_pieces.get(option.sharding_type, 1)
+            num_ids = option.batch_size * ranks * sum(option.input_lengths) * share_of_ids
             for shard in option.shards:
                 assert shard.perf is not None, "TorchRec's estimator has filled it"
-                if frozen:
+                if settings.is_frozen:
                     shard.perf.bwd_compute = shard.perf.bwd_comms = 0.0
                 shard.perf.fwd_comms += shard.perf.input_dist_comms * share_of_ids
                 shard.perf.input_dist_comms = 0.0
+                if option.compute_kernel == SSD_KERNEL:
+                    shard.perf.prefetch_compute = miss_ms(
+                        settings, shard.size, num_ids, self.ssd_gb_per_second
+                    )
 
 
 class Reservation(FixedPercentageStorageReservation):
@@ -149,9 +168,10 @@ class Reservation(FixedPercentageStorageReservation):
         self._unsharded_bytes = unsharded_bytes
 
     def reserve(self, topology: Topology, *args: Any, **kwargs: Any) -> Topology:
-        """Return the topology with the memory that tables may take."""
+        """Return the topology with the memory and the SSD that tables may take."""
         reserved = super().reserve(topology, *args, **kwargs)
         for device in reserved.devices:
+            device.storage.ssd = int(device.storage.ssd * (1 - self._percentage))
             if topology.compute_device == "cuda":
                 device.storage.hbm -= self._unsharded_bytes
             else:

@@ -11,7 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
+from torchrec.distributed.planner.types import (
+    ParameterConstraints,
+    PlannerError,
+    ShardEstimator,
+    ShardingOption,
+)
 
 from recsys.model.ranker import Ranker
 from recsys.sharding.cluster import ClusterConfig
@@ -142,14 +147,11 @@ def search_tables(
     fast = _is_fast(config, len(constraints) * cluster.num_ranks)
     if fast:
         constraints = _pruned(constraints, tables, cluster, batch_size_per_rank)
-    storage = StorageEstimator(topology=topology, constraints=constraints)
-    perf = PerfEstimator(topology=topology, constraints=constraints)
-    storage.tables, storage.copies, perf.tables = tables, host_copies, tables
     enumerator = Enumerator(
         topology=topology,
         batch_size=batch_size_per_rank,
         constraints=constraints,
-        estimator=[perf, storage],
+        estimator=_estimators(cluster, constraints, tables, host_copies),
     )
     pinned = {name: tables[name].ranks or () for name in constraints if tables[name].ranks}
     reservation, recorder = Reservation(cluster.reserved_share, unsharded_bytes), Recorder()
@@ -176,6 +178,21 @@ def search_tables(
             reason = with_copies(reason, options, tables, cluster)
         raise reason from error
     return recorder.options
+
+
+def _estimators(
+    cluster: ClusterConfig,
+    constraints: dict[str, ParameterConstraints],
+    tables: Mapping[str, TableSettings],
+    host_copies: bool,
+) -> list[ShardEstimator]:
+    """Return what estimates every option: its times, and its bytes."""
+    topology = cluster.topology()
+    storage = StorageEstimator(topology=topology, constraints=constraints)
+    perf = PerfEstimator(topology=topology, constraints=constraints)
+    storage.tables, storage.copies, perf.tables = tables, host_copies, tables
+    perf.ssd_gb_per_second = cluster.ssd_gb_per_second / cluster.accelerators_per_host
+    return [perf, storage]
 
 
 def _is_fast(config: PlanConfig, num_shards: int) -> bool:

@@ -44,7 +44,8 @@ def find_shortage(
     return (
         _one_table(by_table, free, cluster)
         or _all_tables(by_table, free, cluster)
-        or _main_memory(by_table, free, cluster)
+        or _beside(by_table, free.ddr, cluster, "main memory", lambda storage: int(storage.ddr))
+        or _beside(by_table, free.ssd, cluster, "SSD", lambda storage: int(storage.ssd))
         or _no_layout(by_table, free, cluster, pinned)
     )
 
@@ -140,21 +141,46 @@ def _all_tables(
     )
 
 
-def _main_memory(
-    by_table: Mapping[str, Sequence[ShardingOption]], free: Storage, cluster: ClusterConfig
+def _beside(
+    by_table: Mapping[str, Sequence[ShardingOption]],
+    free_bytes: int,
+    cluster: ClusterConfig,
+    name: str,
+    needs: Callable[[Storage], int],
 ) -> DoesNotFitError | None:
-    """Return the shortage of main memory beside accelerators, None where it is not short."""
-    on_host = _least(by_table, lambda o: sum(int(s.storage.ddr) for s in o.shards if s.storage))
-    everything = sum(on_host.values())
-    if cluster.device != "cuda" or everything <= free.ddr * cluster.num_ranks:
+    """Return the shortage of a memory beside that of accelerators, None where it is not short.
+
+    Args:
+        free_bytes: of one rank.
+        name: of the memory.
+        needs: bytes of a shard in it.
+    """
+    if cluster.device != "cuda":
         return None
-    table = max(on_host, key=lambda name: on_host[name])
+
+    def pieces(option: ShardingOption) -> list[int]:
+        return [needs(shard.storage) for shard in option.shards if shard.storage]
+
+    of_table = _least(by_table, lambda option: sum(pieces(option)))
+    largest = _least(by_table, lambda option: max(pieces(option)))
+    everything = sum(of_table.values())
+    table = max(largest, key=lambda name: largest[name])
+    if everything > free_bytes * cluster.num_ranks:
+        table = max(of_table, key=lambda name: of_table[name])
+        too_much = (
+            f"they take {gigabytes(everything)} of it, and {cluster.num_ranks} rank(s) have "
+            f"{gigabytes(free_bytes)} each; the largest is table {table!r} with "
+            f"{gigabytes(of_table[table])}"
+        )
+    elif largest[table] > free_bytes:
+        too_much = (
+            f"the largest piece of table {table!r} takes {gigabytes(largest[table])} of it, and a rank "
+            f"has {gigabytes(free_bytes)}: {gigabytes(largest[table] - free_bytes)} too much"
+        )
+    else:
+        return None
     return DoesNotFitError(
-        f"the tables do not fit in main memory: they take {gigabytes(everything)} of it, and "
-        f"{cluster.num_ranks} rank(s) have {gigabytes(free.ddr)} each; the largest is table "
-        f"{table!r} with {gigabytes(on_host[table])}",
-        table,
-        of_host_memory=True,
+        f"the tables do not fit in {name}: {too_much}", table, of_host_memory=name == "main memory"
     )
 
 

@@ -16,7 +16,13 @@ from recsys.data.id_map import IdsConfig
 from recsys.errors import UserError
 from recsys.model.ranker import Ranker
 from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, TableOptimizer
-from recsys.sharding.plan import DATA_PARALLEL, DENSE_KERNEL, SHARDING_TYPES, ShardingType
+from recsys.sharding.plan import (
+    DATA_PARALLEL,
+    DENSE_KERNEL,
+    SHARDING_TYPES,
+    SSD_KERNEL,
+    ShardingType,
+)
 
 _PRECISIONS = {DataType.FP32: "fp32", DataType.FP16: "fp16"}
 _VALUE_BYTES = {"fp32": 4, "fp16": 2}
@@ -26,6 +32,10 @@ every row of its table."""
 _LEARNING_RATES = {"adam": 1e-3, "rowwise_adagrad": 0.05, "sgd": 0.1}
 _PLACED_ALONE = ("table_wise", "column_wise")
 """Sharding types whose pieces may be on any ranks, so that ranks can be pinned."""
+_CACHED = ("fused_uvm_caching", SSD_KERNEL)
+"""Kernels with a cache of rows on the accelerator."""
+_CACHE_LOAD_FACTOR = 0.2
+"""Share of a cached table's rows on the accelerator where the configuration does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +44,11 @@ class TablePlacementConfig:
 
     sharding: list[ShardingType] | None = None
     """One sharding type, or a list of them for the planner to choose from; null: all that fit."""
-    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
-    """`fused`, or on GPU `fused_uvm` (the table in main memory) and `fused_uvm_caching`. TorchRec's
-    kernels for tables on SSD are not offered (docs/ids.md)."""
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching", "key_value"] = "fused"
+    """`fused`, or on GPU `fused_uvm` (the table in main memory), `fused_uvm_caching` (and a cache on the
+    accelerator) or `key_value` (on SSD, and a cache), which is planned and not trained (docs/ids.md)."""
     cache_load_factor: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of a `fused_uvm_caching` table's rows cached on the accelerator; null: 0.2."""
+    """Share of a `fused_uvm_caching` or `key_value` table's rows on the accelerator; null: 0.2."""
     ranks: list[int] | None = None
     """Ranks that hold a table_wise or column_wise table; null: the planner chooses."""
 
@@ -48,8 +58,13 @@ class TablePlacementConfig:
         found = []
         if kinds == []:
             found.append(f"sharding=[]: expected one of {', '.join(SHARDING_TYPES)}, or null")
-        if self.cache_load_factor is not None and self.kernel != "fused_uvm_caching":
-            found.append("cache_load_factor: only with kernel=fused_uvm_caching")
+        if self.cache_load_factor is not None and self.kernel not in _CACHED:
+            found.append(f"cache_load_factor: only with kernel={' or '.join(_CACHED)}")
+        if self.kernel == SSD_KERNEL and DATA_PARALLEL in (kinds or ()):
+            found.append(
+                "sharding=data_parallel with kernel=key_value: every rank keeps a replicated table in "
+                "its own memory; change one of the two"
+            )
         if ranks is not None and (not ranks or len(set(ranks)) < len(ranks) or min(ranks) < 0):
             found.append(f"ranks={ranks}: expected different ranks, 0 or more")
         if ranks is not None and any(kind not in _PLACED_ALONE for kind in kinds or ()):
@@ -121,9 +136,9 @@ class TableSettings:
     sharding: tuple[str, ...] | None = None
     """Sharding types the configuration asks for; None: the planner chooses."""
     kernel: str = "fused"
-    """Kernel of a table that is not replicated: `fused`, `fused_uvm` or `fused_uvm_caching`."""
+    """Kernel of a table that is not replicated: one of TablePlacementConfig.kernel."""
     cache_load_factor: float | None = None
-    """Share of a `fused_uvm_caching` table's rows cached on the accelerator; None: the default."""
+    """Share of a table's rows cached on the accelerator; None: the default."""
     ranks: tuple[int, ...] | None = None
     """Ranks that hold the table; None: the planner chooses."""
 
@@ -136,6 +151,16 @@ class TableSettings:
     def is_half(self) -> bool:
         """True for a table of fp16 values."""
         return self.precision == "fp16"
+
+    @property
+    def is_on_ssd(self) -> bool:
+        """True for a table on SSD."""
+        return self.kernel == SSD_KERNEL
+
+    @property
+    def cached_share(self) -> float:
+        """Share of the rows cached on the accelerator; 0 where the kernel has no cache."""
+        return (self.cache_load_factor or _CACHE_LOAD_FACTOR) if self.kernel in _CACHED else 0.0
 
     @property
     def num_bytes(self) -> int:
@@ -158,8 +183,15 @@ class TableSettings:
         return 0 if self.is_frozen or kernel != DENSE_KERNEL else self.weight_bytes(size)
 
     def copy_bytes(self, size: Sequence[int]) -> int:
-        """Return the bytes of a shard's copy in host memory, of which a checkpoint is written."""
-        return 0 if self.is_frozen else self.weight_bytes(size) + self.optimizer_bytes(size)
+        """Return the bytes of a shard's copy in host memory, of which a checkpoint is written.
+
+        Tables on SSD have none: they are planned and not trained.
+        """
+        return (
+            0
+            if self.is_frozen or self.is_on_ssd
+            else self.weight_bytes(size) + self.optimizer_bytes(size)
+        )
 
 
 def resolve_tables(
@@ -282,7 +314,7 @@ def resolve_optimizer(
     if name == "auto":
         # Half precision and pinned ranks keep a table from being replicated, too.
         placed = kinds is None and (settings.is_half or settings.ranks is not None)
-        small = settings.rows <= small_table_rows
+        small = settings.rows <= small_table_rows and not settings.is_on_ssd
         fits = device_type == "cuda" or not (model_parallel or placed)
         name = "adam" if small and fits else "rowwise_adagrad"
     if name == "adam" and device_type == "cpu" and kinds is not None and model_parallel:

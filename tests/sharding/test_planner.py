@@ -426,19 +426,23 @@ BAD_TABLES = {
     "no type": ({"tags": {"sharding": []}}, r"tables.tags.sharding=\[\]: expected one of"),
     "unknown kernel": (
         {"tags": {"kernel": "magic"}},
-        "tables.tags.kernel='magic': expected fused, fused_uvm or fused_uvm_caching",
+        "tables.tags.kernel='magic': expected fused, fused_uvm, fused_uvm_caching or key_value",
     ),
-    "kernel on SSD": (
-        {"tags": {"kernel": "key_value"}},
-        "tables.tags.kernel='key_value': expected fused, fused_uvm or fused_uvm_caching",
+    "virtual table": (
+        {"tags": {"kernel": "dram_virtual_table"}},
+        "tables.tags.kernel='dram_virtual_table': expected fused, ",
     ),
     "kernel on CPU": (
         {"tags": {"kernel": "fused_uvm"}},
         "tables.tags.kernel=fused_uvm: runs on GPU only, and 'custom' is a CPU cluster",
     ),
+    "SSD on CPU": (
+        {"tags": {"kernel": "key_value"}},
+        "tables.tags.kernel=key_value: runs on GPU only, and 'custom' is a CPU cluster",
+    ),
     "cache without kernel": (
         {"tags": {"cache_load_factor": 0.5}},
-        "tables.tags.cache_load_factor: only with kernel=fused_uvm_caching",
+        "tables.tags.cache_load_factor: only with kernel=fused_uvm_caching or key_value",
     ),
     "cache of nothing": (
         {"tags": {"kernel": "fused_uvm_caching", "cache_load_factor": 0}},

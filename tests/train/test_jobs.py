@@ -165,6 +165,13 @@ def test_plan_for_another_model_is_refused_on_every_rank_at_once(workspace, job)
     assert "Traceback" not in done.stderr.split("error:")[1]
 
 
+def test_a_table_on_ssd_is_refused_before_there_is_a_run(workspace, job):
+    done = job("train", *options(workspace, "on_ssd", "tables.user_id.kernel=key_value"))
+    assert done.returncode == 1
+    assert "tables.user_id.kernel=key_value: tables on SSD are planned" in done.stderr
+    assert not (workspace / "runs" / "on_ssd").exists()
+
+
 def test_planned_manifest_of_a_recipe_has_the_tables_that_prepare_makes(workspace):
     manifest = read_manifest(workspace)
     recipe = from_config(Recipe, manifest.recipe, "recipe")
