@@ -66,6 +66,7 @@ def job(cfg: DictConfig) -> None:
                 made_by=encoder.made_by,
                 env=env,
                 shard_rows=config.shard_rows,
+                bits=config.vector_bits,
                 forget_missing=config.forget_missing,
             )
             encoding.done(str(extraction))

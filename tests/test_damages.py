@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from embedding.features.catalogue import Catalogue
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from embedding.image.config import ImageConfig
 from embedding.image.heads import fit_heads
 from embedding.image.making import ImageMaker

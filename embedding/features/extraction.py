@@ -8,9 +8,10 @@ takes the vector that is there, from its own shard or from any shard of an earli
 are there stay readable until the new ones are whole (replacement.py).
 """
 
+import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from embedding.features.catalogue import Catalogue
+from embedding.features.codebook_fit import fitted_codebooks, known_codebooks
+from embedding.features.codes import Codebooks, RowForm
 from embedding.features.extractor import Extractor
 from embedding.features.pipeline import Pipeline
 from embedding.features.replacement import (
+    CODES,
     Basis,
     declare_whole,
     next_name,
@@ -88,7 +92,10 @@ class Extraction:
         parts = []
         for name, table in self.tables.items():
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in table.masked.items())
-            parts.append(f"{name} {table.count:,} x {table.dim} (masked: {reasons or 'none'})")
+            bits = f", {table.bits} bits each" if table.codebooks else ""
+            parts.append(
+                f"{name} {table.count:,} x {table.dim}{bits} (masked: {reasons or 'none'})"
+            )
         rate = self.num_encoded / max(self.seconds, 1e-9)
         counts = [f"{self.num_encoded:,} encoded, {rate:,.0f} items/s"]
         counts += [f"{self.num_kept:,} kept"] if self.num_kept else []
@@ -121,20 +128,61 @@ def extract_features(
     made_by: MadeBy,
     env: Env,
     shard_rows: int | None = None,
+    bits: int = 16,
     forget_missing: bool = False,
 ) -> Extraction:
     """Write the extractor's tables below `<workspace>/features/`; all ranks call this.
 
-    Shards go round robin over ranks, so that new items spread over all of them.
+    Codebooks are kept as long as the encoder is; without any, fp16 tables are made first, and coded.
 
     Args:
         forget_missing: mask rows whose picture is gone or cannot be read any more; False: they keep
             the vector they have.
         shard_rows: rows of a shard, 1 or more; None: those of the table that is there, or
             `fitting_shard_rows`.
+        bits: of a stored number: 16, or 2 or 4 as codes. For 16, rows of codes are encoded anew.
 
     Raises:
         UserError: items.parquet is missing or does not have the manifest's rows.
+    """
+    features, names = workspace / "features", list(extractor.dims)
+
+    def extract(books: dict[str, Codebooks]) -> Extraction:
+        return _extract(
+            extractor,
+            workspace=workspace,
+            manifest=manifest,
+            made_by=made_by,
+            env=env,
+            shard_rows=shard_rows,
+            books=books,
+            forget_missing=forget_missing,
+        )
+
+    if bits == 16:
+        return extract({})
+    if books := share(lambda: known_codebooks(features, names, bits, made_by.revision)):
+        return extract(books)
+    whole = extract({})
+    books = share(lambda: {name: fitted_codebooks(features / name, bits) for name in names})
+    coded = extract(books)
+    return dataclasses.replace(whole, tables=coded.tables, seconds=whole.seconds + coded.seconds)
+
+
+def _extract(
+    extractor: Extractor,
+    *,
+    workspace: Path,
+    manifest: Manifest,
+    made_by: MadeBy,
+    env: Env,
+    shard_rows: int | None,
+    books: Mapping[str, Codebooks],
+    forget_missing: bool,
+) -> Extraction:
+    """Write the tables in one form: as codes with `books`, by table, else as fp16.
+
+    Shards go round robin over ranks, so that new items spread over all of them.
     """
     begun = time.perf_counter()
     catalogue = Catalogue(workspace / "prepared")
@@ -155,9 +203,13 @@ def extract_features(
             "items": manifest.checksums["items.parquet"],
             "shard_rows": shard_rows or _shard_rows_of(features, names[0], catalogue.num_rows),
         }
+        if books:  # the stamps of earlier versions have no codes
+            stamp[CODES] = "+".join(books[name].digest for name in names)
         return open_next_tables(features, names, stamp, earlier)
 
-    pipeline = Pipeline(extractor, catalogue, features, earlier, share(open_tables), forget_missing)
+    forms = {n: RowForm(dim=dim, codebooks=books.get(n)) for n, dim in extractor.dims.items()}
+    basis = share(open_tables)
+    pipeline = Pipeline(extractor, catalogue, features, earlier, basis, forms, forget_missing)
     counts = gather(lambda: _run_rank(pipeline, env))
     tables = share(lambda: _close_tables(pipeline, manifest, made_by))
     return Extraction(
@@ -189,7 +241,9 @@ def _close_tables(
     features, extractor = pipeline.features, pipeline.extractor
     tables = {}
     for name in pipeline.names:
-        made = features / next_name(name)
+        made, books = features / next_name(name), pipeline.forms[name].codebooks
+        if books:
+            books.write(made)
         tables[name] = _manifest_of(
             [finished_shard(made, i) for i in range(pipeline.num_shards)],
             name=name,
@@ -200,6 +254,9 @@ def _close_tables(
             made_of=manifest.column_checksums.get(extractor.column, ""),
             scaling=made_by.scaling,
             row_hash=extractor.row_hash,
+            bits=books.bits if books else 16,
+            codebooks=books.digest if books else "",
+            dtype=str(pipeline.forms[name].dtype),
         )
         write_feature_manifest(made, tables[name])
     pipeline.earlier.remove()  # its index holds for the tables that are replaced now

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from embedding.features.catalogue import Catalogue
+from embedding.features.codes import RowForm
 from embedding.features.extractor import Extractor
 from embedding.features.replacement import Basis, next_name
 from embedding.features.reuse import EarlierTables, same_rows, stored_rows
@@ -45,11 +46,11 @@ class Shard:
     batches: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Positions in `values`."""
     vectors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """{name: float16 [num_rows, dim]}."""
+    """By table: stored rows [num_rows, C]."""
     rows_before: np.ndarray | None = None
     """dtype ROW of the shard that is there, of the same items; None where there is none."""
     vectors_before: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Its vectors."""
+    """Its stored rows, which may be fp16 where this shard's are codes."""
 
 
 class Pipeline:
@@ -62,13 +63,16 @@ class Pipeline:
         features: Path,
         earlier: EarlierTables,
         basis: Basis,
+        forms: Mapping[str, RowForm],
         forget_missing: bool,
     ):
+        """Args: forms: of the stored rows, by table."""
         self.extractor = extractor
         self.forget_missing = forget_missing
         self.catalogue = catalogue
         self.features = features
         self.names = list(extractor.dims)
+        self.forms = forms
         self.next_names = [next_name(name) for name in self.names]
         self.has_same_rows = basis.has_same_rows
         self.earlier = earlier
@@ -133,10 +137,7 @@ class Pipeline:
             made, names = stored_rows(self.features, self.names, index), self.names
         has_content = (rows["high"] != 0) | (rows["low"] != 0)
         rows["masked"] = MASK_CODES["none"]
-        shard.vectors = {
-            name: np.zeros((len(rows), dim), dtype=np.float16)
-            for name, dim in self.extractor.dims.items()
-        }
+        shard.vectors = {name: form.zeros(len(rows)) for name, form in self.forms.items()}
         if made is not None and len(made) == len(rows):
             self.take_unchanged(shard, made, names)
         if self.has_index:
@@ -169,7 +170,7 @@ class Pipeline:
             file = self.features / folder / f"shard-{shard.index:05d}.npy"
             before = read_array(file, f"delete it and {EMBED_AGAIN}", mmap=True)
             shard.vectors_before[name] = before
-            shard.vectors[name][same] = before[same]
+            shard.vectors[name][same] = self.forms[name].taken_from(before[same])
         shard.rows["masked"][same] = 0
 
     def take_found(self, shard: Shard, asked: np.ndarray) -> None:
@@ -178,7 +179,8 @@ class Pipeline:
         found = asked[places >= 0]
         if len(found):
             for name in self.names:
-                shard.vectors[name][found] = self.earlier.read(name, places[places >= 0])
+                stored = self.earlier.read(name, places[places >= 0], self.forms[name])
+                shard.vectors[name][found] = stored
             shard.rows["masked"][found] = 0
 
     def keep_lost(self, shard: Shard) -> int:
@@ -192,16 +194,21 @@ class Pipeline:
         lost = np.flatnonzero((before["masked"] == 0) & (shard.rows["masked"] > MASK_CODES["none"]))
         if len(lost) and not self.forget_missing:
             for name, vectors in shard.vectors_before.items():
-                shard.vectors[name][lost] = vectors[lost]
+                shard.vectors[name][lost] = self.forms[name].taken_from(vectors[lost])
             shard.rows[lost] = before[lost]
         return len(lost)
 
     def link(self, generation: Path, shard: Shard) -> bool:
-        """Take a shard of an earlier table over as it is; False if it begins at another row."""
+        """Take a shard of an earlier table over as it is; False if it begins at another row, or is
+        stored in another form."""
         index = shard.index
         entries = {name: finished_shard(generation / name, index) for name in self.names}
         if any(entry is None or entry.start_row != shard.start_row for entry in entries.values()):
             return False
+        for name, form in self.forms.items():
+            stored = generation / name / f"shard-{index:05d}.npy"
+            if read_array(stored, f"delete it and {EMBED_AGAIN}", mmap=True).dtype != form.dtype:
+                return False
         for name, entry in entries.items():
             assert entry is not None, "checked above"
             source, target = generation / name, self.features / next_name(name)
@@ -245,7 +252,7 @@ class Pipeline:
         good = batch[np.equal(codes, 0)]
         if len(good):
             for name, vectors in self.extractor.encode(inputs).items():
-                shard.vectors[name][shard.positions[good]] = vectors
+                shard.vectors[name][shard.positions[good]] = self.forms[name].encode(vectors)
         return len(good)
 
     def write(self, shard: Shard) -> None:
@@ -257,6 +264,7 @@ class Pipeline:
                 shard.start_row,
                 shard.vectors[name],
                 shard.rows,
+                self.forms[name],
             )
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from embedding.features.catalogue import Catalogue
 from embedding.features.nearest import PIECE_ROWS
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.errors import UserError
 from recsys.job import say
 from recsys.schema import Manifest

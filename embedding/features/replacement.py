@@ -26,6 +26,8 @@ from recsys.files import (
 )
 
 _STAMP = ".stamp.json"
+CODES = "codes"
+"""Key of a stamp: digest of the codebooks; absent: fp16."""
 _MAKING = "making"
 """Key of a stamp: a number of its own for every folder, by which an exchanged one is known."""
 
@@ -37,7 +39,7 @@ class Basis:
     stamp: dict[str, Any]
     """Encoder, items and shard size of the next tables."""
     has_same_rows: bool
-    """The finished tables have this stamp: a row is the same item in both."""
+    """The finished tables have this stamp, or one without its codes: a row is the same item in both."""
     has_other_rows: bool
     """The finished tables are of the same encoder, for other items or in other shards."""
 
@@ -70,13 +72,19 @@ def open_next_tables(
 
     def usable(folder: Path) -> bool:
         there = stamp_of(folder) or {}
-        return all(there.get(key) == stamp[key] for key in ("version", "revision", "row_hash"))
+        return _may_be_coded(there, stamp) and all(
+            there.get(key) == stamp[key] for key in ("version", "revision", "row_hash")
+        )
 
     set_aside = [g / name for g in earlier.generations() for name in names]
     if not all(usable(folder) for folder in set_aside if folder.exists()):
         earlier.remove()
     finished = [features / name for name in names]
-    has_same_rows = all(stamp_of(folder) == stamp for folder in finished)
+    stamps = [stamp_of(folder) or {} for folder in finished]
+    has_same_rows = all(
+        _without_codes(there) == _without_codes(stamp) and _may_be_coded(there, stamp)
+        for there in stamps
+    )
     basis = Basis(stamp, has_same_rows, not has_same_rows and all(map(usable, finished)))
     new = [name for name in names if stamp_of(features / next_name(name)) != stamp]
     if new:
@@ -95,6 +103,15 @@ def open_next_tables(
     if earlier.generations():
         earlier.build_index()
     return basis
+
+
+def _may_be_coded(there: dict[str, Any], stamp: dict[str, Any]) -> bool:
+    """Return whether vectors of one stamp may be taken for another: fp16, or the same codes."""
+    return there.get(CODES) in (None, stamp.get(CODES))
+
+
+def _without_codes(stamp: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stamp.items() if key != CODES}
 
 
 def declare_whole(features: Path, names: list[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from embedding.features.codes import RowForm
 from embedding.features.store import ROW, finished_shard
 from recsys.files import (
     EMBED_AGAIN,
@@ -207,21 +208,18 @@ class EarlierTables:
             asked, at = asked[~equal], at[~equal] + 1
         return places
 
-    def read(self, name: str, places: np.ndarray) -> np.ndarray:
-        """Return float16 [N, dim]: the vectors of table `name` at places that `find` gave; N > 0."""
+    def read(self, name: str, places: np.ndarray, form: RowForm) -> np.ndarray:
+        """Return the vectors of table `name` at places that `find` gave, as rows of a form [N, C]."""
         shards = places >> 32
         order = np.argsort(shards, kind="stable")
-        out: np.ndarray | None = None
+        out = form.zeros(len(places))
         for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            vectors = self._open(name, int(shards[group[0]]))
-            if out is None:
-                out = np.empty((len(places), vectors.shape[1]), dtype=np.float16)
-            out[group] = vectors[places[group] & 0xFFFFFFFF]
-        assert out is not None, "asked for at least one place"
+            stored = self._open(name, int(shards[group[0]]))
+            out[group] = form.taken_from(stored[places[group] & 0xFFFFFFFF])
         return out
 
     def _map(self, name: str, ordinal: int) -> np.ndarray:
-        """Return float16 [N, D], memory-mapped."""
+        """Return the stored rows [N, C] of a shard, memory-mapped."""
         generation, index = self._shards[ordinal]
         return read_array(generation / name / f"shard-{index:05d}.npy", self.remedy, mmap=True)
 

@@ -1,19 +1,19 @@
-"""The feature store: one fp16 vector per item row, in checksummed shards.
+"""The feature store: one vector per item row, in fp16 or as codes, in checksummed shards.
 
     features/<name>/manifest.json           encoder, dim, count, shards, whose items
-    features/<name>/shard-00000.npy         float16 [rows, dim]
+    features/<name>/shard-00000.npy         stored rows [rows, C], as RowForm describes them (codes.py)
     features/<name>/shard-00000.rows.npy    ROW [rows]: what each row was made of
     features/<name>/.shard-00000.json       the shard's entry: it is finished
+    features/<name>/codebooks/              of codes alone (codes.py)
 
 Written by embedding/features/extraction.py, beside and exchanged when whole (replacement.py); read by
-training (`open_features`). A row without a picture or text is masked: all zero, and counted.
+training (opening.py). A row without a picture or text is masked: all zero, and counted.
 """
 
 import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from embedding.features.codes import CODEBOOKS, Codebooks, RowForm
 from embedding.image.pictures import REASONS
 from recsys.errors import UserError
 from recsys.files import (
@@ -33,8 +34,7 @@ from recsys.files import (
     write_json,
 )
 from recsys.record_types import misfits
-from recsys.runtime.hosts import once_a_host
-from recsys.schema import Manifest, check_inside
+from recsys.schema import check_inside
 
 STORE_VERSION = 2
 
@@ -104,14 +104,20 @@ class FeatureManifest:
     """Definition of the hashes in the shards' `rows_file`, in words."""
     shards: tuple[ShardSpec, ...] = ()
     """In row order."""
+    bits: int = 16
+    """Of a stored number: 16 (fp16), or 2 or 4 (codes.py)."""
+    codebooks: str = ""
+    """Digest of the codebooks; "": fp16."""
     dtype: str = "float16"
+    """Of the shards: `float16`, or `uint8` of codes."""
     version: int = STORE_VERSION
 
     @property
     def identity(self) -> str:
         """Hash of all vectors, in row order: equal, a run reads what it was trained on."""
         digests = "\n".join(shard.sha256 for shard in self.shards)
-        return hashlib.sha256(f"{self.dim}\n{digests}".encode()).hexdigest()[:16]
+        content = f"{self.dim}\n{digests}{self.codebooks}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def write_feature_manifest(folder: Path, manifest: FeatureManifest) -> None:
@@ -153,43 +159,50 @@ def masked_counts(rows: np.ndarray) -> dict[str, int]:
 
 
 def write_shard(
-    folder: Path, index: int, start_row: int, vectors: np.ndarray, rows: np.ndarray
+    folder: Path, index: int, start_row: int, stored: np.ndarray, rows: np.ndarray, form: RowForm
 ) -> ShardEntry:
     """Write one shard, its entry last; return the entry.
 
     A shard that is there has no entry meanwhile, so that rows of the one never meet vectors of the other.
 
     Args:
-        vectors: [rows, dim].
+        stored: rows of `form`, [rows, C].
         rows: dtype ROW, [rows].
 
     Raises:
         UserError: a vector is not finite.
     """
     name = f"shard-{index:05d}"
-    if not np.isfinite(vectors).all():
-        bad = start_row + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+    if len(infinite := _infinite(stored)):
+        bad = start_row + int(infinite[0])
         raise UserError(
             f"{folder}: the encoder made a vector of inf or nan for item row {bad:,}, too large for "
             f"float16 or from broken weights; train it anew (retrain=true)"
         )
     entry_file(folder, index).unlink(missing_ok=True)
     write_array(folder / f"{name}.rows.npy", rows.astype(ROW, copy=False))
-    digest = write_array(folder / f"{name}.npy", np.ascontiguousarray(vectors, dtype=np.float16))
+    digest = write_array(folder / f"{name}.npy", np.ascontiguousarray(stored))
     stat = (folder / f"{name}.npy").stat()
     entry = ShardEntry(
         file=f"{name}.npy",
         rows_file=f"{name}.rows.npy",
         start_row=start_row,
-        end_row=start_row + len(vectors),
+        end_row=start_row + len(stored),
         sha256=digest,
-        dim=vectors.shape[1],
+        dim=form.dim,
         masked=masked_counts(rows),
         size_bytes=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
     )
     write_json(entry_file(folder, index), dataclasses.asdict(entry))
     return entry
+
+
+def _infinite(stored_NC: np.ndarray) -> np.ndarray:
+    """Return the places of stored rows [N, C] that hold inf or nan, ascending; codes never do."""
+    if stored_NC.dtype == np.uint8:
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(~np.isfinite(stored_NC).all(axis=1))
 
 
 def entry_file(folder: Path, index: int) -> Path:
@@ -245,6 +258,8 @@ class FeatureTable:
         self.name = self.manifest.name
         self.dim = self.manifest.dim
         self.num_rows = self.manifest.count
+        books = Codebooks.read(folder, EMBED_AGAIN) if self.manifest.codebooks else None
+        self.form = RowForm(dim=self.dim, codebooks=books)
         self._starts = [shard.start_row for shard in self.manifest.shards]
         # A process may hold some 65,000 maps, fewer than a large table has shards.
         self._open = lru_cache(maxsize=64)(self._map)
@@ -256,11 +271,13 @@ class FeatureTable:
         expected = 0
         for index, shard in enumerate(self.manifest.shards):
             values = self._map(index)
-            shape = (shard.end_row - shard.start_row, self.dim)
-            if shard.start_row != expected or values.shape != shape or values.dtype != np.float16:
+            shape = (shard.end_row - shard.start_row, self.form.width)
+            is_other = values.shape != shape or values.dtype != self.form.dtype
+            if shard.start_row != expected or is_other:
                 raise UserError(
                     f"{self.folder / shard.file}: holds {values.dtype} {values.shape} from row "
-                    f"{shard.start_row}, expected float16 {shape} from row {expected}; run embed again"
+                    f"{shard.start_row}, expected {self.form.dtype} {shape} from row {expected}; run "
+                    f"embed again"
                 )
             expected = shard.end_row
         if expected != self.num_rows:
@@ -270,17 +287,23 @@ class FeatureTable:
             )
 
     def _map(self, index: int) -> np.ndarray:
-        """Return float16 [rows, dim] of a shard, memory-mapped."""
+        """Return the stored rows [rows, C] of a shard, memory-mapped."""
         return read_array(self.folder / self.manifest.shards[index].file, EMBED_AGAIN, mmap=True)
 
     def verify(self) -> None:
         """Compare every shard with its sha256, and look for vectors that are not finite.
 
         Raises:
-            UserError: a shard was changed after it was written, or holds inf or nan.
+            UserError: a shard or the codebooks were changed after they were written, or hold inf or nan.
         """
+        books = self.form.codebooks
+        if books and books.digest != self.manifest.codebooks:
+            raise UserError(
+                f"{self.folder / CODEBOOKS}: changed since it was written (digest {books.digest}, the "
+                f"manifest's is {self.manifest.codebooks}); run launch/embed.py again"
+            )
         for index, shard in enumerate(self.manifest.shards):
-            bad = np.flatnonzero(~np.isfinite(self._map(index)).all(axis=1))
+            bad = _infinite(self._map(index))
             if len(bad):
                 raise UserError(
                     f"{self.folder / shard.file}: {len(bad):,} vectors hold inf or nan, first at "
@@ -313,6 +336,10 @@ class FeatureTable:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) as float16 [stop - start, dim]; a masked row is all zero."""
+        return self.form.decode(self.stored(start, stop))
+
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        """Return rows [start, stop) as they are stored, [stop - start, C]."""
         parts = []
         index = max(bisect.bisect_right(self._starts, start) - 1, 0)
         while index < len(self._starts) and self._starts[index] < stop:
@@ -320,79 +347,3 @@ class FeatureTable:
             parts.append(self._open(index)[max(start - first, 0) : stop - first])
             index += 1
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
-
-
-VERIFY_BYTES = 1 << 30
-"""Tables up to this size are checked against their sha256 when they are opened for training."""
-
-
-def open_features(
-    workspace: Path,
-    names: list[str],
-    manifest: Manifest,
-    say: Callable[[str], None] = print,
-) -> dict[str, FeatureTable]:
-    """Open feature tables by name; all ranks call this, and the first of each host reads for the others.
-
-    It looks at every file, and compares small tables with their sha256 (`VERIFY_BYTES`).
-
-    Args:
-        manifest: of the prepared data whose items, texts and pictures the vectors must be of.
-        say: takes a line on every table that does not know its texts or pictures (one of earlier
-            versions); today's are taken for them.
-
-    Raises:
-        UserError: on every rank: a table is missing, broken, or of other items, texts or pictures.
-    """
-    folders = {name: workspace / "features" / name for name in names}
-
-    def checked() -> dict[str, FeatureManifest]:
-        tables = {name: FeatureTable(folder) for name, folder in folders.items()}
-        for table in tables.values():
-            _check_source(table, manifest, say)
-            if 2 * table.num_rows * table.dim <= VERIFY_BYTES:
-                table.verify()
-        return {name: table.manifest for name, table in tables.items()}
-
-    manifests = once_a_host(checked)
-    return {name: FeatureTable(folder, manifests[name]) for name, folder in folders.items()}
-
-
-def _check_source(table: FeatureTable, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Refuse a table that was made for other items, texts or pictures than the prepared data has.
-
-    Raises:
-        UserError: names the table and both checksums.
-    """
-    folder, made = table.folder, table.manifest
-    own = manifest.vectors.get(folder.name)
-    again = "launch/embed.py again" if own is None else "launch/prepare.py again, which writes them"
-    if own is not None and made.made_of_before == own:
-        again = "the same launch/prepare.py append=true again, which was stopped before its end"
-    if made.items_checksum != manifest.items_checksum or made.count != manifest.num_item_rows:
-        raise UserError(
-            f"{folder}: made for other items ({made.count:,} rows, checksum "
-            f"{made.items_checksum[:12]}); the prepared data has {manifest.num_item_rows:,} rows, "
-            f"checksum {manifest.items_checksum[:12]}. Run {again}"
-        )
-    if own is not None:
-        if made.made_of != own:
-            raise UserError(
-                f"{folder}: other vectors than the prepared data has now (checksum was "
-                f"{made.made_of[:12]}, is {own[:12]}). Run {again}"
-            )
-        return
-    column = "text" if folder.name == "text" else "image"
-    contents = "texts" if column == "text" else "pictures"
-    now = manifest.column_checksums.get(column, "")
-    if not made.made_of:
-        say(
-            f"note: {folder} does not say of which {contents} it was made; today's are taken for "
-            f"them (launch/prepare.py and launch/embed.py note it; what has not changed is kept)"
-        )
-    if made.made_of and now and made.made_of != now:
-        raise UserError(
-            f"{folder}: made of other {contents} than the "
-            f"prepared data has now (checksum of items.{column} was {made.made_of[:12]}, is "
-            f"{now[:12]}). Run launch/embed.py again; what has not changed is kept"
-        )

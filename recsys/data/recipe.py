@@ -118,6 +118,9 @@ class VectorsRecipe:
     """Column of the vectors in a Parquet file; null: the modality's own name."""
     item_id: str | None = None
     """Column of the item's id in a Parquet file; null: as in the items file."""
+    bits: Literal[16, 4, 2] = 16
+    """Bits of a stored number: 16 (fp16), or 2 or 4 as codes (as `vector_bits` of embed). An append keeps
+    the form that the table has."""
 
     def problems(self) -> list[str]:
         """Return a text where no file is named."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.bundle.bundle import Bundle
 from recsys.bundle.items import item_features
 from recsys.bundle.spec import (

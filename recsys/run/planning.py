@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from recsys.config import from_config
 from recsys.config_files import read_yaml
 from recsys.data.planned_manifest import planned_manifest, with_rows

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.checkpoint.integrity import best_checkpoint, check_whole
 from recsys.checkpoint.read import load_checkpoint
 from recsys.config import from_config

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.checkpoint.integrity import (
     check_whole,
     latest_checkpoint,

@@ -1,7 +1,7 @@
 """Work once a host: the first rank of every host reads or checks, and hands the others the answer.
 
 Files on a network are then opened by as many processes as there are hosts, not ranks. Called by
-recsys/run/ and by embedding/features/store.py.
+recsys/run/ and by embedding/features/opening.py.
 """
 
 import sys

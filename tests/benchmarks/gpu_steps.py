@@ -13,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from recsys.data.dataset import Dataset
 from recsys.data.device_arrays import DeviceArrays
 from recsys.data.loader import Loader, ReadAhead

@@ -132,7 +132,8 @@ def write_shuffled(workspace: Path, other: Path) -> None:
         ])
         made = other / "features" / table.name
         made.mkdir()
-        entry = write_shard(made, 0, 0, table.read(0, table.num_rows)[order_N], rows[order_N])
+        stored = table.stored(0, table.num_rows)[order_N]
+        entry = write_shard(made, 0, 0, stored, rows[order_N], table.form)
         manifest = dataclasses.replace(table.manifest, shards=(spec_of(entry),))
         write_feature_manifest(made, manifest)
 

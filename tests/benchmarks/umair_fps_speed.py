@@ -29,7 +29,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils.flop_counter import FlopCounterMode
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from launch import train
 from recsys.config import read_job
 from recsys.job import typed_arguments

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from recsys.checkpoint.state import TrainState
 from recsys.checkpoint.write import save_checkpoint
 from recsys.config import from_config

@@ -312,6 +312,7 @@ def _write_vectors(
             own.path.name,
             functools.partial(own.by_row, items),
             width=own.width,
+            bits=own.bits,
             num_rows=num_item_rows,
             items_checksum=items_checksum,
             folder=folders[own.name],

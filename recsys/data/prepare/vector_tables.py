@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embedding.features.codebook_fit import SAMPLE_ROWS, fit_codebooks
+from embedding.features.codes import Codebooks, RowForm
 from embedding.features.store import (
     MASK_CODES,
     ROW,
@@ -59,19 +61,19 @@ class KnownVectors:
         return scale
 
     def stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows [start, stop) as stored, float16 [n, E], and which of them have a vector [n].
+        """Return rows [start, stop) as stored, [n, C], and which of them have a vector [n].
 
         Items that came later have none, nor have those that an append gave one which was killed.
         """
         known = min(max(self.num_rows - start, 0), stop - start)
-        stored_NE = np.zeros((stop - start, self.table.dim), dtype=np.float16)
+        stored_NC = self.table.form.zeros(stop - start)
         has_N = np.zeros(stop - start, dtype=bool)
         if known:
-            stored_NE[:known] = self.table.read(start, start + known)
+            stored_NC[:known] = self.table.stored(start, start + known)
             has_N[:known] = self.table.has_vector(np.arange(start, start + known))
             has_N[:known] &= ~self.left_behind(start, start + known)
-            stored_NE[~has_N] = 0
-        return stored_NE, has_N
+            stored_NC[~has_N] = 0
+        return stored_NC, has_N
 
     @property
     def is_left_behind(self) -> bool:
@@ -133,6 +135,7 @@ def write_table(
     pieces: Callable[[], Iterable[Rows]],
     *,
     width: int,
+    bits: int,
     num_rows: int,
     items_checksum: str,
     folder: Path,
@@ -142,20 +145,27 @@ def write_table(
     Args:
         files: name of the files, for people.
         pieces: yields the vectors, ascending by row through all pieces; called twice.
+        bits: of a stored number: 16, or 2 or 4 as codes.
         num_rows: of the items, row 0 included.
         items_checksum: of the manifest.
     """
     squares, num_vectors = 0.0, 0
     digest = hashlib.sha256()
+    sample, step = [], -(-num_rows // SAMPLE_ROWS)
     for start, vectors_NE in in_shards(pieces(), num_rows, width):
         squares += float(np.square(vectors_NE, dtype=np.float64).sum())
         num_vectors += int(vectors_NE.any(axis=1).sum())
         digest.update(vectors_NE[0 if start else 1 :].tobytes())
+        if bits != 16:
+            sample.append(vectors_NE[::step].copy())
     scale = scale_of(squares, num_vectors * width)
+    books = _write_codebooks(folder, sample, scale, bits)
+    form = RowForm(dim=width, codebooks=books)
     shards: list[ShardSpec] = []
-    for start, vectors_NE in in_shards(pieces(), num_rows, width):
+    for start, vectors_NE in in_shards(pieces(), num_rows, form.dim):
         has_N = np.asarray(vectors_NE.any(axis=1))
-        shards.append(_write_shard(folder, len(shards), start, scaled(vectors_NE, scale), has_N))
+        stored_NC = form.encode(scaled(vectors_NE, scale))
+        shards.append(_write_shard(folder, len(shards), start, stored_NC, has_N, form))
     made_of, num_masked = digest.hexdigest(), num_rows - num_vectors
     write_feature_manifest(
         folder,
@@ -163,7 +173,10 @@ def write_table(
             name=name,
             encoder=f"own vectors of {files}",
             revision=made_of[:16],
-            dim=width,
+            dim=form.dim,
+            bits=bits,
+            codebooks=books.digest if books else "",
+            dtype=str(form.dtype),
             count=num_rows,
             items_checksum=items_checksum,
             made_of=made_of,
@@ -174,8 +187,19 @@ def write_table(
             shards=tuple(shards),
         ),
     )
-    say(f"vectors {name}: {num_vectors:,} of {num_rows - 1:,} items, {width} numbers each")
+    say(f"vectors {name}: {num_vectors:,} of {num_rows - 1:,} items, {form.dim} numbers each")
     return made_of
+
+
+def _write_codebooks(
+    folder: Path, sample: list[np.ndarray], scale: float, bits: int
+) -> Codebooks | None:
+    """Fit codebooks on a sample of vectors [n, E] and write them; None without a sample: fp16."""
+    if not sample:
+        return None
+    books = fit_codebooks(scaled(np.concatenate(sample), scale), bits)
+    books.write(folder)
+    return books
 
 
 def write_grown_table(
@@ -191,15 +215,18 @@ def write_grown_table(
         items_checksum: of the grown manifest.
         folder: empty.
     """
-    digest = hashlib.sha256(known.made_of.encode())
+    digest, form = hashlib.sha256(known.made_of.encode()), known.table.form
+    if form.codebooks:
+        form.codebooks.write(folder)
     shards: list[ShardSpec] = []
     num_vectors = num_new = 0
     for start, given_NE in in_shards(pieces, num_rows, known.table.dim):
         stop = start + len(given_NE)
-        stored_NE, has_N = known.stored(start, stop)
+        stored_NC, has_N = known.stored(start, stop)
         new_N = np.flatnonzero(given_NE.any(axis=1) & ~has_N)
         digest.update((start + new_N).tobytes() + given_NE[new_N].tobytes())
-        stored_NE[new_N], has_N[new_N] = scaled(given_NE[new_N], known.scale), True
+        stored_NC[new_N] = form.encode(scaled(given_NE[new_N], known.scale))
+        has_N[new_N] = True
         shard = None if len(new_N) else known.shard(len(shards), start, stop)
         if shard:
             entry = entry_file(known.table.folder, len(shards)).name
@@ -208,7 +235,7 @@ def write_grown_table(
         else:
             added_to_N = np.zeros(len(has_N), dtype=np.uint64)
             added_to_N[new_N] = _mark(known.made_of)
-            shard = _write_shard(folder, len(shards), start, stored_NE, has_N, added_to_N)
+            shard = _write_shard(folder, len(shards), start, stored_NC, has_N, form, added_to_N)
         shards.append(shard)
         num_new += len(new_N)
         num_vectors += int(has_N.sum())
@@ -239,7 +266,7 @@ def scale_of(squares: float, num_numbers: int) -> float:
 
 
 def scaled(vectors_NE: np.ndarray, scale: float) -> np.ndarray:
-    """Return vectors [n, E] as they are stored, float16."""
+    """Return vectors [n, E] in the scale of the table, float16."""
     return (vectors_NE * np.float32(scale)).astype(np.float16)
 
 
@@ -252,20 +279,21 @@ def _write_shard(
     folder: Path,
     index: int,
     start: int,
-    stored_NE: np.ndarray,
+    stored_NC: np.ndarray,
     has_N: np.ndarray,
+    form: RowForm,
     added_to_N: np.ndarray | int = 0,
 ) -> ShardSpec:
-    """Write a shard of vectors float16 [n, E].
+    """Write a shard of stored rows [n, C].
 
     Args:
         has_N: which rows have one [n].
         added_to_N: mark of the table that each vector is added to, uint64 [n]; 0: to none.
     """
-    rows = np.zeros(len(stored_NE), dtype=ROW)
+    rows = np.zeros(len(stored_NC), dtype=ROW)
     rows["high"] = added_to_N
     rows["masked"] = np.where(has_N, 0, MASK_CODES["none"])
-    return spec_of(write_shard(folder, index, start, stored_NE, rows))
+    return spec_of(write_shard(folder, index, start, stored_NC, rows, form))
 
 
 def in_shards(

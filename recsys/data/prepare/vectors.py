@@ -68,6 +68,7 @@ class OwnVectors:
         """
         self.engine, self.name, self.items = engine, name, items
         self.id_column = id_column
+        self.bits: int = section.bits
         self.paths = only or tuple(find_paths(root, section.file, vectors_key(name)))
         self.path = self.paths[0] if len(self.paths) == 1 else root / section.file
         self.arrays: list[np.ndarray] = []
@@ -194,10 +195,13 @@ class OwnVectors:
         count, first = 0, 0
         for rows_N, vectors_NE in self.by_row(known.items):
             for at, start, stop in by_shard(rows_N):
-                stored_NE, has_N = known.stored(start, stop)
+                stored_NC, has_N = known.stored(start, stop)
                 own_N = rows_N[at] - start
-                now_NE = scaled(vectors_NE[at], known.scale)
-                is_other_N = has_N[own_N] & (stored_NE[own_N] != now_NE).any(axis=1)
+                now_NC = known.table.form.encode(scaled(vectors_NE[at], known.scale))
+                different_N = (stored_NC[own_N] != now_NC).sum(axis=1)
+                # Of equal vectors a few codes may differ, where two codewords are equally near.
+                most = now_NC.shape[1] // 8 if known.table.form.codebooks else 0
+                is_other_N = has_N[own_N] & (different_N > most)
                 if is_other_N.any():
                     first = first or int(rows_N[at][is_other_N][0])
                     count += int(is_other_N.sum())

@@ -1,5 +1,6 @@
 """Own vectors of appended items: new ones are added, those of known items stay, others are refused."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from recsys.data.prepare import vector_tables
+from recsys.data.recipe import VectorsRecipe
 from recsys.errors import UserError
 from recsys.files import replace_folder
 from recsys.schema import read_manifest
@@ -18,6 +20,7 @@ BASE = [(f"u{1 + n % 2}", f"i{1 + n % 4}", n, int(n % 5 < 3)) for n in range(20)
 DAY = [("u1", "i5", 20, 1), ("u3", "i1", 21, 0), ("u3", "i6", 22, 1)]
 ITEMS = [f"i{n}" for n in range(1, 5)]
 NEW = [*ITEMS, "i5", "i6"]
+CODED = VectorsRecipe(file="clip.npy", bits=4)
 VECTORS = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32) * 50
 
 
@@ -259,3 +262,31 @@ def test_a_vector_that_a_killed_append_gave_a_known_item_may_be_another_in_the_n
         assert "other vectors than before of 1 known items, for example 'i2'" in refused(
             made, workspace
         )
+
+
+def test_an_append_codes_new_vectors_with_the_codebooks_of_the_first_days(tmp_path):
+    made, source, workspace, _ = base(tmp_path, "clip.npy")
+    made = dataclasses.replace(made, items=dataclasses.replace(made.items, vectors={"clip": CODED}))
+    before = prepared_base(made, workspace)
+    values, table = found(workspace, before)
+    scale = np.sqrt(np.square(VECTORS[:4]).mean())
+    for item, vector in zip(ITEMS, VECTORS, strict=False):
+        np.testing.assert_allclose(values[item], vector / scale, rtol=4e-3)
+    stored, books = np.array(table.stored(0, 5)), table.manifest.codebooks
+    assert stored.dtype == np.uint8 and stored.shape == (5, 2)
+    write_day(source, 1, DAY)
+    write_items(source, NEW)
+    # i5 is i2 again; the first four have their codes already, and i6 takes the nearest codewords.
+    vectors = VECTORS.copy()
+    vectors[4] = vectors[1]
+    other = np.concatenate([-vectors[:1], vectors[1:]])
+    np.save(source / "clip.npy", other)
+    with pytest.raises(UserError, match=r"other vectors than before of 1 known items"):
+        appended(made, workspace)
+    np.save(source / "clip.npy", vectors)
+    values, table = found(workspace, appended(made, workspace))
+    assert table.manifest.codebooks == books
+    table.verify()
+    np.testing.assert_array_equal(table.stored(0, 5), stored)
+    np.testing.assert_array_equal(values["i5"], values["i2"])
+    assert values["i6"] is not None

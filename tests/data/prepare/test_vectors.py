@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.features.store import open_features
+from embedding.features.opening import open_features
 from recsys.data.prepare import vector_tables
 from tests.data.small_log import prepared, recipe, write_source
 

@@ -17,6 +17,7 @@ from PIL import Image
 from embedding.config import EmbedConfig
 from embedding.features import extraction, reuse, store
 from embedding.features.catalogue import Catalogue, sample_rows
+from embedding.features.codes import RowForm
 from embedding.features.extraction import MadeBy, extract_features
 from embedding.features.extractor import batched
 from embedding.features.pipeline import Threads, lookahead
@@ -34,6 +35,7 @@ from tests.processes import worker_result
 WORKER = Path(__file__).with_name("extraction_worker.py")
 ALONE = Env(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 NAMES = ("one", "two")
+FORM = RowForm(dim=3)
 
 
 def vector_of(value, dim):
@@ -306,7 +308,7 @@ def test_the_index_finds_what_a_dictionary_finds(tmp_path, rng, monkeypatch, buc
             part["high"], part["low"] = pairs.T
             part["masked"][2] = 1
             vectors = rng.normal(size=(8, 3)).astype(np.float16)
-            write_shard(folder, index, 8 * index, vectors, part)
+            write_shard(folder, index, 8 * index, vectors, part, FORM)
             for place, pair in enumerate(map(tuple, pairs.tolist())):
                 if place != 2:
                     known.setdefault(pair, set()).add(vectors[place].tobytes())
@@ -320,7 +322,7 @@ def test_the_index_finds_what_a_dictionary_finds(tmp_path, rng, monkeypatch, buc
     found = places >= 0
     pairs = [(int(row["high"]), int(row["low"])) for row in asked]
     assert found.tolist() == [pair in known for pair in pairs] and found.any() and not found.all()
-    vectors = tables.read("one", places[found])
+    vectors = tables.read("one", places[found], FORM)
     for pair, vector in zip(np.array(pairs)[found].tolist(), vectors, strict=True):
         assert vector.tobytes() in known[tuple(pair)]
 
@@ -466,3 +468,45 @@ def test_old_tables_without_row_hashes_are_refused_and_made_anew(tmp_path):
     file.write_text(json.dumps(content | {"version": 1}))
     with pytest.raises(ValueError, match=r"version 1, expected 2\); run launch/embed.py again"):
         FeatureTable(tmp_path / "features" / "one")
+
+
+@pytest.mark.parametrize("begins_whole", [True, False])
+def test_vectors_that_are_there_are_coded_and_codes_survive_new_items(tmp_path, begins_whole):
+    network = Network()
+    manifest = prepare(tmp_path, VALUES)
+    if begins_whole:
+        extract(tmp_path, manifest, network)
+    done = extract(tmp_path, manifest, network, bits=2)
+    # The two unusable pictures are tried again, and no other value passes through the network twice.
+    assert len(network.encoded) == 20 and done.num_encoded == (0 if begins_whole else 20)
+    assert "2 bits each" in str(done) and no_leftovers(tmp_path)
+    table = FeatureTable(tmp_path / "features" / "two")
+    table.verify()
+    stored, books = table.stored(0, 24), table.manifest.codebooks
+    assert table.manifest.bits == 2 and stored.dtype == np.uint8
+    # So few vectors are codewords themselves.
+    expected = [vector_of(value, 3) for value in VALUES if value and "broken" not in value]
+    rows = np.flatnonzero(table.has_vector())
+    np.testing.assert_allclose(table.read(0, 24)[rows], expected, rtol=2e-3, atol=2e-3)
+
+    grown = ["first", *VALUES]
+    done = extract(tmp_path, prepare(tmp_path, grown), network, bits=2)
+    assert network.encoded[20:] == ["first"] and done.num_encoded == 1
+    table = FeatureTable(tmp_path / "features" / "two")
+    assert table.manifest.codebooks == books
+    np.testing.assert_array_equal(table.stored(2, 25), stored[1:])
+    again = extract(tmp_path, prepare(tmp_path, grown), network, bits=2)
+    assert again.num_encoded == again.num_reused == 0 and len(network.encoded) == 21
+
+
+def test_codes_do_not_go_back_and_another_encoder_has_codebooks_of_its_own(tmp_path):
+    manifest = prepare(tmp_path, VALUES)
+    extract(tmp_path, manifest, Network(), bits=2)
+    books = read_feature_manifest(tmp_path / "features" / "one").codebooks
+    network = Network()
+    extract(tmp_path, manifest, network, bits=2, revision="r2")
+    assert len(network.encoded) == 20
+    assert read_feature_manifest(tmp_path / "features" / "one").codebooks == books  # same vectors
+    extract(tmp_path, manifest, network)
+    check_vectors(tmp_path, VALUES)
+    assert len(network.encoded) == 40

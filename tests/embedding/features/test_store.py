@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding.features.store import FeatureTable, open_features
+from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.schema import Manifest
 from tests.feature_tables import write_table
 from tests.processes import worker_result
