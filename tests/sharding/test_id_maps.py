@@ -75,16 +75,25 @@ def test_what_the_log_says_adds_up():
 
 
 def test_training_goes_on_over_ranks_and_plans_as_if_undisturbed(tmp_path):
-    """1 rank table-wise, 2 ranks table-wise and then row-wise, 4 ranks to the end; saves amid windows."""
+    """1 rank table-wise, 2 ranks table-wise and then row-wise, 4 ranks to the end; saves amid windows.
+
+    Bit for bit where the ranks and the plan are those of a run that was not stopped there.
+    """
     first = run([{"until": 7, "save": str(tmp_path / "a")}], 1)[0]
-    by_rows = {"sharding": "row_wise", "load": f"{tmp_path}/b/step-00000013"}
-    second, third = run(
+    moved = {"load": f"{tmp_path}/a/step-00000007"}
+    resumed = {"load": f"{tmp_path}/b/step-00000013", "until": 16}
+    unstopped, second, same, third = run(
         [
-            {"until": 13, "load": f"{tmp_path}/a/step-00000007", "save": str(tmp_path / "b")},
-            {**by_rows, "until": 16, "save": str(tmp_path / "c")},
+            {**moved, "until": 16},
+            {**moved, "until": 13, "save": str(tmp_path / "b")},
+            resumed,
+            {**resumed, "sharding": "row_wise", "save": str(tmp_path / "c")},
         ],
         2,
     )
+    by_rows = {"sharding": "row_wise"}
+    assert second["losses"] + same["losses"] == unstopped["losses"]
+    assert same["maps"] == unstopped["maps"] == third["maps"]
     fourth = run([{**by_rows, "until": UNTIL, "load": f"{tmp_path}/c/step-00000016"}], 4)[0]
     assert first["losses"] == whole()["losses"][:7]
     found = [*np.array(second["losses"] + third["losses"]) / 2, *np.array(fourth["losses"]) / 4]
