@@ -327,10 +327,12 @@ class FeatureTable:
         wanted_N = np.arange(self.num_rows) if item_row_N is None else np.asarray(item_row_N)
         shard_N = np.searchsorted(self._starts, wanted_N, side="right") - 1
         found_N = np.zeros(len(wanted_N), dtype=bool)
-        for index in np.unique(shard_N):
+        # Sorted once: a comparison for every shard would cost rows x shards.
+        order_N = np.argsort(shard_N, kind="stable")
+        indices, starts = np.unique(shard_N[order_N], return_index=True)
+        for index, at in zip(indices, np.split(order_N, starts[1:]), strict=False):
             shard = self.manifest.shards[index]
             rows = read_array(self.folder / shard.rows_file, EMBED_AGAIN, mmap=True)
-            at = np.flatnonzero(shard_N == index)
             found_N[at] = rows["masked"][wanted_N[at] - shard.start_row] == 0
         return found_N
 

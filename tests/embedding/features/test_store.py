@@ -53,6 +53,8 @@ def test_which_rows_have_a_vector_is_read_from_the_masks_alone(tmp_path, monkeyp
     monkeypatch.setattr(table, "_open", fail)
     assert np.flatnonzero(~table.has_vector()).tolist() == [0, 3, 9]
     assert table.has_vector(np.array([9, 1, 3, 8])).tolist() == [False, True, False, True]
+    many = np.random.default_rng(0).integers(0, 10, 50)  # of every shard, again and again
+    assert table.has_vector(many).tolist() == [row not in (0, 3, 9) for row in many]
     assert table.has_vector(np.array([], dtype=np.int64)).tolist() == []
     (tmp_path / "text" / "shard-00001.rows.npy").unlink()
     with pytest.raises(ValueError, match=r"shard-00001.rows.npy: missing; run launch/embed.py"):
