@@ -23,6 +23,8 @@ from recsys.data.prepare.object_store import is_url
 from recsys.data.prepare.pipeline import prepare, whole_log
 from recsys.data.prepare.ray_cluster import RayConfig
 from recsys.data.prepare.ray_rows import partitioned_log
+from recsys.data.prepare.ray_window import partitioned_window
+from recsys.data.prepare.window import whole_window
 from recsys.data.workspace import WorkspaceConfig
 from recsys.errors import UserError
 from recsys.job import hydra_job, next_command, run_job, say
@@ -52,10 +54,6 @@ class PrepareConfig:
     def problems(self) -> list[str]:
         """Return a text for every key that another one rules out, and for a time that is none."""
         problems = []
-        if self.append and self.engine == "ray":
-            problems.append(
-                "engine=ray: not with append=true; a window is appended by engine=local"
-            )
         if self.ray != RayConfig() and self.engine != "ray":
             problems.append("ray: ray.address and ray.partitions are read with engine=ray only")
         if self.since is None:
@@ -79,17 +77,13 @@ def job(cfg: DictConfig) -> None:
     if not is_url(recipe.source):
         source = local_path(recipe.source, "data.source")
         recipe = dataclasses.replace(recipe, source=str(source))
+    limits: dict[str, Any] = {"memory_limit": config.memory_limit, "threads": threads}
     if config.append:
-        manifest = append(
-            recipe,
-            workspace,
-            since=config.since,
-            memory_limit=config.memory_limit,
-            threads=threads,
-        )
+        in_parts = functools.partial(partitioned_window, ray=config.ray, **limits)
+        hold_window = in_parts if config.engine == "ray" else whole_window
+        manifest = append(recipe, workspace, since=config.since, hold=hold_window, **limits)
         say(f"window: split={manifest.split_named('next')}, or split=next")
     else:
-        limits: dict[str, Any] = {"memory_limit": config.memory_limit, "threads": threads}
         on_ray = functools.partial(partitioned_log, ray=config.ray, **limits)
         hold = on_ray if config.engine == "ray" else whole_log
         manifest = prepare(recipe, workspace, hold=hold, **limits)

@@ -21,6 +21,7 @@ from recsys.data.prepare.append_steps import Step, run_steps
 from recsys.data.prepare.engine import opened_engine
 from recsys.data.prepare.object_store import in_place
 from recsys.data.prepare.pipeline import column_checksums
+from recsys.data.prepare.window import Earlier, HoldWindow, whole_window
 from recsys.data.prepare.writing import link
 from recsys.data.recipe import Recipe
 from recsys.errors import UserError
@@ -29,13 +30,20 @@ from recsys.schema import Manifest, read_manifest, write_manifest
 
 
 def append(
-    recipe: Recipe, workspace: Path, *, since: str | None, memory_limit: str, threads: int
+    recipe: Recipe,
+    workspace: Path,
+    *,
+    since: str | None,
+    memory_limit: str,
+    threads: int,
+    hold: HoldWindow = whole_window,
 ) -> Manifest:
     """Append the recipe's new files to `<workspace>/prepared/` and return the grown manifest.
 
     Args:
         since: time from which rows are new, for a log file that has grown; None: all rows of new files.
         memory_limit, threads: of DuckDB, as for `prepare`.
+        hold: holder of the window's rows; the result does not depend on it.
 
     Raises:
         UserError: there is nothing to append to or nothing new, the recipe is another one, or the
@@ -50,13 +58,13 @@ def append(
     with new_folder(prepared) as beside, ExitStack() as tables:
         local = in_place(recipe)
         with opened_engine(beside / "work", memory_limit, threads) as engine:
+            window = window_name(len(manifest.chain) + 1)
             step = Step(
                 engine=engine,
                 recipe=local,
-                before=prepared,
+                earlier=Earlier(folder=prepared, manifest=manifest, window=window),
                 folder=beside,
-                manifest=manifest,
-                window=window_name(len(manifest.chain) + 1),
+                hold=hold,
                 features=workspace / "features",
                 tables=tables,
             )
@@ -106,23 +114,25 @@ def _flat(node: object, key: str = "") -> dict[str, object]:
 def _finished(step: Step, grown: Manifest) -> Manifest:
     """Link the files that have not changed; return the manifest with the checksums of all files."""
     checksums = {}
-    for old in sorted(step.before.rglob("*")):
-        name = old.relative_to(step.before).as_posix()
+    for old in sorted(step.earlier.folder.rglob("*")):
+        name = old.relative_to(step.earlier.folder).as_posix()
         if old.is_dir() or name == "manifest.json" or (step.folder / name).exists():
             continue
         link(old, step.folder / name)
-        if name in step.manifest.checksums:
-            checksums[name] = step.manifest.checksums[name]
+        if name in step.earlier.manifest.checksums:
+            checksums[name] = step.earlier.manifest.checksums[name]
     for path in sorted(step.folder.rglob("*")):
         name = path.relative_to(step.folder).as_posix()
         if path.is_file() and name not in checksums:
             checksums[name] = sha256_of(path)
     items = "items.parquet"
-    is_new = checksums.get(items) != step.manifest.checksums.get(items)
+    is_new = checksums.get(items) != step.earlier.manifest.checksums.get(items)
     return dataclasses.replace(
         grown,
         checksums=dict(sorted(checksums.items())),
         column_checksums=(
-            column_checksums(step.folder, grown) if is_new else step.manifest.column_checksums
+            column_checksums(step.folder, grown)
+            if is_new
+            else step.earlier.manifest.column_checksums
         ),
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from recsys.data.prepare.catalogue import items_checksum, write_users
 from recsys.data.prepare.checks import naming_damaged_files
-from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.features import Specs, build_log_features, write_ids
 from recsys.data.prepare.grown_catalogue import (
@@ -31,26 +30,19 @@ from recsys.data.prepare.growth import (
 )
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
-from recsys.data.prepare.interactions import write_interactions
-from recsys.data.prepare.log import Log, read_log
+from recsys.data.prepare.log import Log
 from recsys.data.prepare.new_files import (
     check_columns,
     find_new_files,
     say_missing_days,
     seconds_of,
 )
-from recsys.data.prepare.numbering import count_splits, count_unknown, place, without_ids
+from recsys.data.prepare.numbering import count_unknown, without_ids
 from recsys.data.prepare.pictures import num_missing_of
 from recsys.data.prepare.pipeline import image_root, warn_of_lacking_classes
 from recsys.data.prepare.row_checks import check_rows
-from recsys.data.prepare.rows import draw
-from recsys.data.prepare.vocab import FeatureRows
-from recsys.data.prepare.window_history import (
-    last_second,
-    positives_sql,
-    read_last_positives,
-    write_window_histories,
-)
+from recsys.data.prepare.rows import Columns
+from recsys.data.prepare.window import Earlier, HoldWindow, WindowRows
 from recsys.data.recipe import FeatureRecipe, Recipe, source_file
 from recsys.data.sql import quoted
 from recsys.errors import UserError
@@ -67,14 +59,12 @@ class Step:
 
     engine: Engine
     recipe: Recipe
-    before: Path
-    """Folder of the prepared data that is appended to."""
+    earlier: Earlier
+    """The prepared data that is appended to."""
     folder: Path
     """Folder of the grown data."""
-    manifest: Manifest
-    """Of the earlier data."""
-    window: str
-    """Name of the new split."""
+    hold: HoldWindow
+    """Holder of the window's rows; the result does not depend on it."""
     features: Path
     """Folder of the feature tables."""
     tables: ExitStack
@@ -86,7 +76,7 @@ class Step:
 
     def num_before(self, side: str) -> int:
         """Return the earlier rows of users or items, unknown row included."""
-        manifest = self.manifest
+        manifest = self.earlier.manifest
         return max(manifest.num_user_rows if side == "user" else manifest.num_item_rows, 1)
 
 
@@ -97,119 +87,116 @@ def run_steps(step: Step, since: str | None) -> Manifest:
         UserError: there are no new files, or they cannot be appended.
     """
     with stage("open") as opened:
-        new = find_new_files(step.recipe, step.manifest, since)
+        new = find_new_files(step.recipe, step.earlier.manifest, since)
         inputs = open_inputs(step.engine, step.recipe, new.paths)
-        check_columns(inputs, step.manifest)
+        check_columns(inputs, step.earlier.manifest)
         known = _known_ids(step)
-        vectors = open_known_vectors(step.features, step.manifest, known)
+        vectors = open_known_vectors(step.features, step.earlier.manifest, known)
         inputs = dataclasses.replace(inputs, known=known, known_vectors=vectors)
         opened.done(f"{len(new.files):,} new files")
-    say_missing_days(step.manifest, new)
-    with naming_damaged_files(inputs.sources):
-        with stage("read and check") as read:
-            log = _read(step, inputs, since)
-            read.done(f"{step.engine.count(log.rows):,} interactions")
-        with stage("number") as numbered:
-            vocabularies = {side: _number(step, inputs, log, side) for side in SIDES}
-            placed = _place(step, log, vocabularies)
-            rows_drawn = _draw(step, placed, vocabularies, log)
-            counts = {side: step.engine.count(v) + 1 for side, v in vocabularies.items()}
-            more = [f"{counts[side] - step.num_before(side):,} new {side}s" for side in SIDES]
-            numbered.done(", ".join([*more, f"{rows_drawn:,} negatives drawn"]))
-        rows_unknown = count_unknown(count_splits(step.engine, placed), step.recipe.interactions)
-        with stage("features") as grown:
-            sides = [
-                _grow_side(step, inputs, side, vocabularies[side], counts[side])
-                for side in SIDES
-                if id_column(step.recipe, side)
-            ]
-            for side in sides:
-                grow_counts(step.engine, side, placed, log.next_row_id)
-            tables, of_log = _grow_log_features(step, placed, log)
-            grown.done(", ".join(f"{s.is_changed.sum():,} {s.side}s described anew" for s in sides))
-        split, longest = _write_rows(step, placed, counts["user"], tables)
-        specs = Specs(of_log.tables + tuple(t for s in sides for t in s.tables.values()))
-        longest |= {name: length for side in sides for name, length in side.longest.items()}
-        manifest = _grown_manifest(step, split, specs, longest)
-        checksum = items_checksum(step.engine, vocabularies["item"])
-        return dataclasses.replace(
-            manifest,
-            missing_images=manifest.missing_images + _missing_pictures(step),
-            image_root=image_root(step.recipe),
-            items_checksum=checksum,
-            vectors=step.manifest.vectors
-            | grow_vectors(inputs, vocabularies["item"], counts["item"], checksum, step.new_table),
-            rows_in=manifest.rows_in + log.num_rows_in,
-            rows_drawn=manifest.rows_drawn + rows_drawn,
-            rows_dropped=_sums(manifest.rows_dropped, log.num_dropped),
-            rows_unknown=_sums(manifest.rows_unknown, rows_unknown),
-            files=new.files,
-        )
+    say_missing_days(step.earlier.manifest, new)
+    with (
+        naming_damaged_files(inputs.sources),
+        step.hold(step.engine, step.recipe, inputs, step.earlier) as rows,
+    ):
+        return dataclasses.replace(_grow(step, inputs, rows, since), files=new.files)
+
+
+def _grow(step: Step, inputs: Inputs, rows: WindowRows, since: str | None) -> Manifest:
+    """Take the rows through every step; return the manifest, without the new files."""
+    before = step.earlier.manifest
+    with stage("read and check") as read:
+        check_rows(step.engine, step.recipe, inputs, rows.scan)
+        log, num_rows = _read(step, inputs, rows, since)
+        read.done(f"{num_rows:,} interactions")
+    with stage("number") as numbered:
+        rows.split()
+        vocabularies = {side: _number(step, inputs, rows, side) for side in SIDES}
+        rows.place(vocabularies["user"], vocabularies["item"])
+        rows_drawn, split_counts = rows.draw(vocabularies["item"])
+        counts = {side: step.engine.count(v) + 1 for side, v in vocabularies.items()}
+        more = [f"{counts[side] - step.num_before(side):,} new {side}s" for side in SIDES]
+        numbered.done(", ".join([*more, f"{rows_drawn:,} negatives drawn"]))
+    rows_unknown = count_unknown(split_counts, step.recipe.interactions)
+    with stage("features") as grown:
+        sides = [
+            _grow_side(step, inputs, side, vocabularies[side], counts[side])
+            for side in SIDES
+            if id_column(step.recipe, side)
+        ]
+        for side in sides:
+            grow_counts(step.engine, side, rows.placed, log.next_row_id, rows.count)
+        tables, of_log = _grow_log_features(step, rows, log)
+        grown.done(", ".join(f"{s.is_changed.sum():,} {s.side}s described anew" for s in sides))
+    split, longest = _write_rows(step, rows, counts["user"], tables)
+    specs = Specs(of_log.tables + tuple(t for s in sides for t in s.tables.values()))
+    longest |= {name: length for side in sides for name, length in side.longest.items()}
+    checksum = items_checksum(step.engine, vocabularies["item"])
+    return dataclasses.replace(
+        _grown_manifest(step, split, specs, longest),
+        missing_images=before.missing_images + _missing_pictures(step),
+        image_root=image_root(step.recipe),
+        items_checksum=checksum,
+        vectors=before.vectors
+        | grow_vectors(inputs, vocabularies["item"], counts["item"], checksum, step.new_table),
+        rows_in=before.rows_in + log.num_rows_in,
+        rows_drawn=before.rows_drawn + rows_drawn,
+        rows_dropped=_sums(before.rows_dropped, log.num_dropped),
+        rows_unknown=_sums(before.rows_unknown, rows_unknown),
+    )
 
 
 def _known_ids(step: Step) -> dict[str, Table]:
     return {
-        side: known_ids(step.before, f"{side}_id").vocabulary
+        side: known_ids(step.earlier.folder, f"{side}_id").vocabulary
         for side in SIDES
         if id_column(step.recipe, side)
     }
 
 
-def _read(step: Step, inputs: Inputs, since: str | None) -> Log:
-    """Return the checked rows of the new log files, from `since` on.
+def _read(step: Step, inputs: Inputs, rows: WindowRows, since: str | None) -> tuple[Log, int]:
+    """Read the new log files from `since` on; return their log, and the number of rows that stay.
 
     Raises:
-        UserError: rows are unusable, or earlier than the prepared data's last one, or there are none.
+        UserError: rows are earlier than the prepared data's last one, or there are none.
     """
-    engine, manifest = step.engine, step.manifest
-    check_rows(engine, step.recipe, inputs)
-    first_row_id = manifest.rows_in + manifest.rows_drawn
-    log = read_log(engine, step.recipe, inputs, first_row_id)
-    dropped = dict(log.num_dropped)
-    if since is not None:
-        if inputs.times is None:
-            raise UserError(f"since={since}: needs interactions.timestamp; the recipe names none")
-        is_earlier = f"ts < {seconds_of(since)}"
-        if count := engine.count(log.rows, is_earlier):
-            engine.delete(log.rows, is_earlier)
-            dropped["earlier than since"] = count
-    if not engine.count(log.rows):
+    if since is not None and inputs.times is None:
+        raise UserError(f"since={since}: needs interactions.timestamp; the recipe names none")
+    log = rows.read()
+    num_early, num_rows = rows.leave_out(None if since is None else seconds_of(since))
+    dropped = log.num_dropped | ({"earlier than since": num_early} if num_early else {})
+    if not num_rows:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         raise UserError(
-            f"append=true: the new files have no rows to append ({_listed(dropped) or 'no rows'})"
+            f"append=true: the new files have no rows to append ({listed or 'no rows'})"
         )
-    end = last_second(manifest)
+    end = step.earlier.end
     if inputs.times and end is not None:
-        _check_clock(step, inputs, log, first_row_id, end)
-    return dataclasses.replace(log, num_dropped=dropped)
+        _check_clock(step, inputs, rows, num_rows, end)
+    return dataclasses.replace(log, num_dropped=dropped), num_rows
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-
-
-def _check_clock(step: Step, inputs: Inputs, log: Log, first_row_id: int, end: int) -> None:
+def _check_clock(step: Step, inputs: Inputs, rows: WindowRows, num_rows: int, end: int) -> None:
     """Refuse rows that are earlier than the last one of the prepared data.
 
     Raises:
         UserError: says how many, and shows the first.
     """
-    count, row_id, earliest = step.engine.one(
-        f"SELECT count(*), min(row_id), min(ts) FROM {log.rows} WHERE ts < {end}"
-    )
-    if not count:
+    late = rows.late(end)
+    if late.row_id is None or late.earliest is None:
         return
     ((source, _),) = inputs.logs
-    path, row = source.located(row_id - first_row_id)
+    source_row = late.row_id - step.earlier.first_row_id
+    path, row = source.located(source_row)
     column = quoted(str(step.recipe.interactions.timestamp))
     (value,) = step.engine.one(
-        f"SELECT {column} FROM {source.view} WHERE source_row = {row_id - first_row_id}"
+        f"SELECT {column} FROM {source.view} WHERE source_row = {source_row}"
     )
-    total = step.engine.count(log.rows)
     raise UserError(
-        f"{path}: column {column}: {count:,} of {total:,} rows are earlier than the last row of the "
-        f"prepared data ({_shown(end)}), down to {_shown(earliest)}, first at data row {row:,} "
-        f"({value!r}): windows follow each other in time. Remove these rows, give since= to leave out "
-        f"what was read already, or prepare all days anew without append"
+        f"{path}: column {column}: {late.num_rows:,} of {num_rows:,} rows are earlier than the last row "
+        f"of the prepared data ({_shown(end)}), down to {_shown(late.earliest)}, first at data row "
+        f"{row:,} ({value!r}): windows follow each other in time. Remove these rows, give since= to "
+        f"leave out what was read already, or prepare all days anew without append"
     )
 
 
@@ -217,7 +204,7 @@ def _shown(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _number(step: Step, inputs: Inputs, log: Log, side: str) -> Table:
+def _number(step: Step, inputs: Inputs, rows: WindowRows, side: str) -> Table:
     """Return the grown vocabulary of users or items, and write it with the ids that wait."""
     engine, recipe = step.engine, step.recipe
     column = id_column(recipe, side)
@@ -232,8 +219,8 @@ def _number(step: Step, inputs: Inputs, log: Log, side: str) -> Table:
     only_listed = side == "item" and recipe.items is not None
     vocabulary, waiting = grow_vocabulary(
         engine,
-        known_ids(step.before, f"{side}_id"),
-        f"SELECT {side}_id AS id FROM {log.rows}",
+        known_ids(step.earlier.folder, f"{side}_id"),
+        rows.trained(side),
         min_count=min_count,
         listed=listed,
         only_listed=only_listed,
@@ -244,37 +231,6 @@ def _number(step: Step, inputs: Inputs, log: Log, side: str) -> Table:
     return vocabulary
 
 
-def _place(step: Step, log: Log, vocabularies: dict[str, Table]) -> Table:
-    """Return the placed rows of the window, all of them of split 0."""
-    engine = step.engine
-    splits = engine.create("splits", f"SELECT row_id, 0 AS split FROM {log.rows}")
-    placed = place(
-        engine, step.recipe, log.rows, splits, vocabularies["user"], vocabularies["item"]
-    )
-    engine.drop(splits, log.rows)
-    return placed
-
-
-def _draw(step: Step, placed: Table, vocabularies: dict[str, Table], log: Log) -> int:
-    """Add negatives to the window's positives, where the recipe draws them; return how many."""
-    engine = step.engine
-    if step.recipe.interactions.negatives is None:
-        return 0
-    # Their users alone, so that memory follows the window; the scan reads four columns of all rows.
-    rows = positives_sql(step.recipe, step.manifest, step.before)
-    earlier = engine.create(
-        "earlier",
-        f"SELECT u.id AS user_id, i.id AS item_id, p.item_row FROM ({rows}) p "
-        f"JOIN {vocabularies['user']} u ON u.row = p.user_row "
-        f"JOIN {vocabularies['item']} i ON i.row = p.item_row "
-        f"WHERE p.user_row IN (SELECT user_row FROM {placed})",
-        is_temporary=True,
-    )
-    num_drawn = draw(engine, step.recipe, placed, vocabularies["item"], log.next_row_id, earlier)
-    engine.drop(earlier)
-    return num_drawn
-
-
 def _grow_side(
     step: Step, inputs: Inputs, side: str, vocabulary: Table, num_rows: int
 ) -> GrownSide:
@@ -283,10 +239,11 @@ def _grow_side(
     section = recipe.items if side == "item" else recipe.users
     grown = GrownSide(
         side=side,
-        before=step.before,
+        before=step.earlier.folder,
         folder=step.folder,
         num_before=step.num_before(side),
         num_rows=num_rows,
+        scratch=step.engine.scratch,
         vocabulary=vocabulary,
         catalogue=inputs.catalogue(side),
     )
@@ -298,7 +255,7 @@ def _grow_side(
     elif grown.has_grown:
         write_users(step.engine, vocabulary, step.folder)
     grown.tables[f"{side}_id"] = dataclasses.replace(
-        step.manifest.table(f"{side}_id"), num_rows=num_rows
+        step.earlier.manifest.table(f"{side}_id"), num_rows=num_rows
     )
     return grown
 
@@ -308,51 +265,44 @@ def _known_tables(
 ) -> tuple[dict[str, KnownTable], dict[str, DenseSpec]]:
     """Return the tables and the dense features of the earlier data, by feature."""
     tables = {
-        name: known_table(step.before, step.manifest.table(name))
+        name: known_table(step.earlier.folder, step.earlier.manifest.table(name))
         for name, feature in features.items()
         if feature.kind != "dense"
     }
-    return tables, {spec.name: spec for spec in step.manifest.dense if spec.name in features}
+    return tables, {
+        spec.name: spec for spec in step.earlier.manifest.dense if spec.name in features
+    }
 
 
-def _grow_log_features(
-    step: Step, placed: Table, log: Log
-) -> tuple[dict[str, FeatureRows | DenseColumn], Specs]:
+def _grow_log_features(step: Step, rows: WindowRows, log: Log) -> tuple[Columns, Specs]:
     """Return the tables of interaction features, grown by the window's rows, and their entries."""
     features = step.recipe.interactions.features
     return build_log_features(
         step.engine,
         features,
-        placed,
+        rows.placed,
         log.next_row_id,
         step.folder,
         *_known_tables(step, features),
+        count=rows.count,
     )
 
 
 def _write_rows(
-    step: Step,
-    placed: Table,
-    num_user_rows: int,
-    features: dict[str, FeatureRows | DenseColumn],
+    step: Step, rows: WindowRows, num_user_rows: int, features: Columns
 ) -> tuple[SplitSpec, dict[str, int]]:
     """Write the histories and rows of the window; return its entry, and the longest lists."""
-    engine, history = step.engine, step.manifest.history
+    history, window = step.earlier.manifest.history, step.earlier.window
     with stage("histories") as histories:
-        ends, num_positives = None, 0
+        num_positives = 0
         if history:
-            last = read_last_positives(engine, step.recipe, step.manifest, step.before)
-            ends, num_positives = write_window_histories(
-                engine, history, step.window, placed, last, num_user_rows, step.folder
-            )
+            num_positives = rows.write_histories(history, num_user_rows, step.folder)
         histories.done(f"{num_positives:,} positives added")
     with stage("write interactions") as written:
-        splits, longest = write_interactions(
-            engine, step.recipe, placed, ends, features, step.folder, (step.window,)
-        )
+        splits, longest = rows.write_interactions(features, step.folder)
         warn_of_lacking_classes(splits)
-        written.done(f"{step.window} {splits[step.window].num_rows:,}")
-    return splits[step.window], longest
+        written.done(f"{window} {splits[window].num_rows:,}")
+    return splits[window], longest
 
 
 def _missing_pictures(step: Step) -> int:
@@ -368,7 +318,7 @@ def _grown_manifest(
     step: Step, split: SplitSpec, specs: Specs, longest: dict[str, int]
 ) -> Manifest:
     """Return the earlier manifest with the window, the rows of all tables and the chain."""
-    before = step.manifest
+    before = step.earlier.manifest
     tables = {table.name: table for table in specs.tables}
     features = []
     for feature in before.features:
@@ -389,7 +339,7 @@ def _grown_manifest(
         before,
         tables=tuple(tables.get(table.name, table) for table in before.tables),
         features=tuple(features),
-        splits={**before.splits, step.window: split},
+        splits={**before.splits, step.earlier.window: split},
         num_user_rows=rows["user_id"] if before.num_user_rows else 0,
         num_item_rows=rows["item_id"] if before.num_item_rows else 0,
         chain=(*before.chain, ancestor),

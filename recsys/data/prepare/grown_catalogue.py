@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from recsys.data.dense import missing_value
 from recsys.data.prepare.catalogue import COLUMNS, items_sql
 from recsys.data.prepare.dense import dense_query
-from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.engine import Count, Engine, Table
 from recsys.data.prepare.features import count_queries, values_sql, write_table
 from recsys.data.prepare.growth import KnownTable
 from recsys.data.prepare.inputs import Catalogue
+from recsys.data.prepare.sequences import (
+    Sequences,
+    read_sequences,
+    row_blocks,
+    write_sequences,
+)
 from recsys.data.prepare.vocab import FeatureTable
-from recsys.data.prepare.window_history import Sequences, write_sequences
 from recsys.data.prepare.writing import write_by_row, write_lists
 from recsys.data.recipe import FeatureRecipe, ItemsRecipe
 from recsys.data.sql import literal, quoted
@@ -41,6 +46,8 @@ class GrownSide:
     """Rows before, unknown row included."""
     num_rows: int
     """Rows now."""
+    scratch: Path
+    """Folder of intermediate files."""
     vocabulary: Table
     """(id, row, count) of all ids."""
     catalogue: Catalogue | None = None
@@ -50,10 +57,11 @@ class GrownSide:
     longest: dict[str, int] = field(default_factory=dict)
     """Most ids of a new row, by feature of lists."""
     is_changed: NDArray[np.bool_] = field(init=False)
-    """Known rows whose features or texts are other ones now [num_before]."""
+    """Known rows whose features or texts are other ones now [num_before], memory-mapped."""
 
     def __post_init__(self) -> None:
-        self.is_changed = np.zeros(self.num_before, dtype=bool)
+        file = self.scratch / f"changed_{self.side}s.npy"
+        self.is_changed = new_array(file, np.bool_, (self.num_before,))
 
     @property
     def has_grown(self) -> bool:
@@ -70,10 +78,25 @@ class GrownSide:
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.npy"
 
+    def note_changes(self, values: NDArray, before: NDArray) -> None:
+        """Note the known rows whose value is another one now; both [N] by row, N at least num_before."""
+        for rows_B in row_blocks(self.num_before):
+            now_B, before_B = values[rows_B], before[rows_B]
+            is_same_B = now_B == before_B
+            if before.dtype.kind == "f":
+                is_same_B |= np.isnan(now_B) & np.isnan(before_B)
+            self.is_changed[rows_B] |= ~is_same_B
 
-def grow_counts(engine: Engine, grown: GrownSide, placed: Table, next_row_id: int) -> None:
-    """Write the counts of rows by user or item: those before and those of the window."""
-    for name, query in count_queries(grown.side, placed, next_row_id).items():
+
+def grow_counts(
+    engine: Engine, grown: GrownSide, placed: Table, next_row_id: int, count: Count
+) -> None:
+    """Write the counts of rows by user or item: those before and those of the window.
+
+    Args:
+        count: of the rows of `placed`.
+    """
+    for name, query in count_queries(grown.side, placed, next_row_id, count).items():
         if not (grown.before / f"{grown.side}s" / f"{name}.npy").is_file():
             continue  # prepared before the array existed: readers count rows
         counts = new_array(grown.new(name), np.int64, (grown.num_rows,))
@@ -136,8 +159,7 @@ def _grow_dense(engine: Engine, grown: GrownSide, feature: FeatureRecipe, spec: 
     relation = values_sql(grown.catalogue, spec.name, feature, grown.vocabulary)
     for batch in engine.batches(dense_query(spec, relation)):
         values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
-    now = values[: grown.num_before]
-    grown.is_changed |= (now != before) & ~(np.isnan(now) & np.isnan(before))
+    grown.note_changes(values, before)
 
 
 def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTable | None) -> None:
@@ -148,7 +170,7 @@ def _grow_values(engine: Engine, grown: GrownSide, name: str, table: FeatureTabl
         return
     for batch in engine.batches(table.rows.sql()):
         values[batch.column("key").to_numpy()] = batch.column("value").to_numpy()
-    grown.is_changed |= values[: grown.num_before] != before
+    grown.note_changes(values, before)
 
 
 def _grow_lists(
@@ -159,41 +181,50 @@ def _grow_lists(
     before = Sequences(grown.array(f"{name}.values"), grown.array(f"{name}.offsets"))
     folder = engine.scratch / engine.unused("lists")
     folder.mkdir()
-    paths, weights = (folder / "values.npy", folder / "offsets.npy"), folder / "weights.npy"
     query = "SELECT 0 AS key, 0::INTEGER AS value, 0::FLOAT AS weight WHERE false"
     _, grown.longest[name] = write_lists(
         engine,
         table.rows.sql() if table else query,
-        *paths,
+        folder / "values.npy",
+        folder / "offsets.npy",
         grown.num_rows,
-        weights if is_weighted else None,
+        folder / "weights.npy" if is_weighted else None,
     )
-    described = Sequences(*(read_array(path, PREPARE_AGAIN, mmap=True) for path in paths))
-    is_described_N = np.zeros(grown.num_rows, dtype=bool)
+    described = read_sequences(folder)
+    is_described_N = new_array(folder / "is_described.npy", np.bool_, (grown.num_rows,))
     if table:
         for batch in engine.batches(f"SELECT DISTINCT key FROM ({table.rows.relation})"):
             is_described_N[batch.column("key").to_numpy()] = True
-    kept_N = np.where(
-        is_described_N, described.lengths(grown.num_rows), before.lengths(grown.num_rows)
-    )
-    write_sequences(grown.new(name).parent, before, described, kept_N, prefix=f"{name}.")
-    known_K = np.flatnonzero(is_described_N[: grown.num_before])
-    grown.is_changed[known_K] |= _differ(before, described, known_K)
+
+    def kept(rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(is_described_N[rows_B], described.lengths(rows_B), before.lengths(rows_B))
+
+    to, prefix = grown.new(name).parent, f"{name}."
+    write_sequences(to, before, described, grown.num_rows, kept, prefix)
+    _note_differing(grown, before, described, is_described_N)
     if is_weighted:
         weighed_before = Sequences(grown.array(f"{name}.weights"), before.offsets)
-        weighed = Sequences(read_array(weights, PREPARE_AGAIN, mmap=True), described.offsets)
-        to = grown.new(name).parent
-        write_sequences(to, weighed_before, weighed, kept_N, prefix=f"{name}.", name="weights")
-        grown.is_changed[known_K] |= _differ(weighed_before, weighed, known_K)
+        weighed = read_sequences(folder, name="weights")
+        write_sequences(to, weighed_before, weighed, grown.num_rows, kept, prefix, "weights")
+        _note_differing(grown, weighed_before, weighed, is_described_N)
 
 
-def _differ(one: Sequences, other: Sequences, keys_K: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether two lists of each key differ [K]."""
-    (one_values, one_K), (other_values, other_K) = (lists.of(keys_K) for lists in (one, other))
+def _note_differing(
+    grown: GrownSide, before: Sequences, now: Sequences, is_described_N: NDArray[np.bool_]
+) -> None:
+    """Note the known rows that are described with another list now."""
+    for rows_B in row_blocks(grown.num_before):
+        rows_K = rows_B[is_described_N[rows_B]]
+        grown.is_changed[rows_K] |= _differ(before, now, rows_K)
+
+
+def _differ(one: Sequences, other: Sequences, rows_K: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether two lists of each row differ [K]."""
+    (one_values, one_K), (other_values, other_K) = (lists.of(rows_K) for lists in (one, other))
     differ_K = one_K != other_K
     is_alike_K = ~differ_K
-    key_V = np.repeat(np.arange(len(keys_K)), one_K)
-    other_key_V = np.repeat(np.arange(len(keys_K)), other_K)
+    key_V = np.repeat(np.arange(len(rows_K)), one_K)
+    other_key_V = np.repeat(np.arange(len(rows_K)), other_K)
     values = one_values[is_alike_K[key_V]], other_values[is_alike_K[other_key_V]]
     key_V = key_V[is_alike_K[key_V]]
     differ_K[key_V[values[0] != values[1]]] = True

@@ -62,7 +62,7 @@ def _read(path: Path, *columns: str) -> Table:
 def grow_vocabulary(
     engine: Engine,
     known: KnownIds,
-    ids: str,
+    counted: str,
     *,
     min_count: int,
     listed: str | None = None,
@@ -72,24 +72,23 @@ def grow_vocabulary(
     """Return the grown vocabulary (id, row, count), and the ids that wait (id, count).
 
     Args:
-        ids: SQL of one new id per occurrence.
+        counted: SQL of the different new ids and their occurrences (id, n).
         min_count: occurrences that an id needs for a row, those counted earlier included.
         listed: SQL of ids that have a row however rare they are.
         only_listed: no other id gets one.
-        fresh: SQL of the occurrences among `ids` that were never counted before; None: all of them.
+        fresh: of those occurrences that were never counted before, likewise; None: all of them.
     """
     waits = known.waiting or "(SELECT '' AS id, 0::BIGINT AS count WHERE false)"
-    found = f"SELECT id, 1 AS n, false AS is_listed FROM ({ids})"
+    found = f"SELECT id, n, false AS is_listed FROM ({counted})"
     if listed:
         found += f" UNION ALL SELECT id, 0, true FROM ({listed})"
-    counted = engine.create(
-        "counted",
+    grown = engine.create(
+        "grown",
         f"SELECT a.id, greatest(a.n, coalesce(f.n, 0) + coalesce(w.count, 0)) AS n, "
         f"coalesce(f.n, 0) AS added, a.is_listed, k.row IS NOT NULL AS is_known FROM "
         f"(SELECT id, sum(n)::BIGINT AS n, bool_or(is_listed) AS is_listed FROM ({found}) "
-        f"WHERE id IS NOT NULL GROUP BY id) a LEFT JOIN (SELECT id, count(*) AS n FROM "
-        f"({fresh or ids}) GROUP BY id) f ON f.id = a.id LEFT JOIN {waits} w ON w.id = a.id "
-        f"LEFT JOIN {known.vocabulary} k ON k.id = a.id",
+        f"WHERE id IS NOT NULL GROUP BY id) a LEFT JOIN ({fresh or counted}) f ON f.id = a.id "
+        f"LEFT JOIN {waits} w ON w.id = a.id LEFT JOIN {known.vocabulary} k ON k.id = a.id",
         is_temporary=True,
     )
     is_new = "NOT is_known AND is_listed"
@@ -99,17 +98,17 @@ def grow_vocabulary(
     vocabulary = engine.create(
         "vocabulary",
         f"SELECT k.id, k.row, k.count + coalesce(c.added, 0) AS count FROM {known.vocabulary} k "
-        f"LEFT JOIN {counted} c ON c.id = k.id UNION ALL SELECT id, CAST({last} + row_number() OVER "
-        f"(ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM {counted} WHERE {is_new}",
+        f"LEFT JOIN {grown} c ON c.id = k.id UNION ALL SELECT id, CAST({last} + row_number() OVER "
+        f"(ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM {grown} WHERE {is_new}",
     )
     waiting = engine.create(
         "waiting",
-        f"SELECT id, n AS count FROM {counted} WHERE NOT is_known AND NOT ({is_new}) UNION ALL "
-        f"SELECT w.id, w.count FROM {waits} w WHERE NOT EXISTS (SELECT 1 FROM {counted} c "
+        f"SELECT id, n AS count FROM {grown} WHERE NOT is_known AND NOT ({is_new}) UNION ALL "
+        f"SELECT w.id, w.count FROM {waits} w WHERE NOT EXISTS (SELECT 1 FROM {grown} c "
         f"WHERE c.id = w.id)",
         is_temporary=True,
     )
-    engine.drop(counted)
+    engine.drop(grown)
     return vocabulary, waiting
 
 

@@ -88,9 +88,13 @@ def compare_log_ids(
     problems.raise_if_any()
 
 
-def say_odd_times(times: TimeFormat, latest: int, num_in_future: int) -> None:
-    """Say where times look like another unit than seconds, or lie in the future."""
-    if latest <= LAST_ODD_SECOND and not times.written:
+def say_odd_times(times: TimeFormat, latest: int | None, num_in_future: int) -> None:
+    """Say where times look like another unit than seconds, or lie in the future.
+
+    Args:
+        latest: None: there are no rows.
+    """
+    if latest is not None and latest <= LAST_ODD_SECOND and not times.written:
         say(
             f"column {times.column!r}: no row is later than 1979 when its numbers are taken "
             f"for seconds since 1970; interactions.timestamp_format says otherwise"

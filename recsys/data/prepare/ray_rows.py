@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys.data.prepare import ray_steps as steps
 from recsys.data.prepare.checks import Problems, Scan, joined_scans
@@ -19,18 +18,17 @@ from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.history import stored_splits, write_stored
 from recsys.data.prepare.ids import listed_ids
 from recsys.data.prepare.inputs import Inputs
-from recsys.data.prepare.interactions import split_spec
 from recsys.data.prepare.log import UNKNOWN_ITEM, Log, compare_log_ids, say_odd_times
 from recsys.data.prepare.log_rows import log_rows_sql
 from recsys.data.prepare.negatives import pool_sql
 from recsys.data.prepare.numbering import SplitCounts, training_ids
 from recsys.data.prepare.ray_cluster import Cluster, Done, RayConfig, Ref, Task, started_cluster
+from recsys.data.prepare.ray_files import last_user_rows, stored_batches, write_splits
 from recsys.data.prepare.ray_partitions import PARTITION_ROWS, Partitions, partitions_of, transposed
 from recsys.data.prepare.rows import Columns, say_undrawn
 from recsys.data.prepare.sources import Piece, Source
 from recsys.data.prepare.split import time_bounds
-from recsys.data.prepare.vocab import FeatureRows
-from recsys.data.prepare.writing import ROW_GROUP_ROWS, part_file, part_groups
+from recsys.data.prepare.writing import ROW_GROUP_ROWS
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.job import say
 from recsys.schema import HistorySpec, SplitSpec
@@ -51,12 +49,17 @@ class PartitionedLog:
         inputs: Inputs,
         cluster: Cluster,
         num_partitions: int | None,
+        *,
+        first_row_id: int = 0,
+        names: Sequence[str] = SPLITS,
     ):
-        """Args: num_partitions: None: as RayConfig.partitions says."""
+        """Args: num_partitions: None: as RayConfig.partitions says; names: of the splits."""
         self._engine = engine
         self._recipe = recipe
         self._inputs = inputs
         self._parts = Partitions(engine, cluster, num_partitions)
+        self._first_row_id = first_row_id
+        self._names = names
         self._piece_rows: dict[str, list[int]] = {}
         """Rows of the pieces of a source, by its view."""
         self._log: Log
@@ -110,11 +113,13 @@ class PartitionedLog:
         dropped = self._drop_items(ids["item"]) if "item" in ids else {}
         if inputs.times:
             found = self._parts.run_parts("describe", steps.describe_log, 0, "log")
-            latest = max(done.summary[0] for done in found if done.summary[0] is not None)
+            seconds = (done.summary[0] for done in found if done.summary[0] is not None)
+            latest = max(seconds, default=None)
             say_odd_times(inputs.times, latest, sum(done.summary[1] for done in found))
         self._engine.drop(*ids.values())
         rows = Table("log", self._log_columns())
-        self._log = Log(rows=rows, num_rows_in=total, next_row_id=total, num_dropped=dropped)
+        end = self._first_row_id + total
+        self._log = Log(rows=rows, num_rows_in=total, next_row_id=end, num_dropped=dropped)
         return self._log
 
     def _read_pieces(self) -> None:
@@ -127,7 +132,7 @@ class PartitionedLog:
             "most_rows": max(-(-total // self._parts.num_parts), ROW_GROUP_ROWS),
         }
         tasks = []
-        first_row_id = 0
+        first_row_id = self._first_row_id
         for source, given in self._inputs.logs:
             counts = self._piece_rows[source.view]
             for piece, num_rows in zip(self._pieces(source), counts, strict=True):
@@ -206,9 +211,8 @@ class PartitionedLog:
     def place(self, users: Table, items: Table) -> dict[int, SplitCounts]:
         """Make the placed rows of every partition; drop the log and its splits."""
         self._users = users
-        vocabulary = "SELECT id, row, count FROM"
-        self._parts.state["users"] = self._parts.spread_by_hash(f"{vocabulary} {users}", "id")
-        given = {"items": self._parts.spread(f"{vocabulary} {items}")}
+        self._parts.state["users"] = self._parts.spread_by_hash(self._needed("user", users), "id")
+        given = {"items": self._parts.spread(self._needed("item", items))}
         names = ("log", "splits", "users")
         done = self._parts.run_parts(
             "place", steps.place_part, 1, *names, given=given, recipe=self._recipe
@@ -220,21 +224,27 @@ class PartitionedLog:
         self._counts = steps.total_counts(d.summary[0] for d in done)
         return self._counts
 
+    def _needed(self, side: str, vocabulary: Table) -> str:
+        """SQL of the ids (id, row) of users or items of which the log may have some."""
+        return f"SELECT id, row FROM {vocabulary}"
+
     def draw(self, items: Table) -> tuple[int, dict[int, SplitCounts]]:
         """Add negatives to the placed rows of every partition."""
         negatives = self._recipe.interactions.negatives
         if negatives is None:
             return 0, self._counts
         num_positives = sum(split.num_rows for split in self._counts.values())
-        rows_per_part = -(-self._log.next_row_id // self._parts.num_parts)
+        num_rows = self._log.next_row_id - self._first_row_id
         drawn = self._parts.run_parts(
             "draw negatives",
             steps.draw_part,
             1 + self._parts.num_parts,
             "placed",
+            *self._earlier_positives(),
             given=self._pools(items),
             recipe=self._recipe,
-            rows_per_part=rows_per_part,
+            first_row_id=self._first_row_id,
+            rows_per_part=-(-num_rows // self._parts.num_parts),
             num_parts=self._parts.num_parts,
         )
         self._parts.state["drawn"] = [done.tables[:1] for done in drawn]
@@ -249,6 +259,10 @@ class PartitionedLog:
         self._counts = steps.total_counts(done.summary for done in added)
         return num_drawn, self._counts
 
+    def _earlier_positives(self) -> Sequence[str]:
+        """Return the names of the tables with positives before the log."""
+        return ()
+
     def _pools(self, items: Table) -> dict[str, list[Ref]]:
         """Return the items that the negatives of each split are drawn from, by name of the pool."""
         negatives = self._recipe.interactions.negatives
@@ -261,7 +275,7 @@ class PartitionedLog:
             rows = self._parts.collected([d.tables[0] for d in done])
         pools = {
             f"pool_{split}": self._parts.spread(pool_sql(negatives, rows, items, split))
-            for split in range(len(SPLITS))
+            for split in range(len(self._names))
         }
         self._engine.drop(rows)
         return pools
@@ -295,87 +309,27 @@ class PartitionedLog:
             1 + len(splits) * self._parts.num_parts,
             "placed",
             history=history,
-            last_rows=self._last_user_rows(),
+            last_rows=last_user_rows(self._engine, self._users, self._parts.num_parts),
         )
         self._parts.state["ends"] = [d.tables[:1] for d in done]
         num_stored = 0
         for index, split in enumerate(splits):
             first = 1 + index * self._parts.num_parts
-            tasks = [
-                Task({"stored": [d.tables[first + part] for d in done]}, {})
-                for part in range(self._parts.num_parts)
+            pieces = [
+                [d.tables[first + part] for d in done] for part in range(self._parts.num_parts)
             ]
-            ranges = self._parts.run("sort histories", steps.sort_stored, tasks, 1)
-            batches = (
-                batch for d in ranges for batch in self._parts.cluster.get(d.tables[0]).to_batches()
-            )
+            batches = stored_batches(self._parts, pieces)
             stored = write_stored(batches, history, split, num_user_rows, prepared)
             num_stored = max(num_stored, stored)
         return num_stored
-
-    def _last_user_rows(self) -> NDArray[np.int64]:
-        """Return the last user row of each range but the last [P - 1]: ranges of about equal rows."""
-        num_parts = self._parts.num_parts
-        if num_parts == 1:
-            return np.zeros(0, np.int64)
-        upto = f"SELECT row, sum(count + 1) OVER (ORDER BY row) AS upto FROM {self._users}"
-        total = f"(SELECT sum(count + 1) FROM {self._users})"
-        cuts = ", ".join(
-            f"coalesce(min(row) FILTER (WHERE upto * {num_parts} >= {total} * {part}), 0)"
-            for part in range(1, num_parts)
-        )
-        return np.array(self._engine.one(f"SELECT {cuts} FROM ({upto})"), np.int64)
 
     def write_interactions(
         self, features: Columns, prepared: Path
     ) -> tuple[dict[str, SplitSpec], dict[str, int]]:
         """Write the splits by ranges of the order hash: every file by one worker."""
-        ranges, longest = self._sorted_rows(features)
-        splits, writes = {}, []
-        for index, name in enumerate(SPLITS):
-            (prepared / "interactions" / name).mkdir(parents=True)
-            tables = [done.tables[index] for done in ranges]
-            rows = [done.summary[index] for done in ranges]
-            files: list[str] = []
-            file_rows: list[int] = []
-            for cut in steps.file_cuts(rows, part_groups() * ROW_GROUP_ROWS):
-                files.append(part_file(f"interactions/{name}", len(files)))
-                file_rows.append(cut.num_rows)
-                arguments = {"path": prepared / files[-1], "cut": cut}
-                writes.append(Task({"rows": tables[cut.first : cut.last]}, arguments))
-            splits[name] = split_spec(
-                self._counts[index], files, file_rows, self._recipe.interactions
-            )
-        self._parts.run("write files", steps.write_file, writes, 0)
-        for leftover in (prepared / "interactions").glob("*/.*.part"):
-            leftover.unlink()  # of a worker that died
-        return splits, longest
-
-    def _sorted_rows(self, features: Columns) -> tuple[list[Done], dict[str, int]]:
-        """Return the rows of each range of the order hash, and the longest lists; drop all else."""
-        names = [name for name in ("placed", "ends") if name in self._parts.state]
-        done = self._parts.run_parts(
-            "rows of files",
-            steps.rows_part,
-            self._parts.num_parts,
-            *names,
-            given=self._vocabularies(features),
-            recipe=self._recipe,
-            features=dict(features),
-            num_parts=self._parts.num_parts,
+        return write_splits(
+            self._parts, self._recipe, self._counts, features, prepared, self._names
         )
-        self._parts.state.clear()
-        longest = {name: max(d.summary[name] for d in done) for name in done[0].summary}
-        tasks = [Task({"rows": pieces}, {"recipe": self._recipe}) for pieces in transposed(done)]
-        return self._parts.run("sort", steps.sort_part, tasks, len(SPLITS)), longest
-
-    def _vocabularies(self, features: Columns) -> dict[str, list[Ref]]:
-        """Return the vocabularies of features, by the name that their SQL has for them."""
-        return {
-            str(rows.vocabulary): self._parts.spread(f"SELECT * FROM {rows.vocabulary}")
-            for rows in features.values()
-            if isinstance(rows, FeatureRows) and rows.vocabulary is not None
-        }
 
 
 @contextmanager
@@ -389,8 +343,17 @@ def partitioned_log(
     threads: int,
 ) -> Iterator[PartitionedLog]:
     """Hold the rows of the log in partitions; arguments as of `started_cluster`."""
+    with cluster_for(engine, ray, memory_limit=memory_limit, threads=threads) as cluster:
+        yield PartitionedLog(engine, recipe, inputs, cluster, ray.partitions)
+
+
+@contextmanager
+def cluster_for(
+    engine: Engine, ray: RayConfig, *, memory_limit: str, threads: int
+) -> Iterator[Cluster]:
+    """Start the workers, or connect to them, and say how many there are."""
     with started_cluster(
         address=ray.address, memory_limit=memory_limit, threads=threads, scratch=engine.scratch
     ) as cluster:
         say(f"Ray: workers on {cluster.num_cores} cores of {ray.address or 'this machine'}")
-        yield PartitionedLog(engine, recipe, inputs, cluster, ray.partitions)
+        yield cluster

@@ -26,8 +26,9 @@ from recsys.data.prepare.sources import Piece, Source
 from recsys.data.prepare.split import order_hash, split_log
 from recsys.data.prepare.timestamps import TimeFormat
 from recsys.data.prepare.vocab import FeatureRows
+from recsys.data.prepare.window import named_sql
 from recsys.data.prepare.writing import row_groups, write_part
-from recsys.data.recipe import SPLITS, Recipe
+from recsys.data.recipe import Recipe
 from recsys.data.sql import quoted
 from recsys.errors import UserError
 from recsys.files import new_file
@@ -54,6 +55,16 @@ def split_by_part(table: pa.Table, num_parts: int) -> list[pa.Table]:
     return [
         rows.slice(start, stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)
     ]
+
+
+def split_by_range(table: pa.Table, key: str, last_rows: NDArray[np.int64]) -> list[pa.Table]:
+    """Cut a table by ranges of a column [P]; rows keep their order.
+
+    Args:
+        last_rows: last value of each range but the last [P - 1].
+    """
+    part_N = np.searchsorted(last_rows, table.column(key).to_numpy()).astype(np.int32)
+    return split_by_part(table.append_column(PART, pa.array(part_N)), len(last_rows) + 1)
 
 
 def blocks(reader: pa.RecordBatchReader, most_rows: int) -> Iterator[pa.Table]:
@@ -183,20 +194,35 @@ def select_part(engine: Engine, _: Tables, *, query: str) -> Result:
 
 
 def draw_part(
-    engine: Engine, tables: Tables, *, recipe: Recipe, rows_per_part: int, num_parts: int
+    engine: Engine,
+    tables: Tables,
+    *,
+    recipe: Recipe,
+    first_row_id: int,
+    rows_per_part: int,
+    num_parts: int,
 ) -> Result:
     """Return drawn negatives, and their keys (row_id, k) as P tables by ranges of row ids.
 
     The summary: how many keys each of the tables has [P].
 
     Args:
+        tables: with the pools by number of the split, and of an append `earlier` (user_row, item_row),
+            the positives before it, and the `items` that these are.
+        first_row_id: of the log.
         rows_per_part: row ids of a range.
     """
     negatives = recipe.interactions.negatives
     assert negatives is not None, "asked for only where there are some"
-    pools = [tables[f"pool_{split}"] for split in range(len(SPLITS))]
-    drawn = draw_negatives(engine, negatives, tables["placed"], pools)
-    keys = f"SELECT row_id, k, CAST(row_id // {rows_per_part} AS INTEGER) AS {PART} FROM {drawn}"
+    pools = [tables[name] for name in sorted(tables) if name.startswith("pool_")]
+    earlier = None
+    if "earlier" in tables:
+        users = f"(SELECT DISTINCT user_id AS id, user_row AS row FROM {tables['placed']})"
+        named = named_sql(f"SELECT * FROM {tables['earlier']}", users, tables["items"])
+        earlier = engine.create("earlier", named, is_temporary=True)
+    drawn = draw_negatives(engine, negatives, tables["placed"], pools, earlier)
+    part = f"CAST((row_id - {first_row_id}) // {rows_per_part} AS INTEGER)"
+    keys = f"SELECT row_id, k, {part} AS {PART} FROM {drawn}"
     parts = _parts(engine, keys, num_parts)
     return [part.num_rows for part in parts], arrow(engine, f"SELECT * FROM {drawn}"), *parts
 
@@ -245,10 +271,7 @@ def histories_part(
     for split in stored_splits(history):
         sequence = build_sequence(engine, tables["placed"], history, split)
         ends.append(arrow(engine, ends_sql(sequence)))
-        rows = arrow(engine, stored_sql(sequence))
-        part_N = np.searchsorted(last_rows, rows.column("key").to_numpy())
-        rows = rows.append_column(PART, pa.array(part_N.astype(np.int32)))
-        stored += split_by_part(rows, len(last_rows) + 1)
+        stored += split_by_range(arrow(engine, stored_sql(sequence)), "key", last_rows)
         engine.drop(sequence)
     return None, pa.concat_tables(ends), *stored
 
@@ -295,7 +318,7 @@ def _needed(
     return FeatureRows(spec=rows.spec, relation=own, vocabulary=vocabulary)
 
 
-def sort_part(engine: Engine, tables: Tables, *, recipe: Recipe) -> Result:
+def sort_part(engine: Engine, tables: Tables, *, recipe: Recipe, num_splits: int) -> Result:
     """Return the rows of a range of the order hash in their order, a table for each split.
 
     The summary: the rows of each.
@@ -306,7 +329,7 @@ def sort_part(engine: Engine, tables: Tables, *, recipe: Recipe) -> Result:
             engine,
             f"SELECT * EXCLUDE ({SPLIT}) FROM {tables['rows']} WHERE {SPLIT} = {index} ORDER BY {order}",
         )
-        for index in range(len(SPLITS))
+        for index in range(num_splits)
     ]
     return [table.num_rows for table in splits], *splits
 

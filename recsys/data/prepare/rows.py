@@ -82,10 +82,12 @@ class WholeLog:
 
     placed: Table
 
-    def __init__(self, engine: Engine, recipe: Recipe, inputs: Inputs):
+    def __init__(self, engine: Engine, recipe: Recipe, inputs: Inputs, first_row_id: int = 0):
+        """Args: first_row_id: of the first row."""
         self._engine = engine
         self._recipe = recipe
         self._inputs = inputs
+        self._first_row_id = first_row_id
         self._ends: Table | None = None
         self._log: Log
         self._splits: Table
@@ -96,7 +98,7 @@ class WholeLog:
 
     def read(self) -> Log:
         """Read the files into a table."""
-        self._log = read_log(self._engine, self._recipe, self._inputs)
+        self._log = read_log(self._engine, self._recipe, self._inputs, self._first_row_id)
         return self._log
 
     def split(self) -> None:

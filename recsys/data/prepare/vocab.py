@@ -104,7 +104,7 @@ class FeatureTable:
                 feature, every row of a catalogue (which holds no labels).
             known: the table that is appended to: cuts stay, and new ids follow the known ones.
             fresh_relation: of an append, SQL of those whose ids were never counted; None: all.
-            count: of the training rows; an append counts by itself.
+            count: of the training rows.
         """
         self.engine = engine
         self.name = name
@@ -149,14 +149,18 @@ class FeatureTable:
     def _numbered(self, ids: str, known: KnownIds | None, fresh: str | None) -> Table:
         """Return the vocabulary of SQL of one id per occurrence, and set `rare`."""
         min_count = self.feature.min_count
+        counted = self._count(ids)
         if known is None:
             # A feature may have any name, also one that SQL cannot read.
-            counted = self._count(ids)
             vocabulary = build_vocabulary(self.engine, "vocab", counted, min_count)
             rare = rare_ids(counted, vocabulary)
         else:
             vocabulary, waiting = grow_vocabulary(
-                self.engine, known, ids, min_count=min_count, fresh=fresh
+                self.engine,
+                known,
+                counted,
+                min_count=min_count,
+                fresh=self._count(fresh) if fresh else None,
             )
             rare = f"SELECT * FROM {waiting}"
         self.rare = rare if min_count > 1 else None

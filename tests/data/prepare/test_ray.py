@@ -4,20 +4,17 @@ import errno
 import functools
 import os
 import re
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 
 import duckdb
 import pyarrow as pa
 import pytest
 
 from launch.prepare import PrepareConfig
-from recsys.data.prepare import ray_cluster, ray_rows, writing
+from recsys.data.prepare import ray_cluster, ray_files, ray_rows, ray_steps, writing
 from recsys.data.prepare.checks import joined_scans
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.prepare.ray_cluster import RayConfig, progress
@@ -28,43 +25,12 @@ from recsys.data.prepare.ray_worker import run_step
 from recsys.data.prepare.sources import Source
 from recsys.data.text_format import TextFormat
 from recsys.errors import UserError
+from tests.data.prepare.local_ray import dies_once, ray, with_step
 from tests.data.prepare.test_out_of_core import VARIANTS, large_recipe
 from tests.data.small_log import INTERACTIONS, recipe, write_source
 from tests.warm_jobs import REPOSITORY
 
-# Ray reads these when it is imported; this process and the cluster of the fixture share a secret.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-ray = pytest.importorskip("ray", reason="ray is not installed (requirements-ray.txt)")
 NUM_ROWS = 4_000
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A cluster of two workers, for all tests of this module: Ray needs some seconds to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tempfile.mkdtemp(prefix="ray-")  # sockets need a short path
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    command += [f"--temp-dir={folder}"]
-    quiet = {**ray_cluster._SETTINGS, "PYTHONPATH": str(REPOSITORY)}
-    started = subprocess.Popen(
-        command,
-        env={**os.environ, **quiet},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in started.stdout:
-        if "Ray runtime started" in line:
-            break
-    yield f"127.0.0.1:{port}"
-    started.terminate()
-    started.wait(timeout=60)
-    started.stdout.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -129,7 +95,7 @@ def test_every_way_to_prepare_is_equal_for_1_2_and_5_partitions(on_ray, tmp_path
 def test_files_end_where_those_of_one_process_end(on_ray, tmp_path, monkeypatch):
     """The splits are cut into several files, which begin and end within partitions."""
     made = large_recipe(tmp_path / "raw", NUM_ROWS, {})
-    for file in (writing, ray_rows):
+    for file in (writing, ray_rows, ray_files):
         monkeypatch.setattr(file, "ROW_GROUP_ROWS", 1000, raising=False)
     monkeypatch.setattr(writing, "PART_ROWS", 1000)
     one = here(made, tmp_path / "one")
@@ -187,30 +153,11 @@ def test_a_user_with_a_tenth_of_the_log_is_reported(on_ray, tmp_path, capsys):
 # Failures
 
 
-def with_step(monkeypatch, name, before):
-    """Run `before` at the beginning of a step, in the worker."""
-    step = getattr(ray_rows.steps, name)
-
-    def changed(engine, tables, **arguments):
-        before()
-        return step(engine, tables, **arguments)
-
-    monkeypatch.setattr(ray_rows.steps, name, changed)
-
-
 @pytest.mark.slow
 def test_a_worker_that_is_killed_within_a_task_is_replaced(on_ray, tmp_path, monkeypatch):
     made = large_recipe(tmp_path / "raw", NUM_ROWS, {})
-    mark, number = tmp_path / "killed", signal.SIGKILL
-
-    def die_once():
-        try:
-            mark.touch(exist_ok=False)
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), number)
-
-    with_step(monkeypatch, "rows_part", die_once)
+    mark = tmp_path / "killed"
+    with_step(monkeypatch, ray_steps, "rows_part", dies_once(mark))
     two = on_ray(made, tmp_path / "two")
     assert mark.exists()
     assert two.checksums == here(made, tmp_path / "one").checksums
@@ -219,7 +166,7 @@ def test_a_worker_that_is_killed_within_a_task_is_replaced(on_ray, tmp_path, mon
 @pytest.mark.slow
 def test_a_worker_that_always_dies_is_one_sentence(on_ray, tmp_path, monkeypatch):
     number = signal.SIGKILL
-    with_step(monkeypatch, "split_part", lambda: os.kill(os.getpid(), number))
+    with_step(monkeypatch, ray_steps, "split_part", lambda: os.kill(os.getpid(), number))
     with pytest.raises(UserError, match="workers died again and again"):
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
     assert not (tmp_path / "w").exists()
@@ -238,7 +185,7 @@ def test_a_full_disk_of_one_worker_is_one_sentence_and_nothing_is_left(
             return
         raise OSError(code, os.strerror(code))
 
-    with_step(monkeypatch, "write_file", fill_once)
+    with_step(monkeypatch, ray_steps, "write_file", fill_once)
     with pytest.raises(UserError, match="the disk of a worker is full; free some space"):
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
     assert not (tmp_path / "w").exists()
@@ -249,7 +196,7 @@ def test_a_worker_whose_memory_does_not_suffice_names_the_settings(on_ray, tmp_p
     def fail():
         raise duckdb.OutOfMemoryException("Out of Memory Error: failed")
 
-    with_step(monkeypatch, "split_part", fail)
+    with_step(monkeypatch, ray_steps, "split_part", fail)
     with pytest.raises(UserError, match=r"memory_limit=300MB .* or raise ray.partitions"):
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
 
@@ -286,7 +233,7 @@ def test_an_error_while_a_file_is_read_is_its_own(on_ray, tmp_path, monkeypatch)
         raise UserError("log.csv: broken off")
         yield
 
-    monkeypatch.setattr(ray_rows.steps, "read_piece", fail)
+    monkeypatch.setattr(ray_steps, "read_piece", fail)
     with pytest.raises(UserError, match=r"^log.csv: broken off$"):
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
 
@@ -318,8 +265,7 @@ def test_a_machine_that_does_not_see_the_workspace_is_named(tmp_path):
 
 
 def test_keys_that_rule_each_other_out_are_named():
-    (problem,) = PrepareConfig(engine="ray", append=True).problems()
-    assert problem.startswith("engine=ray: not with append=true")
+    assert not PrepareConfig(engine="ray", append=True, since="0").problems()
     (problem,) = PrepareConfig(ray=RayConfig(partitions=2)).problems()
     assert "ray.partitions are read with engine=ray only" in problem
     assert not PrepareConfig(engine="ray", ray=RayConfig(partitions=2)).problems()
