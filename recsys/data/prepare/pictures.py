@@ -6,17 +6,24 @@ A recipe names a column that holds a path, or a pattern such as "posters/{movieI
 import itertools
 import os
 import re
-from collections.abc import Iterable
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 
 from recsys.data.prepare.checks import Problems, rows_of
 from recsys.data.prepare.engine import Engine
 from recsys.data.prepare.sources import Source
 from recsys.data.recipe import ItemsRecipe
 from recsys.data.sql import literal, quoted
+
+THREADS = 8
+"""Threads that look for picture files: a network file system answers after milliseconds, many at once."""
+_BLOCK_ITEMS = 1_000
 
 
 def pattern_columns(image: str | None) -> list[str]:
@@ -76,7 +83,7 @@ def check_pictures(
     return pictures.num_missing
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pictures:
     """Missing and forbidden picture files of the items."""
 
@@ -87,34 +94,93 @@ class Pictures:
     first_outside: tuple[int, str] | None = None
     """Row and path of the first of them; None if there is none."""
 
+    def __add__(self, other: "Pictures") -> "Pictures":
+        firsts = [first for first in (self.first_outside, other.first_outside) if first]
+        return Pictures(
+            num_missing=self.num_missing + other.num_missing,
+            num_outside=self.num_outside + other.num_outside,
+            first_outside=min(firsts, default=None),
+        )
+
 
 def num_missing_of(items_file: Path, first_row: int, root: Path) -> int:
     """Return how many items of items.parquet, from a row on, have no picture file below `root`."""
-    table = pq.read_table(
-        items_file, columns=["item_row", "image"], filters=[("item_row", ">=", first_row)]
+    scanned = ds.dataset(items_file).to_batches(
+        columns=["item_row", "image"], filter=ds.field("item_row") >= first_row
     )
-    rows = zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+    rows = (
+        row
+        for batch in scanned
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
     return look_for_pictures(rows, root).num_missing
 
 
 def look_for_pictures(rows: Iterable[tuple[int, str | None]], root: Path) -> Pictures:
-    """Look once at every picture file; `rows`: row and path relative to `root`, without `..`."""
-    root = root.resolve()
-    pictures = Pictures()
-    is_inside: dict[str, bool] = {}
-    for row, image in rows:
-        if image is None:
-            pictures.num_missing += 1
-            continue
-        path = os.path.join(root, image)
+    """Look once at every picture file, by several threads.
+
+    Args:
+        rows: row and path relative to `root`, without `..`.
+    """
+    source, turn = iter(rows), threading.Lock()
+
+    def blocks() -> Iterator[list[tuple[int, str | None]]]:
+        while True:
+            with turn:  # one thread at a time asks for rows
+                block = list(itertools.islice(source, _BLOCK_ITEMS))
+            if not block:
+                return
+            yield block
+
+    look = _Look(root.resolve())
+    with ThreadPoolExecutor(THREADS) as pool:
+        running = [pool.submit(look.at, blocks()) for _ in range(THREADS)]
+        return sum((thread.result() for thread in running), Pictures())
+
+
+class _Look:
+    """A look at picture files below a folder."""
+
+    def __init__(self, root: Path):
+        """Args: root: without links."""
+        self._root = root
+        self._is_inside: dict[str, bool] = {}
+        """Whether the links of a folder stay below the root, by its path; threads may both find out."""
+
+    def at(self, blocks: Iterable[list[tuple[int, str | None]]]) -> Pictures:
+        """Return what is missing or forbidden among rows and paths."""
+        num_missing = num_outside = 0
+        first_outside: tuple[int, str] | None = None
+        for row, image in itertools.chain.from_iterable(blocks):
+            if image is None:
+                num_missing += 1
+                continue
+            is_outside, is_there = self._found(image)
+            if is_outside:
+                num_outside += 1
+                first_outside = min(first_outside or (row, image), (row, image))
+            elif not is_there:
+                num_missing += 1
+        return Pictures(num_missing, num_outside, first_outside)
+
+    def _found(self, image: str) -> tuple[bool, bool]:
+        """Return whether a path leads out of the root, and whether a file is there.
+
+        A system call a picture, but for links: most of the time is waiting for a file system.
+        """
+        path = os.path.join(self._root, image)
         folder = os.path.dirname(path)
-        if folder not in is_inside:
-            is_inside[folder] = Path(os.path.realpath(folder)).is_relative_to(root)
-        if not is_inside[folder] or (
-            os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root)
-        ):
-            pictures.num_outside += 1
-            pictures.first_outside = min(pictures.first_outside or (row, image), (row, image))
-        elif not os.path.isfile(path):
-            pictures.num_missing += 1
-    return pictures
+        if folder not in self._is_inside:
+            self._is_inside[folder] = self._leads_inside(folder)
+        if not self._is_inside[folder]:
+            return True, False
+        try:
+            mode = os.lstat(path).st_mode
+        except (OSError, ValueError):  # no such file, or a name that none can have
+            return False, False
+        if stat.S_ISLNK(mode):
+            return not self._leads_inside(path), os.path.isfile(path)
+        return False, stat.S_ISREG(mode)
+
+    def _leads_inside(self, path: str) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self._root)
