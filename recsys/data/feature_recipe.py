@@ -27,7 +27,7 @@ class FeatureRecipe:
     """Regular expression whose first group is the value; null: the whole text."""
     min_count: Annotated[int, Field(ge=1)] = 1
     """Ids seen less often than this share the unknown row 0."""
-    hash_rows: Annotated[int, Field(ge=0)] = 0
+    hash_rows: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Rows of a hashed table (row 0 included, no vocabulary); 0: build a vocabulary."""
     quantiles: Annotated[int, Field(ge=2)] = 16
     """Buckets of about equal count for a numeric column without cuts."""

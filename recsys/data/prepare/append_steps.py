@@ -222,6 +222,7 @@ def _number(step: Step, inputs: Inputs, rows: WindowRows, side: str) -> Table:
         known_ids(step.earlier.folder, f"{side}_id"),
         rows.trained(side),
         min_count=min_count,
+        key=f"interactions.{side}_min_count",
         listed=listed,
         only_listed=only_listed,
     )

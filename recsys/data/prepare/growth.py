@@ -12,7 +12,13 @@ from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.writing import write_parquet
 from recsys.data.specs import vocabulary_file
 from recsys.data.sql import literal
+from recsys.errors import UserError
 from recsys.schema import WAITING, TableSpec
+
+ROW_TYPE = "INTEGER"
+"""Type of a row's number in every file."""
+MOST_IDS = 2**31 - 1
+"""Ids of a vocabulary, at most: its last row's number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,7 @@ def grow_vocabulary(
     counted: str,
     *,
     min_count: int,
+    key: str,
     listed: str | None = None,
     only_listed: bool = False,
     fresh: str | None = None,
@@ -74,6 +81,7 @@ def grow_vocabulary(
     Args:
         counted: SQL of the different new ids and their occurrences (id, n).
         min_count: occurrences that an id needs for a row, those counted earlier included.
+        key: that sets it.
         listed: SQL of ids that have a row however rare they are.
         only_listed: no other id gets one.
         fresh: of those occurrences that were never counted before, likewise; None: all of them.
@@ -95,11 +103,13 @@ def grow_vocabulary(
     if not only_listed:
         is_new = f"NOT is_known AND (is_listed OR n >= {min_count})"
     last = f"(SELECT coalesce(max(row), 0) FROM {known.vocabulary})"
-    vocabulary = engine.create(
+    vocabulary = create_vocabulary(
+        engine,
         "vocabulary",
         f"SELECT k.id, k.row, k.count + coalesce(c.added, 0) AS count FROM {known.vocabulary} k "
-        f"LEFT JOIN {grown} c ON c.id = k.id UNION ALL SELECT id, CAST({last} + row_number() OVER "
-        f"(ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM {grown} WHERE {is_new}",
+        f"LEFT JOIN {grown} c ON c.id = k.id UNION ALL SELECT id, {row_number_sql(last)} AS row, "
+        f"n AS count FROM {grown} WHERE {is_new}",
+        key,
     )
     waiting = engine.create(
         "waiting",
@@ -110,6 +120,35 @@ def grow_vocabulary(
     )
     engine.drop(grown)
     return vocabulary, waiting
+
+
+def row_number_sql(last: str = "0") -> str:
+    """SQL of the number of the row of a line (id, n): by falling count, then id; NULL: too great.
+
+    Args:
+        last: SQL of the last number that is given already.
+    """
+    return f"TRY_CAST({last} + row_number() OVER (ORDER BY n DESC, id) AS {ROW_TYPE})"
+
+
+def create_vocabulary(engine: Engine, name: str, query: str, key: str) -> Table:
+    """Return a table (id, row, count) of a query whose rows are of `row_number_sql`.
+
+    Args:
+        name: for people who look into the database.
+        key: of the least count of an id.
+
+    Raises:
+        UserError: there are more ids than rows can be numbered.
+    """
+    vocabulary = engine.create(name, query)
+    num_ids, num_rows = engine.one(f"SELECT count(*), count(row) FROM {vocabulary}")
+    if num_rows < num_ids:
+        raise UserError(
+            f"{key}: {num_ids:,} ids reach it, and a table has at most {MOST_IDS:,}; raise it, or set "
+            f"hash_rows for a feature of the log"
+        )
+    return vocabulary
 
 
 def rare_ids(counted: str, vocabulary: Table) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
+from recsys.data.prepare.growth import create_vocabulary, row_number_sql
 from recsys.data.prepare.history import stand_in_time_sql
 from recsys.data.prepare.vocab import build_vocabulary
 from recsys.data.recipe import SPLITS, InteractionsRecipe, Recipe, SplitRecipe
@@ -30,16 +31,22 @@ def number_ids(
         trained: SQL of the different ids of training rows and their rows (id, n).
         min_count: training rows that an id needs if no catalogue has it.
         listed: SQL of the ids of the catalogue (id); None: there is none.
+
+    Raises:
+        UserError: there are more ids than rows can be numbered.
     """
+    key = f"interactions.{side}_min_count"
     if listed is None:
-        return build_vocabulary(engine, f"{side}_vocab", trained, min_count)
+        return build_vocabulary(engine, f"{side}_vocab", trained, min_count, key)
     join = "FULL JOIN" if side == "user" else "LEFT JOIN"
-    return engine.create(
+    return create_vocabulary(
+        engine,
         f"{side}_vocab",
-        f"SELECT id, CAST(row_number() OVER (ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
+        f"SELECT id, {row_number_sql()} AS row, n AS count FROM "
         f"(SELECT id, coalesce(n, 0) AS n FROM (SELECT id, true AS listed FROM ({listed})) "
         f"{join} ({trained}) USING (id) "
         f"WHERE listed OR n >= {min_count})",
+        key,
     )
 
 

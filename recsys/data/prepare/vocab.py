@@ -13,7 +13,14 @@ from recsys.data import encode
 from recsys.data.encode import exploded_sql, list_rows_sql, row_sql
 from recsys.data.numbers import number_sql
 from recsys.data.prepare.engine import Count, Engine, Table, count_rows
-from recsys.data.prepare.growth import KnownIds, KnownTable, grow_vocabulary, rare_ids
+from recsys.data.prepare.growth import (
+    KnownIds,
+    KnownTable,
+    create_vocabulary,
+    grow_vocabulary,
+    rare_ids,
+    row_number_sql,
+)
 from recsys.data.prepare.quantiles import quantiles
 from recsys.data.recipe import FeatureRecipe
 from recsys.data.specs import feature_table
@@ -148,11 +155,11 @@ class FeatureTable:
 
     def _numbered(self, ids: str, known: KnownIds | None, fresh: str | None) -> Table:
         """Return the vocabulary of SQL of one id per occurrence, and set `rare`."""
-        min_count = self.feature.min_count
+        min_count, key = self.feature.min_count, f"features.{self.name}.min_count"
         counted = self._count(ids)
         if known is None:
             # A feature may have any name, also one that SQL cannot read.
-            vocabulary = build_vocabulary(self.engine, "vocab", counted, min_count)
+            vocabulary = build_vocabulary(self.engine, "vocab", counted, min_count, key)
             rare = rare_ids(counted, vocabulary)
         else:
             vocabulary, waiting = grow_vocabulary(
@@ -160,6 +167,7 @@ class FeatureTable:
                 known,
                 counted,
                 min_count=min_count,
+                key=key,
                 fresh=self._count(fresh) if fresh else None,
             )
             rare = f"SELECT * FROM {waiting}"
@@ -174,14 +182,17 @@ class FeatureTable:
         return tuple(sorted({cut for cut in cuts if math.isfinite(cut)}))
 
 
-def build_vocabulary(engine: Engine, name: str, counted: str, min_count: int) -> Table:
+def build_vocabulary(engine: Engine, name: str, counted: str, min_count: int, key: str) -> Table:
     """Return the table (id, row, count) of SQL of the different ids and their occurrences (id, n).
 
     Args:
         name: for people who look into the database.
+        key: that sets `min_count`.
+
+    Raises:
+        UserError: there are more ids than rows can be numbered.
     """
-    return engine.create(
-        name,
-        f"SELECT id, CAST(row_number() OVER (ORDER BY n DESC, id) AS INTEGER) AS row, n AS count FROM "
-        f"({counted}) WHERE n >= {min_count}",
+    query = (
+        f"SELECT id, {row_number_sql()} AS row, n AS count FROM ({counted}) WHERE n >= {min_count}"
     )
+    return create_vocabulary(engine, name, query, key)

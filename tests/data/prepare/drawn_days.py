@@ -50,7 +50,11 @@ VARIANTS = {
         "interactions": {**LOG, "user_id": None, "item_id": None},
         "split": {"strategy": "random"},
     },
-    "dropped": {**CATALOGUES, "interactions": {**LOG, "unknown_items": "drop"}},
+    "dropped": {
+        **CATALOGUES,
+        "interactions": {**LOG, "unknown_items": "drop"},
+        "split": {"strategy": "random"},
+    },
 }
 
 
