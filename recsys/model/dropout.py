@@ -31,5 +31,13 @@ class Dropout(nn.Dropout):
         is_plain = not _DRAWS_IN_A_ROW or input.is_cuda or torch.compiler.is_compiling()
         if is_plain or not self.training or not 0 < self.p < 1:
             return super().forward(input)
-        kept = torch.empty_like(input, dtype=torch.float64).uniform_() < 1 - self.p
-        return input * kept.to(input.dtype).div_(1 - self.p)
+        return input * self.factors(input)
+
+    def factors(self, like: torch.Tensor) -> torch.Tensor:
+        """Return what training on a CPU multiplies an input by, [B, ...] as `like` is."""
+        if self.p in (0, 1):  # torch draws nothing either
+            return torch.full_like(like, 1 - self.p)
+        if not _DRAWS_IN_A_ROW:
+            return torch.empty_like(like).bernoulli_(1 - self.p).div_(1 - self.p)
+        kept = torch.empty_like(like, dtype=torch.float64).uniform_() < 1 - self.p
+        return kept.to(like.dtype).div_(1 - self.p)

@@ -18,7 +18,7 @@ from recsys.model.dropout import Dropout
 from recsys.model.fusion import UMCM_FORMS
 from recsys.model.inputs import DenseInputs, InputSizes
 from recsys.model.linear import linear
-from recsys.model.mlp import Tower
+from recsys.model.mlp import Tower, run_towers
 from recsys.model.projections import Projections, Vector
 from recsys.model.row_products import row_dots
 
@@ -233,8 +233,13 @@ class UmairFps(nn.Module):
             interests = self.components.interests(self.projections.interests, interests)
             modalities = self.components.items(modalities)
         user_BX, projected = self.projections.both(inputs.user_BX, interests, modalities)
-        user = self._user_side(inputs.user_BX, user_BX)
-        item = self._item_side(inputs.item_BY, modalities, projected)
+        if self.item_tower is None:
+            (user_BH,), item_BH = run_towers([self.user_tower], [user_BX]), None
+        else:
+            towers = [self.user_tower, self.item_tower]
+            user_BH, item_BH = run_towers(towers, [user_BX, inputs.item_BY])
+        user = self._user_side(inputs.user_BX, user_BH)
+        item = self._item_side(inputs.item_BY, item_BH, modalities, projected)
         return self.combine(user, item, inputs.similarity_BS)
 
     def user_side(
@@ -248,14 +253,14 @@ class UmairFps(nn.Module):
         """
         if self.components is not None:
             interests = self.components.interests(self.projections.interests, interests)
-        return self._user_side(user_BX, self.projections.user(user_BX, interests))
+        user_BH = self.user_tower(self.projections.user(user_BX, interests))
+        return self._user_side(user_BX, user_BH)
 
-    def _user_side(self, features_BX: torch.Tensor, user_BX: torch.Tensor) -> UserSide:
-        """Return the user's half of features [B, X], and of these beside the interests [B, .]."""
-        user_BH = self.user_tower(user_BX)
+    def _user_side(self, user_BX: torch.Tensor, user_BH: torch.Tensor) -> UserSide:
+        """Return the user's half of features [B, X] and the tower's output u [B, H]."""
         if self.second_order is None:
             return UserSide(user_BH=user_BH, query_BD=user_BH[:, :0])
-        return UserSide(user_BH=user_BH, query_BD=self.second_order.user(features_BX))
+        return UserSide(user_BH=user_BH, query_BD=self.second_order.user(user_BX))
 
     def item_side(self, item_BY: torch.Tensor, modalities: Mapping[str, Vector]) -> ItemSide:
         """Return what depends on the item alone.
@@ -266,15 +271,22 @@ class UmairFps(nn.Module):
         """
         if self.components is not None:
             modalities = self.components.items(modalities)
-        return self._item_side(item_BY, modalities, self.projections.items(modalities))
+        item_BH = None if self.item_tower is None else self.item_tower(item_BY)
+        return self._item_side(item_BY, item_BH, modalities, self.projections.items(modalities))
 
     def _item_side(
-        self, item_BY: torch.Tensor, modalities: Mapping[str, Vector], projected: Sequence[Vector]
+        self,
+        item_BY: torch.Tensor,
+        item_BH: torch.Tensor | None,
+        modalities: Mapping[str, Vector],
+        projected: Sequence[Vector],
     ) -> ItemSide:
-        """Return the item's half of features [B, Y], vectors [B, E] and projected ones [B, H]."""
+        """Return the item's half of features [B, Y], the tower's output m_1 [B, H], vectors [B, E] and
+        projected ones [B, H].
+        """
         vectors, present = [], []
-        if self.item_tower is not None:
-            vectors.append(self.item_tower(item_BY))
+        if item_BH is not None:
+            vectors.append(item_BH)
             present.append(item_BY.new_ones(item_BY.shape[0]))
         for vector_BH, present_B in projected:
             vectors.append(self.dropout(vector_BH))

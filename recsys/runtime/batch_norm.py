@@ -3,9 +3,10 @@
 Applied to a module that was written for one process, by recsys/sharding/apply.py and, to the image
 encoder's network, by embedding/image/pretext.py. Weights, running statistics and their names in a
 state dict stay the same.
-Shapes: N values of a channel on this rank, C channels, R ranks.
+Shapes: N values of a channel on this rank, C channels, S channels of several layers, R ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,140 +44,237 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         new._forward_hooks.update(local._forward_hooks)
         return new.train(local.training)
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether a call waits for the other ranks."""
+        return self.training and dist.get_world_size() > 1
+
     def _check_input_dim(self, input: torch.Tensor) -> None:
         assert input.dim() >= 2, "batch norm reads [B, C, ...]"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, C, ...] to the same shape."""
-        if not self.training:
-            return super().forward(input)
-        has_rows = input.numel() > input.shape[1]  # more than one value of a channel
-        if has_rows and dist.get_world_size() == 1:
-            return super().forward(input)
-        # Torch's kernels read bf16 as it is and channels where they lie, in a third of the passes.
-        form = _NormaliseByKernels if has_rows and not input.is_cuda else _Normalise
-        output, mean_C, variance_C, total = form.apply(input, self.weight, self.bias, self.eps)
+        if self.training and (self.exchanges or input.numel() <= input.shape[1]):
+            return self.forward_together([self], [input])[0]
+        return super().forward(input)
+
+    @staticmethod
+    def forward_together(
+        norms: Sequence["GlobalBatchNorm"], inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """Return the outputs of several layers in training, [B, C, ...] as their inputs are.
+
+        Their statistics take one exchange, and so do those of their gradients. All layers have as many
+        values of a channel.
+        """
+        weights, biases = [norm.weight for norm in norms], [norm.bias for norm in norms]
+        outputs: Sequence[torch.Tensor] = _Normalise.apply(norms, *inputs, *weights, *biases)
+        return outputs
+
+    def note(self, mean_C: torch.Tensor, unbiased_C: torch.Tensor, share: torch.Tensor) -> None:
+        """Move the running statistics by a share [] of the way to a batch's mean and variance [C]."""
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        with torch.no_grad():
-            momentum = self.momentum * (total > 1)
-            unbiased_C = variance_C * total / (total - 1).clamp_min(1)
-            self.running_mean.add_(momentum * (mean_C - self.running_mean))
-            self.running_var.add_(momentum * (unbiased_C - self.running_var))
-            self.num_batches_tracked.add_(1)
-        return output
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean_C, share)
+        self.running_var.lerp_(unbiased_C, share)
+        self.num_batches_tracked.add_(1)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        """Return (output, mean [C], biased variance [C], values of a channel over all ranks [])."""
-        input, weight_C, bias_C, eps = inputs
-        x = input.float()
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        count = x.numel() // x.shape[1]
-        if count:
-            variance_C, mean_C = torch.var_mean(x, dim=dims, correction=0)
-        else:
-            variance_C, mean_C = torch.zeros_like(weight_C), torch.zeros_like(weight_C)
-        mean_C, variance_C, total = _of_global_batch(mean_C, variance_C, count)
-        deviation_C = (variance_C + eps).sqrt()
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        centred, scale = x - mean_C.view(shape), (weight_C / deviation_C).view(shape)
-        output = torch.addcmul(bias_C.view(shape), centred, scale)
-        ctx.save_for_backward(input, weight_C, mean_C, deviation_C, total)
-        ctx.mark_non_differentiable(mean_C, variance_C, total)
-        return output.to(input.dtype), mean_C, variance_C, total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        input, weight_C, mean_C, deviation_C, total = ctx.saved_tensors
-        dims = [dim for dim in range(input.dim()) if dim != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        grad = gradients[0].float()
-        unit = (input.float() - mean_C.view(shape)) / deviation_C.view(shape)
-        grad_bias_C, grad_weight_C = grad.sum(dim=dims), (grad * unit).sum(dim=dims)
-        sums_2C = _over_all_ranks(torch.stack([grad_bias_C, grad_weight_C]))
-        bias_mean, weight_mean = ((sum_C / total).view(shape) for sum_C in sums_2C)
-        grad_input = (grad - bias_mean - unit * weight_mean) * (weight_C / deviation_C).view(shape)
-        return grad_input.to(input.dtype), grad_weight_C, grad_bias_C, None
-
-
-class _NormaliseByKernels(torch.autograd.Function):
-    """The same as _Normalise on the kernels of torch's batch norm, of rows on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        """Return (output, mean [C], biased variance [C], values of a channel over all ranks [])."""
-        input, weight_C, bias_C, eps = inputs
-        unused_2C = torch.zeros_like(weight_C).repeat(2, 1)
-        mean_C, variance_C = torch.ops.aten.batch_norm_update_stats(input, *unused_2C, 0.0)
-        count = input.numel() // len(mean_C)
-        mean_C, variance_C, total = _of_global_batch(mean_C, variance_C, count)
-        output = _affine(input, mean_C, variance_C, weight_C, bias_C, eps)
-        ctx.save_for_backward(input, weight_C, mean_C, variance_C, total)
-        ctx.eps, ctx.count = eps, count
-        ctx.mark_non_differentiable(mean_C, variance_C, total)
-        return output, mean_C, variance_C, total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        input, weight_C, mean_C, variance_C, total = ctx.saved_tensors
-        inverse_C = (variance_C + ctx.eps).rsqrt()
-        # The kernel takes the means of this rank's gradients; those of the global batch are put right.
-        grad_input, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], input, weight_C, None, None, mean_C, inverse_C, True, ctx.eps, [True] * 3
+    def forward(ctx: Any, *given: Any) -> Any:
+        """Return the outputs of K layers, of their inputs, their weights [C] and their biases [C]."""
+        norms, *tensors = given
+        num = len(norms)
+        inputs, weights, biases = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
+        form = _form(inputs[0])
+        count = inputs[0].numel() // inputs[0].shape[1]
+        own = [form.statistics(input) for input in inputs]
+        mean_S, variance_S, total = _of_global_batch(
+            torch.cat([mean_C for mean_C, _ in own]),
+            torch.cat([variance_C for _, variance_C in own]),
+            count,
         )
-        if dist.get_world_size() > 1:
-            own_2C = torch.stack([grad_bias_C, grad_weight_C])
-            missing_2C = own_2C / ctx.count - _over_all_ranks(own_2C.clone()) / total
-            bias_C, scale_C = missing_2C * weight_C * inverse_C
-            grad_input += _affine(input, mean_C, variance_C, scale_C, bias_C, ctx.eps)
-        return grad_input, grad_weight_C, grad_bias_C, None
+        sizes = [len(weight_C) for weight_C in weights]
+        means, variances = mean_S.split(sizes), variance_S.split(sizes)
+        unbiased = (variance_S * (total / (total - 1).clamp_min(1))).split(sizes)
+        outputs = []
+        for number, norm in enumerate(norms):
+            norm.note(means[number], unbiased[number], norm.momentum * (total > 1))
+            input, of_batch = inputs[number], (means[number], variances[number])
+            output = form.affine(input, *of_batch, weights[number], biases[number], norm.eps)
+            outputs.append(output.to(input.dtype))
+        ctx.save_for_backward(mean_S, variance_S, total, *inputs, *weights)
+        ctx.epsilons, ctx.count, ctx.form, ctx.sizes = [n.eps for n in norms], count, form, sizes
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        mean_S, variance_S, total, *rest = ctx.saved_tensors
+        form, num = ctx.form, len(gradients)
+        inputs, weights = rest[:num], rest[num:]
+        layers = list(
+            zip(
+                inputs,
+                mean_S.split(ctx.sizes),
+                variance_S.split(ctx.sizes),
+                weights,
+                ctx.epsilons,
+                strict=True,
+            )
+        )
+        own = [form.gradients(grad, *one) for grad, one in zip(gradients, layers, strict=True)]
+        grads, grad_weights, grad_biases = zip(*own, strict=True)
+        own_2S = torch.stack([torch.cat(grad_biases), torch.cat(grad_weights)])
+        # Means that a form has taken are this rank's; those of the global batch are put right.
+        taken_2S = own_2S / ctx.count if form.takes_means else torch.zeros_like(own_2S)
+        missing_2S = taken_2S - _over_all_ranks(own_2S) / total
+        grad_inputs = []
+        for grad, missing_2C, (input, mean_C, variance_C, weight_C, eps) in zip(
+            grads, missing_2S.split(ctx.sizes, dim=1), layers, strict=True
+        ):
+            bias_C, scale_C = missing_2C * weight_C * (variance_C + eps).rsqrt()
+            of_means = form.affine(input, mean_C, variance_C, scale_C, bias_C, eps)
+            grad_inputs.append(grad.add_(of_means).to(input.dtype))
+        return None, *grad_inputs, *grad_weights, *grad_biases
 
 
-def _affine(
-    input: torch.Tensor,
-    mean_C: torch.Tensor,
-    variance_C: torch.Tensor,
-    weight_C: torch.Tensor,
-    bias_C: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    """Return (input - mean) / deviation * weight + bias of every channel of [B, C, ...]."""
-    return torch.native_batch_norm(input, weight_C, bias_C, mean_C, variance_C, False, 0.0, eps)[0]
+class _Equation:
+    """Batch norm as its equation says, for a GPU and for ranks with a single row or none."""
+
+    takes_means = False
+    """Whether `gradients` takes off the means over this rank's rows."""
+
+    @staticmethod
+    def statistics(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and biased variance [C]; zeros without rows."""
+        x = input.float()
+        if not x.numel():
+            return x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+        variance_C, mean_C = torch.var_mean(x, dim=_all_but_channels(x), correction=0)
+        return mean_C, variance_C
+
+    @staticmethod
+    def affine(
+        input: torch.Tensor,
+        mean_C: torch.Tensor,
+        variance_C: torch.Tensor,
+        weight_C: torch.Tensor,
+        bias_C: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        """Return (input - mean) / deviation * weight + bias of every channel of [B, C, ...]."""
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        scale = (weight_C / (variance_C + eps).sqrt()).view(shape)
+        return torch.addcmul(bias_C.view(shape), input.float() - mean_C.view(shape), scale)
+
+    @staticmethod
+    def gradients(
+        grad: torch.Tensor,
+        input: torch.Tensor,
+        mean_C: torch.Tensor,
+        variance_C: torch.Tensor,
+        weight_C: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of the input with given statistics [B, C, ...], of weight and bias [C]."""
+        dims, shape = _all_but_channels(input), [1, -1] + [1] * (input.dim() - 2)
+        inverse_C = (variance_C + eps).rsqrt()
+        grad = grad.float()
+        unit = (input.float() - mean_C.view(shape)) * inverse_C.view(shape)
+        of_input = grad * (weight_C * inverse_C).view(shape)
+        return of_input, (grad * unit).sum(dim=dims), grad.sum(dim=dims)
+
+
+class _Kernels:
+    """The same on the kernels of torch's batch norm, of rows on a CPU.
+
+    They read bf16 as it is and channels where they lie, in a third of the passes.
+    """
+
+    takes_means = True
+    """Whether `gradients` takes off the means over this rank's rows."""
+
+    @staticmethod
+    def statistics(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and biased variance [C]."""
+        # Its running statistics, which nobody reads, let the kernel return those of bf16 in fp32.
+        unused_C = input.new_empty(input.shape[1], dtype=torch.float32)
+        mean_C, variance_C = torch.ops.aten.batch_norm_update_stats(input, unused_C, unused_C, 0.0)
+        return mean_C, variance_C
+
+    @staticmethod
+    def affine(
+        input: torch.Tensor,
+        mean_C: torch.Tensor,
+        variance_C: torch.Tensor,
+        weight_C: torch.Tensor,
+        bias_C: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        """Return (input - mean) / deviation * weight + bias of every channel of [B, C, ...]."""
+        return torch.native_batch_norm(
+            input, weight_C, bias_C, mean_C, variance_C, False, 0.0, eps
+        )[0]
+
+    @staticmethod
+    def gradients(
+        grad: torch.Tensor,
+        input: torch.Tensor,
+        mean_C: torch.Tensor,
+        variance_C: torch.Tensor,
+        weight_C: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of the input less its means [B, C, ...], of weight and bias [C]."""
+        inverse_C = (variance_C + eps).rsqrt()
+        return torch.ops.aten.native_batch_norm_backward(
+            grad, input, weight_C, None, None, mean_C, inverse_C, True, eps, [True] * 3
+        )
+
+
+def _form(input: torch.Tensor) -> type[_Equation] | type[_Kernels]:
+    has_rows = input.numel() > input.shape[1]  # more than one value of a channel
+    return _Kernels if has_rows and not input.is_cuda else _Equation
+
+
+def _all_but_channels(input: torch.Tensor) -> list[int]:
+    return [dim for dim in range(input.dim()) if dim != 1]
 
 
 def _of_global_batch(
-    mean_C: torch.Tensor, variance_C: torch.Tensor, count: int
+    mean_S: torch.Tensor, variance_S: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return mean [C], biased variance [C] and the values of a channel [] over all ranks.
+    """Return mean [S], biased variance [S] and the values of a channel [] over all ranks.
 
     Args:
         count: values of a channel on this rank, of which mean and variance are.
     """
-    own_3C = torch.stack([mean_C, variance_C, torch.full_like(mean_C, count)]).double()
-    mean_RC, variance_RC, count_RC = _of_all_ranks(own_3C).unbind(dim=1)
-    total_C = count_RC.sum(dim=0)
-    mean_C = (count_RC * mean_RC).sum(dim=0) / total_C
+    own = torch.cat([mean_S, variance_S, mean_S.new_full((1,), count)]).double()
+    num_channels = len(mean_S)
+    mean_RS, variance_RS, count_R1 = _of_all_ranks(own).split(
+        [num_channels, num_channels, 1], dim=1
+    )
+    total = count_R1.sum()
+    mean_S = (count_R1 * mean_RS).sum(dim=0) / total
     # Chan et al. 1979: the variances within the ranks, and that of their means.
-    spread_RC = variance_RC + (mean_RC - mean_C).square()
-    variance_C = (count_RC * spread_RC).sum(dim=0) / total_C
-    mean_C, variance_C, total = mean_C.float(), variance_C.float(), total_C[0].float()
-    return mean_C, variance_C, total
+    spread_RS = variance_RS + (mean_RS - mean_S).square()
+    variance_S = (count_R1 * spread_RS).sum(dim=0) / total
+    return mean_S.float(), variance_S.float(), total.float()
 
 
-def _of_all_ranks(own_3C: torch.Tensor) -> torch.Tensor:
-    """Return every rank's tensor, [R, 3, C]."""
-    parts = [torch.empty_like(own_3C) for _ in range(dist.get_world_size())]
-    if len(parts) == 1:
-        return own_3C[None]
-    dist.all_gather(parts, own_3C)
-    return torch.stack(parts)
+def _of_all_ranks(own: torch.Tensor) -> torch.Tensor:
+    """Return every rank's tensor, [R, ...]."""
+    num_ranks = dist.get_world_size()
+    if num_ranks == 1:
+        return own[None]
+    every_R = own.new_empty(num_ranks, *own.shape)
+    dist.all_gather(list(every_R.unbind()), own)
+    return every_R
 
 
-def _over_all_ranks(sums_2C: torch.Tensor) -> torch.Tensor:
-    """Add the sums of all ranks up in place, [2, C]."""
+def _over_all_ranks(sums_2S: torch.Tensor) -> torch.Tensor:
+    """Add the sums of all ranks up in place, [2, S]."""
     if dist.get_world_size() > 1:
-        dist.all_reduce(sums_2C)
-    return sums_2C
+        dist.all_reduce(sums_2S)
+    return sums_2S

@@ -40,6 +40,7 @@ from recsys.sharding.plan import (
 from recsys.sharding.planner import table_sharder
 from recsys.sharding.shards import (
     STATE_NAMES,
+    ReplicatedTables,
     TableShard,
     Vectors,
     as_rows,
@@ -95,6 +96,20 @@ class ShardedRanker:
     def dense(self) -> nn.Module:
         """The dense part."""
         return _without_ddp(self.model).dense
+
+    @property
+    def sends_rows(self) -> bool:
+        """Whether ranks send each other ids and vectors: not every rank holds every table whole."""
+        paths = [TABLES_PATH]
+        if _without_ddp(self.model).inputs.modality is not None:
+            paths.append(MODALITY_PATH)
+        tables = [_submodule(self.model, path) for path in paths]
+        return any(
+            not replicated
+            for collection in tables
+            if not isinstance(collection, ReplicatedTables)
+            for _, _, replicated in kernels_of(collection)
+        )
 
     def table_shards(self) -> list[TableShard]:
         """Return this rank's pieces of the trainable tables with their optimizer state."""

@@ -1,7 +1,7 @@
 """The step: batch to device, forward, loss, backward, optimizer. Two pipelines, one contract.
 
 `plain` takes one batch after the other. `sparse_dist` moves the next ones meanwhile; `auto` takes it
-where there is something to move, to a GPU or between ranks.
+where there is something to move: batches to a GPU, or ids and vectors between ranks.
 
 `progress(batches)` takes one training step and returns the Scores of its batch, or raises
 StopIteration when the iterator is exhausted and every batch taken from it has been trained on.
@@ -102,7 +102,10 @@ def build_pipeline(name: str, sharded: ShardedRanker, env: Env) -> Pipeline:
         UserError: unknown name.
     """
     if name == "auto":
-        overlaps = env.world_size > 1 or env.device.type == "cuda"
+        # Of replicated tables nothing travels but gradients: two ranks on a CPU step in less time without
+        # the other pipeline (LOG.md, 2026-11-28).
+        travels = env.world_size > 1 and sharded.sends_rows
+        overlaps = travels or env.device.type == "cuda"
         name = "sparse_dist" if overlaps else "plain"
     if name == "plain":
         return PlainPipeline(sharded, env.device)

@@ -30,7 +30,7 @@ class TrainConfig:
     """Rows of one step over all ranks: the same rows whatever their number."""
     pipeline: Literal["auto", "sparse_dist", "plain"] = "auto"
     """`sparse_dist` (TorchRec's overlapped pipeline), `plain`, or `auto`: the first where there is a
-    GPU or more than one rank, else the second."""
+    GPU or where ranks share out tables, else the second."""
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between validations; 0: once at the end of each epoch."""
     save_every_steps: Annotated[int, Field(ge=0)] = 0

@@ -47,11 +47,12 @@ def test_both_pipelines_measure_every_step_and_the_same_norms(one_process):
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_pipeline_overlaps_by_itself_where_there_is_another_rank(one_process):
-    _, sharded = trained(one_process, steps=1)
-    assert isinstance(build_pipeline("auto", sharded, one_process), PlainPipeline)
+def test_pipeline_overlaps_by_itself_where_ranks_share_out_tables(one_process):
     of_two = dataclasses.replace(one_process, world_size=2)
-    assert isinstance(build_pipeline("auto", sharded, of_two), SparseDistPipeline)
+    for sharding, kind in (("table_wise", SparseDistPipeline), ("data_parallel", PlainPipeline)):
+        _, sharded = trained(one_process, steps=1, sharding=sharding)
+        assert isinstance(build_pipeline("auto", sharded, one_process), PlainPipeline)
+        assert isinstance(build_pipeline("auto", sharded, of_two), kind)
 
 
 def test_norm_is_that_of_the_gradients_left_by_backward(one_process):

@@ -15,7 +15,7 @@ from torch import nn
 
 from recsys.model.baselines.inputs import Baseline, ConcatenationConfig, concatenation
 from recsys.model.inputs import DenseInputs, InputSizes
-from recsys.model.mlp import Tower
+from recsys.model.mlp import Tower, run_towers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,8 @@ class TwoStreams(nn.Module):
         self, x_BN: torch.Tensor, first_BG: torch.Tensor, second_BG: torch.Tensor
     ) -> torch.Tensor:
         """Return logits [B]; `first_BG` and `second_BG` are the contexts of the two gates."""
-        first_BH = self.first(self.first_gate(first_BG) * x_BN)
-        second_BH = self.second(self.second_gate(second_BG) * x_BN)
+        gated = [self.first_gate(first_BG) * x_BN, self.second_gate(second_BG) * x_BN]
+        first_BH, second_BH = run_towers([self.first, self.second], gated)
         linear_B = self.linear(torch.cat([first_BH, second_BH], dim=1))[:, 0]
         first_BAH = first_BH.unflatten(1, (self.num_heads, -1))
         second_BAH = second_BH.unflatten(1, (self.num_heads, -1))
