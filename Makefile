@@ -28,7 +28,7 @@ REQUIREMENTS := requirements.txt requirements-base.txt requirements-serve.txt re
 STAMP := $(VENV)/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor train serve loop docs test test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
+.PHONY: help setup doctor train serve loop docs test test-browser test-slow test-gpu house lint types peers bench clean install-cpu install-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -82,9 +82,12 @@ loop: $(STAMP) ## ten days of simulated visitors: ask, bookmark, learn at night,
 docs: $(STAMP) ## the documentation as a site that opens from disk: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
-	@command -v chromium >/dev/null || echo "browser tests are left out: apt-get install chromium"
+test: $(STAMP) ## the default tests: no network, no GPU, under seven minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-browser: $(STAMP) ## the tests of pages in Chromium: apt-get install chromium
+	@command -v chromium >/dev/null || { echo "these tests need Chromium: apt-get install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile -m 'browser and not bench and not slow'
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(RUN) -m pytest -q -m slow

@@ -35,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
         WARM.share()
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose the tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in Chromium are marked by their use of it."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of this repository."""

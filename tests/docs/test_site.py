@@ -111,7 +111,6 @@ def test_equations_are_mathml_and_repository_files_are_pages(site):
     assert (site / "files" / "launch" / "cluster" / "serving.yaml.html").is_file()
 
 
-@pytest.mark.browser
 def test_site_opens_from_disk_and_its_search_finds_a_page(site, browser_page):
     asked, failed = [], []
     browser_page.on("request", lambda request: asked.append(request.url))

@@ -4,8 +4,6 @@ import pytest
 
 from tests.slow_cases import slow_but
 
-pytestmark = pytest.mark.browser
-
 
 def person(page, user):
     page.goto(f"{page.address}#person={user}")

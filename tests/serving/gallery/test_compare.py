@@ -75,7 +75,6 @@ def test_a_choice_counts_for_the_model_of_its_side_once_a_person(
     assert comparing.post("/v1/comparison/choices", {"user": "j", "choice": "a"}).status == 422
 
 
-@pytest.mark.browser
 def test_people_choose_by_click_and_by_key_and_see_the_tally(
     page, comparing, tiny_bundle, serious_findings
 ):

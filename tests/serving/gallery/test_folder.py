@@ -88,7 +88,6 @@ def test_a_script_of_modules_refuses_other_forms_and_circles(tmp_path):
     assert classic_script(PAGES, ("folder", "app"))
 
 
-@pytest.mark.browser
 def test_the_folder_opens_from_a_disk(folder, chromium, tmp_path):
     moved = shutil.copytree(folder, tmp_path / "a folder")
     index = data(folder, "index")

@@ -10,8 +10,6 @@ from PIL import Image
 
 from recsys.serving.store import Store
 
-pytestmark = pytest.mark.browser
-
 
 def see(page, user):
     page.goto(f"{page.address}#person={user}")

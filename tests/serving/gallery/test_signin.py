@@ -56,7 +56,6 @@ def test_a_wrong_token_gets_no_cookie(guarded, server):
     assert server.post("/v1/session", {"token": "any"}).status == 404
 
 
-@pytest.mark.browser
 def test_the_token_is_typed_once(page, guarded, serious_findings):
     page.address = f"http://127.0.0.1:{guarded.port}/"
     page.goto(page.address)
