@@ -24,6 +24,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 Job = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = Path(__file__).resolve().parents[1]
 _SHARED = "TESSERA_TEST_JOBS"
@@ -31,6 +33,7 @@ _SHARED = "TESSERA_TEST_JOBS"
 # All that jobs and workers of tests import, at once or later.
 _JOBS = ("demo", "prepare", "embed", "train", "evaluate", "export", "recommend", "compare")
 _LATER = ("recsys.run.assembly", "embedding.text.encoder", "embedding.image.encoder", "fbgemm_gpu")
+_LATER += ("torch.distributed.optim", "torch.utils.tensorboard", "matplotlib.backends.backend_svg")
 
 
 class WarmJobs:
@@ -127,6 +130,7 @@ def main(arguments: Sequence[str]) -> None:
         runpy.run_path(str(REPOSITORY / "launch" / f"{name}.py"), run_name="imported")
     for module in _LATER:
         __import__(module)
+    Image.init()  # all formats, which the first picture of a process imports
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that answer

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -44,19 +42,19 @@ _STYLE: Any = {
 
 
 def _begin(width: float = 5.6, height: float = 3.7) -> tuple[Any, Any]:
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(width, height))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        axes = figure.subplots()
     axes.tick_params(length=0)
     return figure, axes
 
 
 def _finish(figure: Any, label: str) -> str:
     """Return the figure as an SVG element that takes its colours and its fonts from the page."""
-    with plt.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         figure.tight_layout(pad=0.4)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -182,10 +180,9 @@ def dots(
     figure, axes = _begin(height=0.7 + 0.27 * max(len(names), 2))
     lines = np.arange(len(names))[::-1]
     axes.axvline(reference, color=_SOFT, linestyle="--", linewidth=1)
-    for line, value, bound in zip(lines, values, bounds, strict=True):
-        if bound is not None:
-            axes.plot(bound, [line, line], color=COLOURS[0], linewidth=2, alpha=0.45)
-        axes.plot(value, line, "o", color=COLOURS[0], markersize=5.5)
+    known = [(line, *bound) for line, bound in zip(lines, bounds, strict=True) if bound is not None]
+    axes.hlines(*np.reshape(known, (-1, 3)).T, color=COLOURS[0], linewidth=2, alpha=0.45)
+    axes.plot(values, lines, "o", color=COLOURS[0], markersize=5.5)
     return _named_lines(figure, axes, names, lines, label)
 
 
@@ -200,9 +197,9 @@ def bars(
     """Draw one bar a line with its interval; `kinds` choose the colour."""
     figure, axes = _begin(height=0.7 + 0.3 * max(len(names), 2))
     lines = np.arange(len(names))[::-1]
-    for line, value, (low, high), kind in zip(lines, values, bounds, kinds, strict=True):
-        axes.barh(line, value, 0.62, color=COLOURS[kind % len(COLOURS)], alpha=0.75)
-        axes.plot([low, high], [line, line], color=_INK, linewidth=1.3)
+    colours = [COLOURS[kind % len(COLOURS)] for kind in kinds]
+    axes.barh(lines, values, 0.62, color=colours, alpha=0.75)
+    axes.hlines(lines, *np.reshape(bounds, (-1, 2)).T, color=_INK, linewidth=1.3)
     axes.axvline(0, color=_SOFT, linewidth=1)
     return _named_lines(figure, axes, names, lines, label)
 
@@ -217,7 +214,7 @@ def stacked(names: Sequence[str], shares: NDArray, parts: Sequence[str], *, labe
         axes.barh(lines, shares[:, index], 0.66, left, color=colour, alpha=0.8, label=part)
         for line, start, width in zip(lines, left, shares[:, index], strict=True):
             if width > 0.07:
-                axes.text(
+                number = axes.text(
                     start + width / 2,
                     line,
                     f"{width:.2f}",
@@ -226,6 +223,7 @@ def stacked(names: Sequence[str], shares: NDArray, parts: Sequence[str], *, labe
                     fontsize=9,
                     color="#fff",
                 )
+                number.set_in_layout(False)  # within its bar, and slow to measure
         left += shares[:, index]
     axes.set_xlim(0, max(1.0, float(left.max(initial=0))))
     axes.legend(
@@ -288,10 +286,9 @@ _MOST_POINTS = 2000
 
 def scatter(panels: dict[str, tuple[NDArray, NDArray, float]]) -> str:
     """Draw learned weight [U] against planted sensitivity [U], one panel a modality with its r."""
-    with plt.rc_context(_STYLE):
-        figure, all_axes = plt.subplots(
-            1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False
-        )
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * len(panels), 3.3))
+        all_axes = figure.subplots(1, len(panels), squeeze=False)
     for index, (name, (planted, learned, r)) in enumerate(panels.items()):
         axes = all_axes[0, index]
         axes.tick_params(length=0)
