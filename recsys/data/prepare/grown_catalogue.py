@@ -259,11 +259,12 @@ def grow_items(engine: Engine, grown: GrownSide, items: ItemsRecipe | None) -> N
     values = ", ".join(COLUMNS[2:])
     # Hashes: the texts of all items need not fit into memory.
     hashed = f"SELECT item_row, hash({values}) AS hash FROM"
-    changed = engine.rows(
+    changed = engine.batches(
         f"SELECT d.item_row FROM ({hashed} {described} WHERE item_row < {grown.num_before}) d "
         f"JOIN ({hashed} {old}) o ON o.item_row = d.item_row WHERE d.hash <> o.hash"
     )
-    grown.is_changed[[row for (row,) in changed]] = True
+    for batch in changed:
+        grown.is_changed[batch.column(0).to_numpy()] = True
     columns = ", ".join(COLUMNS)
     write_by_row(
         engine,

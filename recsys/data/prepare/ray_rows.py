@@ -235,18 +235,21 @@ class PartitionedLog:
             return 0, self._counts
         num_positives = sum(split.num_rows for split in self._counts.values())
         num_rows = self._log.next_row_id - self._first_row_id
+        earlier = self._earlier_positives()
         drawn = self._parts.run_parts(
             "draw negatives",
             steps.draw_part,
             1 + self._parts.num_parts,
             "placed",
-            *self._earlier_positives(),
+            *earlier,
             given=self._pools(items),
             recipe=self._recipe,
             first_row_id=self._first_row_id,
             rows_per_part=-(-num_rows // self._parts.num_parts),
             num_parts=self._parts.num_parts,
         )
+        for name in earlier:
+            del self._parts.state[name]
         self._parts.state["drawn"] = [done.tables[:1] for done in drawn]
         self._parts.state["numbers"] = self._number(drawn)
         added = self._parts.run_parts(

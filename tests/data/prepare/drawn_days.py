@@ -35,6 +35,14 @@ VARIANTS = {
     "listed": CATALOGUES,
     "rare": {"interactions": {**LOG, "user_min_count": 3, "item_min_count": 2}},
     "train": {"split": {"strategy": "per_user_time"}, "history": {"scope": "train"}},
+    "few features": {
+        "interactions": {
+            **DRAWN,
+            "features": {"site": {"min_count": 2}},
+            "negatives": {"strategy": "popularity", "per_positive": 1},
+        },
+        "split": {"strategy": "random"},
+    },
     "uniform": {"interactions": {**DRAWN, "negatives": {"per_positive": 2}}},
     "popularity": {
         "interactions": {**DRAWN, "negatives": {"strategy": "popularity", "per_positive": 3}},
@@ -81,12 +89,17 @@ def write(folder, day, lines):
 
 
 def recipe(source, variant):
+    return from_config(Recipe, {**recipe_node(variant), "source": str(source)}, "data")
+
+
+def recipe_node(variant):
+    """The recipe as a file has it, without its source."""
     node = {"interactions": LOG, "split": {"strategy": "time"}, "history": {}} | VARIANTS[variant]
     node["history"] = {"max_length": 3, "recent_length": 1, **node["history"]}
     for side in ("item", "user"):
         if f"{side}s" in node:
             node[f"{side}s"] = {f"{side}_id": side, **node[f"{side}s"]}
-    return from_config(Recipe, {"name": "days", "source": str(source), **node}, "data")
+    return {"name": "days", **node}
 
 
 def prepared(made, workspace):

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tests.data.prepare.drawn_days import (
     content_of,
     prepared,
     recipe,
+    recipe_node,
     write_day,
 )
 from tests.data.prepare.local_ray import dies_once, with_step
@@ -60,6 +62,24 @@ def test_a_base_and_windows_of_both_engines_follow_each_other(on_ray, cluster, t
         appended(made, tmp_path / "ray", first)
         appended(made, tmp_path / "here", second)
         assert content_of(tmp_path / "ray") == content_of(tmp_path / "here")
+
+
+def test_the_command_appends_on_ray_what_it_appends_here(tmp_path, rng, job):
+    source, node = tmp_path / "raw", recipe_node("listed")
+    write_day(source, 0, rng)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "days.yaml").write_text(json.dumps(node))
+    keys = (f"--config-dir={tmp_path}", "data=days", f"data.source={source}", "run.threads=1")
+    for name in ("here", "ray"):
+        assert job("prepare", *keys, f"workspace={tmp_path / name}").returncode == 0
+    write_day(source, 1, rng)
+    for name, engine in (("here", "local"), ("ray", "ray")):
+        workspace = f"workspace={tmp_path / name}"
+        done = job("prepare", *keys, workspace, "append=true", f"engine={engine}")
+        assert done.returncode == 0, done.stderr
+        assert "window: split=window_0001, or split=next" in done.stdout
+    assert "Ray: workers on 1 cores of this machine" in done.stdout
+    assert content_of(tmp_path / "ray") == content_of(tmp_path / "here")
 
 
 def test_new_files_alone_are_read_and_a_killed_worker_is_replaced(

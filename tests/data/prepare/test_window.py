@@ -19,10 +19,9 @@ from tests.data.prepare.drawn_days import (
 from tests.data.prepare.partitions_here import window_here
 
 
-def test_days_appended_in_partitions_are_those_of_one_process(tmp_path, rng):
-    """Drawn negatives and listed ids; the second day by one process between two in partitions."""
-    holds = {"three": [window_here(3), whole_window]}
-    check_days(tmp_path, "popularity", rng, holds, num_days=2)
+def test_a_day_appended_in_partitions_is_that_of_one_process(tmp_path, rng):
+    """A day with drawn negatives and rare sites."""
+    check_days(tmp_path, "few features", rng, {"two": [window_here(2)]}, num_days=1)
 
 
 @pytest.mark.slow
@@ -33,6 +32,7 @@ def test_days_of_every_kind_are_equal_for_1_2_3_and_5_partitions(tmp_path, rng, 
     check_days(tmp_path, variant, rng, holds)
 
 
+@pytest.mark.slow
 def test_refusals_in_partitions_are_those_of_one_process(tmp_path, rng):
     """Rows before the end of the prepared data, and rows of unknown items alone."""
     source = tmp_path / "raw"
