@@ -1,10 +1,14 @@
-"""On a GPU the tables train as on a CPU, from either memory, and go on from a checkpoint."""
+"""On a GPU the tables train as on a CPU, from either memory, and go on from a checkpoint; not on SSD."""
 
 import numpy as np
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from torchrec.distributed.batched_embedding_kernel import SSDTableBatchedEmbeddingBags
 
 from recsys.runtime.env import start, stop
+from recsys.sharding.ssd import storage_on_ssd
+from recsys.sharding.tables import TableSettings
 from tests import tiny_world
 from tests.sharding.ids_worker import run_stage
 from tests.sharding.penalty_worker import (
@@ -121,6 +125,47 @@ def test_tables_in_main_memory_get_the_values_of_those_on_the_card(one_gpu, opti
     assert sorted(found) == sorted(expected) == sorted(TABLES)
     for name, rows in found.items():
         np.testing.assert_allclose(rows, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_validation_drops_rows_that_a_table_on_ssd_has_not_written(one_gpu, tmp_path):
+    """Why such tables are planned and not trained (docs/ids.md); and their memories are those planned.
+
+    All rows of a cache of one set are trained, by a step of about 1; a lookup of as many others pushes
+    them out. Rows that are read anew have their first values, within 0.01.
+    """
+    planned = storage_on_ssd(TableSettings(rows=64, width=8, kernel="key_value"), [64, 8])
+    for is_training in (True, False):
+        kernel = SSDTableBatchedEmbeddingBags(
+            [(64, 8)],
+            feature_table_map=[0],
+            cache_sets=1,
+            ssd_storage_directory=str(tmp_path / str(is_training)),
+            ssd_cache_location=EmbeddingLocation.DEVICE,
+            ssd_uniform_init_lower=-0.01,
+            ssd_uniform_init_upper=0.01,
+            learning_rate=1.0,
+        )
+
+        def look_up(first, kernel=kernel):
+            offsets = torch.arange(33, device="cuda")
+            torch.cuda.synchronize()  # rows are written on a stream of their own
+            return kernel(first + offsets[:32], offsets)
+
+        look_up(0).sum().backward()
+        kernel.train(is_training)
+        with torch.no_grad():
+            look_up(32)
+            kernel.train(True)
+            kept = look_up(0).abs().min().item() > 0.5
+        assert kept == is_training
+        cache = (kernel.lxu_cache_weights, kernel.lxu_cache_state, kernel.lru_state)
+        assert sum(tensor.nbytes for tensor in cache) == planned.cache_bytes
+        evicted = [
+            *kernel.lxu_cache_evicted_weights_list,
+            *kernel.lxu_cache_evicted_indices_list,
+            *kernel.lxu_cache_evicted_slots_list,
+        ]
+        assert sum(tensor.nbytes for tensor in evicted) == planned.host_bytes - (4 << 31)
 
 
 def test_fp16_tables_train_close_to_fp32_ones(one_gpu):

@@ -74,6 +74,17 @@ def test_what_the_log_says_adds_up():
     assert sentences[1].startswith("ids of item_id: ") and " of 24 rows in use" in sentences[1]
 
 
+@pytest.mark.slow
+def test_occupancy_is_flat_over_thirty_days_of_training_on_a_drifting_catalogue():
+    """An item of 14 is new every day, and forgotten four days after its last row."""
+    lines = run([{"until": 34}], 1)[0]["noted"]
+    assert len(lines) == 11
+    assert {line["ids/item_id/rows_used"] for line in lines} <= {16, 17, 18}
+    assert lines[-1]["ids/item_id/admitted"] == 45 and lines[-1]["ids/item_id/forgotten"] == 28
+    assert {line["ids/item_id/turned_away"] for line in lines} == {0}
+    assert {line["ids/user_id/rows_used"] for line in lines[2:]} == {16}, "its capacity"
+
+
 def test_training_goes_on_over_ranks_and_plans_as_if_undisturbed(tmp_path):
     """1 rank table-wise, 2 ranks table-wise and then row-wise, 4 ranks to the end; saves amid windows.
 
