@@ -85,6 +85,9 @@ def grow_vocabulary(
         listed: SQL of ids that have a row however rare they are.
         only_listed: no other id gets one.
         fresh: of those occurrences that were never counted before, likewise; None: all of them.
+
+    Raises:
+        UserError: there are more ids than rows can be numbered.
     """
     waits = known.waiting or "(SELECT '' AS id, 0::BIGINT AS count WHERE false)"
     found = f"SELECT id, n, false AS is_listed FROM ({counted})"

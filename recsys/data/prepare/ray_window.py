@@ -56,6 +56,7 @@ class PartitionedWindow(PartitionedLog):
             names=(earlier.window,),
         )
         self._earlier = earlier
+        self._items: Table
         self._ids: dict[str, str] = {}
         """SQL of the different ids of the window (id, n), by side."""
 
