@@ -72,7 +72,7 @@ def check_refused(answer: Answer) -> None:
 
 def picture(width: int, height: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("L", (width, height)).save(stream, "PNG")
+    Image.new("1", (width, height)).save(stream, "PNG")
     return stream.getvalue()
 
 
