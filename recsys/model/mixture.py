@@ -22,7 +22,7 @@ from recsys.model.linear import (
 Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """V [K, R, N], C [K, R, R], U [K, N, R] and b [N, 1]."""
 _PER_LAYER = 4
-_SAVED_PER_LAYER = 6
+_SAVED_PER_LAYER = 8
 
 
 def low_rank_mixture(
@@ -94,7 +94,8 @@ class _Mixture(torch.autograd.Function):
                 gates_GB = torch.softmax(product(given_BN, gates[0]).t(), dim=0)
                 gated_BP = _by_expert(second_BP, gates_GB)
             expert_BN = product(gated_BP, U_NP, layer[3][:, 0])
-            saved += [given_BN, first_BP, second_BP, gates_GB, gated_BP, expert_BN]
+            values = [given_BN, first_BP, second_BP, gates_GB, gated_BP, expert_BN]
+            saved += [C_PP, U_NP, *values]
             xl_BN = torch.addcmul(xl_BN, x0_BN, expert_BN)
         ctx.save_for_backward(x0_BN, *parameters, *saved)
         ctx.num_layers = num_layers
@@ -142,11 +143,12 @@ def _layer_gradients(
 
     Args:
         grad_BN: of what is multiplied by x_0.
-        kept: x_l, tanh(V x_l), tanh(C ...), gates and the gated values, as forward saved them.
+        kept: C and U as matrices, x_l, tanh(V x_l), tanh(C ...), gates and the gated values, as forward
+            saved them.
     """
-    given_BN, first_BP, second_BP, gates_GB, gated_BP = kept
+    C_PP, U_NP, given_BN, first_BP, second_BP, gates_GB, gated_BP = kept
     num_experts, rank, width = layer[0].shape
-    into, C_PP, U_NP = _matrices(layer)
+    into = layer[0].reshape(num_experts * rank, width)
     grad_U_NP = weight_gradient(grad_BN, gated_BP)
     grad_BP = product(grad_BN, U_NP.t())
     of_hidden = []
