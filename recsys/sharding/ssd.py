@@ -4,7 +4,7 @@ In: the settings of a table and the size of a shard. Out: bytes, and millisecond
 estimate.py, and the jobs that take no table on SSD.
 
 The kernel keeps the values in RocksDB and looks up a cache of rows on the accelerator, into which every
-step first reads the rows that it misses. TorchRec's own estimates (1.6 to 1.8) leave that out: they count
+step first reads the rows that it misses. TorchRec's own estimates (1.8) leave that out: they count
 no cache, the index of the cache as if it were on SSD, and nothing in main memory; and they price every
 byte of a lookup, found in the cache or not, at the bandwidth of the SSD, but a row that is read as if an
 SSD could read less than a block.
