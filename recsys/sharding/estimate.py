@@ -162,7 +162,7 @@ def _pieces(option: ShardingOption, settings: TableSettings, host_copies: bool) 
             lookup_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
             communication_ms=perf.fwd_comms + perf.bwd_comms,
         )
-        if piece.ssd_bytes:
+        if piece.kernel == SSD_KERNEL:
             on_ssd = storage_on_ssd(settings, shard.size)
             piece = dataclasses.replace(
                 piece,

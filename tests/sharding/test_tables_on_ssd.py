@@ -159,6 +159,16 @@ def test_a_small_table_on_ssd_has_the_optimizer_that_it_can_have():
     assert table(plan, "item_id").optimizer == "adam"
 
 
+def test_a_piece_without_rows_has_a_cache_of_one_set_and_the_rest_in_main_memory():
+    """Nine rows over 8 ranks are pieces of 2, 2, 2, 2, 1 and none."""
+    plan = planned(SMALL, {**ROWS, "user_id": 9}, tables={"user_id": ON_SSD}).plan()
+    user = table(plan, "user_id")
+    assert user.ssd_bytes == 9 * 16 * 4
+    assert user.cache_bytes == 8 * 32 * (64 + 16)
+    assert user.host_bytes == 8 * (2 * 32 * (64 + 12) + MEMTABLES)
+    assert user.buffer_bytes < 1e7, "of the exchange and the cache alone"
+
+
 def test_columns_of_ssd_are_shown_where_a_table_is_on_it(tmp_path):
     plan, without = on_ssd().plan(), planned(SMALL).plan()
     write_plan(tmp_path / "plan.json", plan)
