@@ -17,8 +17,6 @@ from recsys.files import EMBED_AGAIN
 SAMPLE_ROWS = 16_384
 """Vectors that codebooks are fitted on; of a larger table a sample."""
 _BLOCK_ROWS = 256
-_FAR = 1e9
-"""Numbers of the codeword that no vector is nearest to; fp16 ends at 65,504."""
 _ITERATIONS = 10
 """Of k-means, which has converged but for its last digits."""
 
@@ -73,7 +71,7 @@ def fit_codebooks(vectors_NE: NDArray, bits: int, seed: int = 0) -> Codebooks:
         words = np.zeros((num_parts, CODEWORDS, part_dim), dtype=np.float32)
         parts_SND = turned_NZ.reshape(-1, num_parts, part_dim).swapaxes(0, 1)
         words[:, 1 : 1 + len(turned_NZ)] = parts_SND
-    words[-1, 0] = _FAR
+    words[:, 0] = 0
     return Codebooks(basis_EZ, words)
 
 

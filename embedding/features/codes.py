@@ -4,8 +4,8 @@
     2 or 4:  uint8 [N, S], S = E * bits / 8: a vector, turned into the basis of its table, is cut into S
              parts of 8 / bits numbers, and each part becomes the number of its nearest codeword of 256
 
-A row of zero bytes is a row of zeros in both, an item without a vector: codeword 0 of the last part is
-too far away to be the nearest of any vector. The basis spreads the variance
+A row of zero bytes is a row of zeros in both, an item without a vector: codeword 0 of every part is zero
+and no vector's. The basis spreads the variance
 evenly over the parts (the parametric solution of Ge et al. 2013), without which parts of no content would
 take as many bits as the others.
 
@@ -29,6 +29,8 @@ from recsys.files import read_array, write_array
 CODEBOOKS = "codebooks"
 """Folder of a table's basis and codewords."""
 CODEWORDS = 256
+_FAR = 1e9
+"""Numbers in the place of codeword 0, which no vector may take; fp16 ends at 65,504."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Codebooks:
 
         num_parts, _, part_dim = self.codewords_SKD.shape
         quantiser = faiss.ProductQuantizer(num_parts * part_dim, num_parts, 8)
-        faiss.copy_array_to_vector(self.codewords_SKD.ravel(), quantiser.centroids)
+        words_SKD = self.codewords_SKD.copy()
+        words_SKD[:, 0] = _FAR
+        faiss.copy_array_to_vector(words_SKD.ravel(), quantiser.centroids)
         turned_NZ = vectors_NE.astype(np.float32) @ self.basis_EZ
         codes_NS = quantiser.compute_codes(np.ascontiguousarray(turned_NZ))
         codes_NS[~vectors_NE.any(axis=1)] = 0
@@ -85,9 +89,7 @@ class Codebooks:
     def turned(self, codes_NS: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return turned vectors [N, Z] of codes [N, S]."""
         parts_NSD = self.codewords_SKD[np.arange(self.num_parts), codes_NS]
-        turned_NZ = parts_NSD.reshape(len(codes_NS), -1)
-        turned_NZ[~codes_NS.any(axis=1)] = 0
-        return turned_NZ
+        return parts_NSD.reshape(len(codes_NS), -1)
 
     def decode(self, codes_NS: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the vectors float16 [N, E] of codes [N, S]."""

@@ -1,28 +1,27 @@
-"""The codec of the benchmark of compressed vectors, by hand and on normal variables."""
+"""The benchmark of codes: a workspace of the same data, whose tables hold an eighth of the bytes."""
+
+import re
 
 import numpy as np
-import pytest
 
-from tests.benchmarks.compressed_vectors import ERRORS, Transform, allocated_bits, principal
-
-
-def test_bits_go_where_the_variance_is():
-    # Of variances 16 and 1: a second bit of the one saves 3.9, a first of the other 0.6.
-    assert allocated_bits(np.array([16.0, 1.0]), 2).tolist() == [2, 0]
-    assert allocated_bits(np.array([16.0, 1.0]), 5).tolist() == [4, 1]
-    assert allocated_bits(np.ones(3), 99).tolist() == [8, 8, 8]
+from embedding.features.store import FeatureTable
+from tests.benchmarks.compressed_vectors import write_coded
+from tests.feature_tables import write_table
 
 
-def test_codes_fit_their_bits_and_lose_what_the_theory_says(rng):
-    turn, _ = np.linalg.qr(rng.normal(size=(16, 16)))
-    deviations = 2.0 ** -np.arange(16)
-    vectors = rng.normal(size=(20_000, 16)) * deviations @ turn + 3
-    codec = Transform(vectors, 2)
-    codes = codec.encode(vectors)
-    assert codec.bits_E.sum() == 2 * 16
-    assert (codes >= 0).all() and (codes < 2**codec.bits_E).all()
-    lost = np.square(codec.decode(codes) - vectors).sum() / len(vectors)
-    expected = sum(v * ERRORS[b] for v, b in zip(deviations**2, codec.bits_E, strict=True))
-    assert lost == pytest.approx(expected, rel=0.05)
-    by_components = np.square(principal(vectors, 2) - vectors).sum() / len(vectors)
-    assert lost < 0.05 * by_components
+def test_a_workspace_of_codes_has_the_same_items_and_loses_little(tmp_path, rng, capsys):
+    given = rng.normal(size=(900, 16)) * 0.8 ** np.arange(16)
+    given[[0, 5]] = 0
+    whole = write_table(tmp_path / "w" / "features" / "text", given.astype(np.float16))
+    (tmp_path / "w" / "prepared").mkdir()
+    write_coded(tmp_path / "w", tmp_path / "other", 2, [])
+    coded = FeatureTable(tmp_path / "other" / "features" / "text")
+    coded.verify()
+    np.testing.assert_array_equal(coded.has_vector(), whole.has_vector())
+    assert (tmp_path / "other" / "prepared").is_symlink()
+    printed = capsys.readouterr().out
+    assert "28,800 bytes of fp16, 3,600 of codes" in printed
+    lost = float(re.search(r"([0-9.]+) of the variance lost", printed).group(1))
+    error = np.square(coded.read(0, 900).astype(np.float64) - given).sum() / np.square(given).sum()
+    assert 0 < lost < 0.1
+    assert abs(lost - error) < 0.01
