@@ -23,6 +23,7 @@ from recsys.run.planning import (
     PlanningConfig,
     arguments_of_training,
     rate_clusters,
+    read_bits,
     read_cluster,
     read_tables,
     smallest_and_fastest,
@@ -44,7 +45,13 @@ def job(cfg: DictConfig) -> None:
     place, run, config, _ = read_job(cfg, KEYS)
     cluster = config.cluster
     manifest, modality_dims = read_tables(place, run, config)
-    planned = Planned(config=run, manifest=manifest, modality_dims=modality_dims, cluster=cluster)
+    planned = Planned(
+        config=run,
+        manifest=manifest,
+        modality_dims=modality_dims,
+        modality_bits=read_bits(place.folder, config, modality_dims),
+        cluster=cluster,
+    )
     if config.search is not None:
         rated = rate_clusters(planned, [read_cluster(name) for name in config.clusters])
         print_clusters(rated)

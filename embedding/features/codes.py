@@ -28,6 +28,8 @@ from recsys.files import read_array, write_array
 
 CODEBOOKS = "codebooks"
 """Folder of a table's basis and codewords."""
+BITS = (16, 4, 2)
+"""Bits of a number that forms of stored vectors have."""
 CODEWORDS = 256
 _FAR = 1e9
 """Numbers in the place of codeword 0, which no vector may take; fp16 ends at 65,504."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from embedding.features.codes import BITS
 from recsys.data.feature_recipe import FeatureRecipe
 from recsys.data.text_format import TextFormat
 from recsys.schema import leaves_folder
@@ -118,13 +119,15 @@ class VectorsRecipe:
     """Column of the vectors in a Parquet file; null: the modality's own name."""
     item_id: str | None = None
     """Column of the item's id in a Parquet file; null: as in the items file."""
-    bits: Literal[16, 4, 2] = 16
+    bits: int = 16
     """Bits of a stored number: 16 (fp16), or 2 or 4 as codes (as `vector_bits` of embed). An append keeps
     the form that the table has."""
 
     def problems(self) -> list[str]:
-        """Return a text where no file is named."""
-        return [] if self.file else ["file: missing, a file below data.source is required"]
+        """Return a text where no file is named, and for bits that no form of stored vectors has."""
+        found = [] if self.file else ["file: missing, a file below data.source is required"]
+        wrong = self.bits not in BITS
+        return [*found, *([f"bits={self.bits}: expected one of 16, 4 and 2"] if wrong else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

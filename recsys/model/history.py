@@ -6,7 +6,7 @@ Shapes: B rows, T items of all histories of the batch, E modality width, M modal
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class History:
     """Item rows."""
     row_T: torch.Tensor
     """The row of the batch that each item belongs to."""
+    bases: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Basis [E, E] of the stored vectors by modality; without one they are as they were given."""
 
     def cosines(self, modality: str, item_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (cosine with the row's item [T], present [T]) without gradient.
@@ -37,6 +39,8 @@ class History:
         cosines, presents = [], []
         with torch.no_grad():
             unit_BE = F.normalize(item_BE.float(), dim=1)
+            if modality in self.bases:
+                unit_BE = unit_BE @ self.bases[modality]
             for item_P, row_P in zip(
                 self.item_T.split(piece), self.row_T.split(piece), strict=True
             ):

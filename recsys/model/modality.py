@@ -1,7 +1,8 @@
-"""Frozen modality tables: fp16 image and text vectors by item row, or pooled over a history.
+"""Frozen modality tables: image and text vectors by item row, or pooled over a history.
 
 The vectors never travel in a batch: they lie in embedding tables that are sharded like any other,
-have no gradient and no optimizer state, and are filled once from the feature store.
+have no gradient and no optimizer state, and are filled once from the feature store: with fp16 numbers, or
+with codes of vectors in another basis, which pooled vectors are turned back from.
 Shapes: B rows, E modality width, M modalities.
 """
 
@@ -64,6 +65,9 @@ class ModalityTables(nn.Module):
         """
         super().__init__()
         self.dims = dict(dims)
+        # Bits of a stored number, and the basis [E, E] of the stored vectors; empty: fp16, as they are.
+        self.bits: dict[str, int] = {}
+        self.bases: dict[str, torch.Tensor] = {}
         self.item_feature = item_feature
         self.history_features = list(history_features) if pooled else []
         self.pooled = [name for name in self.dims if name in pooled]
@@ -101,6 +105,11 @@ class ModalityTables(nn.Module):
                 vectors[name] = {self.item_feature: (item_BD[:, :dim], item_BD[:, dim])}
                 for feature in self.history_features if name in self.pooled else ():
                     vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
+                if name in self.bases:
+                    vectors[name] = {
+                        feature: (turned_BE @ self.bases[name].T, present_B)
+                        for feature, (turned_BE, present_B) in vectors[name].items()
+                    }
             return vectors
 
     def sequence(self, sparse: KeyedJaggedTensor) -> History:
@@ -117,6 +126,7 @@ class ModalityTables(nn.Module):
                 name: self.tables.embedding_bags[TABLE_PREFIX + name].weight for name in self.dims
             },
             dims=self.dims,
+            bases=self.bases,
             item_T=history.values(),
             row_T=torch.repeat_interleave(history.lengths()),
         )

@@ -21,7 +21,6 @@ from recsys.data.passes import LoaderSequence, PooledSplits, TimeOrdered
 from recsys.data.replay import SplitRange
 from recsys.errors import UserError
 from recsys.model.build import batch_features, build_ranker
-from recsys.model.modality import stored_dim
 from recsys.model.ranker import Ranker
 from recsys.run.components import fit_components
 from recsys.run.config import RunConfig
@@ -30,6 +29,7 @@ from recsys.runtime.env import Env, allow_tf32
 from recsys.schema import Manifest, local_path
 from recsys.sharding.apply import ShardedRanker, shard_ranker, share_plan
 from recsys.sharding.cluster import ClusterConfig, local_cluster
+from recsys.sharding.coded import codebooks_of
 from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import check_dense_penalties
 from recsys.sharding.plan import REPLICATED, Plan, PlanConfig, read_plan
@@ -42,9 +42,17 @@ LIST_LENGTH = 4.0
 
 
 def build_plannable(
-    *, config: RunConfig, manifest: Manifest, modality_dims: Mapping[str, int], device_type: str
+    *,
+    config: RunConfig,
+    manifest: Manifest,
+    modality_dims: Mapping[str, int],
+    device_type: str,
+    modality_bits: Mapping[str, int] | None = None,
 ) -> tuple[Ranker, dict[str, TableSettings]]:
     """Return the ranker, its tables on the meta device, and the settings of every table.
+
+    Args:
+        modality_bits: bits of a number by modality where its table holds codes.
 
     Raises:
         UserError: a part of the configuration does not fit the data or the device.
@@ -56,6 +64,8 @@ def build_plannable(
         seed=config.run.seed,
         forms=config.tables,
     )
+    if ranker.inputs.modality is not None:
+        ranker.inputs.modality.bits = dict(modality_bits or {})
     check_dense_penalties(config.optim, [name for name, _ in ranker.dense.named_children()])
     tables = resolve_tables(
         model=ranker,
@@ -156,12 +166,10 @@ def plan_and_shard(
     env: Env,
     trains: bool = True,
 ) -> tuple[Ranker, Plan, ShardedRanker]:
-    """Build the ranker, plan its tables for this world or read the plan, and shard it.
+    """Return a new ranker, sharded in place, the plan for this world, made or read, and what trains it.
 
     Args:
         trains: leave memory for what training takes beside the tables (plan_model).
-
-    Returns the ranker (its tables now sharded in place), the plan, and what trains it.
 
     Raises:
         UserError: the configuration does not fit the data or the cluster, or a saved plan this job.
@@ -170,6 +178,7 @@ def plan_and_shard(
         config=config,
         manifest=manifest,
         modality_dims={name: table.dim for name, table in vectors.items()},
+        modality_bits={name: books.bits for name, books in codebooks_of(vectors).items()},
         device_type=env.device.type,
     )
     fit_components(ranker.dense, vectors)
@@ -189,7 +198,7 @@ def plan_and_shard(
     allow_tf32(config.model.dense_precision == "tf32")
     plan = share_plan(env=env, make=make, tables=tables, source=config.plan.file)
     used = {} if ranker.inputs.modality is None else ranker.inputs.modality.dims
-    _check_similarity(ranker, manifest, plan, config.plan.replicate_modality_bytes)
+    _check_similarity(ranker, tables, plan, config.plan.replicate_modality_bytes)
     sharded = shard_ranker(
         ranker=ranker,
         plan=plan,
@@ -210,14 +219,14 @@ def plan_and_shard(
     return ranker, plan, sharded
 
 
-def _check_similarity(ranker: Ranker, manifest: Manifest, plan: Plan, most_bytes: int) -> None:
+def _check_similarity(
+    ranker: Ranker, tables: Mapping[str, TableSettings], plan: Plan, most_bytes: int
+) -> None:
     """Raise UserError where the model reads single items of histories from tables that are sharded."""
     replicated = any(table.sharding == REPLICATED for table in plan.tables)
     if ranker.inputs.similarity is None or ranker.inputs.modality is None or replicated:
         return
-    dims = ranker.inputs.modality.dims
-    num_rows = manifest.num_item_rows
-    modality_bytes = sum(2 * num_rows * stored_dim(dim, num_rows) for dim in dims.values())
+    modality_bytes = sum(table.num_bytes for table in tables.values() if table.is_frozen)
     raise UserError(
         f"model.similarity_tiers reads single items of the histories and needs the frozen tables "
         f"whole on every rank: they take {modality_bytes:,} bytes, "

@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 from hydra.core.hydra_config import HydraConfig
 from pydantic import Field
 
+from embedding.features.codes import BITS
 from embedding.features.opening import open_features
+from embedding.features.store import FeatureTable
 from recsys.config import from_config
 from recsys.config_files import read_yaml
 from recsys.data.planned_manifest import planned_manifest, with_rows
@@ -26,6 +28,7 @@ from recsys.run.assembly import build_plannable, plan_model
 from recsys.run.config import RunConfig
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.cluster import ClusterConfig
+from recsys.sharding.coded import codebooks_of
 from recsys.sharding.plan import Plan
 from recsys.sharding.shortage import DoesNotFitError
 
@@ -42,6 +45,9 @@ class PlanningConfig:
     """Rows by table name, the unknown row included; null: as in the workspace's prepared data."""
     modality_dims: dict[str, Annotated[int, Field(ge=1)]] | None = None
     """Width by modality name; null: as in the workspace's features; empty: none."""
+    modality_bits: int = 16
+    """Bits of a number of the vectors of `modality_dims`: 16 (fp16), or 2 or 4 as codes (`vector_bits` of
+    embed); those of the workspace's features are as they are."""
     out: str | None = None
     """Folder for plan.json and plan.html; null: <workspace>/plans/<cluster.name>."""
     search: Literal["min_cluster"] | None = None
@@ -52,6 +58,8 @@ class PlanningConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield a text for every modality that no ranker has, and for a search without clusters."""
+        if self.modality_bits not in BITS:
+            yield f"modality_bits={self.modality_bits}: expected one of 16, 4 and 2"
         known = RankerConfig().modalities
         for name in self.modality_dims or {}:
             if name not in known:
@@ -68,6 +76,8 @@ class Planned:
     manifest: Manifest
     modality_dims: Mapping[str, int]
     cluster: ClusterConfig
+    modality_bits: Mapping[str, int] = field(default_factory=dict)
+    """Bits of a number by modality whose table holds codes."""
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -80,6 +90,7 @@ class Planned:
             config=self.config,
             manifest=self.manifest,
             modality_dims=self.modality_dims,
+            modality_bits=self.modality_bits,
             device_type=self.cluster.device,
         )
         return plan_model(
@@ -130,6 +141,20 @@ def read_tables(
     stored = read_manifest(workspace)
     vectors = open_features(workspace, names, stored, say)
     return manifest, {name: table.dim for name, table in vectors.items()}
+
+
+def read_bits(
+    workspace: Path, config: PlanningConfig, modality_dims: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the bits of a number by modality, of those whose tables hold codes: as given, or as there.
+
+    Args:
+        modality_dims: of `read_tables`.
+    """
+    if config.modality_dims is None:
+        tables = {name: FeatureTable(workspace / "features" / name) for name in modality_dims}
+        return {name: books.bits for name, books in codebooks_of(tables).items()}
+    return {} if config.modality_bits == 16 else dict.fromkeys(modality_dims, config.modality_bits)
 
 
 def arguments_of_training() -> list[str]:

@@ -41,6 +41,7 @@ from recsys.runtime.hosts import once_a_host
 from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
+from recsys.sharding.coded import codebooks_of
 from recsys.sharding.compilation import compile_dense
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
@@ -100,6 +101,7 @@ def open_run(workspace: Path, config: RunConfig, env: Env) -> OpenedRun:
                 config=config,
                 manifest=manifest,
                 modality_dims={name: table.dim for name, table in vectors.items()},
+                modality_bits={name: books.bits for name, books in codebooks_of(vectors).items()},
                 device_type=env.device.type,
             )
             check_trainable(tables)

@@ -24,6 +24,7 @@ from recsys.model.ranker import Ranker
 from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
+from recsys.sharding.coded import CodedTables, bases_of, codebooks_of, coded_kernels
 from recsys.sharding.data_parallel import data_parallel
 from recsys.sharding.id_maps import IdMaps
 from recsys.sharding.optimizers import OptimConfig, TableOptimizer
@@ -47,8 +48,7 @@ from recsys.sharding.shards import (
     average_with_nobody,
     count_updates_only,
     drop_caches,
-    fill,
-    frozen_shards,
+    fill_frozen,
     initialise,
     kernels_of,
     replicate,
@@ -107,7 +107,7 @@ class ShardedRanker:
         return any(
             not replicated
             for collection in tables
-            if not isinstance(collection, ReplicatedTables)
+            if not isinstance(collection, (ReplicatedTables, CodedTables))
             for _, _, replicated in kernels_of(collection)
         )
 
@@ -281,16 +281,19 @@ def shard_ranker(
     ranker.dense.to(env.device)
     synchronise(ranker.dense)
     replicated = any(table.sharding == REPLICATED for table in plan.tables)
-    if replicated and ranker.inputs.modality is not None:
-        ranker.inputs.modality.tables = replicate(ranker.inputs.modality.tables, env.device)
-    model = DistributedModelParallel(
-        ranker,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=env.device,
-        plan=torchrec_plan,
-        sharders=[table_sharder(plan.communication, env.device)],
-        data_parallel_wrapper=data_parallel(env.world_size),
-    )
+    books = {TABLE_PREFIX + n: found for n, found in codebooks_of(modality_vectors).items()}
+    modality = ranker.inputs.modality
+    if replicated and modality is not None:
+        modality.tables = replicate(modality.tables, books, env.device)
+    with coded_kernels(books):
+        model = DistributedModelParallel(
+            ranker,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=env.device,
+            plan=torchrec_plan,
+            sharders=[table_sharder(plan.communication, env.device)],
+            data_parallel_wrapper=data_parallel(env.world_size),
+        )
     if env.world_size == 1:
         average_with_nobody(_submodule(model, TABLES_PATH))
     for _, kernel, is_copy in kernels_of(_submodule(model, TABLES_PATH)):
@@ -299,8 +302,9 @@ def shard_ranker(
     for shard in shards_of(_submodule(model, TABLES_PATH)):
         initialise(shard, embedding_init, seed)
     if modality_vectors:
-        for shard in frozen_shards(_submodule(model, MODALITY_PATH)):
-            fill(shard, modality_vectors[shard.table.removeprefix(TABLE_PREFIX)])
+        fill_frozen(_submodule(model, MODALITY_PATH), modality_vectors, books)
+    if modality is not None:
+        modality.bases = bases_of(books, env.device)
     return _with_optimizers(model, sharding, optim, optimizers, id_maps)
 
 

@@ -157,6 +157,11 @@ def _sharding_problems(
 
 
 def _kernel_problems(table: str, settings: TableSettings, cluster: ClusterConfig) -> Iterator[str]:
+    if settings.is_coded and settings.kernel != "fused":
+        yield (
+            f"tables.{table}.kernel={settings.kernel}: its vectors are codes, which only fused tables "
+            f"hold; leave the key out"
+        )
     given = f"tables.{table}.kernel={settings.kernel}"
     if settings.kernel in (*HOST_MEMORY_KERNELS, SSD_KERNEL) and cluster.device == "cpu":
         yield (

@@ -50,6 +50,8 @@ ShardingType = Literal[
 SHARDING_TYPES: tuple[str, ...] = typing.get_args(ShardingType)
 HOST_TYPES = ("table_row_wise", "table_column_wise", "grid_shard")
 """Sharding types that place a table by hosts; on a single host they say nothing new."""
+CODED_KERNEL = "customized_kernel"
+"""Kernel, in TorchRec's terms, of tables of codes."""
 DENSE_KERNEL = "dense"
 """Kernel of replicated trainable tables."""
 HOST_MEMORY_KERNELS = ("fused_uvm", "fused_uvm_caching")
@@ -123,7 +125,7 @@ class TablePlan:
     width: int
     """Columns, as stored."""
     dtype: str
-    """`fp32` or `fp16`."""
+    """`fp32` or `fp16`; of a frozen table of codes `2 bits` or `4 bits`."""
     optimizer: str | None
     """None: frozen."""
     sharding: str
@@ -150,6 +152,11 @@ class TablePlan:
     """Main memory beside a table on SSD: rows on their way there."""
     ssd_bytes: int = 0
     """Of the values, those on SSD."""
+
+    @property
+    def is_coded(self) -> bool:
+        """True for a table of codes (recsys/sharding/coded.py)."""
+        return self.dtype.endswith("bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +377,7 @@ def sharding_plan(plan: Plan) -> ShardingPlan:
         path = MODALITY_PATH if table.table.startswith(TABLE_PREFIX) else TABLES_PATH
         modules.setdefault(path, EmbeddingModuleShardingPlan())[table.table] = ParameterSharding(
             sharding_type=table.sharding,
-            compute_kernel=table.kernel,
+            compute_kernel=CODED_KERNEL if table.is_coded else table.kernel,
             ranks=ranks,
             sharding_spec=spec,
             cache_params=None if cache is None else CacheParams(load_factor=cache),

@@ -113,6 +113,8 @@ class StorageEstimator(EmbeddingStorageEstimator):
             for number, shard in enumerate(option.shards):
                 more = settings.optimizer_bytes(shard.size)
                 more += settings.gradient_bytes(kernel, shard.size)
+                if settings.is_coded:  # TorchRec counts fp16
+                    more += settings.weight_bytes(shard.size) - 2 * shard.size[0] * shard.size[1]
                 # Of a replicated table rank 0 writes the checkpoint; its shard is the first.
                 is_copied = self.copies and (kernel != DENSE_KERNEL or number == 0)
                 copied = settings.copy_bytes(shard.size) if is_copied else 0

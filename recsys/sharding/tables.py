@@ -14,6 +14,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
 from recsys.data.id_map import IdsConfig
 from recsys.errors import UserError
+from recsys.model.modality import TABLE_PREFIX
 from recsys.model.ranker import Ranker
 from recsys.sharding.optimizers import OptimConfig, TableOptimConfig, TableOptimizer
 from recsys.sharding.plan import (
@@ -25,7 +26,9 @@ from recsys.sharding.plan import (
 )
 
 _PRECISIONS = {DataType.FP32: "fp32", DataType.FP16: "fp16"}
-_VALUE_BYTES = {"fp32": 4, "fp16": 2}
+CODED = {2: "2 bits", 4: "4 bits"}
+"""Precisions of frozen tables of codes by bits of a number."""
+_VALUE_BYTES = {"fp32": 4.0, "fp16": 2.0, "2 bits": 0.25, "4 bits": 0.5}
 _MOST_DENSE = 10
 """Times `small_table_rows`: rows up to which an optimizer that is asked for by name may cost a step
 every row of its table."""
@@ -126,7 +129,7 @@ class TableSettings:
     width: int
     """Columns, as stored."""
     precision: str = "fp32"
-    """Of stored values: `fp32` or `fp16`."""
+    """Of stored values: `fp32`, `fp16`, or of a frozen table of codes `2 bits` or `4 bits`."""
     features: tuple[str, ...] = ()
     """Features that look it up."""
     optimizer: TableOptimizer | None = None
@@ -149,8 +152,8 @@ class TableSettings:
 
     @property
     def is_half(self) -> bool:
-        """True for a table of fp16 values."""
-        return self.precision == "fp16"
+        """True for a table of fp16 values, or of fewer bits."""
+        return self.precision != "fp32"
 
     @property
     def is_on_ssd(self) -> bool:
@@ -163,13 +166,18 @@ class TableSettings:
         return (self.cache_load_factor or _CACHE_LOAD_FACTOR) if self.kernel in _CACHED else 0.0
 
     @property
+    def is_coded(self) -> bool:
+        """True for a frozen table of codes."""
+        return self.precision in CODED.values()
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the values of the whole table."""
         return self.weight_bytes([self.rows, self.width])
 
     def weight_bytes(self, size: Sequence[int]) -> int:
         """Return the bytes of a shard's values; `size` is [rows, columns]."""
-        return size[0] * size[1] * _VALUE_BYTES[self.precision]
+        return int(size[0] * size[1] * _VALUE_BYTES[self.precision])
 
     def optimizer_bytes(self, size: Sequence[int]) -> int:
         """Return the bytes of a shard's optimizer state, which is fp32 whatever the table is."""
@@ -220,7 +228,8 @@ def resolve_tables(
     frozen = {}
     if model.inputs.modality is not None:
         configs: Any = model.inputs.modality.tables.embedding_bag_configs()
-        frozen = {c.name: _asked(c, tables) for c in configs}
+        coded = {TABLE_PREFIX + name: bits for name, bits in model.inputs.modality.bits.items()}
+        frozen = {c.name: _asked(c, tables, CODED.get(coded.get(c.name, 16))) for c in configs}
     problems = [
         *_unknown_tables(tables, [*trainable, *frozen], unread),
         *_trained_frozen_tables(tables, frozen),
@@ -274,13 +283,15 @@ def _own_or_shared(
     return (optim.table, "optim.table") if own is None else (own, f"tables.{table}.optimizer")
 
 
-def _asked(table: EmbeddingBagConfig, tables: Mapping[str, TableConfig]) -> TableSettings:
-    """Return a table's settings, its optimizer aside."""
+def _asked(
+    table: EmbeddingBagConfig, tables: Mapping[str, TableConfig], codes: str | None = None
+) -> TableSettings:
+    """Return a table's settings, its optimizer aside; codes: precision of a table of codes."""
     config = tables.get(table.name, TableConfig())
     return TableSettings(
         rows=table.num_embeddings,
         width=table.embedding_dim,
-        precision=_PRECISIONS[table.data_type],
+        precision=codes or _PRECISIONS[table.data_type],
         features=tuple(table.feature_names),
         ids=config.ids,
         sharding=None if config.sharding is None else tuple(config.sharding),

@@ -6,10 +6,14 @@ look like several hosts.
 """
 
 import argparse
+import atexit
 import gc
 import json
 import os
+import shutil
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,11 +23,13 @@ from torchrec.distributed.types import ShardedTensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_world
 
+from embedding.features.store import FeatureTable
 from recsys.model.build import batch_features
 from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config
 from recsys.runtime.env import start, stop
 from recsys.sharding.pipeline import build_pipeline
+from tests.feature_tables import write_table
 
 GLOBAL_BATCH = 32
 LARGE_ROWS = 300_000
@@ -64,6 +70,46 @@ def halved_cases() -> dict[str, dict]:
     }
 
 
+def coded_cases() -> dict[str, dict]:
+    """The cases of frozen tables, with codes in them; held whole by every rank; and decoded."""
+    found = {
+        f"codes_{name.removeprefix('frozen_')}": {**case, "vectors": "codes"}
+        for name, case in cases().items()
+        if name.startswith("frozen_")
+    }
+    whole = {**cases()["table_wise"], "plan": {"replicate_modality_bytes": 1 << 20}}
+    found["codes_replicated"] = {**whole, "vectors": "codes"}
+    found["decoded"] = {**whole, "vectors": "decoded"}
+    return found
+
+
+class Decoded:
+    """The vectors of a table of codes, as a table of fp16 has them."""
+
+    def __init__(self, table: FeatureTable):
+        self.dim, self.num_rows, self.read = table.dim, table.num_rows, table.read
+
+
+@cache
+def coded_vectors() -> dict[str, FeatureTable]:
+    """Tables of codes, two of 2 bits a number and one of 4."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    forms = {"semantic": (8, 2), "style": (4, 2), "text": (6, 4)}
+    return {
+        name: write_table(folder / name, tiny_world.Vectors(dim, dim).values, bits=bits)
+        for name, (dim, bits) in forms.items()
+    }
+
+
+def vectors_of(case: dict):
+    """The feature tables of a case."""
+    if "vectors" not in case:
+        return VECTORS
+    coded = coded_vectors()
+    return coded if case["vectors"] == "codes" else {n: Decoded(t) for n, t in coded.items()}
+
+
 def config(case: dict, optimizer: str):
     """The tiny ranker with a case's keys."""
     model = {"embedding_dim": 16, "tower_dims": [16, 8], "deep_dims": [8], "cross_rank": 4}
@@ -88,7 +134,7 @@ def build(case: dict, optimizer: str, env, user_rows: int = tiny_world.NUM_USERS
     torch.manual_seed(0)
     manifest = tiny_world.manifest(user_rows)
     ranker, plan, sharded = plan_and_shard(
-        config=config(case, optimizer), manifest=manifest, vectors=VECTORS, env=env
+        config=config(case, optimizer), manifest=manifest, vectors=vectors_of(case), env=env
     )
     features = batch_features(ranker)
     share = GLOBAL_BATCH // env.world_size
@@ -141,7 +187,7 @@ def main():
     env = start("cpu")
     scores, shardings = {}, {}
     for name in args.cases.split(","):
-        case = (cases() | halved_cases())[name]
+        case = (cases() | halved_cases() | coded_cases())[name]
         sharded, plan, scores[name] = build(case, "sgd", env)
         shardings[name] = {t.table: t.sharding for t in plan.tables}
         del sharded

@@ -1,11 +1,14 @@
 """Frozen tables that a rank holds whole: their precision, and the lookups that they answer."""
 
+import numpy as np
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.model.modality import ModalityTables
+from recsys.sharding.coded import CodedRows, codebooks_of
 from recsys.sharding.shards import replicate
+from tests.feature_tables import write_table
 
 DIMS = {"style": 5, "text": 3}
 ROWS = 6
@@ -29,7 +32,7 @@ def filled(pooled):
         history_features=["history"],
         pooled=pooled,
     )
-    modality.tables = replicate(modality.tables, torch.device("cpu"))
+    modality.tables = replicate(modality.tables, {}, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     vectors = {}
     for name, dim in DIMS.items():
@@ -66,3 +69,37 @@ def test_modality_that_pools_nothing_asks_for_no_history():
     modality, _ = filled([])
     assert modality.history_features == []
     assert [c.feature_names for c in modality.tables.embedding_bag_configs()] == [["item_id"]] * 2
+
+
+@pytest.mark.parametrize("columns", [(0, 12), (0, 4), (4, 12), (8, 12)])
+def test_a_piece_of_a_table_of_codes_decodes_its_rows_and_columns(tmp_path, rng, columns):
+    given = rng.normal(size=(40, 8)).astype(np.float16)
+    given[[0, 9]] = 0
+    table = write_table(tmp_path / "text", given, shard_rows=16, bits=2)
+    basis_EE = table.form.codebooks.basis_EZ
+    stored = np.zeros((40, 12), dtype=np.float32)
+    stored[:, :8] = given.astype(np.float32) @ basis_EE
+    stored[:, 8] = given.any(axis=1)
+    piece = CodedRows(table="t", rows=(5, 40), columns=columns, bits=2, dim=8, device=None)
+    piece.fill(table)
+    expected = torch.from_numpy(stored[5:, slice(*columns)])
+    rows = torch.tensor([0, 4, 34, 4])
+    torch.testing.assert_close(piece(rows), expected[rows], rtol=0, atol=1e-5)
+    offsets = torch.tensor([0, 3, 3, 4])
+    pooled = piece.pooled(rows, offsets)
+    assert not pooled[1].any()
+    torch.testing.assert_close(pooled[0], expected[rows[:3]].sum(dim=0), rtol=0, atol=1e-5)
+    assert piece.pooled(rows[:0], torch.zeros(3, dtype=torch.int64)).shape == (2, len(expected[0]))
+
+
+def test_only_tables_that_are_all_codes_of_even_parts_are_looked_up_as_codes(tmp_path, rng):
+    def table(name, dim, bits):
+        return write_table(tmp_path / name, rng.normal(size=(9, dim)).astype(np.float16), bits=bits)
+
+    one, two = table("one", 8, 2), table("two", 6, 4)
+    assert {n: b.bits for n, b in codebooks_of({"one": one, "two": two}).items()} == {
+        "one": 2,
+        "two": 4,
+    }
+    assert codebooks_of({"one": one, "odd": table("odd", 6, 2)}) == {}
+    assert codebooks_of({"one": one, "whole": table("whole", 8, 16)}) == {}

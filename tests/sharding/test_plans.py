@@ -92,3 +92,32 @@ def test_rank_holds_what_its_plan_says(num_ranks, optimizer):
     for planned, found in held:
         assert planned > 5e6
         assert abs(found - planned) < 0.05 * planned
+
+
+@cache
+def coded(num_ranks, num_hosts, kinds):
+    """Scores and plans with tables of codes, held whole and of some sharding types; and decoded."""
+    names = ",".join(["decoded", "codes_replicated", *(f"codes_{kind}" for kind in kinds)])
+    options = ("--hosts", num_hosts, "--cases", names, "--only-scores")
+    return worker_result(WORKER, *options, ranks=num_ranks)
+
+
+def check_coded(result, kinds):
+    scores = result["scores"]
+    np.testing.assert_allclose(scores["codes_replicated"], scores["decoded"], rtol=0, atol=2e-4)
+    for kind in kinds:
+        frozen = {n: s for n, s in result["shardings"][f"codes_{kind}"].items() if "modality" in n}
+        assert len(frozen) == 3 and set(frozen.values()) == {kind}
+        np.testing.assert_allclose(
+            scores[f"codes_{kind}"], scores["codes_replicated"], rtol=0, atol=1e-6
+        )
+
+
+def test_tables_of_codes_score_as_decoded_ones_whole_and_cut_by_rows_and_columns():
+    kinds = ("row_wise", "column_wise")
+    check_coded(coded(2, 1, kinds), kinds)
+
+
+@pytest.mark.slow
+def test_tables_of_codes_of_any_sharding_type_score_alike_on_four_ranks_of_two_hosts():
+    check_coded(coded(4, 2, SHARDINGS[1:]), SHARDINGS[1:])
