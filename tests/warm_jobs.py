@@ -82,8 +82,12 @@ class WarmJobs:
         return subprocess.CompletedProcess([str(script), *arguments], code, stdout, stderr)
 
     def share(self) -> None:
-        """Start the server, for processes of this repository's code that are started from now on too."""
-        os.environ[_SHARED] = f"{REPOSITORY}={self.start()}"
+        """Start the server, for processes of this repository's code that are started from now on too.
+
+        Where one is shared already, nothing is started.
+        """
+        if _shared_address() is None:
+            os.environ[_SHARED] = f"{REPOSITORY}={self.start()}"
 
     def start(self) -> str:
         """Start the server if it does not run, and return the address of its socket."""

@@ -94,6 +94,15 @@ def test_an_id_is_forgotten_after_days_of_the_logs_time_and_comes_back_anew():
     assert (made.totals.admitted, made.totals.forgotten) == (4, 1)
 
 
+def test_a_clock_that_goes_back_forgets_nothing_and_stays_at_the_latest_time():
+    made = id_map(4, after_days=2)
+    made.update(seen([(1, 9 * DAY), (2, 10 * DAY)]))
+    assert made.update(seen([(1, 3 * DAY), (3, 8 * DAY), (4, 7 * DAY)])).tolist() == [3]
+    assert rows_of(made) == {1: 1, 2: 2, 3: 3}, "id 4 is too old to be admitted"
+    assert made.totals.now == 10 * DAY and made.last_N[1] == 9 * DAY
+    assert made.totals.forgotten == 0
+
+
 def test_the_least_recent_give_way_where_the_table_is_full():
     made = id_map(2, least_recent=True)
     made.update(seen([(1, 10), (2, 20)]))

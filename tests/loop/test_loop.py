@@ -16,6 +16,7 @@ from recsys.loop.night import Jobs, Step, night_steps, start_steps
 from recsys.loop.result import loop_result
 from recsys.loop.visits import Visit, read_visits, visits_file, visits_writer
 from recsys.report.loop_page import write_loop
+from tests.forked_jobs import run_forked
 from tests.small_runs import SMALL as SMALL_MODEL
 
 SMALL = DaysConfig(num_days=2, num_items=60, items_per_day=10, num_users=20, users_per_day=3,
@@ -209,14 +210,14 @@ def test_progress_says_what_is_left_by_the_days_that_were_lived(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_two_real_days_end_with_a_page(job, tmp_path):
+@pytest.mark.timeout(900)
+def test_two_real_days_end_with_a_page(tmp_path):
     sizes = [f"world.{f.name}={getattr(SMALL, f.name)}" for f in dataclasses.fields(SMALL)]
     encoders = ["encoder.image.pretext_epochs=0", "encoder.text.epochs=1"]
     train = [*SMALL_MODEL, "train.epochs=1"]
-    done = job(
+    done = run_forked(
         "loop", f"workspace={tmp_path}", *sizes, "arms=[ours,never,never_trained,thompson]", "parallel=1",
-        f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=3500,
+        f"embed=[{','.join(encoders)}]", f"train={train}", timeout_seconds=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = seed_folder(tmp_path, 0)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.errors import UserError
 from recsys.evaluation.result import EvaluationResult, write_result
 from recsys.metrics.auc import auc
 from recsys.metrics.entropy import normalised_entropy
@@ -16,10 +17,11 @@ from recsys.overrides import override
 from recsys.report.progressive import write_progressive
 from recsys.run.config import RunConfig
 from recsys.schema import read_manifest
-from recsys.study.progressive import Cost, ProgressiveConfig, ScoredWindow, _Walk
+from recsys.study.progressive import Cost, ProgressiveConfig, ScoredWindow, _Walk, walk
 from recsys.study.progressive_result import progressive_result
 from recsys.study.runs import StudyRun
 from tests.data.small_log import prepared, recipe, write_source
+from tests.forked_jobs import run_forked
 from tests.grown_data import grow
 from tests.run.test_lineage import grown
 from tests.small_runs import SMALL, make_workspace, write_features
@@ -118,6 +120,12 @@ def test_runs_that_go_on_are_trained_on_new_rows_or_on_all_so_far(
     assert own == ("train.epochs=1", "init=before", override("train.splits", expected))
 
 
+def test_data_without_a_window_is_refused_with_what_makes_one(tmp_path):
+    _, workspace = prepared(tmp_path, recipe(write_source(tmp_path / "raw")))
+    with pytest.raises(UserError, match="no window to score; append new days .*append=true"):
+        walk(None, workspace, ProgressiveConfig())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_windows_are_walked_once_and_new_ones_are_added(tmp_path, job):
@@ -128,7 +136,7 @@ def test_windows_are_walked_once_and_new_ones_are_added(tmp_path, job):
     settings = ",".join(f'"{text}"' for text in [*SMALL, "train.epochs=2"])
     arguments = ["data=demo", f"workspace={workspace}", "name=p", f"overrides=[{settings}]"]
     arguments += ["anew=true", "anew_every=2"]
-    done = job("progressive", *arguments, timeout_seconds=600)
+    done = run_forked("progressive", *arguments, timeout_seconds=400)
     assert done.returncode == 0, done.stderr[-2000:]
     runs = {path.name for path in (workspace / "runs").iterdir()}
     names = ["base", "start", *WINDOWS, "anew-window_0001"]
@@ -153,7 +161,7 @@ def test_windows_are_walked_once_and_new_ones_are_added(tmp_path, job):
     grown = grow(workspace, windows=1, first=3)
     assert grown.chain[-1].identity == manifest.identity
     write_features(workspace)
-    done = job("progressive", *arguments, timeout_seconds=600)
+    done = run_forked("progressive", *arguments, timeout_seconds=400)
     assert done.returncode == 0, done.stderr[-2000:]
     now = {path: path.stat().st_mtime_ns for path in (workspace / "runs").rglob("step-*/*.json")}
     assert {path: now[path] for path in kept} == kept and len(now) > len(kept)

@@ -69,6 +69,43 @@ def test_a_day_under_another_name_is_refused(place):
     assert "day=01/part.csv: has the content of log/day=00/part.csv, which was read" in message
 
 
+def test_a_day_that_is_there_twice_is_refused(place):
+    source, workspace, made = place
+    write_day(source, 1, DAY_1)
+    write_day(source, 2, DAY_1)
+    message = refused(made, workspace)
+    assert "day=02/part.csv: has the content of log/day=01/part.csv, which was read" in message
+
+
+def test_days_that_overlap_are_one_window_in_one_append_and_refused_after_it(place):
+    """New files are put in order together; rows before what was appended come too late."""
+    source, workspace, made = place
+    write_day(source, 1, [("u1", "i1", 20, 1), ("u1", "i2", 24, 1)])
+    write_day(source, 2, [("u1", "i3", 22, 1), ("u2", "i2", 26, 0)])
+    appended(made, workspace)
+    times = [row[3] for row in rows_of(workspace, "window_0001")]
+    assert sorted(times) == [20, 22, 24, 26]
+    write_day(source, 3, [("u3", "i1", 25, 1), ("u3", "i2", 27, 1)])
+    assert "1 of 2 rows are earlier than the last row" in _still_refused(made, workspace)
+
+
+def _still_refused(made, workspace):
+    """The message of a refused append to data that has a window."""
+    before = read_manifest(workspace)
+    with pytest.raises(UserError) as error:
+        appended(made, workspace)
+    assert read_manifest(workspace) == before
+    return str(error.value)
+
+
+def test_a_clock_that_went_back_to_the_first_day_is_refused(place):
+    source, workspace, made = place
+    write_day(source, 1, [(user, item, time - 20, label) for user, item, time, label in DAY_1])
+    message = refused(made, workspace)
+    assert "3 of 3 rows are earlier than the last row" in message
+    assert "down to 1970-01-01 00:00:00" in message
+
+
 def test_rows_before_the_end_are_refused_with_count_and_example(place):
     source, workspace, made = place
     write_day(source, 1, [DAY_1[0], ("u1", "i1", 12, 1), ("u1", "i2", 9, 1)])
@@ -167,6 +204,8 @@ def test_a_missing_day_is_warned_of(tmp_path, capsys):
         "no files for date=2026-11-22, 2026-11-23, 2026-11-24, between 2026-11-20 and 2026-11-25"
     )
     assert f"warning: {warning}" in capsys.readouterr().out
+    write("2026-11-23", [("u1", "i1", 25, 1)])
+    assert "1 of 1 rows are earlier than the last row" in _still_refused(made, tmp_path / "w")
 
 
 def test_a_known_item_described_anew_has_its_new_features_and_its_row(place, capsys):
