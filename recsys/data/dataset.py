@@ -231,7 +231,7 @@ class Dataset:
         num_rows = self.num_side_rows(feature.source)
         return np.asarray(self.array(f"{feature.source}s/{feature.name}.values", num_rows)[rows_B])
 
-    def train_count(self, side: str) -> np.ndarray | None:
+    def train_count(self, side: str, own: slice = slice(None)) -> np.ndarray | None:
         """Return earlier interactions by user or item row [rows of the side]; None where it has no ids.
 
         Those of the training split and of the windows before this split: what a model that scores the
@@ -239,11 +239,13 @@ class Dataset:
 
         Args:
             side: `user` or `item`.
+            own: range of the rows that are returned; all of them by default.
         """
         num_rows = self.num_side_rows(side)
         if not num_rows:
             return None
-        return self._before(side, self.array(f"{side}s/train_count", num_rows), is_drawn=False)
+        counts = self.array(f"{side}s/train_count", num_rows)
+        return self._before(side, counts, own, is_drawn=False)
 
     def drawn_count(self) -> np.ndarray | None:
         """Return earlier drawn negatives by item row [num_item_rows]; None without items."""
@@ -251,36 +253,39 @@ class Dataset:
         if not num_rows:
             return None
         if (self.prepared / "items" / "drawn_count.npy").is_file():
-            return self._before("item", self.array("items/drawn_count", num_rows), is_drawn=True)
+            counts = self.array("items/drawn_count", num_rows)
+            return self._before("item", counts, slice(None), is_drawn=True)
         # Data prepared before the array existed.
-        counts = np.zeros(num_rows, dtype=np.int64)
-        if self.manifest.rows_drawn:
-            counts += self._count("item", ["train"], is_drawn=True)
-        return counts
+        splits = ["train"] if self.manifest.rows_drawn else []
+        return self._count("item", splits, slice(None), is_drawn=True)
 
     def num_side_rows(self, side: str) -> int:
         """Return the rows of users or items, unknown row included; 0 where there are no ids of them."""
         return self.manifest.num_user_rows if side == "user" else self.manifest.num_item_rows
 
-    def _before(self, side: str, counts: np.ndarray, *, is_drawn: bool) -> np.ndarray:
-        """Return counts [rows of the side] without this window and those after it.
+    def _before(self, side: str, counts: np.ndarray, own: slice, *, is_drawn: bool) -> np.ndarray:
+        """Return a range of counts without this window and those after it.
 
         Args:
             counts: of the training split and of all windows, by user or item row.
         """
         names = self.manifest.splits_in_time
         later = [name for name in names[names.index(self.split) :] if is_window(name)]
-        return counts - self._count(side, later, is_drawn=is_drawn) if later else counts
+        return (
+            counts[own] - self._count(side, later, own, is_drawn=is_drawn) if later else counts[own]
+        )
 
-    def _count(self, side: str, splits: Sequence[str], *, is_drawn: bool) -> np.ndarray:
-        """Return the rows of splits by user or item row [rows of the side]: drawn ones, or all others."""
-        counts = np.zeros(self.num_side_rows(side), dtype=np.int64)
+    def _count(self, side: str, splits: Sequence[str], own: slice, *, is_drawn: bool) -> np.ndarray:
+        """Return the rows of splits by user or item row of a range: drawn ones, or all others."""
+        start, stop, _ = own.indices(self.num_side_rows(side))
+        counts = np.zeros(stop - start, dtype=np.int64)
         columns = ["row_id", f"{side}_row"]
         for name in splits:
             for group in read_columns(self.prepared, self.manifest, name, columns):
                 row_id_N, row_N = (group.column(column).to_numpy() for column in columns)
                 is_counted_N = self.manifest.is_interaction(row_id_N) != is_drawn
-                counts += np.bincount(row_N[is_counted_N], minlength=len(counts))
+                is_counted_N &= (row_N >= start) & (row_N < stop)
+                counts += np.bincount(row_N[is_counted_N] - start, minlength=len(counts))
         return counts
 
 

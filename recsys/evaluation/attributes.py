@@ -1,10 +1,11 @@
 """Segments by attributes of items and users: tags, artist, script of the text, features.
 
-In: files of prepared data, this rank's rows, and in how many rows of all ranks each item or user is. Out:
-named masks over the rows; the names are chosen by counts over all ranks, and so the same on each. Texts
-and lists are read in pieces, a part of them by each rank. Called by segments.py.
-Shapes: N scored rows of a rank, I rows of items or users, V values of an attribute, J entries of lists,
-K values that are shown.
+In: files of prepared data, the items or users of this rank's rows, and in how many rows of all ranks
+each is. Out: named masks over the rows; the names are chosen by counts over all ranks, and so the same on
+each. A rank reads texts and lists of its range of the items or users (runtime/partition.py), in pieces.
+Called by segments.py.
+Shapes: N scored rows of a rank, I rows of items or users, R those of this rank's range, V values of an
+attribute, J entries of lists, K values that are shown.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from recsys.data.codes import codes_of
 from recsys.files import PREPARE_AGAIN, read_array, reading
-from recsys.runtime.ranks import ALONE, Ranks
+from recsys.runtime.partition import Lookup
+from recsys.runtime.ranks import Ranks
 from recsys.schema import FeatureSpec, Manifest
 
 _PIECE_OWNERS = 1 << 20
@@ -38,52 +40,56 @@ class Segment(NamedTuple):
 
 
 def by_item_attributes(
-    path: Path,
-    item_row_N: NDArray[np.int64],
-    rows_I: NDArray[np.int64],
-    num_values: int,
-    ranks: Ranks = ALONE,
+    path: Path, items: Lookup, rows_R: NDArray[np.int64], num_values: int
 ) -> Iterator[Segment]:
     """Yield segments by tags, artist, and the script of the item's words.
 
-    Each rank reads every W-th row group of the items, one at a time, once to count and once to mark.
+    A rank reads the row groups of its range of the items, one at a time, once to count, once to mark.
 
     Args:
-        rows_I: rows of all ranks by item.
+        items: of this rank's rows.
+        rows_R: rows of all ranks by item of this rank's range.
     """
     for column, family in (("tags", "tag of the item"), ("artist", "artist of the item")):
-        texts = _Texts(path, column, ranks)
-        for name, has_bits in texts.most_frequent(rows_I, num_values):
-            at = has_bits[item_row_N >> 3] >> (item_row_N & 7).astype(np.uint8)
-            yield Segment(family, name, (at & 1).astype(bool))
-    yield from _by_script(path, item_row_N, rows_I, ranks)
+        texts = _Texts(path, column, items)
+        for name, has_R in texts.most_frequent(rows_R, num_values):
+            yield Segment(family, name, items.of(has_R))
+    yield from _by_script(path, items, rows_R)
 
 
-def _row_groups(path: Path, column: str, ranks: Ranks) -> Iterator[tuple[int, pa.ChunkedArray]]:
-    """Yield the first item and a column of every W-th row group of the items, those of this rank."""
+def _row_groups(path: Path, column: str, own: slice) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """Yield a column of a range of the items, a row group at a time, and the place of its first item in
+    the range."""
     with reading(path, PREPARE_AGAIN):
         start, file = 0, pq.ParquetFile(path, memory_map=True)
         for group in range(file.num_row_groups):
-            if group % ranks.size == ranks.rank:
-                yield start, file.read_row_group(group, columns=[column]).column(0)
-            start += file.metadata.row_group(group).num_rows
+            stop = start + file.metadata.row_group(group).num_rows
+            low, high = max(start, own.start), min(stop, own.stop)
+            if low < high:
+                values = file.read_row_group(group, columns=[column]).column(0)
+                yield low - own.start, values.slice(low - start, high - low)
+            start = stop
 
 
 class _Texts:
     """Texts of the items in one column, one or a list each, told apart by their hashes."""
 
-    def __init__(self, path: Path, column: str, ranks: Ranks):
+    def __init__(self, path: Path, column: str, items: Lookup):
         self.path = path
         self.column = column
-        self.ranks = ranks
+        self.range = items.range
+        self.ranks = items.ranks
 
     def most_frequent(
-        self, rows_I: NDArray[np.int64], num_values: int
-    ) -> list[tuple[str, NDArray[np.uint8]]]:
-        """Return the texts in the most rows, the first to appear among equals, and a bit by item each."""
-        hashes_K = self._hashes(rows_I, num_values)
+        self, rows_R: NDArray[np.int64], num_values: int
+    ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield the texts in the most rows, the first to appear among equals, and which items have each.
+
+        Items are those of this rank's range [R]; every text is yielded on every rank.
+        """
+        hashes_K = self._hashes(rows_R, num_values)
         place = {int(number): k for k, number in enumerate(hashes_K)}
-        bits = np.zeros((len(place), len(rows_I) // 8 + 1), np.uint8)
+        bits = np.zeros((len(place), len(rows_R) // 8 + 1), np.uint8)
         names: dict[int, str] = {}
         for codes_J, item_J, _, known, hashes_V in self._pieces():
             for value in np.flatnonzero(np.isin(hashes_V, hashes_K)):
@@ -92,16 +98,18 @@ class _Texts:
                 items = item_J[codes_J == value]
                 np.bitwise_or.at(bits[k], items >> 3, (1 << (items & 7)).astype(np.uint8))
         names = {k: name for part in self.ranks.gather(names) for k, name in part.items()}
-        # An item is in one row group, of one rank: a sum sets every bit once.
-        return [(names[k], self.ranks.total(bits[k])) for k in range(len(place))]
+        for k in range(len(place)):
+            yield names[k], np.unpackbits(bits[k], count=len(rows_R), bitorder="little").view(bool)
 
-    def _hashes(self, rows_I: NDArray[np.int64], num_values: int) -> NDArray[np.uint64]:
+    def _hashes(self, rows_R: NDArray[np.int64], num_values: int) -> NDArray[np.uint64]:
         """Return the hashes of the texts in the most rows of all ranks [K], K at most `num_values`."""
         parts: list[list[NDArray]] = [[np.zeros(0, np.uint64), np.zeros(0), np.zeros(0)]]
         for codes_J, item_J, place_J, known, hashes_V in self._pieces():
             first_V = np.unique(codes_J, return_index=True)[1]
-            counts_V = np.bincount(codes_J, rows_I[item_J], len(known))
-            parts.append([hashes_V, counts_V, (item_J << 20 | place_J)[first_V]])
+            counts_V = np.bincount(codes_J, rows_R[item_J], len(known))
+            # The first to appear: by item, then by place in its list.
+            firsts_V = (item_J[first_V] + self.range.start << 20) | place_J[first_V]
+            parts.append([hashes_V, counts_V, firsts_V])
         hashes, rows, firsts = (np.concatenate(column) for column in zip(*parts, strict=True))
         columns = {"hash": hashes, "rows": rows.astype(np.int64), "first": firsts.astype(np.int64)}
         owner = (hashes % np.uint64(self.ranks.size)).astype(np.int64)
@@ -121,8 +129,9 @@ class _Texts:
     ) -> Iterator[
         tuple[NDArray, NDArray[np.int64], NDArray[np.int64], list[str], NDArray[np.uint64]]
     ]:
-        """Yield a row group's texts: code, item, place in the list [J]; texts and hashes [V]."""
-        for start, column in _row_groups(self.path, self.column, self.ranks):
+        """Yield a row group's texts: code, item of the range, place in the list [J]; texts and hashes
+        [V]."""
+        for start, column in _row_groups(self.path, self.column, self.range):
             items = np.arange(start, start + len(column))
             texts, item_J, place_J = column, items, np.zeros(len(column), np.int64)
             if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -151,35 +160,32 @@ SCRIPTS = {
 """Told apart by the first of these that a text has (RE2 syntax): the language as far as it shows."""
 
 
-def _by_script(
-    path: Path, item_row_N: NDArray[np.int64], rows_I: NDArray[np.int64], ranks: Ranks
-) -> Iterator[Segment]:
-    script_I = np.zeros(len(rows_I), np.uint8)
-    for start, text in _row_groups(path, "text", ranks):
-        own = script_I[start : start + len(text)]
+def _by_script(path: Path, items: Lookup, rows_R: NDArray[np.int64]) -> Iterator[Segment]:
+    script_R = np.zeros(len(rows_R), np.uint8)
+    for start, text in _row_groups(path, "text", items.range):
+        own = script_R[start : start + len(text)]
         for number, pattern in enumerate(SCRIPTS.values(), 1):
             matches = pc.fill_null(pc.match_substring_regex(text, pattern), False).to_numpy()
             own[matches & (own == 0)] = number
-    script_I = ranks.total(script_I)
+    script_N = items.of(script_R)
     for number, name in enumerate(SCRIPTS, 1):
-        if rows_I[script_I == number].any():
-            yield Segment("script of the item's text", name, script_I[item_row_N] == number)
+        if items.ranks.any(bool(rows_R[script_R == number].any())):
+            yield Segment("script of the item's text", name, script_N == number)
 
 
 def by_feature(
     prepared: Path,
     manifest: Manifest,
     feature: FeatureSpec,
-    rows_N: NDArray[np.int64],
-    rows_I: NDArray[np.int64],
+    owners: Lookup,
+    rows_R: NDArray[np.int64],
     num_values: int,
-    ranks: Ranks = ALONE,
 ) -> Iterator[Segment]:
     """Yield segments by the most frequent values of a feature of items or users; none for an id itself.
 
     Args:
-        rows_N: item or user of every row.
-        rows_I: rows of all ranks by item or user.
+        owners: item or user of this rank's rows.
+        rows_R: rows of all ranks by item or user of this rank's range.
     """
     table = manifest.table(feature.table)
     if table.kind != "vocab" or feature.name == f"{feature.source}_id":
@@ -189,10 +195,10 @@ def by_feature(
     base = prepared / f"{feature.source}s"
     codes = read_array(base / f"{feature.name}.values.npy", PREPARE_AGAIN, mmap=True)
     if not feature.is_list:
-        yield from _by_code(family, codes, names, rows_N, rows_I, num_values)
+        yield from _by_code(family, codes[owners.range], names, owners, rows_R, num_values)
         return
     offsets = read_array(base / f"{feature.name}.offsets.npy", PREPARE_AGAIN, mmap=True)
-    yield from _by_list(family, codes, offsets, names, rows_N, rows_I, num_values, ranks)
+    yield from _by_list(family, codes, offsets, names, owners, rows_R, num_values)
 
 
 class _VocabularyNames:
@@ -224,16 +230,17 @@ def _most_frequent(
 
 def _by_code(
     family: str,
-    code_I: NDArray,
+    code_R: NDArray,
     names: _VocabularyNames,
-    rows_N: NDArray[np.int64],
-    rows_I: NDArray[np.int64],
+    owners: Lookup,
+    rows_R: NDArray[np.int64],
     num_values: int,
 ) -> Iterator[Segment]:
     """The most frequent of one value an item or user; -1 is none."""
-    counts_V = np.bincount(np.asarray(code_I) + 1, rows_I, minlength=1)[1:].astype(np.int64)
-    for value, name in _most_frequent(counts_V, names, num_values):
-        yield Segment(family, name, code_I[rows_N] == value)
+    counts_V = np.bincount(np.asarray(code_R) + 1, rows_R, minlength=1)[1:].astype(np.int64)
+    code_N = owners.of(np.asarray(code_R))
+    for value, name in _most_frequent(_summed(counts_V, owners.ranks), names, num_values):
+        yield Segment(family, name, code_N == value)
 
 
 def _by_list(
@@ -241,35 +248,39 @@ def _by_list(
     codes_J: NDArray,
     offsets: NDArray[np.int64],
     names: _VocabularyNames,
-    rows_N: NDArray[np.int64],
-    rows_I: NDArray[np.int64],
+    owners: Lookup,
+    rows_R: NDArray[np.int64],
     num_values: int,
-    ranks: Ranks,
 ) -> Iterator[Segment]:
-    """The most frequent of several values an item or user; each rank looks at a part of the lists.
+    """The most frequent of several values an item or user; each rank looks at its range of the lists.
 
     Args:
         offsets: codes_J[offsets[i] : offsets[i + 1]] are those of row i [I + 1].
     """
-    num_owners = len(offsets) - 1
+    own = owners.range
     pieces = [
-        slice(start, min(start + _PIECE_OWNERS, num_owners))
-        for start in range(0, num_owners, _PIECE_OWNERS)
-    ][ranks.rank :: ranks.size]
+        slice(start, min(start + _PIECE_OWNERS, own.stop))
+        for start in range(own.start, own.stop, _PIECE_OWNERS)
+    ]
     counts_V = np.zeros(0, np.int64)
     for piece in pieces:
-        codes, owners = _entries(codes_J, offsets, piece)
-        own = np.bincount(codes, rows_I[owners], len(counts_V)).astype(np.int64)
-        own[: len(counts_V)] += counts_V
-        counts_V = own
-    num_codes = max(ranks.gather(len(counts_V)))
-    counts_V = ranks.total(np.pad(counts_V, (0, num_codes - len(counts_V))))
-    for value, name in _most_frequent(counts_V, names, num_values):
-        has_I = np.zeros(num_owners, np.uint8)
+        codes, rows = _entries(codes_J, offsets, piece)
+        more = np.bincount(codes, rows_R[rows - own.start], len(counts_V)).astype(np.int64)
+        more[: len(counts_V)] += counts_V
+        counts_V = more
+    for value, name in _most_frequent(_summed(counts_V, owners.ranks), names, num_values):
+        has_R = np.zeros(len(rows_R), bool)
         for piece in pieces:
-            codes, owners = _entries(codes_J, offsets, piece)
-            has_I[owners[codes == value]] = 1
-        yield Segment(family, name, ranks.total(has_I)[rows_N] > 0)
+            codes, rows = _entries(codes_J, offsets, piece)
+            has_R[rows[codes == value] - own.start] = True
+        yield Segment(family, name, owners.of(has_R))
+
+
+def _summed(counts_V: NDArray[np.int64], ranks: Ranks) -> NDArray[np.int64]:
+    """Return the sum of the counts of all ranks, the last values of which some may lack."""
+    num_codes = max(ranks.gather(len(counts_V)))
+    summed_V: NDArray[np.int64] = ranks.total(np.pad(counts_V, (0, num_codes - len(counts_V))))
+    return summed_V
 
 
 def _entries(

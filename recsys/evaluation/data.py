@@ -1,11 +1,12 @@
 """Prepared data and item vectors as an evaluation reads them: each array once, when it is needed.
 
 In: the workspace, the evaluated split and the model's feature tables. Called by evaluate.py of this
-folder and by the report. Shapes: I item rows, U user rows.
+folder and by the report. Shapes: I item rows, U user rows, R those of this rank's range.
 """
 
 import functools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from embedding.features.store import FeatureTable
 from recsys.data.dataset import Dataset, read_row_groups
 from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.interactions import Interactions
 from recsys.evaluation.rows import IdsOfRows
 from recsys.evaluation.segments import ItemCounts
+from recsys.runtime.partition import range_of, reduced
 from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import Manifest
 
@@ -71,44 +74,83 @@ class EvaluationData:
 
     @functools.cached_property
     def first_time(self) -> NDArray[np.int64] | None:
-        """Time of every item's first interaction [I]; None where there are no items or no times.
+        """Time of the first interaction of this rank's range of items [R] (runtime/partition.py).
 
-        An item without any has the latest time that there is. All ranks ask for it together.
+        None where there are no items or no times; an item without any has the latest time that there is.
+        All ranks ask for it together.
         """
         manifest = self.manifest
         times = [spec.timestamp_min for spec in manifest.splits.values() if spec.num_rows]
         if not manifest.num_item_rows or None in times:
             return None
-        first_I = np.full(manifest.num_item_rows, np.iinfo(np.int64).max)
-        for split in manifest.splits:
-            columns = ["row_id", "item_row", "timestamp"]
+        own = range_of(manifest.num_item_rows, self.ranks)
+        return reduced(
+            self._item_times(),
+            np.minimum.at,
+            np.full(own.stop - own.start, np.iinfo(np.int64).max),
+            manifest.num_item_rows,
+            self.ranks,
+        )
+
+    def _item_times(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield item and time of the interactions [N] in this rank's row groups of all splits."""
+        columns = ["row_id", "item_row", "timestamp"]
+        for split in self.manifest.splits:
             for _, group in read_row_groups(
                 self.prepared,
-                manifest,
+                self.manifest,
                 split,
                 columns,
                 part=self.ranks.rank,
                 num_parts=self.ranks.size,
             ):
                 row_id_N, item_N, time_N = (group.column(name).to_numpy() for name in columns)
-                is_own_N = manifest.is_interaction(row_id_N)
-                np.minimum.at(first_I, item_N[is_own_N], time_N[is_own_N])
-        return self.ranks.lowest(first_I)
+                is_own_N = self.manifest.is_interaction(row_id_N)
+                yield item_N[is_own_N].astype(np.int64), time_N[is_own_N].astype(np.int64)
 
     @functools.cached_property
     def has_vector(self) -> dict[str, NDArray[np.bool_]]:
-        """Mask of the item rows that have a vector [I], by modality; read by all ranks together."""
+        """Whether each item of this rank's range [R] has a vector, by modality."""
         return {name: self._has_vector(table) for name, table in self.tables.items()}
 
+    @functools.cached_property
+    def vector_counts(self) -> dict[str, int]:
+        """Items with a vector, by modality; all ranks ask for them together."""
+        return {
+            name: self.ranks.total(int(np.count_nonzero(has_R)))
+            for name, has_R in self.has_vector.items()
+        }
+
     def _has_vector(self, table: FeatureTable) -> NDArray[np.bool_]:
-        """Return the mask of one table's rows [I]; each rank reads a range of them, in pieces."""
-        rank, size, num_rows = self.ranks.rank, self.ranks.size, table.num_rows
-        found_I = np.zeros(num_rows, np.uint8)
-        end = (rank + 1) * num_rows // size
-        for start in range(rank * num_rows // size, end, _PIECE_ROWS):
-            stop = min(start + _PIECE_ROWS, end)
-            found_I[start:stop] = table.has_vector(np.arange(start, stop))
-        return self.ranks.total(found_I).view(bool)
+        """Return the mask of this rank's range of the items [R], which is read in pieces."""
+        own = range_of(self.manifest.num_item_rows, self.ranks)
+        found = [np.zeros(0, bool)]
+        for start in range(own.start, own.stop, _PIECE_ROWS):
+            found.append(table.has_vector(np.arange(start, min(start + _PIECE_ROWS, own.stop))))
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def interactions(self) -> dict[str, Interactions]:
+        """How many items and users have how many interactions before the split, by `item` and `user`.
+
+        The unknown row 0 is none of them. All ranks ask for it together: each looks at a range.
+        """
+        found = {side: self._interactions(side) for side in ("item", "user")}
+        return {side: counted for side, counted in found.items() if counted is not None}
+
+    def _interactions(self, side: str) -> Interactions | None:
+        """Return those of one side, of which all ranks have a range; None without ids of it."""
+        own = range_of(self.dataset.num_side_rows(side), self.ranks)
+        counts_R = self.dataset.train_count(side, own)
+        if counts_R is None:
+            return None
+        found: Counter[int] = Counter()
+        first = 1 if own.start == 0 else 0
+        for start in range(first, len(counts_R), _PIECE_ROWS):
+            values, numbers = np.unique(counts_R[start : start + _PIECE_ROWS], return_counts=True)
+            found.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        every = sum(self.ranks.gather(found), Counter[int]())
+        return Interactions.of(every)
 
     def user_ids(self, rows_U: NDArray[np.int64]) -> list[str]:
         """Return the ids of known users [U], given by row."""

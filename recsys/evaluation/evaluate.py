@@ -18,6 +18,7 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.curves import Curves, curves_of, roc_curve
 from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.importance import evaluate_importance
+from recsys.evaluation.interactions import Interactions
 from recsys.evaluation.planted import PlantedShare, planted_shares
 from recsys.evaluation.predict import Predictions, by_score, users_of
 from recsys.evaluation.ranking import evaluate_candidates
@@ -66,6 +67,10 @@ class Evaluation:
     planted: dict[str, PlantedShare] = field(default_factory=dict)
     """By modality; empty where the truth is not known."""
     sample_users: list[SampleUser] = field(default_factory=list)
+    vector_counts: dict[str, int] = field(default_factory=dict)
+    """Items with a vector, by modality."""
+    interactions: dict[str, Interactions] = field(default_factory=dict)
+    """By `item` and `user`, as far as the data has them."""
 
 
 def evaluate(
@@ -109,6 +114,8 @@ def evaluate(
         users=users,
         modality_names=names,
         curves=curves_of(scored_rows_of(predictions, users, ranks), predictions.weights),
+        vector_counts=data.vector_counts,
+        interactions=data.interactions,
     )
     # 2. The truth of the drawn world, where there is one.
     _add_truth(evaluation, data, ranks)
@@ -155,8 +162,8 @@ def _segments(
         item_counts=data.item_counts,
         has_vector=data.has_vector,
         config=config.segments,
-        user_train_count_U=data.user_train_count,
-        first_time_I=data.first_time,
+        user_train_count_U=None if "history_end" in row_values else data.user_train_count,
+        first_time_R=data.first_time,
         id_maps=scored.id_maps,
         ranks=ranks,
     )

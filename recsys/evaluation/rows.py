@@ -113,7 +113,7 @@ class IdsOfRows:
     def read(cls, path: Path, name: str, rows_N: NDArray[np.int64]) -> "IdsOfRows | None":
         """Return the ids of the rows named, each once; None where the data has none.
 
-        The file is read one row group at a time.
+        The file is read one row group at a time, those alone that hold some of them.
         """
         if not path.is_file():
             return None
@@ -122,12 +122,13 @@ class IdsOfRows:
         with reading(path, PREPARE_AGAIN):
             file = pq.ParquetFile(path, memory_map=True)
             for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, columns=[name]).column(0)
-                low, high = np.searchsorted(rows_K, [start, start + len(ids)])
+                stop = start + file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(rows_K, [start, stop])
                 if low < high:
+                    ids = file.read_row_group(group, columns=[name]).column(0)
                     own = ids.take(pa.array(rows_K[low:high] - start))
                     parts += own.cast(pa.large_string()).chunks
-                start += len(ids)
+                start = stop
         if not parts:
             parts = [pa.array([], pa.large_string())]
         return cls(rows_K, pa.concat_arrays(parts))

@@ -3,7 +3,7 @@
 In: prepared data and this rank's rows that were scored. Out: named masks over these rows,
 one at a time (all at once would be as large as the predictions); the same names on every rank, chosen by
 the rows of all. Called by evaluate.py of this folder.
-Shapes: N scored rows of a rank, I item rows, U user rows.
+Shapes: N scored rows of a rank, I item rows, R items of this rank's range, U user rows.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from recsys.errors import UserError
 from recsys.evaluation.attributes import Segment, by_feature, by_item_attributes
 from recsys.files import PREPARE_AGAIN, reading
 from recsys.runtime.distributed_sort import order_statistics
+from recsys.runtime.partition import Lookup, range_of
 from recsys.runtime.ranks import ALONE, Ranks
 from recsys.schema import Manifest, is_known
 
@@ -93,7 +94,7 @@ def segments(
     has_vector: Mapping[str, NDArray[np.bool_]],
     config: SegmentsConfig,
     user_train_count_U: NDArray[np.int64] | None = None,
-    first_time_I: NDArray[np.int64] | None = None,
+    first_time_R: NDArray[np.int64] | None = None,
     id_maps: Mapping[str, NDArray[np.int32]] = MappingProxyType({}),
     ranks: Ranks = ALONE,
 ) -> Iterator[Segment]:
@@ -102,16 +103,18 @@ def segments(
     Args:
         row_values: columns of this rank's rows [N], of ROW_COLUMNS, as `read_by_row_id` returns them.
         item_counts: None where there are no items.
-        has_vector: by modality, whether each item row has a vector [I].
+        has_vector: by modality, whether each item of this rank's range has a vector [R].
         user_train_count_U: interactions of every user before the split, which stand in for histories;
             None where there are no users.
-        first_time_I: of every item's first interaction; None where there are no items or no times.
+        first_time_R: of the first interaction of each item of this rank's range; None where there are no
+            items or no times.
         id_maps: table row of every item [I] or user [U], by table, of tables with a fixed capacity.
     """
     if item_counts is not None:
         yield from _by_popularity(item_counts, item_row_N, config, ranks)
-    if first_time_I is not None and "timestamp" in row_values:
-        age_N = row_values["timestamp"] - first_time_I[item_row_N]
+    items = Lookup(item_row_N, manifest.num_item_rows, ranks)
+    if first_time_R is not None and "timestamp" in row_values:
+        age_N = row_values["timestamp"] - items.of(first_time_R)
         yield from _by_age(age_N, item_row_N, config, ranks)
     for table, of, rows_N in (
         ("item_id", "item", item_row_N),
@@ -126,8 +129,8 @@ def segments(
     elif user_train_count_U is not None:
         of = "training rows of the user"
         yield from _by_history(user_train_count_U[user_row_N], known_N, config, ranks, of=of)
-    yield from _by_missing(has_vector, item_row_N, ranks)
-    yield from _by_attributes(prepared, manifest, item_row_N, user_row_N, config.num_values, ranks)
+    yield from _by_missing(has_vector, items, is_known(item_row_N))
+    yield from _by_attributes(prepared, manifest, items, user_row_N, config.num_values)
     if "timestamp" in row_values:
         yield from _by_time(row_values["timestamp"], config.num_periods, ranks)
 
@@ -135,34 +138,23 @@ def segments(
 def _by_attributes(
     prepared: Path,
     manifest: Manifest,
-    item_row_N: NDArray[np.int64],
+    items: Lookup,
     user_row_N: NDArray[np.int64],
     num_values: int,
-    ranks: Ranks,
 ) -> Iterator[Segment]:
     """Attributes are counted by item or user: in how many rows of all ranks each is."""
-    rows_N = {"item": item_row_N, "user": user_row_N}
-    # A number for every user is much, and only features of users ask for it.
-    has_user_features = any(f.source == "user" and f.name != "user_id" for f in manifest.features)
-    num_users = manifest.num_user_rows if has_user_features else 0
-    counts = {
-        source: ranks.total(np.bincount(rows_N[source], minlength=num_rows))
-        for source, num_rows in (("item", manifest.num_item_rows), ("user", num_users))
-        if num_rows
-    }
-    if "item" in counts:
-        items = prepared / "items.parquet"
-        yield from by_item_attributes(items, item_row_N, counts["item"], num_values, ranks)
+    owners = {"item": items} if manifest.num_item_rows else {}
+    # Numbers by user are many, and only features of users ask for them.
+    if any(f.source == "user" and f.name != "user_id" for f in manifest.features):
+        owners["user"] = Lookup(user_row_N, manifest.num_user_rows, items.ranks)
+    rows_R = {source: lookup.times_asked() for source, lookup in owners.items()}
+    if "item" in owners:
+        yield from by_item_attributes(prepared / "items.parquet", items, rows_R["item"], num_values)
     for feature in manifest.features:
-        if feature.source in counts:
+        source = feature.source
+        if source in owners:
             yield from by_feature(
-                prepared,
-                manifest,
-                feature,
-                rows_N[feature.source],
-                counts[feature.source],
-                num_values,
-                ranks,
+                prepared, manifest, feature, owners[source], rows_R[source], num_values
             )
 
 
@@ -266,9 +258,7 @@ def _by_popularity(
     item_counts: ItemCounts, item_row_N: NDArray[np.int64], config: SegmentsConfig, ranks: Ranks
 ) -> Iterator[Segment]:
     counts_I = item_counts.train_count_I
-    num_popular = max(1, round(config.popular_share * (len(counts_I) - 1)))
-    bound = np.partition(counts_I[1:], -num_popular)[-num_popular] if len(counts_I) > 1 else 0
-    bound = max(int(bound), config.rare_rows + 1)
+    bound = max(_least_popular(counts_I, config.popular_share, ranks), config.rare_rows + 1)
     counts_N = counts_I[item_row_N]
     kinds_N = item_counts.kinds(item_row_N)
     family = "training rows of the item"
@@ -285,6 +275,17 @@ def _by_popularity(
         if low <= high:
             within_N = (counts_N >= low) & (counts_N <= high)
             yield Segment(family, name, kinds_N["seen_in_training"] & within_N)
+
+
+def _least_popular(counts_I: NDArray[np.int64], share: float, ranks: Ranks) -> int:
+    """Return the training rows of the last item of the popular share; row 0 is no item."""
+    num_items = len(counts_I) - 1
+    if not num_items:
+        return 0
+    own = range_of(num_items, ranks)
+    place = num_items - max(1, round(share * num_items))
+    sorted_R = np.sort(np.asarray(counts_I[own.start + 1 : own.stop + 1]))
+    return int(order_statistics(sorted_R, np.array([place]), ranks)[0])
 
 
 def _by_age(
@@ -337,18 +338,17 @@ def _by_history(
 
 
 def _by_missing(
-    has_vector: Mapping[str, NDArray[np.bool_]], item_row_N: NDArray[np.int64], ranks: Ranks
+    has_vector: Mapping[str, NDArray[np.bool_]], items: Lookup, known_N: NDArray[np.bool_]
 ) -> Iterator[Segment]:
     """Rows [N] by the modalities of which their item has a vector."""
     if not has_vector:
         return
     family = "modalities of the item"
-    known_N = is_known(item_row_N)
-    has_all_I = np.logical_and.reduce(list(has_vector.values()))
-    yield from _unknown(family, known_N, ranks)
-    yield Segment(family, "all there", known_N & has_all_I[item_row_N])
-    for name, has_I in has_vector.items():
-        yield Segment(family, f"no {name}", known_N & ~has_I[item_row_N])
+    yield from _unknown(family, known_N, items.ranks)
+    has_all_R = np.logical_and.reduce(list(has_vector.values()))
+    yield Segment(family, "all there", known_N & items.of(has_all_R))
+    for name, has_R in has_vector.items():
+        yield Segment(family, f"no {name}", known_N & ~items.of(has_R))
 
 
 def _by_time(timestamp_N: NDArray[np.int64], num_periods: int, ranks: Ranks) -> Iterator[Segment]:

@@ -46,10 +46,10 @@ def novelty(lists_UK: ArrayLike, *, count_I: ArrayLike, ranks: Ranks = ALONE) ->
 
     Edge cases: nan without recommendations.
     """
-    counts = np.asarray(count_I, dtype=np.float64)[1:] + 1
-    lists = _checked_lists(lists_UK, counts.size + 1)
-    items = lists[lists > 0]
-    return _mean(-np.log2(counts[items - 1] / counts.sum()), ranks)
+    counts = np.asarray(count_I)
+    lists = _checked_lists(lists_UK, counts.size)
+    all_counts = float(counts[1:].sum()) + counts.size - 1
+    return _mean(-np.log2((counts[lists[lists > 0]] + 1) / all_counts), ranks)
 
 
 def _mean(values: NDArray[np.float64], ranks: Ranks) -> float:
@@ -72,7 +72,7 @@ def popularity_lift(
     Edge cases: users with an empty list or history are left out; nan where none is left, or where the
     items of the histories have no training row.
     """
-    counts = np.asarray(count_I, dtype=np.float64)
+    counts = np.asarray(count_I)
     lists = _checked_lists(lists_UK, counts.size)
     profile = np.asarray(profile_mean_U, dtype=np.float64)
     there = lists > 0

@@ -7,8 +7,6 @@ predictions.parquet, a folder with a part of each rank. Called by launch/evaluat
 import contextlib
 from pathlib import Path
 
-import numpy as np
-
 from embedding.features.catalogue import Catalogue
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.data import EvaluationData
@@ -70,12 +68,12 @@ def _write_shown(
         title=title,
         evaluation=evaluation,
         level=config.bootstrap.level,
-        counts=data_counts(data),
+        counts=data_counts(data, evaluation),
         items=items,
     )
 
 
-def data_counts(data: EvaluationData) -> DataCounts:
+def data_counts(data: EvaluationData, evaluation: Evaluation) -> DataCounts:
     """Return the data's own statistics."""
     manifest = data.manifest
     facts = {
@@ -86,16 +84,16 @@ def data_counts(data: EvaluationData) -> DataCounts:
         facts["users"] = f"{manifest.num_user_rows - 1:,}"
     if manifest.num_item_rows:
         facts["items"] = f"{manifest.num_item_rows - 1:,}"
-    for name, has_I in data.has_vector.items():
+    for name, num_items in evaluation.vector_counts.items():
         dim = data.tables[name].dim
-        facts[f"items with {name} vector"] = f"{np.count_nonzero(has_I):,}, {dim} numbers each"
+        facts[f"items with {name} vector"] = f"{num_items:,}, {dim} numbers each"
     facts["sparse features"] = ", ".join(f.name for f in manifest.features)
     if manifest.dense:
         facts["dense features"] = ", ".join(f.name for f in manifest.dense)
     return DataCounts(
         facts=facts,
-        by_item=None if data.train_count is None else np.asarray(data.train_count)[1:],
-        by_user=None if data.user_train_count is None else np.asarray(data.user_train_count)[1:],
+        by_item=evaluation.interactions.get("item"),
+        by_user=evaluation.interactions.get("user"),
     )
 
 

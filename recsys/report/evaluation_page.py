@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys.evaluation.curves import SCORE_EDGES, WEIGHT_EDGES
 from recsys.evaluation.evaluate import Evaluation
+from recsys.evaluation.interactions import Interactions
 from recsys.evaluation.result import ITEM_KINDS, EvaluationResult, SegmentResult
 from recsys.metrics.registry import METRICS
 from recsys.metrics.summary import RowMetrics
@@ -36,9 +36,9 @@ class DataCounts:
 
     facts: dict[str, str]
     """Lines of the table."""
-    by_item: NDArray | None
+    by_item: Interactions | None
     """Training rows by item, the unknown one left out."""
-    by_user: NDArray | None
+    by_user: Interactions | None
     """Training rows by user, the unknown one left out."""
 
 
@@ -328,13 +328,11 @@ def _data(counts: DataCounts) -> list[str]:
     return cards
 
 
-def _spread(values: NDArray) -> str:
-    """Return the sentence about interactions by item or user [N]."""
-    there = values[values > 0]
-    if not there.size:
+def _spread(values: Interactions) -> str:
+    """Return the sentence about interactions by item or user."""
+    if not values.counts_C.size:
         return "Nobody has any."
-    most = np.sort(there)[::-1][: max(1, there.size // 10)].sum() / there.sum()
     return (
-        f"Median {np.median(there):,.0f} (broken line), most {there.max():,}; {most:.0%} belong to a "
-        f"tenth; {values.size - there.size:,} have none."
+        f"Median {values.median:,.0f} (broken line), most {values.counts_C[-1]:,}; "
+        f"{values.share_of_tenth:.0%} belong to a tenth; {values.num_without:,} have none."
     )

@@ -12,8 +12,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from recsys.evaluation.interactions import Interactions
 from recsys.report.page import COLOURS
 
 _INK, _SOFT, _LINE = "#010203", "#040506", "#070809"
@@ -251,30 +252,29 @@ def _named_lines(figure: Any, axes: Any, names: Sequence[str], lines: NDArray, l
     return _finish(figure, label)
 
 
-def counts(values: ArrayLike, *, of: str, each: str) -> str:
+def counts(values: Interactions, *, of: str, each: str) -> str:
     """Draw how many items (users) have how many interactions, the lower axis logarithmic.
 
     Args:
-        values: interactions by item (user); those without one are not drawn.
+        values: those without one are not drawn.
         of: what is counted: "items".
         each: what the lower axis counts: "interactions of an item".
     """
     figure, axes = _begin(height=3.0)
-    numbers = np.asarray(values)
-    there = numbers[numbers > 0]
-    if there.size:
-        steps = np.geomspace(there.min(), there.max() + 1, 25).round()
-        steps = np.unique(steps.astype(np.int64))
-        heights = np.histogram(there, steps)[0]
+    counts_C = values.counts_C
+    if counts_C.size:
+        least, most = counts_C[0], counts_C[-1]
+        steps = np.unique(np.geomspace(least, most + 1, 25).round().astype(np.int64))
+        heights = np.histogram(counts_C, steps, weights=values.owners_C)[0]
         axes.stairs(heights, steps, fill=True, color=COLOURS[2], alpha=0.35)
         axes.stairs(heights, steps, color=COLOURS[2], linewidth=1.5)
         axes.set_xscale("log")
         plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_major_formatter(plain)
-        if there.max() < 20 * there.min():
+        if most < 20 * least:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.axvline(float(np.median(there)), color=_SOFT, linestyle="--", linewidth=1)
+        axes.axvline(values.median, color=_SOFT, linestyle="--", linewidth=1)
     axes.set(xlabel=each, ylabel=of)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return _finish(figure, each)

@@ -18,7 +18,8 @@ EVALUATED_ROWS = 1_000_000_000
 BYTES_A_USER = 16
 """Of prepare, by the code: the count of a user's training rows, the offset of the history."""
 BYTES_AN_ITEM = 32
-"""Of an evaluating rank, by the code: rows and first time of every item, and again while summed."""
+"""Of its share of the items on an evaluating rank, by the code: rows, first time and training rows of
+each in 8 bytes, and bits of vectors, texts and tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def stages(plan: Plan) -> list[Stage]:
     millions = ROWS["item_id"] / 1e6
     searching = 1 / rate("recommend") - 1 / rate("score")
     own_rows = EVALUATED_ROWS / ranks
-    arrays = ROWS["item_id"] * BYTES_AN_ITEM + ROWS["user_id"] / 8
+    arrays = ROWS["item_id"] * BYTES_AN_ITEM / ranks + ROWS["user_id"] / 8
     return [
         Stage(
             job="prepare",
@@ -173,9 +174,10 @@ def stages(plan: Plan) -> list[Stage]:
         Stage(
             job="evaluate, 1 billion rows",
             size=f"{own_rows * rate('evaluated row') / 1e9:.1f} GB a rank of rows, "
-            f"{arrays / 1e9:.0f} GB a rank of arrays by item and user",
+            f"{arrays / 1e9:.1f} GB a rank of numbers of its share of the items and a bit of each user",
             time=f"{own_rows * rate('evaluation') / 1e6:,.0f} s of metrics and intervals",
-            breaks=f"these arrays: {8 * arrays / 1e9:,.0f} GB a host (by the code)",
+            breaks=f"ids in predictions.parquet: each rank reads those of {ROWS['user_id'] / 1e9:.0f} "
+            f"billion users to write its own (by the code)",
         ),
         Stage(
             job="export",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recsys.batch import Batch
 from recsys.config import from_config
 from recsys.data import lanes as lanes_file
-from recsys.data.dataset import Dataset, jagged
+from recsys.data.dataset import Dataset, jagged, read_row_groups
 from recsys.data.device_arrays import DeviceArrays, can_hold, num_bytes, planned_bytes
 from recsys.data.loader import Loader, ReadAhead, prefetched
 from recsys.data.passes import PooledSplits
@@ -420,6 +420,14 @@ def test_no_part_stays_open_after_a_read(world):
     kept = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
     kept += Path("/proc/self/maps").read_text().splitlines()
     assert not [name for name in kept if name.endswith(".parquet")]
+
+
+def test_one_part_at_a_time_is_open_where_a_split_is_read_from_end_to_end(world):
+    prepared, manifest = world
+    assert len(manifest.splits["train"].files) > 2
+    for _ in read_row_groups(prepared, manifest, "train", ["row_id"]):
+        kept = Path("/proc/self/maps").read_text().splitlines()
+        assert len({line.split()[-1] for line in kept if line.endswith(".parquet")}) <= 1
 
 
 def test_prefetched_batches_are_the_same(world):

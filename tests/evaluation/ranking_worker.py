@@ -18,13 +18,15 @@ from recsys.data.dataset import Dataset
 from recsys.evaluation.attributes import by_item_attributes
 from recsys.evaluation.candidates import Candidates, RankingConfig, draw_candidates
 from recsys.evaluation.config import BootstrapConfig, EvaluateConfig
+from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.importance import evaluate_importance
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.ranking import evaluate_candidates
 from recsys.evaluation.samples import choose_users
-from recsys.evaluation.segments import ROW_COLUMNS, read_by_row_id
+from recsys.evaluation.segments import ROW_COLUMNS, SegmentsConfig, read_by_row_id, segments
 from recsys.metrics.bootstrap import unit_keys
 from recsys.runtime.env import start, stop
+from recsys.runtime.partition import Lookup
 from recsys.runtime.ranks import Ranks, all_ranks
 from recsys.schema import Manifest, read_manifest
 
@@ -139,13 +141,107 @@ def texts(folder: Path, ranks: Ranks) -> list[list[Any]]:
     """Return family, name and rows of every segment by the texts of items."""
     item_N = np.random.default_rng(10).integers(0, NUM_ITEMS, NUM_ROWS)
     own_N = np.arange(NUM_ROWS)[ranks.rank :: ranks.size]
-    rows_I = np.bincount(item_N, minlength=NUM_ITEMS)
-    found = by_item_attributes(folder / "items.parquet", item_N[own_N], rows_I, 4, ranks)
+    items = Lookup(item_N[own_N], NUM_ITEMS, ranks)
+    found = by_item_attributes(folder / "items.parquet", items, items.times_asked(), 4)
     parts = ranks.gather([(s.family, s.name, own_N[s.mask_N].tolist()) for s in found])
     return [
         [*segments[0][:2], sorted(row for _, _, rows in segments for row in rows)]
         for segments in zip(*parts, strict=True)
     ]
+
+
+class Masks:
+    """Table of a modality that two of three items have a vector in, without a file."""
+
+    def __init__(self, num_rows: int):
+        self.num_rows = num_rows
+
+    def has_vector(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of the rows have a vector."""
+        return rows % 3 > 0
+
+
+def segmented(workspace: Path, ranks: Ranks) -> dict[str, Any]:
+    """Return the rows of every segment of a split, and numbers by item and user that the report shows.
+
+    The split's first user has rows on rank 0 alone, and the last rank has only a few.
+    """
+    manifest = read_manifest(workspace)
+    dataset = Dataset(workspace / "prepared", manifest, split="train", features=[])
+    tables: Any = {"style": Masks(manifest.num_item_rows)}
+    data = EvaluationData(workspace=workspace, dataset=dataset, tables=tables, ranks=ranks)
+    rows = dataset.read(0, dataset.num_rows)
+    place_N = np.arange(dataset.num_rows)
+    own_N = place_N[np.minimum(place_N * ranks.size // 250, ranks.size - 1) == ranks.rank]
+    columns = {n: rows.column(n).to_numpy()[own_N] for n in ("row_id", "user_row", "item_row")}
+    found = segments(
+        prepared=data.prepared,
+        manifest=manifest,
+        row_values=read_by_row_id(
+            data.prepared, manifest, "train", columns["row_id"], ROW_COLUMNS, ranks
+        ),
+        user_row_N=columns["user_row"],
+        item_row_N=columns["item_row"],
+        item_counts=data.item_counts,
+        has_vector=data.has_vector,
+        config=SegmentsConfig(num_values=4, age_days=[1e-4, 1e-3]),
+        first_time_R=data.first_time,
+        ranks=ranks,
+    )
+    parts = ranks.gather([(s.family, s.name, own_N[s.mask_N].tolist()) for s in found])
+    return {
+        "segments": [
+            [*same[0][:2], sorted(row for _, _, rows in same for row in rows)]
+            for same in zip(*parts, strict=True)
+        ],
+        "vectors": data.vector_counts,
+        "interactions": {
+            side: {
+                name: np.asarray(v).tolist() for name, v in vars(data.interactions[side]).items()
+            }
+            for side in ("item", "user")
+        },
+    }
+
+
+def shares(workspace: Path, ranks: Ranks) -> dict[str, int]:
+    """Return how many items this rank has numbers of, by what they say."""
+    manifest = read_manifest(workspace)
+    dataset = Dataset(workspace / "prepared", manifest, split="train", features=[])
+    tables: Any = {"style": Masks(manifest.num_item_rows)}
+    data = EvaluationData(workspace=workspace, dataset=dataset, tables=tables, ranks=ranks)
+    items = Lookup(np.arange(ranks.rank, manifest.num_item_rows), manifest.num_item_rows, ranks)
+    assert data.first_time is not None
+    return {
+        "items": manifest.num_item_rows,
+        "first time": len(data.first_time),
+        "vectors": len(data.has_vector["style"]),
+        "rows": len(items.times_asked()),
+    }
+
+
+def looked_up(ranks: Ranks) -> dict[str, Any]:
+    """Return whether rows get the numbers of their items, by type, and how often items are asked for."""
+    rng = np.random.default_rng(11)
+    row_N, own = rng.integers(0, NUM_ITEMS - 9, NUM_ROWS), slice(ranks.rank, None, ranks.size)
+    items = Lookup(row_N[own], NUM_ITEMS, ranks)
+    numbers = {
+        "int64": rng.integers(-(2**62), 2**62, NUM_ITEMS),
+        "bool": rng.random(NUM_ITEMS) < 0.5,
+        "float32": rng.random(NUM_ITEMS).astype(np.float32),
+    }
+    right = {
+        name: bool((items.of(of_all[items.range]) == of_all[row_N[own]]).all())
+        for name, of_all in numbers.items()
+    }
+    times = np.concatenate(ranks.gather(items.times_asked()))
+    nobody = Lookup(np.zeros(0, np.int64), NUM_ITEMS, ranks)
+    return {
+        "right": right,
+        "times": times.tolist(),
+        "expected": np.bincount(row_N, minlength=NUM_ITEMS).tolist(),
+        "of nothing": len(nobody.of(numbers["int64"][nobody.range])),
+    }
 
 
 def main() -> None:
@@ -154,7 +250,13 @@ def main() -> None:
     env = start("cpu", timeout_seconds=60)
     ranks = all_ranks()
     found = [ranked(workspace, most, ranks) for most in max_rows]
-    every = ranks.gather({"ranked": found, "texts": texts(workspace, ranks)})
+    every = ranks.gather({
+        "ranked": found,
+        "texts": texts(workspace, ranks),
+        "segmented": segmented(workspace / "with_features", ranks),
+        "looked up": looked_up(ranks),
+        "shares": shares(workspace / "with_features", ranks),
+    })
     if env.is_first:
         print("RESULT " + json.dumps(every), flush=True)
     stop()

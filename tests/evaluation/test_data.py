@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from recsys.evaluation.data import EvaluationData
 from recsys.evaluation.evaluate import ScoredSplit, evaluate
 from recsys.evaluation.predict import Predictions
 from recsys.evaluation.segments import SegmentsConfig
-from recsys.report.evaluation_folder import data_counts
 from tests.data.small_days import appended, ids_of, prepared_base, recipe, write_day
 
 ROOT = Path(__file__).parents[2]
@@ -58,10 +58,15 @@ BEFORE = {
 @pytest.mark.parametrize("split", BEFORE)
 def test_users_and_items_are_counted_as_before_the_split(days, split):
     data, (users, items) = data_of(days, split), BEFORE[split]
-    found = data_counts(data)
-    for side, counts, expected in (("user", found.by_user, users), ("item", found.by_item, items)):
+    found = {"user": data.user_train_count, "item": data.train_count}
+    for side, expected in (("user", users), ("item", items)):
+        counts = found[side][1:]
         named = dict(zip(ids_of(days[1], f"{side}_id")[1:], counts.tolist(), strict=True))
         assert {name: count for name, count in named.items() if count} == expected
+        shown = data.interactions[side]
+        numbers = Counter(expected.values())
+        assert dict(zip(shown.counts_C, shown.owners_C, strict=True)) == numbers
+        assert shown.num_without == len(counts) - len(expected)
 
 
 @pytest.mark.parametrize(

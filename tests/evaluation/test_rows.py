@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.evaluation.rows import read_lines, scored_rows, write_predictions
+from recsys.evaluation.rows import IdsOfRows, read_lines, scored_rows, write_predictions
 from recsys.runtime.ranks import ALONE
 from tests.evaluation.parts_worker import NUM_ROWS, predictions, write
 from tests.processes import worker_result
@@ -100,3 +100,12 @@ def test_units_do_not_depend_on_the_order_of_the_parts(written):
     known = found.user_row_N[np.arange(NUM_ROWS) % 7 != 0]
     assert set(known.tolist()) == {1, 2, 3, 4, 5, 6}
     assert len(set(found.unit_N.tolist())) == 6 + len({r % 11 for r in range(0, NUM_ROWS, 7)})
+
+
+def test_ids_of_rows_may_be_more_than_two_gibibytes(written, tmp_path):
+    """Arrow counts the bytes of plain strings in 32 bits: those of all users go beyond."""
+    folder, _ = written
+    ids = IdsOfRows.read(folder / "users.parquet", "user_id", np.array([5, 0, 2, 5]))
+    assert ids.ids_K.type == pa.large_string()
+    assert ids.of(np.array([2, 0])).type == pa.string(), "those of a piece of rows do not"
+    assert ids.ids_K.to_pylist() == [None, "user2", "user5"]

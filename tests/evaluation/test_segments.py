@@ -68,7 +68,7 @@ def found(world, split="train", has_vector=None, first_time=None, id_maps=None, 
         ),
         has_vector=has_vector or {},
         config=SegmentsConfig(**settings),
-        first_time_I=first_time,
+        first_time_R=first_time,
         id_maps=id_maps or {},
     ):
         families.setdefault(family, {})[name] = mask

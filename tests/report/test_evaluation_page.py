@@ -9,6 +9,7 @@ from PIL import Image
 
 from recsys.evaluation.curves import curves_of, roc_curve
 from recsys.evaluation.evaluate import Evaluation
+from recsys.evaluation.interactions import Interactions
 from recsys.evaluation.planted import PlantedShare
 from recsys.evaluation.predict import by_score
 from recsys.evaluation.result import InputImportance
@@ -42,7 +43,12 @@ def written(tmp_path, rng, **changes):
     """Write the page of drawn predictions; `changes` replace parts of the evaluation, and `counts`."""
     predictions = changes.pop("predictions", None) or by_score(rows(rng))
     counts = changes.pop(
-        "counts", DataCounts(facts={"items": "19"}, by_item=np.arange(20), by_user=np.ones(5))
+        "counts",
+        DataCounts(
+            facts={"items": "19"},
+            by_item=Interactions.of(dict.fromkeys(range(20), 1)),
+            by_user=Interactions.of({1: 5}),
+        ),
     )
     masks = {HOSTILE: predictions.item_row < 10, "rest": predictions.item_row >= 10}
     result = changes.pop("result", None) or evaluated(

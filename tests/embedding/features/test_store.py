@@ -146,3 +146,23 @@ def test_what_the_hashing_rank_finds_is_raised_on_every_rank(tmp_path):
     assert second["hashed"] == []
     assert f"UserError: {shard}: changed since it was written" in first["error"]
     assert first["error"] == second["error"]
+
+
+def open_shards(folder):
+    """Memory maps of the table's shards in this process."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split()[-1] for line in maps if str(folder) in line})
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="maps of a process on Linux")
+def test_shards_are_opened_when_they_are_read_and_no_more_than_64_at_a_time(tmp_path):
+    """A catalogue of half a billion items has tens of thousands."""
+    folder, vectors = write(tmp_path, shard_rows=2, num_rows=200)
+    checked = FeatureTable(folder)
+    assert len(checked.manifest.shards) == 100 and not open_shards(folder)
+    table = FeatureTable(folder, checked.manifest)
+    assert not open_shards(folder), "another process of the host has checked them"
+    for start in range(0, 200, 2):
+        assert np.array_equal(table.read(start, start + 2), vectors[start : start + 2])
+        assert open_shards(folder) <= 65, "and the one that is read"
+    assert open_shards(folder) == 64
