@@ -30,9 +30,14 @@ class ImageConfig:
     """How a picture becomes a square: `crop` (its centre) or `pad` (white around it)."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of colours in which the network reads a picture."""
-    semantic_head: Literal["pool", "discriminant"] = "discriminant"
-    """`pool` (the paper: average of the last stage) or `discriminant` (pooled, then what varies
-    within a content is whitened)."""
+    semantic_head: Literal["pool", "discriminant", "contrastive"] = "discriminant"
+    """`pool` (the paper: average of the last stage), `discriminant` (pooled, then what varies within a
+    content is whitened) or `contrastive` (the same, then a matrix that is trained to bring contents
+    together across artists; it keeps less of the artist, and needs items.content)."""
+    semantic_dim: int = 512
+    """Width of the contrastive semantic head."""
+    semantic_steps: int = 600
+    """Optimizer steps of the contrastive semantic head."""
     semantic_blocks: list[str] = field(default_factory=list)
     """Names of the blocks, for a model of timm the numbers of its stages, of whose channels the semantic
     head reads means and deviations; empty: it reads the pooled last features."""

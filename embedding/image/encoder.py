@@ -16,12 +16,17 @@ from torch import nn
 
 from embedding.image.backbone import Maps, build_backbone
 from embedding.image.config import ImageConfig
-from embedding.image.projection import Projection, Sample, build_projection
+from embedding.image.projection import Projection, build_projection
 from embedding.image.style import STYLE_HEADS, moments
+from embedding.image.triplets import Sample
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
 
-SEMANTIC_HEADS = {"pool": "identity", "discriminant": "discriminant"}
+SEMANTIC_HEADS = {
+    "pool": "identity",
+    "discriminant": "discriminant",
+    "contrastive": "content_contrastive",
+}
 """Projection of the pooled last stage by encoder.image.semantic_head."""
 OUTPUTS = ("semantic", "style")
 
@@ -45,7 +50,11 @@ class ImageEncoder(nn.Module):
         self.is_bgr = config.channels == "bgr"
         self.style = STYLE_HEADS[config.style_head]
         self.projections: dict[str, Projection] = {
-            "semantic": build_projection(SEMANTIC_HEADS[config.semantic_head], dim=0, steps=0),
+            "semantic": build_projection(
+                SEMANTIC_HEADS[config.semantic_head],
+                dim=config.semantic_dim,
+                steps=config.semantic_steps,
+            ),
             "style": build_projection(
                 self.style.projection, dim=config.style_dim, steps=config.style_steps
             ),

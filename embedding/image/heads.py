@@ -16,8 +16,8 @@ from embedding.features.extractor import batched
 from embedding.image.augmentation import random_crops
 from embedding.image.encoder import OUTPUTS, ImageEncoder
 from embedding.image.neighbour_accuracy import nearest_neighbour_accuracy
-from embedding.image.projection import Sample
 from embedding.image.sample import Pictures
+from embedding.image.triplets import Sample
 from recsys.errors import UserError
 from recsys.runtime.collectives import gather, share
 

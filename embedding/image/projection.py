@@ -1,18 +1,27 @@
 """Projections: raw statistics of a picture to the vector that is stored, fitted on a sample.
 
-Four kinds behind one interface, used by the semantic and the style output of embedding/image/encoder.py:
-`identity`, `principal` (PCA), `discriminant` (what differs between contents, not within them) and
-`contrastive` (a small network that brings pictures of one artist together). Shapes: B pictures, N
-pictures of the sample, V views of each, R raw statistics, D reduced width, E output width.
+Five kinds behind one interface, used by the semantic and the style output of embedding/image/encoder.py:
+`identity`, `principal` (PCA), `discriminant` (what differs between contents, not within them),
+`contrastive` (a small network that brings pictures of one artist together) and `content_contrastive` (a
+matrix that brings pictures of one content together). Shapes: B pictures, N pictures of the sample, V
+views of each, R raw statistics, D reduced width, E output width.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from embedding.image.triplets import (
+    Sample,
+    Triplets,
+    supervised_contrastive,
+    train_on_triplets,
+)
+from recsys.errors import UserError
 from recsys.job import say
 
 _COMPONENTS = 256
@@ -20,18 +29,6 @@ _COMPONENTS = 256
 _SHRINKAGE = 0.1
 """Shrinkage of the within-content covariance towards its mean variance (LOG.md, 2026-11-25)."""
 _MAX_DISCRIMINANT_DIM = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Reduced statistics of pictures, and whose and what they are."""
-
-    reduced_NVD: torch.Tensor
-    """View 0 is the whole picture, the others are crops of it."""
-    artist_N: torch.Tensor
-    """int64; equal where the artist is the same. An unknown artist is one of its own."""
-    content_N: torch.Tensor
-    """int64; equal where the same thing is shown. Unknown content is one of its own."""
 
 
 class Projection(nn.Module):
@@ -190,36 +187,29 @@ class Contrastive(Principal):
 
     def fit(self, sample: Sample, seed: int) -> None:
         """Train the network on the sample, in place."""
-        device = sample.reduced_NVD.device
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = self._build(sample.reduced_NVD.shape[2]).to(device)
-            optimizer = torch.optim.AdamW(
-                network.parameters(), lr=self.learning_rate, weight_decay=0.05, fused=True
-            )
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=0.1
-            )
+            network = self._build(sample.reduced_NVD.shape[2]).to(sample.reduced_NVD.device)
             triplets = Triplets(sample, seed)
-            network.train()
-            total = torch.zeros((), device=device)
-            for _ in range(self.steps):
-                row_B, view_B = triplets.draw(self.batch_size)
-                vectors_BE = network(sample.reduced_NVD[row_B, view_B])
-                loss = supervised_contrastive(
+
+            def loss_of(row_B: torch.Tensor, vectors_BE: torch.Tensor) -> torch.Tensor:
+                return supervised_contrastive(
                     vectors_BE, triplets.artist_N[row_B], temperature=self.temperature
                 )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total = 0.98 * total + 0.02 * loss.detach()
-        self.network = network.eval()
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
+
+            total = train_on_triplets(
+                network,
+                sample.reduced_NVD,
+                triplets,
+                loss_of,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+            )
+        self.network = network.eval().requires_grad_(False)
         say(
             f"style head: {self.steps} steps on {len(sample.reduced_NVD):,} pictures by "
-            f"{triplets.num_artists:,} artists, loss {float(total):.3f}"
+            f"{triplets.num_artists:,} artists, loss {total:.3f}"
         )
 
     def head(self, reduced_BD: torch.Tensor) -> torch.Tensor:
@@ -240,77 +230,86 @@ class Contrastive(Principal):
         self.network.to(weights["1.weight"].device).eval().requires_grad_(False)
 
 
-def supervised_contrastive(
-    vectors_BE: torch.Tensor, label_B: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
-    """Return the mean over rows of -1/|P| sum over p in P of log softmax(v . v_p / t).
+class ContentContrastive(Discriminant):
+    """A matrix after the discriminant, trained so that pictures of one content get similar vectors.
 
-    P: the other rows with the same label; rows without any do not count. Vectors are brought to unit
-    length first. Khosla et al. 2020, equation 2 (L_out).
+    Supervised contrastive loss over triplets as in `Contrastive`, with the parts of artist and content
+    exchanged: a picture, the same content by another artist, and another content by the same artist.
+    Among the negatives, pictures by the same artist count `artist_weight` times, so that an artist's
+    manner is no reason to be near. If a content is unknown or has one picture only, the second is a
+    crop of the first.
     """
-    unit_BE = F.normalize(vectors_BE, dim=1)
-    itself_BB = torch.eye(len(unit_BE), dtype=torch.bool, device=unit_BE.device)
-    score_BB = (unit_BE @ unit_BE.T / temperature).masked_fill(itself_BB, -torch.inf)
-    same_BB = (label_B[:, None] == label_B[None]) & ~itself_BB
-    log_BB = score_BB - score_BB.logsumexp(dim=1, keepdim=True)
-    num_B = same_BB.sum(dim=1)
-    loss_B = -torch.where(same_BB, log_BB, 0).sum(dim=1) / num_B.clamp_min(1)
-    return loss_B.sum() / (num_B > 0).sum().clamp_min(1)
 
+    def __init__(
+        self,
+        dim: int,
+        *,
+        steps: int,
+        learning_rate: float = 1e-3,
+        batch_size: int = 80,
+        temperature: float = 0.05,
+        dropout: float = 0.6,
+        artist_weight: float = 30.0,
+    ):
+        """Args: dim: output width; batch_size: triplets a step."""
+        super().__init__()
+        self.output_dim = dim
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.dropout = dropout
+        self.artist_offset = math.log(artist_weight)
 
-class Triplets:
-    """Draws batches of (a picture, one by the same artist, the same content by another artist)."""
+    def fit(self, sample: Sample, seed: int) -> None:
+        """Fit the within-content covariance, then train the matrix on the sample.
 
-    def __init__(self, sample: Sample, seed: int):
-        """Args: sample: its views are drawn from too."""
-        self.artist_N, self.content_N = sample.artist_N.cpu(), sample.content_N.cpu()
-        self.num_views = sample.reduced_NVD.shape[1]
-        self.generator = torch.Generator().manual_seed(seed)
-        self.by_artist = _Groups(self.artist_N)
-        self.by_content = _Groups(self.content_N)
-        self.num_artists = self.by_artist.num
-
-    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (rows [B], views [B]) of `count` triplets, B at most 3 count."""
-        total = len(self.artist_N)
-        seed_T = torch.randint(0, total, (count,), generator=self.generator)
-        view_T = torch.randint(0, self.num_views, (count,), generator=self.generator)
-        hand_T = self.by_artist.member(seed_T, self.generator)
-        # The same picture again must be another view of it.
-        again_T = (view_T + 1) % self.num_views
-        other_T = torch.randint(0, self.num_views, (count,), generator=self.generator)
-        hand_view_T = torch.where(hand_T == seed_T, again_T, other_T)
-        content_T = self.by_content.member(seed_T, self.generator)
-        hard = self.artist_N[content_T] != self.artist_N[seed_T]
-        rows = torch.cat([seed_T, hand_T, content_T[hard]])
-        views = torch.cat([view_T, hand_view_T, view_T[hard]])
-        # A picture drawn twice in one view would be its own trivial positive.
-        _, index = torch.unique(rows * self.num_views + views, return_inverse=True)
-        first = torch.full((int(index.max()) + 1,), len(rows)).scatter_reduce(
-            0, index, torch.arange(len(rows)), reduce="amin"
+        Raises:
+            UserError: no two pictures or views of one content.
+        """
+        super().fit(sample, seed)
+        if sample.reduced_NVD.shape[1] == 1 and not sample.content_N.bincount().gt(1).any():
+            raise UserError(
+                "encoder.image.semantic_head=contrastive: no two pictures show the same content; "
+                "expected a recipe with items.content, or encoder.image.fit_views=2 (crops)"
+            )
+        whitened_NVD = super().head(sample.reduced_NVD)
+        scale = whitened_NVD.square().mean().sqrt().clamp_min(1e-12)
+        whitened_NVD = whitened_NVD / scale
+        exchanged = dataclasses.replace(
+            sample, artist_N=sample.content_N, content_N=sample.artist_N
         )
-        return rows[first], views[first]
+        triplets = Triplets(exchanged, seed)
 
+        def loss_of(row_B: torch.Tensor, vectors_BE: torch.Tensor) -> torch.Tensor:
+            content_B, artist_B = triplets.artist_N[row_B], triplets.content_N[row_B]
+            is_hard_BB = artist_B[:, None] == artist_B[None]
+            is_hard_BB = is_hard_BB & (content_B[:, None] != content_B[None])
+            offset_BB = self.artist_offset * is_hard_BB.to(vectors_BE)
+            return supervised_contrastive(
+                vectors_BE, content_B, temperature=self.temperature, offset_BB=offset_BB
+            )
 
-class _Groups:
-    """Rows by label, for drawing another member of a row's group."""
-
-    def __init__(self, label_N: torch.Tensor):
-        _, self.group_N = label_N.unique(return_inverse=True)
-        self.order_N = torch.argsort(self.group_N, stable=True)
-        self.size_G = torch.bincount(self.group_N)
-        self.start_G = self.size_G.cumsum(0) - self.size_G
-        self.num = len(self.size_G)
-
-    def member(self, row_T: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return a random member of each row's group; the row itself only where it is alone."""
-        group_T = self.group_N[row_T]
-        size_T = self.size_G[group_T]
-        share_T = torch.rand(len(row_T), generator=generator)
-        pick_T = (share_T * size_T).long().clamp_max(size_T - 1)
-        drawn_T = self.order_N[self.start_G[group_T] + pick_T]
-        next_T = self.order_N[self.start_G[group_T] + (pick_T + 1) % size_T]
-        return torch.where(drawn_T == row_T, next_T, drawn_T)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            matrix = nn.Linear(whitened_NVD.shape[2], self.output_dim, bias=False)
+            network = nn.Sequential(nn.Dropout(self.dropout), matrix).to(whitened_NVD.device)
+            total = train_on_triplets(
+                network,
+                whitened_NVD,
+                triplets,
+                loss_of,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+            )
+        trained_DE = matrix.weight.detach().T / scale
+        # One product encodes a picture: the matrix is merged into the whitening.
+        self.register_buffer("factor", (self.get_buffer("factor") @ trained_DE).contiguous())
+        say(
+            f"semantic head: {self.steps} steps on {len(whitened_NVD):,} pictures of "
+            f"{triplets.num_artists:,} contents, loss {total:.3f}"
+        )
 
 
 PROJECTIONS: dict[str, Callable[[int, int], Projection]] = {
@@ -318,6 +317,7 @@ PROJECTIONS: dict[str, Callable[[int, int], Projection]] = {
     "principal": lambda dim, steps: Principal(dim),
     "discriminant": lambda dim, steps: Discriminant(),
     "contrastive": lambda dim, steps: Contrastive(dim, steps=steps),
+    "content_contrastive": lambda dim, steps: ContentContrastive(dim, steps=steps),
 }
 """Unfitted projections by kind, of an output width and a number of optimizer steps."""
 

@@ -24,7 +24,8 @@ def pictures(count, size=48, seed=0):
 def fitted(backbone="resnet_tiny", count=40, num_views=2, **heads):
     """An untrained network with heads fitted on seeded noise by two hands."""
     torch.manual_seed(0)
-    config = {"semantic_head": "pool", "style_head": "contrastive", "style_steps": 5} | heads
+    config = {"semantic_head": "pool", "style_head": "contrastive", "style_steps": 5}
+    config |= {"semantic_steps": 5} | heads
     encoder = ImageEncoder(ImageConfig(backbone=backbone, **config)).eval()
     artists = ["a" if i % 2 else "b" for i in range(count)]
     sample = Pictures(pixels=pictures(count), artists=artists, contents=[None] * count)
@@ -48,6 +49,7 @@ def test_every_family_gives_two_outputs_in_one_pass(backbone, semantic, style):
 
 
 HEADS = [("discriminant" if head == "contrastive" else "pool", head) for head in STYLE_HEADS]
+HEADS.append(("contrastive", "palette"))
 
 
 @pytest.mark.parametrize(("semantic_head", "style_head"), HEADS)

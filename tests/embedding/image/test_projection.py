@@ -8,15 +8,15 @@ from sklearn.decomposition import PCA
 from embedding.image.neighbour_accuracy import nearest_neighbour_accuracy
 from embedding.image.projection import (
     PROJECTIONS,
+    ContentContrastive,
     Contrastive,
     Discriminant,
     Principal,
     Projection,
-    Sample,
-    Triplets,
     build_projection,
-    supervised_contrastive,
 )
+from embedding.image.triplets import Sample, Triplets, supervised_contrastive
+from recsys.errors import UserError
 
 
 def test_identity_puts_statistics_side_by_side():
@@ -98,6 +98,17 @@ def test_supervised_contrastive_loss_by_hand():
     assert float(supervised_contrastive(vectors, torch.arange(4), temperature=0.5)) == 0
 
 
+def test_an_offset_of_log_w_counts_a_negative_w_times():
+    vectors = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+    labels = torch.tensor([0, 0, 1])
+    offset = torch.zeros(3, 3)
+    offset[0, 2] = offset[2, 0] = np.log(4)
+    # Row 0 meets its negative four times, row 1 once; both are at similarity 0.
+    expected = -np.mean([np.log(np.exp(2) / (np.exp(2) + count)) for count in (4, 1)])
+    loss = supervised_contrastive(vectors, labels, temperature=0.5, offset_BB=offset)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
 def test_triplets_hold_the_hand_and_the_content_apart(rng):
     _, hands, contents = hands_and_contents(rng, hand=1, content=1, num_contents=7, num_hands=3)
     drawn = Triplets(sample(torch.zeros(21, 2, 1), hands.tolist(), contents.tolist()), seed=0)
@@ -137,6 +148,33 @@ def test_contrastive_head_finds_the_hand_behind_a_loud_content(rng):
     assert nearest_neighbour_accuracy(raw, hand, content).share < 0.8
     assert nearest_neighbour_accuracy(vectors, hand, content).share > 0.95
     assert nearest_neighbour_accuracy(vectors, content, hand).share < 0.3
+
+
+def test_contrastive_semantics_know_the_content_and_less_of_the_hand_than_the_discriminant(rng):
+    values, hands, contents = hands_and_contents(rng, hand=1, content=0.5, num_contents=400)
+    # Every hand draws each of eight groups of contents in a manner of its own.
+    manners = rng.normal(size=(8, 5, 24)) @ np.diag([1.0] * 4 + [0.0] * 20)
+    turn, _ = np.linalg.qr(rng.normal(size=(24, 24)))
+    manner = 4 * manners[contents % 8, hands] @ turn
+    values = values + torch.tensor(manner, dtype=torch.float32)
+    learned, unseen = contents < 340, contents >= 340
+    fitted = sample(values[learned][:, None], hands[learned].tolist(), contents[learned].tolist())
+    hand, content = ([str(v) for v in part[unseen]] for part in (hands, contents))
+    found = {}
+    for projection in (Discriminant(), ContentContrastive(16, steps=150)):
+        projection.fit(fitted, seed=0)
+        vectors = projection.head(values[unseen]).numpy()
+        found[type(projection)] = (
+            nearest_neighbour_accuracy(vectors, content, hand).share,
+            nearest_neighbour_accuracy(vectors, hand, content).share,
+        )
+    assert found[ContentContrastive][0] >= found[Discriminant][0] - 0.02 > 0.9
+    assert found[ContentContrastive][1] < found[Discriminant][1] - 0.3
+
+
+def test_contrastive_semantics_without_contents_or_crops_say_what_is_missing():
+    with pytest.raises(UserError, match=r"items\.content, or encoder\.image\.fit_views=2"):
+        ContentContrastive(4, steps=5).fit(sample(torch.zeros(6, 1, 3)), seed=0)
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
