@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from embedding.features import store
+from embedding.features import opening, store
 from recsys.runtime.collectives import gather
 from recsys.runtime.env import start, stop
 from tests.embedding.features.test_store import manifest_of
@@ -28,7 +28,7 @@ def main() -> None:
     store.sha256_of = counted
     result: dict[str, Any] = {"error": None, "rows": {}}
     try:
-        tables = store.open_features(workspace, ["text", "style"], manifest_of())
+        tables = opening.open_features(workspace, ["text", "style"], manifest_of())
         result["rows"] = {name: table.read(3, 5).tolist() for name, table in tables.items()}
     except ValueError as error:
         result["error"] = f"{type(error).__name__}: {error}"
