@@ -48,6 +48,20 @@ def weights_column(feature: str) -> str:
     return f"{feature}:weights"  # no feature is called so
 
 
+HISTORIES = {"history": 1, "history_negative": 0}
+"""Stored sequences of users' items by name, with the label of the rows that they are of."""
+
+
+def history_of(feature: str) -> str:
+    """Return the stored sequence that a feature of source `history` reads."""
+    return feature if feature in HISTORIES else "history"
+
+
+def end_column(sequence: str) -> str:
+    """Return the column of the interactions: how many leading items of a sequence a row may see."""
+    return f"{sequence}_end"
+
+
 def is_known(rows: NDArray) -> NDArray[np.bool_]:
     """Return which rows of a table are of one id [N]; those of the unknown row 0 are not."""
     return rows != UNKNOWN_ROW
@@ -76,7 +90,7 @@ class SplitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySpec:
-    """The users' earlier positives, stored once per user in {values,offsets}.npy of a folder."""
+    """The users' earlier items, stored once per user in {values,offsets}.npy of a folder."""
 
     max_length: int
     """Most recent positives a row may see (feature `history`)."""
@@ -86,13 +100,30 @@ class HistorySpec:
     """`train`: training positives only; `past`: those of the row's split and earlier ones too."""
     is_by_split: bool = False
     """Whether each split reads sequences of its own: `past` where splits do not follow in time."""
+    negative_length: int = 0
+    """Most recent items of rows of label 0 that a row may see (feature `history_negative`); 0: none is
+    stored."""
 
-    def folder(self, split: str) -> str:
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the stored sequences, those of HISTORIES or the first alone."""
+        return tuple(HISTORIES)[: 2 if self.negative_length else 1]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Most items of a row by feature; 0: there is no such feature."""
+        return {
+            "history": self.max_length,
+            "history_recent": self.recent_length,
+            "history_negative": self.negative_length,
+        }
+
+    def folder(self, split: str, sequence: str = "history") -> str:
         """Return the folder below `prepared/` of the sequences that rows of a split read.
 
         A window has its own: of its users alone, their last `max_length` earlier positives and its own.
         """
-        return f"history/{split}" if self.is_by_split or is_window(split) else "history"
+        return f"{sequence}/{split}" if self.is_by_split or is_window(split) else sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +214,14 @@ class Manifest:
         states = [*((a.rows_in, a.rows_drawn) for a in self.chain), (self.rows_in, self.rows_drawn)]
         return are_read(rows, states)
 
-    def last_histories(self) -> str:
+    def last_histories(self, sequence: str = "history") -> str:
         """Return the folder below `prepared/` of what is known last of every user, as for serving.
 
         With windows it holds the last `max_length` positives of every user, and some more of the
         last second; before, the sequences of the split that saw most.
         """
         assert self.history is not None, "asked for only where there is a history"
-        return "history/latest" if self.chain else self.history.folder("test")
+        return f"{sequence}/latest" if self.chain else self.history.folder("test", sequence)
 
     @property
     def identity(self) -> str:

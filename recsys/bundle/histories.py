@@ -1,7 +1,8 @@
 """Item rows of a bundle's users: what the model reads, and what they have seen; by numpy alone.
 
     users/history.values.npy, .offsets.npy   histories, oldest first
-    users/likers.values.npy, .offsets.npy    the same by item: user rows [V], ascending
+    users/history_negative.values.npy, ...   those of the users' rows of label 0
+    users/likers.values.npy, .offsets.npy    the histories by item: user rows [V], ascending
     users/seen.values.npy, .offsets.npy      every liked item of the log
 
 Memory-mapped. Read by users.py, and by recsys/serving/shown.py in a process that has no torch.
@@ -24,7 +25,7 @@ class Histories:
         """Map the files of `users/`.
 
         Args:
-            name: `history` or `seen`; `likers` for user rows by item row.
+            name: `history`, `history_negative` or `seen`; `likers` for user rows by item row.
 
         Raises:
             DamagedFileError: a file is missing or broken.

@@ -7,6 +7,7 @@ Shapes: U users, R pairs, M modalities, H hidden, D product, E modality width, V
 history, S width of the histograms, X user features side by side.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from recsys.bundle.items import ItemRow
 from recsys.bundle.lookup import Column, Lookup, column_of
 from recsys.bundle.spec import TWO_SIDED
 from recsys.data.dense import missing_value
-from recsys.schema import UNKNOWN_ROW, DenseSpec
+from recsys.schema import UNKNOWN_ROW, DenseSpec, FeatureSpec, history_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Profile:
     """Weights of the ids of weighted lists in `features`, by name; missing ones are 1."""
     history: NDArray[np.int64] | None = None
     """Item rows the user likes [T], oldest first, those of added items allowed; None: as stored."""
+    negatives: NDArray[np.int64] | None = None
+    """Item rows of the user's rows of label 0 [T], oldest first; None: as stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +95,11 @@ class BundleScorer:
     def encode(self, profiles: Sequence[Profile]) -> Users:
         """Look users up and run the user's half of the model."""
         store = self.bundle.users
-        histories = [
-            store.history(p.user_row) if p.history is None else p.history for p in profiles
-        ]
         columns = {}
         for feature in self._profile_features:
             name = feature.name
             if feature.source == "history":
-                longest = self._longest[name]
-                rows = [history[-longest:] for history in histories]
+                rows = self._histories(profiles, feature)
             elif name == "user_id":
                 rows = [np.array([p.user_row]) for p in profiles]
             else:
@@ -142,11 +141,23 @@ class BundleScorer:
             columns=columns,
         )
 
+    def _histories(
+        self, profiles: Sequence[Profile], feature: FeatureSpec
+    ) -> list[NDArray[np.int64]]:
+        """Return the last item rows of each user's history, as many as the feature has."""
+        store, sequence = self.bundle.users, history_of(feature.name)
+        longest = self._longest[feature.name]
+        given = [p.history if sequence == "history" else p.negatives for p in profiles]
+        return [
+            (store.history(p.user_row, sequence) if rows is None else rows)[-longest:]
+            for p, rows in zip(profiles, given, strict=True)
+        ]
+
     def _profile_names(self) -> list[str]:
         """Names of every feature that a profile gives: of the user side, histories, context of items."""
         spec = self.spec
         names = [*spec.user_features, *(feature for _, feature in spec.interests)]
-        names += [spec.similarity_feature] if spec.similarity_feature else []
+        names += spec.compared
         names += [name for name in spec.item_features if spec.feature(name).source != "item"]
         return list(dict.fromkeys(names))
 
@@ -170,7 +181,7 @@ class BundleScorer:
     def _longest_of(self, name: str) -> int:
         history = self.spec.manifest.history
         assert history is not None, "a history feature comes with a history"
-        return history.max_length if name == "history" else history.recent_length
+        return history.lengths[name]
 
     def _interests(
         self, columns: Mapping[str, Column], num_users: int
@@ -275,18 +286,16 @@ class BundleScorer:
         item_row_R: torch.Tensor,
         dials_UM: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the histograms of similarities with the user's history [R, S]."""
+        """Return the histograms of similarities with the user's histories [R, S]."""
         spec, num_tiers = self.spec, self.spec.similarity_tiers
         num_rows = item_row_R.shape[0]
-        if not num_tiers or spec.similarity_feature is None:
-            return torch.zeros(num_rows, 0)
-        past, lengths_U, _ = users.columns[spec.similarity_feature]
-        assert lengths_U is not None, "a history is a list"
-        past_by_user = past.split(lengths_U.tolist())
-        found_RS = torch.zeros(num_rows, num_tiers * len(spec.vector_names))
-        for place, name in enumerate(spec.vector_names):
+        pairs = list(itertools.product(spec.compared if num_tiers else (), spec.vector_names))
+        found_RS = torch.zeros(num_rows, num_tiers * len(pairs))
+        for place, (history, name) in enumerate(pairs):
             columns = slice(place * num_tiers, (place + 1) * num_tiers)
-            for user, past_T in enumerate(past_by_user):
+            past, lengths_U, _ = users.columns[history]
+            assert lengths_U is not None, "a history is a list"
+            for user, past_T in enumerate(past.split(lengths_U.tolist())):
                 rows = (user_of_row_R == user).nonzero()[:, 0]
                 if not len(rows) or not len(past_T):
                     continue

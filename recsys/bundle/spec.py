@@ -95,8 +95,10 @@ class BundleSpec:
     multiplied by; bundles of earlier versions take none."""
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities; 0: none."""
+    similarity_features: tuple[str, ...] = ()
+    """Histories whose items are compared, in the order of their histograms."""
     similarity_feature: str | None = None
-    """History whose items are compared; null: none."""
+    """The only one, in bundles of earlier versions."""
     items_at_request: bool = False
     """Whether the item side reads context, so that it cannot be computed beforehand."""
     parent: str | None = None
@@ -119,6 +121,12 @@ class BundleSpec:
     def name(self) -> str:
         """Folder name; answers carry it as the bundle's version."""
         return f"{self.run}-{self.step}-{self.sha8}"
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Histories whose items are compared, of a bundle of any version."""
+        earlier = (self.similarity_feature,) if self.similarity_feature else ()
+        return self.similarity_features or earlier
 
     @property
     def dial_names(self) -> tuple[str, ...]:
@@ -197,11 +205,12 @@ def read_spec(folder: Path) -> BundleSpec:
 def _spec_of(raw: Mapping[str, Any]) -> BundleSpec:
     known = {f.name for f in dataclasses.fields(BundleSpec)}
     lists = ("user_features", "item_features", "modality_names", "vector_names")
+    # Bundles of earlier versions lack these.
+    later = ("user_dense", "item_dense", "match_weights", "similarity_features")
     return BundleSpec(**{
         **{name: value for name, value in raw.items() if name in known},
         **{name: tuple(raw[name]) for name in lists},
-        **{name: tuple(raw.get(name, ())) for name in ("user_dense", "item_dense")},
-        "match_weights": tuple(raw.get("match_weights", ())),
+        **{name: tuple(raw.get(name, ())) for name in later},
         "interests": tuple((modality, feature) for modality, feature in raw["interests"]),
         "widths": Widths(**raw["widths"]),
         # JSON has no nan: null is a value that does not exist, as a recall without users.

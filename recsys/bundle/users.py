@@ -3,6 +3,7 @@
     users/<feature>.values.npy, .offsets.npy   rows of the users' features, as in prepared/users
     users/history.values.npy, .offsets.npy     item rows the user liked, oldest first, as far as the model
                                                may read them
+    users/history_negative.values.npy, .offsets.npy   the same of rows of label 0, where they are prepared
     users/likers.values.npy, .offsets.npy      user rows by item, of the histories
     users/seen.values.npy, .offsets.npy        every item row the user liked in the log, of all splits
     users/last_time.npy                        int64 [U]: time of the last interaction, 0: not known
@@ -33,16 +34,24 @@ class UserStore:
         """
         self.num_rows = spec.manifest.num_user_rows
         self.features: dict[str, FeatureRows] = open_features(folder, user_features(spec.manifest))
-        self._histories = None if spec.manifest.history is None else Histories(folder)
+        history = spec.manifest.history
+        self._histories = {
+            name: Histories(folder, name) for name in (history.sequences if history else ())
+        }
         # Bundles of earlier versions have histories alone.
         has_seen = "users/seen.values.npy" in spec.sizes
-        self._seen = Histories(folder, "seen") if has_seen else self._histories
+        self._seen = Histories(folder, "seen") if has_seen else self._histories.get("history")
         file = folder / "last_time.npy"
         self._last_time_U = mapped(file).numpy() if file.is_file() else None
 
-    def history(self, user_row: int) -> NDArray[np.int64]:
-        """Return the item rows a user liked [T], oldest first; empty for row 0 and without histories."""
-        return np.zeros(0, np.int64) if self._histories is None else self._histories.of(user_row)
+    def history(self, user_row: int, sequence: str = "history") -> NDArray[np.int64]:
+        """Return the item rows a user liked [T], oldest first; empty for row 0 and without histories.
+
+        Args:
+            sequence: `history_negative`: those of the user's rows of label 0.
+        """
+        found = self._histories.get(sequence)
+        return np.zeros(0, np.int64) if found is None else found.of(user_row)
 
     def seen(self, user_row: int) -> NDArray[np.int64]:
         """Return the item rows a user liked anywhere in the log [T], in no order.

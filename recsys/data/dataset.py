@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 from recsys.chain import is_window
 from recsys.errors import UserError
 from recsys.files import PREPARE_AGAIN, read_array, reading
-from recsys.schema import DenseSpec, FeatureSpec, Manifest, weights_column
+from recsys.schema import (
+    DenseSpec,
+    FeatureSpec,
+    Manifest,
+    end_column,
+    history_of,
+    weights_column,
+)
 
 _FOOTERS = 32
 """Footers of files that a data set keeps; the least lately read one is forgotten."""
@@ -72,7 +79,7 @@ class Dataset:
         self.columns += ["sample_weight"] * is_weighted
         has_times = self.spec.timestamp_min is not None
         self.columns += ["timestamp"] * (with_times and has_times)
-        self.columns += ["history_end"] * any(f.source == "history" for f in self.features)
+        self.columns += [end_column(name) for name in self.histories_read]
         self.columns += [f.name for f in self.features if f.source == "interaction"]
         self.columns += [
             weights_column(f.name)
@@ -85,6 +92,12 @@ class Dataset:
         """First row of each file [K + 1], the end of the split included."""
         # A footer takes up to a megabyte, a large log has thousands of files.
         self._footers = functools.lru_cache(maxsize=_FOOTERS)(self._row_groups)
+
+    @property
+    def histories_read(self) -> list[str]:
+        """Stored sequences that the features read, each once."""
+        read = (history_of(f.name) for f in self.features if f.source == "history")
+        return list(dict.fromkeys(read))
 
     def check_files(self, part: int = 0, num_parts: int = 1) -> None:
         """Compare the rows of the split's files with the manifest; none stays open.
@@ -164,7 +177,7 @@ class Dataset:
             self._arrays[name] = array
         return self._arrays[name]
 
-    def histories(self) -> tuple[np.ndarray, np.ndarray]:
+    def histories(self, sequence: str = "history") -> tuple[np.ndarray, np.ndarray]:
         """Return the users' sequences that the split's rows read: item rows end to end, and offsets.
 
         A user's are values[offsets[row] : offsets[row + 1]]; offsets have [U + 1] entries, U being the
@@ -175,7 +188,7 @@ class Dataset:
         states = (state for state in self.manifest.chain if self.split in state.splits)
         made = next(states, None)
         num_users = made.table_rows["user_id"] if made else self.manifest.num_user_rows
-        folder, num_offsets = history.folder(self.split), num_users + 1
+        folder, num_offsets = history.folder(self.split, sequence), num_users + 1
         return self.array(f"{folder}/values"), self.array(f"{folder}/offsets", num_offsets)
 
     def history_ids(
@@ -187,7 +200,7 @@ class Dataset:
             history_end_B: leading entries of the user's sequence that each row may see [B].
         """
         longest = self.longest_history(feature)
-        sequences, offsets = self.histories()
+        sequences, offsets = self.histories(history_of(feature.name))
         starts = np.asarray(offsets[user_row_B])
         ends = starts + history_end_B
         return jagged(sequences, np.maximum(starts, ends - longest), ends)
@@ -196,7 +209,7 @@ class Dataset:
         """Return the most items of a history feature that a row has."""
         spec = self.manifest.history
         assert spec is not None, "a history feature comes with a history"
-        return spec.max_length if feature.name == "history" else spec.recent_length
+        return spec.lengths[feature.name]
 
     def side_ids(self, feature: FeatureSpec, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a user or item feature end to end, and how many each row has [B].

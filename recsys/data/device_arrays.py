@@ -16,10 +16,10 @@ from torchrec.streamable import Pipelineable
 
 from recsys.batch import Features
 from recsys.data.dataset import Dataset
-from recsys.schema import FeatureSpec, Manifest
+from recsys.schema import HISTORIES, FeatureSpec, Manifest, end_column, history_of
 
-USER, ITEM, HISTORY_END, FIRST_SCALAR = range(4)
-"""Columns of a batch's rows: user, item, leading entries of the history that it may see, then its ids."""
+USER, ITEM = range(2)
+"""First columns of a batch's rows; behind them how much of each history a row may see, and its ids."""
 
 
 def can_hold(dataset: Dataset) -> bool:
@@ -47,7 +47,8 @@ def array_names(dataset: Dataset) -> list[str]:
     for feature in dataset.features:
         if feature.source == "history":
             assert dataset.manifest.history is not None, "a history feature comes with a history"
-            folder = dataset.manifest.history.folder(dataset.split)
+            sequence = history_of(feature.name)
+            folder = dataset.manifest.history.folder(dataset.split, sequence)
             names += [f"{folder}/values", f"{folder}/offsets"]
         elif feature.source != "interaction" and feature.name != f"{feature.source}_id":
             name = f"{feature.source}s/{feature.name}"
@@ -82,22 +83,25 @@ def planned_bytes(
             total += (id_bytes * ids_per_row + offset_bytes * feature.is_list) * num_rows[
                 feature.source
             ]
-    if any(feature.source == "history" for feature in features):
-        total += offset_bytes * manifest.num_user_rows + id_bytes * _history_entries(
-            manifest, feature_lengths
-        )
+    for name in {history_of(feature.name) for feature in features if feature.source == "history"}:
+        entries = _history_entries(manifest, feature_lengths, name)
+        total += offset_bytes * manifest.num_user_rows + id_bytes * entries
     return int(total)
 
 
-def _history_entries(manifest: Manifest, feature_lengths: Mapping[str, float]) -> float:
-    """Return the most items that the histories of a training hold."""
+def _history_entries(
+    manifest: Manifest, feature_lengths: Mapping[str, float], sequence: str
+) -> float:
+    """Return the most items that a stored sequence of all users holds in training."""
     history = manifest.history
     assert history is not None, "a history feature comes with a history"
     if "train" not in manifest.splits:  # nothing is prepared
-        return manifest.num_user_rows * feature_lengths["history"]
+        return manifest.num_user_rows * feature_lengths[sequence]
     is_shared = history.scope == "past" and not history.is_by_split
     splits = manifest.splits.values() if is_shared else [manifest.splits["train"]]
-    return sum(split.num_positives for split in splits)
+    positives = sum(split.num_positives for split in splits)
+    is_of_positives = HISTORIES[sequence] == 1
+    return positives if is_of_positives else sum(split.num_rows for split in splits) - positives
 
 
 class DeviceArrays:
@@ -114,9 +118,14 @@ class DeviceArrays:
             self._on_device[name] = torch.from_numpy(np.array(array)).to(device)
             if name.endswith(".offsets"):
                 self._lengths[name] = np.diff(array)
+        self._ends = [end_column(name) for name in dataset.histories_read]
+        """Columns of a batch's rows behind the items."""
+        self._first_scalar = ITEM + 1 + len(self._ends)
         history = dataset.manifest.history
         if history is not None:
-            self._folder = history.folder(dataset.split)
+            self._folders = {
+                name: history.folder(dataset.split, name) for name in dataset.histories_read
+            }
             self._longest = {
                 f.name: dataset.longest_history(f) for f in self.features if f.source == "history"
             }
@@ -127,24 +136,29 @@ class DeviceArrays:
         """Return a batch's rows as they travel [C, N] int32, and the number of ids of every feature.
 
         Args:
-            columns: user_row, item_row and history_end, each [N], as far as the data has them.
+            columns: user_row, item_row and the ends of the histories, each [N], as far as the data has
+                them.
             ids_FN: ids of the features in `scalars`.
         """
         num_rows = ids_FN.shape[1]
-        rows_CN = np.zeros((FIRST_SCALAR + len(ids_FN), num_rows), dtype=np.int32)
-        for place, name in enumerate(("user_row", "item_row", "history_end")):
+        rows_CN = np.zeros((self._first_scalar + len(ids_FN), num_rows), dtype=np.int32)
+        for place, name in enumerate(("user_row", "item_row", *self._ends)):
             if name in columns:
                 rows_CN[place] = columns[name]
-        rows_CN[FIRST_SCALAR:] = ids_FN
+        rows_CN[self._first_scalar :] = ids_FN
         return rows_CN, [self._count(feature, rows_CN) for feature in self.features]
 
     def _count(self, feature: FeatureSpec, rows_CN: np.ndarray) -> int:
         if feature.source == "history":
-            return int(np.minimum(rows_CN[HISTORY_END], self._longest[feature.name]).sum())
+            ends_N = rows_CN[self._end_place(feature)]
+            return int(np.minimum(ends_N, self._longest[feature.name]).sum())
         if not feature.is_list:
             return rows_CN.shape[1]
         lengths = self._lengths[f"{feature.source}s/{feature.name}.offsets"]
         return int(lengths[rows_CN[USER if feature.source == "user" else ITEM]].sum())
+
+    def _end_place(self, feature: FeatureSpec) -> int:
+        return ITEM + 1 + self._ends.index(end_column(history_of(feature.name)))
 
     def gather(self, rows_CN: torch.Tensor, counts: list[int], batch_size: int) -> Features:
         """Return the Features of N rows on the device, padded to `batch_size` B rows.
@@ -177,12 +191,14 @@ class DeviceArrays:
         """Return a feature's ids end to end [V] and how many every row has [N]."""
         ones_N = torch.ones_like(rows_CN[USER])
         if feature.source == "interaction":
-            return rows_CN[FIRST_SCALAR + self.scalars.index(feature.name)], ones_N
+            return rows_CN[self._first_scalar + self.scalars.index(feature.name)], ones_N
         if feature.source == "history":
-            offsets_N = self._on_device[f"{self._folder}/offsets"][rows_CN[USER]]
-            lengths_N = rows_CN[HISTORY_END].clamp_max(self._longest[feature.name])
-            starts_N = offsets_N + rows_CN[HISTORY_END] - lengths_N
-            values = self._on_device[f"{self._folder}/values"]
+            folder = self._folders[history_of(feature.name)]
+            ends_N = rows_CN[self._end_place(feature)]
+            offsets_N = self._on_device[f"{folder}/offsets"][rows_CN[USER]]
+            lengths_N = ends_N.clamp_max(self._longest[feature.name])
+            starts_N = offsets_N + ends_N - lengths_N
+            values = self._on_device[f"{folder}/values"]
             return _jagged(values, starts_N, lengths_N, count), lengths_N
         rows_N = rows_CN[USER if feature.source == "user" else ITEM]
         if feature.name == f"{feature.source}_id":

@@ -23,7 +23,7 @@ from recsys.data.dataset import Dataset, as_array
 from recsys.data.device_arrays import DeviceArrays, RowFeatures
 from recsys.data.lanes import Lane, LaneRange, Part
 from recsys.data.weighted import normalised
-from recsys.schema import FeatureSpec, weights_column
+from recsys.schema import FeatureSpec, end_column, history_of, weights_column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +261,8 @@ class Loader:
         """Return a feature's ids end to end and how many each of the N rows has [N]."""
         if feature.source == "history":
             # A batch of padding alone has no column.
-            return self.dataset.history_ids(feature, users, columns.get("history_end", 0))
+            ends = columns.get(end_column(history_of(feature.name)), 0)
+            return self.dataset.history_ids(feature, users, ends)
         if feature.source != "interaction":
             return self.dataset.side_ids(feature, users if feature.source == "user" else items)
         if not feature.is_list:

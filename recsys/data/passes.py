@@ -17,7 +17,7 @@ from recsys.data.dataset import Dataset, as_array, jagged_index, read_columns
 from recsys.data.lanes import BLOCK_ROWS, as_arrow
 from recsys.data.loader import Loader
 from recsys.data.replay import SplitRange
-from recsys.schema import FeatureSpec, Manifest
+from recsys.schema import HISTORIES, FeatureSpec, Manifest, end_column, history_of
 
 _PIECE_ROWS = 8 * BLOCK_ROWS
 """Rows in time order that are held at a time; each such piece reads the split once."""
@@ -91,7 +91,8 @@ class PooledSplits(Dataset):
         """
         range_B, end_B = np.divmod(np.asarray(history_end_B), _ROOM)
         range_B, end_B = (np.broadcast_to(v, user_row_B.shape) for v in (range_B, end_B))
-        histories = [dataset.histories() for dataset in self._datasets]
+        sequence = history_of(feature.name)
+        histories = [dataset.histories(sequence) for dataset in self._datasets]
         bases = np.cumsum([0, *(len(values) for values, _ in histories)])
         starts_B = np.zeros(len(user_row_B), dtype=np.int64)
         for number in np.unique(range_B):
@@ -108,12 +109,12 @@ class PooledSplits(Dataset):
 
 
 def _with_range(rows: pa.Table, number: int) -> pa.Table:
-    """Return the rows with the number of their range in the column history_end, if there is one."""
-    if "history_end" not in rows.column_names:
-        return rows
-    ends = as_array(rows.column("history_end").combine_chunks()).astype(np.int64)
-    at = rows.column_names.index("history_end")
-    return rows.set_column(at, "history_end", as_arrow(ends + number * _ROOM))
+    """Return the rows with the number of their range in the ends of their histories, if there are any."""
+    for name in set(map(end_column, HISTORIES)).intersection(rows.column_names):
+        ends = as_array(rows.column(name).combine_chunks()).astype(np.int64)
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, as_arrow(ends + number * _ROOM))
+    return rows
 
 
 class TimeOrdered(Dataset):

@@ -18,8 +18,8 @@ from recsys.schema import leaves_folder
 SPLITS = ("train", "valid", "test")
 PERSPECTIVES = ("multilingual", "relation", "explanation")
 RESERVED_NAMES = frozenset(
-    "user_id item_id history history_recent row_id label user_row item_row timestamp history_end "
-    "unknown_user ts split given sample_weight".split()
+    "user_id item_id history history_recent history_negative row_id label user_row item_row timestamp "
+    "history_end history_negative_end unknown_user ts split given sample_weight".split()
 )
 """Features and columns that every data set has: no feature of a recipe is called so."""
 OTHER_MODALITIES = ("ids", "semantic", "style", "text")
@@ -216,20 +216,29 @@ class SplitRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRecipe:
-    """A user's earlier positives."""
+    """A user's earlier positives, and negatives where they are asked for."""
 
     max_length: Annotated[int, Field(ge=0)] = 50
     """Most recent positives a row may see; 0: no history."""
     recent_length: Annotated[int, Field(ge=0)] = 10
     """Most recent positives of the short-term interest."""
+    negative_length: Annotated[int, Field(ge=0)] = 0
+    """Most recent items of rows of label 0 that a row may see, feature `history_negative`: what the user
+    rated low, or was shown and left; 0: none. Drawn negatives are no such rows."""
     scope: Literal["train", "past"] = "train"
     """`train`: training positives only; `past`: everything strictly earlier, as at serving."""
 
     def problems(self) -> list[str]:
-        """Return a text for a short-term history longer than the whole."""
+        """Return a text for a short-term history longer than the whole, and for negatives alone."""
         recent, longest = self.recent_length, self.max_length
-        wrong = f"recent_length={recent}: expected 0 to history.max_length={longest}"
-        return [wrong] if recent > longest else []
+        problems = []
+        if recent > longest:
+            problems.append(f"recent_length={recent}: expected 0 to history.max_length={longest}")
+        if self.negative_length and not longest:
+            problems.append(
+                f"negative_length={self.negative_length}: needs history.max_length of 1 or more"
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +285,11 @@ def _split_problems(recipe: Recipe) -> list[str]:
         problems.append("interactions.user_id: missing, split.strategy=per_user_time needs users")
     if recipe.history.scope == "past" and not log.timestamp:
         problems.append("history.scope=past: needs interactions.timestamp")
+    if recipe.history.negative_length and log.label is None:
+        problems.append(
+            f"history.negative_length={recipe.history.negative_length}: needs interactions.label; drawn "
+            f"negatives are no rows that a user has seen"
+        )
     return problems
 
 

@@ -92,12 +92,11 @@ def _side(feature: FeatureRecipe, source: str) -> str:
 
 
 def history_features(history: HistorySpec) -> list[FeatureSpec]:
-    """Return the features of the user's earlier positives: all of them, and the most recent."""
-    lengths = {"history": history.max_length, "history_recent": history.recent_length}
+    """Return the features of the user's earlier items: positives, the most recent ones, negatives."""
     return [
         FeatureSpec(
             name=name, table="item_id", source="history", side="user", is_list=True, max_ids=length
         )
-        for name, length in lengths.items()
+        for name, length in history.lengths.items()
         if length
     ]

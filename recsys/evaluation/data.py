@@ -21,7 +21,7 @@ from recsys.evaluation.rows import IdsOfRows
 from recsys.evaluation.segments import ItemCounts
 from recsys.runtime.partition import range_of, reduced
 from recsys.runtime.ranks import ALONE, Ranks
-from recsys.schema import Manifest
+from recsys.schema import Manifest, end_column
 
 _PIECE_ROWS = 1 << 20
 """Rows of a feature table whose masks are read at a time."""
@@ -158,18 +158,23 @@ class EvaluationData:
         assert ids is not None, "asked for only where there are users"
         return ids.of(rows_U).to_pylist()
 
-    def histories(self, candidates: Candidates) -> dict[int, NDArray[np.int64]]:
+    def histories(
+        self, candidates: Candidates, sequence: str = "history"
+    ) -> dict[int, NDArray[np.int64]]:
         """Return the item rows [T] each ranked user liked before, latest last, by user row.
 
         Edge cases: empty where the data or the model has no histories.
+
+        Args:
+            sequence: of HISTORIES; `history_negative`: items of the users' rows of label 0.
         """
-        rows = candidates.templates
-        if self.manifest.history is None or "history_end" not in rows.column_names:
+        rows, column = candidates.templates, end_column(sequence)
+        if self.manifest.history is None or column not in rows.column_names:
             return {}
-        values, offsets = self.dataset.histories()
+        values, offsets = self.dataset.histories(sequence)
         found = {}
         for user, end in zip(
-            rows.column("user_row").to_pylist(), rows.column("history_end").to_pylist(), strict=True
+            rows.column("user_row").to_pylist(), rows.column(column).to_pylist(), strict=True
         ):
             start = int(offsets[user])
             found[user] = np.asarray(values[start : start + end], np.int64)

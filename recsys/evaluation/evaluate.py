@@ -31,6 +31,7 @@ from recsys.metrics.bootstrap import unit_keys
 from recsys.metrics.oracle import oracle_metrics, true_probabilities
 from recsys.metrics.predictions import labelled_scores
 from recsys.runtime.ranks import Ranks
+from recsys.schema import HISTORIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def evaluate(
         ranked, of_ranked = scored.candidates, scored.of_candidates
         _add_rankings(evaluation, data, ranked, of_ranked, config)
         if bundle is not None and ranked.is_full:
-            histories = data.histories(ranked)
+            histories = {name: data.histories(ranked, name) for name in HISTORIES}
             result.two_stages = evaluate_two_stages(
                 ranked, of_ranked.score, bundle, histories, config, ranks
             )

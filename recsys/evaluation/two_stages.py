@@ -47,7 +47,7 @@ def evaluate_two_stages(
     candidates: Candidates,
     score_N: NDArray[np.float64],
     bundle: Path,
-    histories: Mapping[int, NDArray[np.int64]],
+    histories: Mapping[str, Mapping[int, NDArray[np.int64]]],
     config: EvaluateConfig,
     ranks: Ranks = ALONE,
 ) -> TwoStageResult:
@@ -57,7 +57,7 @@ def evaluate_two_stages(
         candidates: all items that each user of this rank had not seen.
         score_N: of every pair, by the run.
         bundle: of the same checkpoint; opened by every rank.
-        histories: item rows [T] that each user liked before, by user row.
+        histories: item rows [T] of each user before, by sequence of HISTORIES and user row.
     """
     k = max(config.ranking.ks)
     with sharing_errors():
@@ -83,7 +83,7 @@ def _retrieved(
     candidates: Candidates,
     score_N: NDArray[np.float64],
     bundle: Path,
-    histories: Mapping[int, NDArray[np.int64]],
+    histories: Mapping[str, Mapping[int, NDArray[np.int64]]],
     k: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the recall of the bundle's candidates by user [U], and which pairs are among them [N]."""
@@ -109,9 +109,9 @@ def _wanted(
     recommender: Recommender,
     candidates: Candidates,
     part: slice,
-    histories: Mapping[int, NDArray[np.int64]],
+    histories: Mapping[str, Mapping[int, NDArray[np.int64]]],
 ) -> Wanted:
-    """Return what is asked of the bundle for one user, with the template's context and history [T]."""
+    """Return what is asked of the bundle for one user, with the template's context and histories [T]."""
     bundle, user_row = recommender.bundle, int(candidates.user_row_N[part.start])
     row = candidates.templates.slice(int(candidates.template_N[part.start]), 1)
     context: dict[str, NDArray] = {
@@ -130,14 +130,20 @@ def _wanted(
         if feature.is_weighted and weights_column(feature.name) in row.column_names
     }
     seen = np.setdiff1d(np.arange(len(bundle.items)), candidates.item_row_N[part])
-    history = histories.get(user_row)
+    history = histories.get("history", {}).get(user_row)
     if history is None:
         # A model that reads no history: what the bundle stores, less what came after the template.
         stored = bundle.users.history(user_row)
         history = stored[np.isin(stored, seen)]
     return Wanted(
         visitor=Visitor(
-            profile=Profile(user_row=user_row, features=context, weights=weights, history=history),
+            profile=Profile(
+                user_row=user_row,
+                features=context,
+                weights=weights,
+                history=history,
+                negatives=histories.get("history_negative", {}).get(user_row),
+            ),
             likes=history[history != UNKNOWN_ROW],
             seen=seen,
             unknown_likes=[],

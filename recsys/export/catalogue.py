@@ -74,9 +74,10 @@ def write_users(folder: Path, prepared: Path, manifest: Manifest, last_time_U: N
     folder.mkdir(parents=True)
     copy_features(folder, prepared / "users", user_features(manifest))
     if manifest.history is not None:
-        history = prepared / manifest.last_histories()
-        for part in ("values", "offsets"):
-            shutil.copyfile(history / f"{part}.npy", folder / f"history.{part}.npy")
+        for name in manifest.history.sequences:
+            history = prepared / manifest.last_histories(name)
+            for part in ("values", "offsets"):
+                shutil.copyfile(history / f"{part}.npy", folder / f"{name}.{part}.npy")
         write_likers(folder, manifest.num_item_rows)
     write_array(folder / "last_time.npy", last_time_U)
     write_seen(folder, prepared, manifest)

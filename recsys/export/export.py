@@ -340,7 +340,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
     item_features = tuple(inputs.item_columns.feature_names)
     item_dense = names_of(inputs.item_dense)
     sources = {feature.name: feature.source for feature in manifest.all_features}
-    sequence = None if inputs.modality is None else inputs.modality.sequence_feature
+    compared = () if inputs.modality is None else tuple(inputs.modality.sequence_features)
     return BundleSpec(
         run=run.name,
         step=source.stored.state.step,
@@ -360,7 +360,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         first_order=source.config.model.first_order,
         vector_scales=own_scales(source.vectors),
         similarity_tiers=0 if inputs.similarity is None else inputs.similarity.num_tiers,
-        similarity_feature=sequence,
+        similarity_features=compared,
         items_at_request=any(sources[name] != "item" for name in (*item_features, *item_dense)),
         git_revision=git_revision(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

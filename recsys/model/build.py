@@ -6,7 +6,7 @@ baselines/. Called by the jobs in launch/ that need a model; sharding gives the 
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -71,7 +71,10 @@ def build_ranker(
         UserError: unknown feature; a width FBGEMM cannot hold; tables of different widths for a ranker
             that multiplies them with each other.
     """
-    tiers = config.similarity_tiers if isinstance(config, UmairFpsConfig) else 0
+    tiers, compared = 0, ["history"]
+    if isinstance(config, UmairFpsConfig):
+        tiers, compared = config.similarity_tiers, config.similarity_histories
+        _check_histories(manifest, compared)
     inputs = RankerInputs(
         config=config,
         manifest=manifest,
@@ -80,12 +83,29 @@ def build_ranker(
         forms=forms,
         modality_dims={n: modality_dims[n] for n in config.modalities if n in modality_dims},
         similarity_tiers=tiers,
+        similarity_histories=compared,
     )
     _, dense_class = RANKERS[config.name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dense = dense_class(config, inputs.sizes)
     return Ranker(Scorer(inputs=inputs, dense=dense, dense_precision=config.dense_precision))
+
+
+def _check_histories(manifest: Manifest, compared: Sequence[str]) -> None:
+    """Refuse histories that there are none of.
+
+    Raises:
+        UserError: names them, and the key that has them prepared.
+    """
+    known = [f.name for f in manifest.features if f.source == "history"]
+    unknown = sorted(set(compared) - {"history", *known})
+    if unknown:
+        raise UserError(
+            f"model.similarity_histories names {', '.join(unknown)}; the data set {manifest.name!r} has "
+            f"{', '.join(known) or 'no history'}. history_negative needs data.history.negative_length "
+            f"of 1 or more: run launch/prepare.py again with it"
+        )
 
 
 def select_features(manifest: Manifest, config: RankerConfig) -> list[FeatureSpec]:
@@ -125,6 +145,5 @@ def batch_features(ranker: Ranker) -> list[str]:
         names += columns.feature_names
     if ranker.inputs.modality is not None:
         names += [ranker.inputs.modality.item_feature, *ranker.inputs.modality.history_features]
-        if ranker.inputs.modality.sequence_feature is not None:
-            names.append(ranker.inputs.modality.sequence_feature)
+        names += ranker.inputs.modality.sequence_features
     return list(dict.fromkeys(names)) + ranker.inputs.dense_names

@@ -5,7 +5,8 @@ are its mean.
 Shapes: B rows, T items of all histories of the batch, E modality width, M modalities, K tiers.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,23 +61,26 @@ class SimilarityTiers(nn.Module):
     the modality are not counted.
     """
 
-    def __init__(self, *, modality_dims: Mapping[str, int], num_tiers: int):
+    def __init__(self, *, modality_dims: Mapping[str, int], num_tiers: int, num_histories: int):
         """The histogram has no parameter."""
         super().__init__()
         self.names = list(modality_dims)
         self.num_tiers = num_tiers
-        self.out_dim = len(self.names) * num_tiers
+        self.out_dim = num_histories * len(self.names) * num_tiers
 
     def forward(
-        self, history: History, items: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+        self,
+        histories: Sequence[History],
+        items: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
-        """Return the histograms side by side [B, M * K]; an empty history gives zeros.
+        """Return the histograms side by side [B, H * M * K]; an empty history gives zeros.
 
         Args:
+            histories: H of them.
             items: per modality the item's vector [B, E] and whether it has one [B].
         """
         histograms = []
-        for name in self.names:
+        for history, name in itertools.product(histories, self.names):
             item_BE, item_present_B = items[name]
             cosine_T, present_T = history.cosines(name, item_BE)
             tier_T = ((cosine_T + 1) / 2 * self.num_tiers).long().clamp(0, self.num_tiers - 1)

@@ -17,7 +17,7 @@ from recsys.model.dense_columns import DenseColumns, names_of
 from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, TableForm, build_tables
-from recsys.schema import DenseSpec, FeatureSpec, Manifest
+from recsys.schema import DenseSpec, FeatureSpec, Manifest, history_of
 
 
 @dataclass
@@ -94,6 +94,7 @@ class RankerInputs(nn.Module):
         forms: Mapping[str, TableForm],
         modality_dims: Mapping[str, int],
         similarity_tiers: int = 0,
+        similarity_histories: Sequence[str] = ("history",),
         dense: Sequence[DenseSpec] = (),
     ):
         """Build the tables on the meta device.
@@ -102,8 +103,10 @@ class RankerInputs(nn.Module):
             features: of the manifest, those that the ranker reads.
             forms: of single tables, by name.
             modality_dims: vector width E of every modality in use; may be empty.
-            similarity_tiers: of the histogram over the first history; 0, or no history or modality:
-                none.
+            similarity_tiers: of the histogram over each of `similarity_histories`; 0, or no history or
+                modality: none.
+            similarity_histories: history features that histograms are made of; those that the manifest
+                lacks are left out.
             dense: dense features of the manifest that the ranker reads.
         """
         super().__init__()
@@ -124,25 +127,42 @@ class RankerInputs(nn.Module):
         self.dense_names = [f.name for f in dense]  # in the order of a batch's columns
         self.user_dense = _dense_columns(dense, is_item=False)
         self.item_dense = _dense_columns(dense, is_item=True)
-        histories = [f.name for f in manifest.features if f.source == "history"]
         self.modality_dims = dict(modality_dims)
-        pooled = [name for name in modality_dims if name in config.interest_modalities]
-        self.interests = [(name, feature) for name in pooled for feature in histories]
+        self._read_vectors(config, manifest, similarity_tiers, similarity_histories)
+
+    def _read_vectors(
+        self,
+        config: RankerConfig,
+        manifest: Manifest,
+        num_tiers: int,
+        compared_histories: Sequence[str],
+    ) -> None:
+        """Build what reads frozen vectors, of items and of histories; arguments as of the class."""
+        histories = [f.name for f in manifest.features if f.source == "history"]
+        compared = [name for name in histories if name in compared_histories]
+        # Interests are of positives alone: a mean of negatives gains nothing (LOG.md).
+        liked = [name for name in histories if history_of(name) == "history"]
+        pooled = [name for name in self.modality_dims if name in config.interest_modalities]
+        self.interests = [(name, feature) for name in pooled for feature in liked]
         self.similarity = (
-            SimilarityTiers(modality_dims=modality_dims, num_tiers=similarity_tiers)
-            if similarity_tiers and modality_dims and histories
+            SimilarityTiers(
+                modality_dims=self.modality_dims,
+                num_tiers=num_tiers,
+                num_histories=len(compared),
+            )
+            if num_tiers and self.modality_dims and compared
             else None
         )
         self.modality = (
             ModalityTables(
-                dims=modality_dims,
+                dims=self.modality_dims,
                 num_rows=manifest.num_item_rows,
                 item_feature="item_id",
-                history_features=histories,
+                history_features=liked,
                 pooled=[modality for modality, _ in self.interests],
-                sequence_feature=histories[0] if self.similarity is not None else None,
+                sequence_features=compared if self.similarity is not None else (),
             )
-            if modality_dims
+            if self.modality_dims
             else None
         )
 
@@ -188,7 +208,7 @@ class RankerInputs(nn.Module):
                 for m, feature in self.interests
             ]
             if self.similarity is not None:
-                similarity_BS = self.similarity(self.modality.sequence(features.sparse), items)
+                similarity_BS = self.similarity(self.modality.sequences(features.sparse), items)
         return DenseInputs(
             user_BX=user_BD,
             item_BY=item_BD,

@@ -50,7 +50,7 @@ class ModalityTables(nn.Module):
         item_feature: str,
         history_features: Sequence[str],
         pooled: Sequence[str],
-        sequence_feature: str | None = None,
+        sequence_features: Sequence[str] = (),
     ):
         """Build the tables on the meta device.
 
@@ -61,7 +61,7 @@ class ModalityTables(nn.Module):
             history_features: keys of item lists to pool, possibly none.
             pooled: modalities whose vectors are pooled over these lists; a list costs as many rows of a
                 table as it has items, so that no other modality reads it.
-            sequence_feature: key of an item list that `sequence` reads item by item.
+            sequence_features: keys of item lists that `sequences` reads item by item.
         """
         super().__init__()
         self.dims = dict(dims)
@@ -71,7 +71,7 @@ class ModalityTables(nn.Module):
         self.item_feature = item_feature
         self.history_features = list(history_features) if pooled else []
         self.pooled = [name for name in self.dims if name in pooled]
-        self.sequence_feature = sequence_feature
+        self.sequence_features = list(sequence_features)
         self.tables = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
@@ -112,24 +112,27 @@ class ModalityTables(nn.Module):
                     }
             return vectors
 
-    def sequence(self, sparse: KeyedJaggedTensor) -> History:
-        """Return the items of all histories of the batch, to be read one by one.
+    def sequences(self, sparse: KeyedJaggedTensor) -> list[History]:
+        """Return the items of each item list of the batch, to be read one by one.
 
         A sharded collection only answers pooled, so the tables must be held whole
         (recsys/run/assembly.py sees to it).
         """
-        assert self.sequence_feature is not None, "built with a sequence_feature"
+        tables = {
+            name: self.tables.embedding_bags[TABLE_PREFIX + name].weight for name in self.dims
+        }
         # values [7, 3, 9, ...] of lengths [2, 0, 1, ...]: the items of row 0, row 1, row 2, ...
-        history = sparse[self.sequence_feature]
-        return History(
-            tables={
-                name: self.tables.embedding_bags[TABLE_PREFIX + name].weight for name in self.dims
-            },
-            dims=self.dims,
-            bases=self.bases,
-            item_T=history.values(),
-            row_T=torch.repeat_interleave(history.lengths()),
-        )
+        lists = [sparse[feature] for feature in self.sequence_features]
+        return [
+            History(
+                tables=tables,
+                dims=self.dims,
+                bases=self.bases,
+                item_T=items.values(),
+                row_T=torch.repeat_interleave(items.lengths()),
+            )
+            for items in lists
+        ]
 
     def _key(self, feature: str, modality: str) -> str:
         # TorchRec names an output feature@table as soon as several tables read the feature.

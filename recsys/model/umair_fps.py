@@ -135,6 +135,9 @@ class UmairFpsConfig(RankerConfig):
     similarity_tiers: int = 0
     """Tiers of the histogram of similarities between the item and the history, per modality
     (SimTier); 0: none. Needs frozen tables held whole (plan.replicate_modality_bytes)."""
+    similarity_histories: list[str] = field(default_factory=lambda: ["history"])
+    """Histories that get such a histogram each; `history_negative`, of negatives, needs
+    data.history.negative_length."""
     second_order: bool = False
     """Add the products of all user vectors with all item vectors to the logit (a factorization
     machine across the sides, modalities included): for small logs with many features."""

@@ -144,10 +144,7 @@ def feature_lengths(manifest: Manifest, plan: PlanConfig) -> dict[str, float]:
     """
     lengths = {f.name: LIST_LENGTH if f.is_list else 1.0 for f in manifest.features}
     if manifest.history is not None:
-        longest = {
-            "history": manifest.history.max_length,
-            "history_recent": manifest.history.recent_length,
-        }
+        longest = manifest.history.lengths
         lengths |= {name: float(n) for name, n in longest.items() if name in lengths}
     unknown = sorted(set(plan.feature_lengths) - set(lengths))
     if unknown:

@@ -27,7 +27,7 @@ class UploadedPictures:
         self._items, self._encoders, self._router = bundle.items, encoders, router
         spec = bundle.spec
         self._read = {modality for modality, _ in spec.interests}
-        if spec.similarity_feature is not None:
+        if spec.compared:
             self._read |= set(spec.vector_names)
 
     @contextmanager

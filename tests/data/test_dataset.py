@@ -43,6 +43,7 @@ FEATURES = [
     "price",
     "history",
     "history_recent",
+    "history_negative",
 ]
 
 
@@ -93,7 +94,7 @@ RECIPE = {
         "features": {"age": {}, "interests": {"kind": "id_list"}},
     },
     "split": {"strategy": "random", "fractions": [0.7, 0.2, 0.1]},
-    "history": {"max_length": 6, "recent_length": 2},
+    "history": {"max_length": 6, "recent_length": 2, "negative_length": 4},
 }
 
 

@@ -154,14 +154,15 @@ def test_pooled_rows_read_the_histories_of_their_own_splits(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(4)
     log = ["user_id,item_id,time,rating"]
     log += [
-        f"u{rng.integers(4)},{rng.choice([10, 20, 30])},{rng.integers(99)},5" for _ in range(80)
+        f"u{rng.integers(4)},{rng.choice([10, 20, 30])},{rng.integers(99)},{rng.choice([2, 5])}"
+        for _ in range(80)
     ]
     source = write_source(folder / "raw", interactions="\n".join([*log, "u1,10,9,1"]) + "\n")
     split = {"strategy": "random", "fractions": [0.5, 0.25, 0.25]}
-    made = recipe(source, split=split, history__scope="past", interactions__label="rating >= 3")
+    made = recipe(source, split=split, history__scope="past", history__negative_length=2)
     manifest, workspace = prepared(folder, made)
     assert manifest.history.is_by_split
-    splits, names = ["train", "test"], ["history", "user_id", "history_recent"]
+    splits, names = ["train", "test"], ["history", "user_id", "history_negative", "history_recent"]
     size = manifest.splits["train"].num_rows
     replayed = [SplitRange(split="train", start=a, stop=b) for a, b in ((9, size), (0, 9))]
     pooled = PooledSplits(
@@ -179,4 +180,5 @@ def test_pooled_rows_read_the_histories_of_their_own_splits(tmp_path_factory):
                     low, high = lists[name].offsets()[place : place + 2].tolist()
                     into[name, row] = lists[name].values()[low:high].tolist()
     assert found == expected
-    assert any(len(items) == 3 for (name, _), items in found.items() if name == "history")
+    for name, longest in (("history", 3), ("history_negative", 2)):
+        assert any(len(items) == longest for (of, _), items in found.items() if of == name)

@@ -86,6 +86,18 @@ CONTRADICTIONS = {
         {"history__recent_length": 9},
         r"history.recent_length=9: expected 0 to history.max_length=3",
     ),
+    "negatives without positives": (
+        {"history": {"max_length": 0, "recent_length": 0, "negative_length": 5}},
+        r"history.negative_length=5: needs history.max_length of 1 or more",
+    ),
+    "history of drawn negatives": (
+        {
+            "interactions__label": None,
+            "interactions__negatives": {"per_positive": 1},
+            "history__negative_length": 5,
+        },
+        r"history.negative_length=5: needs interactions.label",
+    ),
     "kind of a feature": (
         {"items__features": {"year": {"kind": "number"}}},
         r"items.features.year.kind='number': expected id, id_list, numeric or dense",

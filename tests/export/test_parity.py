@@ -26,7 +26,11 @@ from tests.slow_cases import slow_but
 
 FORMS = {
     **{form: {"umcm": form} for form in UMCM_FORMS},
-    "all terms": {"second_order": True, "similarity_tiers": 5},
+    "all terms": {
+        "second_order": True,
+        "similarity_tiers": 5,
+        "similarity_histories": ["history", "history_negative"],
+    },
     "as in the paper": {"match": False, "shared_projection": False, "first_order": False},
     "batch norm": {"batch_norm": True, "second_order": True, "match": False},
     "without interests": {"interest_modalities": [], "modalities": ["style"]},
@@ -37,7 +41,7 @@ FORMS = {
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory):
     """Data of every kind of feature, pictures and texts."""
-    return make_workspace(tmp_path_factory.mktemp("varied") / "w")
+    return make_workspace(tmp_path_factory.mktemp("varied") / "w", negative_length=4)
 
 
 def exported(workspace, name, **more):
@@ -202,7 +206,8 @@ def test_smaller_tables_score_nearly_the_same(varied, one_process, precision, bo
 
 def test_raw_values_of_requests_score_as_the_rows_they_are_of(varied, one_process):
     """Ids, lists, weights and numbers of the log's own rows, as a request gives them."""
-    model = {"name": "dcn_v2", "exclude_features": ["history", "history_recent"]}
+    histories = ["history", "history_recent", "history_negative"]
+    model = {"name": "dcn_v2", "exclude_features": histories}
     expected = write_run(varied, "raw", one_process, {**model, "interest_modalities": []})
     recommender = Recommender(exported(varied, "raw")[0])
     rows = read_columns(varied / "prepared", read_manifest(varied), "test", ["row_id"])

@@ -44,6 +44,7 @@ def recipe(
     history_scope: str = "past",
     hash_rows: int = 7,
     own_vectors: str | None = None,
+    negative_length: int = 0,
 ) -> Recipe:
     """Lists, hashed ids, numbers in buckets and dense, context, users, a history; `price_side`: tower."""
     text = {"kind": "id_list", "separator": "|"}
@@ -90,6 +91,7 @@ def recipe(
         node["interactions"]["user_id"] = "user"
         node["users"] = {"file": "users.csv", "user_id": "user", "features": USER_FEATURES}
         node["history"] = {"max_length": 6, "recent_length": 2, "scope": history_scope}
+        node["history"]["negative_length"] = negative_length
     return from_config(Recipe, node, "data")
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from recsys.errors import UserError
+from recsys.model.build import build_ranker
 from recsys.model.history import History, SimilarityTiers
 from recsys.run.assembly import plan_and_shard
 from recsys.run.config import read_run_config
@@ -30,16 +32,16 @@ PAST = [[1.0, 0.0], [3.0, 0.0], [-1.0, 0.0], [0.0, 5.0]]
 
 def test_histogram_counts_past_items_by_cosine():
     """Row 0: cosines 1, 1, -1; row 1 has no history; row 2: cosine 0."""
-    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4)
-    counts = torch.expm1(tiers(history(PAST, [0, 0, 0, 2]), items(ITEM)))
+    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4, num_histories=1)
+    counts = torch.expm1(tiers([history(PAST, [0, 0, 0, 2])], items(ITEM)))
     expected = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 1, 0]])
     torch.testing.assert_close(counts, expected)
 
 
 def test_histogram_leaves_out_what_lacks_the_modality():
-    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4)
+    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4, num_histories=1)
     past = history(PAST, [0, 0, 0, 2], [1.0, 0.0, 1.0, 1.0])
-    counts = torch.expm1(tiers(past, items(ITEM, [1.0, 1.0, 0.0])))
+    counts = torch.expm1(tiers([past], items(ITEM, [1.0, 1.0, 0.0])))
     torch.testing.assert_close(counts, torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]))
 
 
@@ -61,9 +63,29 @@ def test_cosines_are_the_same_piece_by_piece():
 
 
 def test_batch_without_any_history_gives_zeros():
-    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4)
-    out = tiers(history([], []), items(ITEM))
+    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4, num_histories=1)
+    out = tiers([history([], [])], items(ITEM))
     assert out.shape == (3, 4) and not out.any()
+
+
+def test_every_history_has_a_histogram_of_its_own():
+    tiers = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4, num_histories=2)
+    likes, dislikes = history(PAST, [0, 0, 0, 2]), history(PAST[:1], [1])
+    both = tiers([likes, dislikes], items(ITEM))
+    alone = SimilarityTiers(modality_dims={"style": 2}, num_tiers=4, num_histories=1)
+    assert both.shape == (3, 8) == (3, tiers.out_dim)
+    assert torch.equal(both[:, :4], alone([likes], items(ITEM)))
+    assert torch.equal(both[:, 4:], alone([dislikes], items(ITEM)))
+    assert both[1, 4:].any() and not both[0, 4:].any()
+
+
+def test_histogram_of_negatives_without_any_in_the_data_names_the_key_of_the_recipe():
+    config = read_run_config({
+        "model": {"similarity_tiers": 4, "similarity_histories": ["history", "history_negative"]}
+    })
+    dims = {name: table.dim for name, table in vectors().items()}
+    with pytest.raises(UserError, match=r"names history_negative; .*data.history.negative_length"):
+        build_ranker(manifest=manifest(), config=config.model, modality_dims=dims, seed=0)
 
 
 def test_history_item_by_item_needs_whole_tables(one_process):

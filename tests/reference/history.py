@@ -5,8 +5,8 @@ import hashlib
 SPLITS = ("train", "valid", "test")
 
 
-def visible_positives(rows, row, scope, seed=0):
-    """Items of the user's earlier positives that `row` may see, in time order.
+def visible_items(rows, row, scope, label=1, seed=0):
+    """Items of the user's earlier rows of a label that `row` may see, in time order.
 
     rows: dicts with user, item, time (None where there is none), label, split, row_id. Without times
     a training row sees what comes before it in the order of the md5 of seed and row id, and a row of
@@ -19,7 +19,7 @@ def visible_positives(rows, row, scope, seed=0):
         r
         for r in rows
         if r["user"] == row["user"]
-        and r["label"] == 1
+        and r["label"] == label
         and r["item"] > 0
         and SPLITS.index(r["split"]) <= SPLITS.index(latest)
         and moment(r, seed) < moment(row, seed)

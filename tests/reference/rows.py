@@ -22,10 +22,10 @@ def expected_examples(
         offsets = np.load(offsets_file)
         return values[offsets[row] : offsets[row + 1]].tolist()
 
-    def history(row: dict, length: int) -> list[int]:
-        values = np.load(prepared / "history" / "values.npy")
-        start = int(np.load(prepared / "history" / "offsets.npy")[row["user_row"]])
-        past = values[start : start + row["history_end"]].tolist()
+    def history(row: dict, folder: str, length: int) -> list[int]:
+        values = np.load(prepared / folder / "values.npy")
+        start = int(np.load(prepared / folder / "offsets.npy")[row["user_row"]])
+        past = values[start : start + row[f"{folder}_end"]].tolist()
         return past[-length:] if length else []
 
     def rows_of(name: str, row: dict) -> list[int]:
@@ -34,9 +34,13 @@ def expected_examples(
             return [row["user_row" if name == "user_id" else "item_row"]]
         if spec.source == "history":
             assert manifest.history is not None
+            if name == "history_negative":
+                return history(row, name, manifest.history.negative_length)
             recent = name == "history_recent"
             return history(
-                row, manifest.history.recent_length if recent else manifest.history.max_length
+                row,
+                "history",
+                manifest.history.recent_length if recent else manifest.history.max_length,
             )
         if spec.source == "interaction":
             return row[name] if spec.is_list else [row[name]]

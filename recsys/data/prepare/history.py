@@ -12,11 +12,13 @@ Without times (scope `train` only), training rows get a seeded order, and rows o
 after them and see all training positives. So no training row sees a positive of valid or test, and no
 row sees one of its own time or later.
 
+With history.negative_length, the user's items of label 0 are a second sequence by the same rule.
+
 Each row may see a leading part of a stored sequence. Only `past` with `random` or `given`, whose
 splits overlap in time, needs one set of sequences for each split.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +27,7 @@ from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.split import order_hash
 from recsys.data.prepare.writing import write_list_batches
 from recsys.data.recipe import SPLITS, Recipe
-from recsys.schema import HistorySpec
+from recsys.schema import HISTORIES, HistorySpec, end_column
 
 
 def are_stored_by_split(scope: str, strategy: str) -> bool:
@@ -46,6 +48,7 @@ def history_spec(recipe: Recipe) -> HistorySpec | None:
     return HistorySpec(
         max_length=history.max_length,
         recent_length=history.recent_length,
+        negative_length=history.negative_length,
         scope=history.scope,
         is_by_split=are_stored_by_split(history.scope, recipe.split.strategy),
     )
@@ -53,27 +56,30 @@ def history_spec(recipe: Recipe) -> HistorySpec | None:
 
 def write_histories(
     engine: Engine, history: HistorySpec, placed: Table, num_user_rows: int, prepared: Path
-) -> tuple[Table, int]:
+) -> tuple[Table, dict[str, int]]:
     """Write the stored sequences, values and offsets [num_user_rows + 1] by user row.
 
     Args:
         placed: with row_id, label, user_row, item_row, ts and split.
 
     Returns:
-        The table (row_id, history_end): how many leading entries of the user's stored positives the
-        row may see; rows of unknown users have no line. And the number of stored positives.
+        The table (row_id, <name>_end...): how many leading entries of each of the user's sequences the
+        row may see; rows of unknown users have no line. And the number of stored items, by sequence.
     """
     placed.needs("row_id", "label", "user_row", "item_row", "ts", "split")
-    ends = engine.create(
-        "ends", "SELECT 0::BIGINT AS row_id, 0::INTEGER AS history_end WHERE false"
-    )
-    num_stored = 0
+    names = history.sequences
+    none = ", ".join(f"0::INTEGER AS {end_column(name)}" for name in names)
+    ends = engine.create("ends", f"SELECT 0::BIGINT AS row_id, {none} WHERE false")
+    num_stored = dict.fromkeys(names, 0)
     for split in stored_splits(history):
-        sequence = build_sequence(engine, placed, history, split)
-        engine.append(ends, ends_sql(sequence))
-        stored = engine.batches(stored_sql(sequence))
-        num_stored = max(num_stored, write_stored(stored, history, split, num_user_rows, prepared))
-        engine.drop(sequence)
+        rows = build_sequences(engine, placed, history, split)
+        engine.append(ends, ends_sql(rows, names))
+        for name in names:
+            stored = engine.batches(stored_sql(rows, name))
+            folder = prepared / history.folder(split, name)
+            num_values = write_stored(stored, folder, num_user_rows)
+            num_stored[name] = max(num_stored[name], num_values)
+        engine.drop(rows)
     return ends, num_stored
 
 
@@ -82,24 +88,25 @@ def stored_splits(history: HistorySpec) -> tuple[str, ...]:
     return SPLITS if history.is_by_split else SPLITS[-1:]
 
 
-def stored_sql(sequence: Table) -> str:
-    """SQL of the stored positives of a sequence, in its order: (key, value), user and item rows."""
-    return f"SELECT user_row AS key, item_row AS value FROM {sequence} WHERE is_held = 1"
+def stored_sql(rows: Table, name: str) -> str:
+    """SQL of the stored items of a sequence, in its order: (key, value), user and item rows."""
+    return f"SELECT user_row AS key, item_row AS value FROM {rows} WHERE {_held(name)} = 1"
 
 
-def write_stored(
-    batches: Iterable[pa.RecordBatch],
-    history: HistorySpec,
-    split: str,
-    num_user_rows: int,
-    prepared: Path,
-) -> int:
-    """Write stored positives (key, value) by user row; return their number.
+def stored_text(num_stored: Mapping[str, int]) -> str:
+    """Return how many items of each sequence are stored, for the job's report."""
+    kinds = {1: "positives", 0: "negatives"}
+    texts = [f"{count:,} {kinds[HISTORIES[name]]}" for name, count in num_stored.items()]
+    return f"{' and '.join(texts or ['0 positives'])} stored"
 
-    Args:
-        split: one of `stored_splits`.
-    """
-    folder = prepared / history.folder(split)
+
+def _held(name: str) -> str:
+    """Return the column that says whether a row's item is stored in a sequence: 1 or 0."""
+    return f"is_held{name.removeprefix('history')}"
+
+
+def write_stored(batches: Iterable[pa.RecordBatch], folder: Path, num_user_rows: int) -> int:
+    """Write stored items (key, value) by user row into a new folder; return their number."""
     folder.mkdir(parents=True)
     num_values, _ = write_list_batches(
         batches, folder / "values.npy", folder / "offsets.npy", num_user_rows
@@ -107,8 +114,8 @@ def write_stored(
     return num_values
 
 
-def build_sequence(engine: Engine, placed: Table, history: HistorySpec, split: str) -> Table:
-    """Return users' rows in order: (row_id, user_row, item_row, ts, is_held, reads).
+def build_sequences(engine: Engine, placed: Table, history: HistorySpec, split: str) -> Table:
+    """Return users' rows in order: (row_id, user_row, item_row, ts, is_held..., reads).
 
     Args:
         split: whose rows read the sequence; where splits have none of their own, all rows do.
@@ -116,32 +123,42 @@ def build_sequence(engine: Engine, placed: Table, history: HistorySpec, split: s
     index = SPLITS.index(split)
     last = 0 if history.scope == "train" else index if history.is_by_split else len(SPLITS) - 1
     reads = f"split = {index}" if history.is_by_split else "true"
+    held = ", ".join(
+        f"CAST(label = {HISTORIES[name]} AND item_row > 0 AND split <= {last} AS INTEGER) "
+        f"AS {_held(name)}"
+        for name in history.sequences
+    )
     return engine.create(
-        "sequence",
-        f"SELECT row_id, user_row, item_row, ts, CAST(label = 1 AND item_row > 0 AND split <= {last} "
-        f"AS INTEGER) AS is_held, {reads} AS reads FROM {placed} WHERE user_row > 0 "
-        f"ORDER BY user_row, ts, row_id",
+        "sequences",
+        f"SELECT row_id, user_row, item_row, ts, {held}, "
+        f"{reads} AS reads FROM {placed} WHERE user_row > 0 ORDER BY user_row, ts, row_id",
     )
 
 
-def ends_sql(sequence: Table) -> str:
-    """SQL of (row_id, history_end) of the rows that read a sequence.
+def ends_sql(rows: Table, names: Sequence[str]) -> str:
+    """SQL of (row_id, <name>_end...) of the rows that read the sequences.
 
     Windows without PARTITION BY and ORDER BY pass over the sorted table once, row by row: time and
     memory do not depend on how many rows a user has, as they would with one window for each user.
     """
-    sequence.needs("row_id", "user_row", "ts", "is_held", "reads")
-    # `before` never falls, so its last value at the first row of a moment, or of a user, is the
+    rows.needs("row_id", "user_row", "ts", "reads", *map(_held, names))
+    # `before_<name>` never falls, so its last value at the first row of a moment, or of a user, is the
     # largest so far.
     over = "OVER (ROWS UNBOUNDED PRECEDING)"
-    counted = (
-        f"SELECT row_id, reads, sum(is_held) {over} - is_held AS before, "
-        f"user_row IS DISTINCT FROM lag(user_row) OVER () AS begins_user, "
-        f"ts IS DISTINCT FROM lag(ts) OVER () AS begins_time FROM {sequence}"
+    before = ", ".join(
+        f"sum({_held(name)}) {over} - {_held(name)} AS before_{name}" for name in names
     )
-    of_time = f"max(CASE WHEN begins_user OR begins_time THEN before END) {over}"
-    of_user = f"max(CASE WHEN begins_user THEN before END) {over}"
+    counted = (
+        f"SELECT row_id, reads, {before}, "
+        f"user_row IS DISTINCT FROM lag(user_row) OVER () AS begins_user, "
+        f"ts IS DISTINCT FROM lag(ts) OVER () AS begins_time FROM {rows}"
+    )
+    ends = ", ".join(
+        f"CAST(max(CASE WHEN begins_user OR begins_time THEN before_{name} END) {over} "
+        f"- max(CASE WHEN begins_user THEN before_{name} END) {over} AS INTEGER) AS {end_column(name)}"
+        for name in names
+    )
+    columns = ", ".join(end_column(name) for name in names)
     return (
-        f"SELECT row_id, history_end FROM (SELECT row_id, reads, "
-        f"CAST({of_time} - {of_user} AS INTEGER) AS history_end FROM ({counted})) WHERE reads"
+        f"SELECT row_id, {columns} FROM (SELECT row_id, reads, {ends} FROM ({counted})) WHERE reads"
     )

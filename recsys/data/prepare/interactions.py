@@ -50,7 +50,7 @@ def write_interactions(
     Args:
         names: of the splits by their number in `placed`.
         placed: dropped as soon as it is no longer needed: it is as long as the log.
-        ends: (row_id, history_end), if there are histories.
+        ends: (row_id, <sequence>_end...), if there are histories.
         features: tables and numbers of the interaction features, whose values `placed` holds.
     """
     counts = count_splits(engine, placed)
@@ -88,9 +88,10 @@ def split_rows(
         for name, rows in lists.items()
     }
     if ends:
-        columns.append("p.history_end")
-        added = "p.*, coalesce(j.history_end, 0) AS history_end"
-        placed = _extended(engine, placed, added, ends, "row_id")
+        names = [column for column in ends.columns if column != "row_id"]
+        columns += [f"p.{name}" for name in names]
+        added = ", ".join(f"coalesce(j.{name}, 0) AS {name}" for name in names)
+        placed = _extended(engine, placed, f"p.*, {added}", ends, "row_id")
     for name, rows in lists.items():
         replaced = f"p.* REPLACE (coalesce(j.value, []::INTEGER[]) AS {quoted(name)})"
         if "weight" in rows.columns:

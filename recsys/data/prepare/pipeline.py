@@ -28,7 +28,7 @@ from recsys.data.prepare.features import (
     write_training_counts,
 )
 from recsys.data.prepare.growth import rare_ids, write_waiting
-from recsys.data.prepare.history import history_spec
+from recsys.data.prepare.history import history_spec, stored_text
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.new_files import raw_columns, read_files
@@ -156,11 +156,11 @@ def run_steps(
         sides = Sides(vocabularies, rows, log.next_row_id, counts[0])
         features, specs = _write_features(engine, recipe, inputs, sides, folder)
     with stage("histories") as histories:
-        stored = 0
+        stored: dict[str, int] = {}
         if history := history_spec(recipe):
             stored = rows.write_histories(history, num_users + 1, folder)
             specs += Specs(features=tuple(history_features(history)))
-        histories.done(f"{stored:,} positives stored")
+        histories.done(stored_text(stored))
     with stage("write interactions") as written:
         splits, longest = rows.write_interactions(features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))

@@ -303,27 +303,32 @@ class PartitionedLog:
 
     # Histories and files
 
-    def write_histories(self, history: HistorySpec, num_user_rows: int, prepared: Path) -> int:
+    def write_histories(
+        self, history: HistorySpec, num_user_rows: int, prepared: Path
+    ) -> dict[str, int]:
         """Write the stored sequences by ranges of user rows, and keep the ends of the rows' histories."""
-        splits = stored_splits(history)
+        stored = [(split, name) for split in stored_splits(history) for name in history.sequences]
         done = self._parts.run_parts(
             "histories",
             steps.histories_part,
-            1 + len(splits) * self._parts.num_parts,
+            1 + len(stored) * self._parts.num_parts,
             "placed",
             history=history,
             last_rows=last_user_rows(self._engine, self._users, self._parts.num_parts),
         )
         self._parts.state["ends"] = [d.tables[:1] for d in done]
-        num_stored = 0
-        for index, split in enumerate(splits):
+        num_stored = dict.fromkeys(history.sequences, 0)
+        for index, (split, name) in enumerate(stored):
             first = 1 + index * self._parts.num_parts
             pieces = [
                 [d.tables[first + part] for d in done] for part in range(self._parts.num_parts)
             ]
-            batches = stored_batches(self._parts, pieces)
-            stored = write_stored(batches, history, split, num_user_rows, prepared)
-            num_stored = max(num_stored, stored)
+            num_values = write_stored(
+                stored_batches(self._parts, pieces),
+                prepared / history.folder(split, name),
+                num_user_rows,
+            )
+            num_stored[name] = max(num_stored[name], num_values)
         return num_stored
 
     def write_interactions(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recsys.data.prepare.checks import naming_damaged_files
 from recsys.data.prepare.dense import DenseColumn
 from recsys.data.prepare.engine import Engine, Table, count_rows
-from recsys.data.prepare.history import build_sequence, ends_sql, stored_splits, stored_sql
+from recsys.data.prepare.history import build_sequences, ends_sql, stored_splits, stored_sql
 from recsys.data.prepare.interactions import split_rows
 from recsys.data.prepare.log_rows import log_rows_sql, odd_times_sql
 from recsys.data.prepare.negatives import add_negatives, draw_negatives, numbered_sql
@@ -261,7 +261,7 @@ def add_part(engine: Engine, tables: Tables) -> Result:
 def histories_part(
     engine: Engine, tables: Tables, *, history: HistorySpec, last_rows: NDArray[np.int64]
 ) -> Result:
-    """Return the ends of the rows' histories, and of each stored split its positives by user row.
+    """Return the ends of the rows' histories, and of each stored split each sequence's items by user row.
 
     Args:
         last_rows: last user row of each range but the last [P - 1].
@@ -269,15 +269,17 @@ def histories_part(
     ends: list[pa.Table] = []
     stored: list[pa.Table] = []
     for split in stored_splits(history):
-        sequence = build_sequence(engine, tables["placed"], history, split)
-        ends.append(arrow(engine, ends_sql(sequence)))
-        stored += split_by_range(arrow(engine, stored_sql(sequence)), "key", last_rows)
-        engine.drop(sequence)
+        sequences = build_sequences(engine, tables["placed"], history, split)
+        ends.append(arrow(engine, ends_sql(sequences, history.sequences)))
+        for name in history.sequences:
+            rows = arrow(engine, stored_sql(sequences, name))
+            stored += split_by_range(rows, "key", last_rows)
+        engine.drop(sequences)
     return None, pa.concat_tables(ends), *stored
 
 
 def sort_stored(engine: Engine, tables: Tables) -> Result:
-    """Return the stored positives of a range of user rows, by user row; a user's keep their order."""
+    """Return the stored items of a range of user rows, by user row; a user's keep their order."""
     rows = arrow(engine, f"SELECT * FROM {tables['stored']}")
     order_N = np.argsort(rows.column("key").to_numpy(), kind="stable")
     return None, rows.take(pa.array(order_N)).combine_chunks()

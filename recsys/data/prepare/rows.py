@@ -66,8 +66,10 @@ class Rows(Protocol):
         """SQL of the different rows of SQL over `placed`, and how many of each there are (..., n)."""
         ...
 
-    def write_histories(self, history: HistorySpec, num_user_rows: int, prepared: Path) -> int:
-        """Write the stored sequences; return the number of stored positives."""
+    def write_histories(
+        self, history: HistorySpec, num_user_rows: int, prepared: Path
+    ) -> dict[str, int]:
+        """Write the stored sequences; return the number of stored items of each."""
         ...
 
     def write_interactions(
@@ -125,7 +127,9 @@ class WholeLog:
         """SQL of the different rows of a query (..., n)."""
         return count_rows(query)
 
-    def write_histories(self, history: HistorySpec, num_user_rows: int, prepared: Path) -> int:
+    def write_histories(
+        self, history: HistorySpec, num_user_rows: int, prepared: Path
+    ) -> dict[str, int]:
         """Write the stored sequences, and keep the ends of the rows' histories."""
         self._ends, num_stored = write_histories(
             self._engine, history, self.placed, num_user_rows, prepared

@@ -248,7 +248,7 @@ def window_ends(engine: Engine, sequence: Table, last: LastPositives) -> Table:
     ends = engine.create(
         "ends",
         f"SELECT e.row_id, CAST(e.history_end + num_stored - {unseen} AS INTEGER) AS history_end "
-        f"FROM ({ends_sql(sequence)}) e JOIN {sequence} q ON q.row_id = e.row_id "
+        f"FROM ({ends_sql(sequence, ('history',))}) e JOIN {sequence} q ON q.row_id = e.row_id "
         f"JOIN {before} b ON b.user_row = q.user_row",
     )
     engine.drop(before)

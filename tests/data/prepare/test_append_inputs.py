@@ -145,6 +145,13 @@ def test_another_recipe_is_refused_with_both_values(place):
     assert "data.history.scope was 'past', is 'train'" in message
 
 
+def test_histories_of_negatives_cannot_be_appended_to(place):
+    source, workspace, made = place
+    write_day(source, 1, DAY_1)
+    other = dataclasses.replace(made, history=dataclasses.replace(made.history, negative_length=4))
+    assert "data.history.negative_length=4: histories of negatives" in refused(other, workspace)
+
+
 def test_nothing_to_append_to_is_refused(place, tmp_path):
     _, _, made = place
     with pytest.raises(UserError, match="no prepared data here"):

@@ -1,4 +1,4 @@
-"""Histories: positives strictly before a row, and none of a later split, under every split strategy."""
+"""Histories: items strictly before a row, and none of a later split, under every split strategy."""
 
 import tempfile
 from pathlib import Path
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from recsys.data.dataset import Dataset
 from recsys.evaluation.candidates import RankingConfig, draw_candidates
+from recsys.schema import HISTORIES
 from tests.data.small_log import prepared, recipe, write_source
-from tests.reference.history import SPLITS, visible_positives
+from tests.reference.history import SPLITS, visible_items
 
 TIMED = [(s, True) for s in ("time", "per_user_time", "random", "given")]
 RULES = [
@@ -36,17 +37,17 @@ def all_rows(workspace, manifest):
                 "time": line.get("timestamp"),
                 "label": line["label"],
                 "split": split,
-                "end": line["history_end"],
+                "ends": {name: line[f"{name}_end"] for name in manifest.history.sequences},
             })
     return rows
 
 
-def seen(workspace, manifest, row):
-    folder = workspace / "prepared" / manifest.history.folder(row["split"])
+def seen(workspace, manifest, row, sequence):
+    folder = workspace / "prepared" / manifest.history.folder(row["split"], sequence)
     offsets, values = np.load(folder / "offsets.npy"), np.load(folder / "values.npy")
-    start = offsets[row["user"]]
-    assert start + row["end"] <= offsets[row["user"] + 1]
-    return values[start : start + row["end"]].tolist()
+    start, end = offsets[row["user"]], row["ends"][sequence]
+    assert start + end <= offsets[row["user"] + 1]
+    return values[start : start + end].tolist()
 
 
 def prepared_log(folder, log, strategy, has_time, scope, **changes):
@@ -63,7 +64,12 @@ def prepared_log(folder, log, strategy, has_time, scope, **changes):
     made = recipe(
         source,
         split={"strategy": strategy, "fractions": [0.6, 0.2, 0.2]},
-        history={"max_length": 50, "recent_length": 5, "scope": scope},
+        history={
+            "max_length": 50,
+            "recent_length": 5,
+            "negative_length": 0 if "interactions__negatives" in changes else 50,
+            "scope": scope,
+        },
         **changes,
     )
     return prepared(folder, made)
@@ -73,7 +79,9 @@ def check_histories(manifest, workspace, scope):
     """Hold every row to the slow reference, and every ranked user to a history without answers."""
     rows = all_rows(workspace, manifest)
     for row in rows:
-        assert seen(workspace, manifest, row) == visible_positives(rows, row, scope), row
+        for sequence, label in HISTORIES.items():
+            expected = visible_items(rows, row, scope, label)
+            assert seen(workspace, manifest, row, sequence) == expected, (row, sequence)
     for split in SPLITS:
         features = ["user_id", "item_id", "history"]
         dataset = Dataset(workspace / "prepared", manifest, split=split, features=features)
@@ -152,5 +160,6 @@ def test_drawn_negative_sees_what_its_positive_sees(tmp_path, has_time):
     ends = {0: [], 1: []}
     for row in all_rows(workspace, manifest):
         if row["split"] != "test":
-            ends[row["label"]].append((row["split"], row["user"], row["end"]))
+            end = row["ends"]["history"]
+            ends[row["label"]].append((row["split"], row["user"], end))
     assert sorted(ends[0]) == sorted(ends[1])

@@ -26,11 +26,11 @@ VARIANTS = {
     "time, all users unknown": {"interactions__user_min_count": 10**9, "users": None},
     "per user, past": {
         "split": {"strategy": "per_user_time"},
-        "history": {"max_length": 50, "recent_length": 10, "scope": "past"},
+        "history": {"max_length": 50, "recent_length": 10, "negative_length": 50, "scope": "past"},
     },
     "random, past": {
         "split": {"strategy": "random"},
-        "history": {"max_length": 50, "recent_length": 10, "scope": "past"},
+        "history": {"max_length": 50, "recent_length": 10, "negative_length": 20, "scope": "past"},
     },
     "no times, no catalogues": {
         "interactions__timestamp": None,
