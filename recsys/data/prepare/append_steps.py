@@ -297,7 +297,8 @@ def _write_rows(
     with stage("histories") as histories:
         num_positives = 0
         if history:
-            num_positives = rows.write_histories(history, num_user_rows, step.folder)
+            added = rows.write_histories(history, num_user_rows, step.folder)
+            num_positives = added["history"]
         histories.done(f"{num_positives:,} positives added")
     with stage("write interactions") as written:
         splits, longest = rows.write_interactions(features, step.folder)

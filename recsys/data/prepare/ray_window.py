@@ -125,7 +125,9 @@ class PartitionedWindow(PartitionedLog):
         size = -(-len(files) // MOST_PARTITIONS)
         return [files[start : start + size] for start in range(0, len(files), size)]
 
-    def write_histories(self, history: HistorySpec, num_user_rows: int, prepared: Path) -> int:
+    def write_histories(
+        self, history: HistorySpec, num_user_rows: int, prepared: Path
+    ) -> dict[str, int]:
         """Write the window's sequences; return the number of its positives."""
         parts, last = self._parts, self._last_positives()
         end = None if last.end is None else self._counts[0].timestamp_max
@@ -150,7 +152,7 @@ class PartitionedWindow(PartitionedLog):
         )
         window = self._earlier.window
         write_window(self._engine, history, window, last, added, num_user_rows, prepared)
-        return sum(d.summary for d in done)
+        return {"history": sum(d.summary for d in done)}
 
     def _last_positives(self) -> LastPositives:
         """Return the last positives of every user of the prepared data."""

@@ -127,14 +127,16 @@ class WholeWindow(WholeLog):
         engine.drop(earlier)
         return num_drawn, count_splits(engine, self.placed)
 
-    def write_histories(self, history: HistorySpec, num_user_rows: int, prepared: Path) -> int:
+    def write_histories(
+        self, history: HistorySpec, num_user_rows: int, prepared: Path
+    ) -> dict[str, int]:
         """Write the window's sequences; return the number of its positives."""
         engine, before = self._engine, self._earlier
         last = read_last_positives(engine, self._recipe, before.manifest, before.folder)
         self._ends, num_positives = write_window_histories(
             engine, history, before.window, self.placed, last, num_user_rows, prepared
         )
-        return num_positives
+        return {"history": num_positives}
 
     def write_interactions(
         self, features: Columns, prepared: Path
