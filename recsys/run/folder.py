@@ -7,6 +7,7 @@ was trained with. Called by launch/train.py, launch/evaluate.py, launch/compare.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recsys.run.fingerprint import EXTENDABLE, changes, data_identity, deciding
 from recsys.run.lineage import Course, course_of
 from recsys.runtime.env import Env
 from recsys.schema import Manifest, identity_of
+from recsys.sharding.plan import PlanConfig
 from recsys.tracking.tracker import TrackedRun
 
 _CONFIG_REMEDY = "put back a copy of it, or train anew with run.overwrite=true"
@@ -103,19 +105,21 @@ def with_exchange(
         return config
     folder = workspace / "runs" / config.run.name
     stored_file = folder / "config.yaml"
-    of_world = {"device_type": env.device.type, "num_ranks": env.world_size}
+    of_world = partial(
+        PlanConfig.with_exchange, device_type=env.device.type, num_ranks=env.world_size
+    )
     plan = config.plan
     is_kept = not config.run.overwrite or _is_own(stored_file, launch)
     if is_kept and stored_file.is_file() and latest_checkpoint(folder / "checkpoints") is not None:
         before = read_run_folder(folder).plan
         plan = plan.with_precisions(before.forward_communication, before.backward_communication)
-        if plan.with_exchange(**of_world) != config.plan.with_exchange(**of_world):
+        if of_world(plan) != of_world(config.plan):
             say(
                 f"exchange between ranks: as at the start of run {config.run.name!r} "
                 f"(plan.forward_communication={plan.forward_communication} "
                 f"plan.backward_communication={plan.backward_communication})"
             )
-    return dataclasses.replace(config, plan=plan.with_exchange(**of_world))
+    return dataclasses.replace(config, plan=of_world(plan))
 
 
 def _extension(changed: Mapping[str, str], config: RunConfig, epochs_before: int) -> str:
