@@ -49,6 +49,7 @@ from recsys.sharding.shards import (
     count_updates_only,
     drop_caches,
     fill_frozen,
+    has_pieces,
     initialise,
     kernels_of,
     replicate,
@@ -105,10 +106,9 @@ class ShardedRanker:
             paths.append(MODALITY_PATH)
         tables = [_submodule(self.model, path) for path in paths]
         return any(
-            not replicated
+            has_pieces(collection)
             for collection in tables
             if not isinstance(collection, (ReplicatedTables, CodedTables))
-            for _, _, replicated in kernels_of(collection)
         )
 
     def table_shards(self) -> list[TableShard]:

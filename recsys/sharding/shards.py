@@ -149,6 +149,15 @@ def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
             yield group._config, group.emb_module, replicated
 
 
+def has_pieces(collection: Any) -> bool:
+    """Return whether ranks have different pieces of some tables; the answer is the same on all ranks.
+
+    Of shardings all ranks have the same; a rank without a piece has no kernel.
+    """
+    shardings = collection._embedding_shardings
+    return any(not isinstance(sharding, DpPooledEmbeddingSharding) for sharding in shardings)
+
+
 def average_with_nobody(collection: Any) -> None:
     """Take DistributedDataParallel off the replicated tables of a collection, for a world of one rank.
 

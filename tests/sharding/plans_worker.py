@@ -48,6 +48,12 @@ def cases() -> dict[str, dict]:
 
     found = {kind: both(sharding=kind) for kind in (*SHARDINGS, *HOST_SHARDINGS)}
     found["pinned"] = {"tables": {"user_id": {"ranks": [0]}, "item_id": {"sharding": "row_wise"}}}
+    # Rank 0 has no piece of any table that is not on both.
+    alone = {"user_id": {"sharding": "data_parallel"}, "tags": {"sharding": "data_parallel"}}
+    found["one_holder"] = {
+        "tables": {**alone, "item_id": {"sharding": "table_wise", "ranks": [1]}},
+        "plan": {"replicate_modality_bytes": 1 << 20},
+    }
     communication = {"forward_communication": "bf16", "backward_communication": "fp16"}
     found["half_communication"] = {**both(sharding="row_wise"), "plan": communication}
     found["half_tables"] = both(sharding="row_wise", precision="fp16")
@@ -185,11 +191,13 @@ def main():
     world_size = int(os.environ["WORLD_SIZE"])
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size // args.hosts)
     env = start("cpu")
-    scores, shardings = {}, {}
+    scores, shardings, sends_rows = {}, {}, {}
     for name in args.cases.split(","):
         case = (cases() | halved_cases() | coded_cases())[name]
         sharded, plan, scores[name] = build(case, "sgd", env)
         shardings[name] = {t.table: t.sharding for t in plan.tables}
+        sends_rows[name] = [None] * env.world_size
+        dist.all_gather_object(sends_rows[name], sharded.sends_rows)
         del sharded
     held = {}
     for optimizer in () if args.only_scores else ("rowwise_adagrad", "adam"):
@@ -203,7 +211,7 @@ def main():
         held[optimizer] = everyone
         del sharded
     if env.is_first:
-        result = {"scores": scores, "shardings": shardings, "held": held}
+        result = {"scores": scores, "shardings": shardings, "held": held, "sends_rows": sends_rows}
         print("RESULT " + json.dumps(result), flush=True)
     stop()
 

@@ -56,6 +56,13 @@ def test_pinned_tables_score_alike():
     assert_alike(run(2), "pinned", 1e-6)
 
 
+def test_ranks_take_one_pipeline_where_only_one_of_them_has_a_piece_of_a_table():
+    sends_rows = run(2)["sends_rows"]
+    assert sends_rows["one_holder"] == [True, True]
+    assert sends_rows["data_parallel"] == [True, True]  # its frozen tables are cut
+    assert_alike(run(2), "one_holder", 1e-6)
+
+
 def test_half_precision_of_exchange_and_tables_changes_scores_little_but_does_change_them():
     for case, most in (("half_communication", 1e-4), ("half_tables", 1e-4)):
         assert_alike(run(2), case, most)
