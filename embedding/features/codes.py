@@ -5,9 +5,8 @@
              parts of 8 / bits numbers, and each part becomes the number of its nearest codeword of 256
 
 A row of zero bytes is a row of zeros in both, an item without a vector: codeword 0 of every part is zero
-and no vector's. The basis spreads the variance
-evenly over the parts (the parametric solution of Ge et al. 2013), without which parts of no content would
-take as many bits as the others.
+and no vector's. The basis spreads the variance evenly over the parts (the parametric solution of Ge et
+al. 2013), without which parts of no content would take as many bits as the others.
 
     codebooks/basis.npy       float32 [E, Z], orthonormal columns; Z = S * 8 / bits is E, or a little more
     codebooks/codewords.npy   float32 [S, 256, Z / S]
@@ -91,7 +90,7 @@ class Codebooks:
     def turned(self, codes_NS: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return turned vectors [N, Z] of codes [N, S]."""
         parts_NSD = self.codewords_SKD[np.arange(self.num_parts), codes_NS]
-        return parts_NSD.reshape(len(codes_NS), -1)
+        return parts_NSD.reshape(len(codes_NS), self.basis_EZ.shape[1])
 
     def decode(self, codes_NS: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the vectors float16 [N, E] of codes [N, S]."""

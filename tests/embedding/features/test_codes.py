@@ -55,6 +55,12 @@ def test_codes_of_few_vectors_of_any_width_lose_nothing(rng, dim):
         np.testing.assert_allclose(books.decode(books.encode(given)), given, atol=4e-3)
 
 
+def test_no_rows_are_coded_and_decoded_to_no_rows(rng):
+    form = RowForm(dim=12, codebooks=fit_codebooks(vectors(rng), 2))
+    coded = form.encode(vectors(rng)[:0])
+    assert coded.shape == (0, 3) and form.decode(coded).shape == (0, 12)
+
+
 def test_a_row_without_a_vector_has_zero_bytes_and_no_other_row_has(rng):
     given = vectors(rng)
     books = fit_codebooks(given, 2)
