@@ -47,7 +47,8 @@ class PlanningConfig:
     """Width by modality name; null: as in the workspace's features; empty: none."""
     modality_bits: int = 16
     """Bits of a number of the vectors of `modality_dims`: 16 (fp16), or 2 or 4 as codes (`vector_bits` of
-    embed); those of the workspace's features are as they are."""
+    embed), which training decodes to fp16 unless 8 / bits divides all widths; those of the workspace's
+    features are as they are."""
     out: str | None = None
     """Folder for plan.json and plan.html; null: <workspace>/plans/<cluster.name>."""
     search: Literal["min_cluster"] | None = None
@@ -148,13 +149,17 @@ def read_bits(
 ) -> dict[str, int]:
     """Return the bits of a number by modality, of those whose tables hold codes: as given, or as there.
 
+    Given bits hold where training looks codes up: where they cut every width into whole bytes.
+
     Args:
         modality_dims: of `read_tables`.
     """
     if config.modality_dims is None:
         tables = {name: FeatureTable(workspace / "features" / name) for name in modality_dims}
         return {name: books.bits for name, books in codebooks_of(tables).items()}
-    return {} if config.modality_bits == 16 else dict.fromkeys(modality_dims, config.modality_bits)
+    bits = config.modality_bits
+    is_coded = bits != 16 and not any(dim * bits % 8 for dim in modality_dims.values())
+    return dict.fromkeys(modality_dims, bits) if is_coded else {}
 
 
 def arguments_of_training() -> list[str]:

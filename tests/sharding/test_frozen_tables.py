@@ -6,6 +6,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.model.modality import ModalityTables
+from recsys.run.planning import PlanningConfig, read_bits
+from recsys.sharding.cluster import ClusterConfig
 from recsys.sharding.coded import CodedRows, codebooks_of
 from recsys.sharding.shards import replicate
 from tests.feature_tables import write_table
@@ -103,3 +105,10 @@ def test_only_tables_that_are_all_codes_of_even_parts_are_looked_up_as_codes(tmp
     }
     assert codebooks_of({"one": one, "odd": table("odd", 6, 2)}) == {}
     assert codebooks_of({"one": one, "whole": table("whole", 8, 16)}) == {}
+
+
+@pytest.mark.parametrize(("bits", "planned"), [(16, []), (2, []), (4, ["style", "text"])])
+def test_plans_of_given_widths_have_codes_where_training_looks_them_up(tmp_path, bits, planned):
+    dims = {"style": 8, "text": 6}
+    config = PlanningConfig(cluster=ClusterConfig(name="c"), modality_dims=dims, modality_bits=bits)
+    assert read_bits(tmp_path, config, dims) == dict.fromkeys(planned, bits)
