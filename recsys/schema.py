@@ -57,6 +57,11 @@ def history_of(feature: str) -> str:
     return feature if feature in HISTORIES else "history"
 
 
+def latest_folder(sequence: str) -> str:
+    """Return the folder below `prepared/` of the last items of every user of data with windows."""
+    return f"{sequence}/latest"
+
+
 def end_column(sequence: str) -> str:
     """Return the column of the interactions: how many leading items of a sequence a row may see."""
     return f"{sequence}_end"
@@ -121,7 +126,7 @@ class HistorySpec:
     def folder(self, split: str, sequence: str = "history") -> str:
         """Return the folder below `prepared/` of the sequences that rows of a split read.
 
-        A window has its own: of its users alone, their last `max_length` earlier positives and its own.
+        A window has its own: of its users alone, their last earlier items and those of the window.
         """
         return f"{sequence}/{split}" if self.is_by_split or is_window(split) else sequence
 
@@ -217,11 +222,11 @@ class Manifest:
     def last_histories(self, sequence: str = "history") -> str:
         """Return the folder below `prepared/` of what is known last of every user, as for serving.
 
-        With windows it holds the last `max_length` positives of every user, and some more of the
+        With windows it holds as many items of every user as a row may see, and some more of the
         last second; before, the sequences of the split that saw most.
         """
         assert self.history is not None, "asked for only where there is a history"
-        return f"{sequence}/latest" if self.chain else self.history.folder("test", sequence)
+        return latest_folder(sequence) if self.chain else self.history.folder("test", sequence)
 
     @property
     def identity(self) -> str:

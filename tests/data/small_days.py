@@ -77,19 +77,23 @@ def ids_of(workspace, table):
 
 
 def rows_of(workspace, split):
-    """Rows of a split by raw ids: (user, item, label, time, history, place), sorted by row id."""
+    """Rows of a split by raw ids: (user, item, label, time, history..., place), sorted by row id."""
     manifest = read_manifest(workspace)
-    names = ["user_id", "item_id", "history", "place"]
+    sequences = manifest.history.sequences
+    names = ["user_id", "item_id", *sequences, "place"]
     dataset = Dataset(workspace / "prepared", manifest, split=split, features=names)
     files = [pq.read_table(workspace / "prepared" / f) for f in manifest.splits[split].files]
     table = pa.concat_tables(files).sort_by("row_id")
     users, items, places = (ids_of(workspace, n) for n in ("user_id", "item_id", "place"))
-    (history,) = (f for f in dataset.features if f.name == "history")
-    ends, user_rows = (table.column(n).to_numpy() for n in ("history_end", "user_row"))
-    values, lengths = dataset.history_ids(history, user_rows, ends)
-    past = np.split(values, np.cumsum(lengths)[:-1])
+    user_rows, past = table.column("user_row").to_numpy(), []
+    for history in (f for f in dataset.features if f.name in sequences):
+        ends = table.column(f"{history.name}_end").to_numpy()
+        values, lengths = dataset.history_ids(history, user_rows, ends)
+        past.append(np.split(values, np.cumsum(lengths)[:-1]))
     columns = (table.column(n).to_pylist() for n in ("item_row", "label", "timestamp", "place"))
     return [
-        (users[u], items[i], label, time, tuple(items[row] for row in seen), places[place])
-        for u, i, label, time, place, seen in zip(user_rows, *columns, past, strict=True)
+        (users[u], items[i], label, time)
+        + tuple(tuple(items[row] for row in seen) for seen in histories)
+        + (places[place],)
+        for u, i, label, time, place, *histories in zip(user_rows, *columns, *past, strict=True)
     ]

@@ -1,12 +1,13 @@
 """Windows of appended days the slow way: one row after another, looking at all rows before."""
 
 
-def window_rows(days, window, *, scope, max_length, min_counts=(1, 1)):
-    """Rows of a window: (user, item, label, time, history), None for an id that is too rare so far.
+def window_rows(days, window, *, scope, lengths, min_counts=(1, 1)):
+    """Rows of a window: (user, item, label, time, history...), None for an id that is too rare so far.
 
     days: lists of (user, item, time, label); the first is the training split, the others windows, in
     time order. An id is known from the day on in which it reaches its count, users' first. A row sees
-    positives of known items, strictly earlier, of earlier days and with scope `past` of its own.
+    known items, strictly earlier, of earlier days and with scope `past` of its own: the last of label 1,
+    and of label 0 if `lengths` has two.
     """
     known = {
         side: {day: _known(days[: day + 1], side, count) for day in range(len(days))}
@@ -14,25 +15,26 @@ def window_rows(days, window, *, scope, max_length, min_counts=(1, 1)):
     }
     rows = []
     for user, item, time, label in days[window]:
-        history = []
-        if user in known[0][window]:
-            earlier = [
-                (when, day, place, liked)
-                for day in range(window + (scope == "past"))
-                for place, (who, liked, when, positive) in enumerate(days[day])
-                if who == user
-                and who in known[0][day]
-                and liked in known[1][day]
-                and positive
-                and when < time
-            ]
-            history = [liked for *_, liked in sorted(earlier)][-max_length:]
+        earlier = [
+            (when, day, place, seen, of_label)
+            for day in range(window + (scope == "past"))
+            for place, (who, seen, when, of_label) in enumerate(days[day])
+            if user in known[0][window]
+            and who == user
+            and who in known[0][day]
+            and seen in known[1][day]
+            and when < time
+        ]
+        histories = [
+            tuple(seen for *_, seen, of_label in sorted(earlier) if of_label == kind)[-length:]
+            for kind, length in zip((1, 0), lengths, strict=False)
+        ]
         rows.append((
             user if user in known[0][window] else None,
             item if item in known[1][window] else None,
             label,
             time,
-            tuple(history),
+            *histories,
         ))
     return rows
 

@@ -85,11 +85,6 @@ def _check_recipe(recipe: Recipe, manifest: Manifest) -> None:
     Raises:
         UserError: names the keys that differ, with both values.
     """
-    if length := recipe.history.negative_length:
-        raise UserError(
-            f"append=true: data.history.negative_length={length}: histories of negatives cannot be "
-            f"appended to; prepare all days anew without append"
-        )
     stored = from_config(Recipe, manifest.recipe, "data", stored=True)
     before, now = (_flat(dataclasses.asdict(r)) for r in (stored, recipe))
     differing = sorted(

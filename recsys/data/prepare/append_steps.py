@@ -28,6 +28,7 @@ from recsys.data.prepare.growth import (
     known_table,
     write_waiting,
 )
+from recsys.data.prepare.history import items_text
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.log import Log
@@ -295,11 +296,10 @@ def _write_rows(
     """Write the histories and rows of the window; return its entry, and the longest lists."""
     history, window = step.earlier.manifest.history, step.earlier.window
     with stage("histories") as histories:
-        num_positives = 0
+        added: dict[str, int] = {}
         if history:
             added = rows.write_histories(history, num_user_rows, step.folder)
-            num_positives = added["history"]
-        histories.done(f"{num_positives:,} positives added")
+        histories.done(f"{items_text(added)} added")
     with stage("write interactions") as written:
         splits, longest = rows.write_interactions(features, step.folder)
         warn_of_lacking_classes(splits)

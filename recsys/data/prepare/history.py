@@ -90,17 +90,22 @@ def stored_splits(history: HistorySpec) -> tuple[str, ...]:
 
 def stored_sql(rows: Table, name: str) -> str:
     """SQL of the stored items of a sequence, in its order: (key, value), user and item rows."""
-    return f"SELECT user_row AS key, item_row AS value FROM {rows} WHERE {_held(name)} = 1"
+    return f"SELECT user_row AS key, item_row AS value FROM {rows} WHERE {held_column(name)} = 1"
 
 
-def stored_text(num_stored: Mapping[str, int]) -> str:
-    """Return how many items of each sequence are stored, for the job's report."""
+def items_text(num_items: Mapping[str, int]) -> str:
+    """Return how many items of each sequence there are, for the job's report."""
     kinds = {1: "positives", 0: "negatives"}
-    texts = [f"{count:,} {kinds[HISTORIES[name]]}" for name, count in num_stored.items()]
-    return f"{' and '.join(texts or ['0 positives'])} stored"
+    texts = [f"{count:,} {kinds[HISTORIES[name]]}" for name, count in num_items.items()]
+    return " and ".join(texts or ["0 positives"])
 
 
-def _held(name: str) -> str:
+def is_item_sql(name: str) -> str:
+    """SQL of whether a row's item is of a sequence, over (label, item_row)."""
+    return f"label = {HISTORIES[name]} AND item_row > 0"
+
+
+def held_column(name: str) -> str:
     """Return the column that says whether a row's item is stored in a sequence: 1 or 0."""
     return f"is_held{name.removeprefix('history')}"
 
@@ -124,8 +129,7 @@ def build_sequences(engine: Engine, placed: Table, history: HistorySpec, split: 
     last = 0 if history.scope == "train" else index if history.is_by_split else len(SPLITS) - 1
     reads = f"split = {index}" if history.is_by_split else "true"
     held = ", ".join(
-        f"CAST(label = {HISTORIES[name]} AND item_row > 0 AND split <= {last} AS INTEGER) "
-        f"AS {_held(name)}"
+        f"CAST({is_item_sql(name)} AND split <= {last} AS INTEGER) AS {held_column(name)}"
         for name in history.sequences
     )
     return engine.create(
@@ -141,12 +145,12 @@ def ends_sql(rows: Table, names: Sequence[str]) -> str:
     Windows without PARTITION BY and ORDER BY pass over the sorted table once, row by row: time and
     memory do not depend on how many rows a user has, as they would with one window for each user.
     """
-    rows.needs("row_id", "user_row", "ts", "reads", *map(_held, names))
+    rows.needs("row_id", "user_row", "ts", "reads", *map(held_column, names))
     # `before_<name>` never falls, so its last value at the first row of a moment, or of a user, is the
     # largest so far.
     over = "OVER (ROWS UNBOUNDED PRECEDING)"
     before = ", ".join(
-        f"sum({_held(name)}) {over} - {_held(name)} AS before_{name}" for name in names
+        f"sum({held_column(name)}) {over} - {held_column(name)} AS before_{name}" for name in names
     )
     counted = (
         f"SELECT row_id, reads, {before}, "

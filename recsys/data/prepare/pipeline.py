@@ -28,7 +28,7 @@ from recsys.data.prepare.features import (
     write_training_counts,
 )
 from recsys.data.prepare.growth import rare_ids, write_waiting
-from recsys.data.prepare.history import history_spec, stored_text
+from recsys.data.prepare.history import history_spec, items_text
 from recsys.data.prepare.ids import id_column
 from recsys.data.prepare.inputs import Inputs, open_inputs
 from recsys.data.prepare.new_files import raw_columns, read_files
@@ -160,7 +160,7 @@ def run_steps(
         if history := history_spec(recipe):
             stored = rows.write_histories(history, num_users + 1, folder)
             specs += Specs(features=tuple(history_features(history)))
-        histories.done(stored_text(stored))
+        histories.done(f"{items_text(stored)} stored")
     with stage("write interactions") as written:
         splits, longest = rows.write_interactions(features, folder)
         written.done(", ".join(f"{name} {s.num_rows:,}" for name, s in splits.items()))

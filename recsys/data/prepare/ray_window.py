@@ -1,7 +1,7 @@
 """Rows of a window in partitions, on many processes or machines: what an append with `engine=ray` adds.
 
 In: the opened new files, and prepared data. Out: the same files as window.WholeWindow writes, byte for
-byte. Workers read files of the prepared data: once for its last positives, and with drawn negatives for
+byte. Workers read files of the prepared data: once for its last items, and with drawn negatives for
 what the window's users had. Steps are in ray_window_steps.py.
 """
 
@@ -21,11 +21,12 @@ from recsys.data.prepare.ray_steps import select_part
 from recsys.data.prepare.sequences import read_sequences
 from recsys.data.prepare.window import Earlier, LateRows, one_split_sql
 from recsys.data.prepare.window_history import (
-    LATEST,
-    AddedPositives,
-    LastPositives,
+    AddedItems,
+    AddedWindow,
+    LastItems,
     split_files,
-    write_last_positives,
+    stored_last_items,
+    write_last_items,
     write_window,
     written_lists,
 )
@@ -128,13 +129,13 @@ class PartitionedWindow(PartitionedLog):
     def write_histories(
         self, history: HistorySpec, num_user_rows: int, prepared: Path
     ) -> dict[str, int]:
-        """Write the window's sequences; return the number of its positives."""
-        parts, last = self._parts, self._last_positives()
-        end = None if last.end is None else self._counts[0].timestamp_max
+        """Write the window's sequences; return the number of its items of each."""
+        parts, last, names = self._parts, self._last_items(history), history.sequences
+        end = None if last["history"].end is None else self._counts[0].timestamp_max
         done = parts.run_parts(
             "histories",
             steps.window_histories_part,
-            3 + parts.num_parts,
+            2 + len(names) * (1 + parts.num_parts),
             "placed",
             history=history,
             last=last,
@@ -142,35 +143,40 @@ class PartitionedWindow(PartitionedLog):
             last_rows=last_user_rows(self._engine, self._users, parts.num_parts),
         )
         parts.keep("ends", done)
-        pieces = [[d.tables[3 + part] for d in done] for part in range(parts.num_parts)]
-        folder = written_lists(self._engine, stored_batches(parts, pieces), num_user_rows)
-        added = AddedPositives(
-            sequences=read_sequences(folder),
-            users=batches_of(parts, (d.tables[1] for d in done)),
-            tied=batches_of(parts, (d.tables[2] for d in done)),
-            end=end,
-        )
+        items = {}
+        for index, name in enumerate(names):
+            first = 2 + index * (1 + parts.num_parts)
+            pieces = [[d.tables[first + 1 + part] for d in done] for part in range(parts.num_parts)]
+            folder = written_lists(self._engine, stored_batches(parts, pieces), num_user_rows)
+            tied = batches_of(parts, [d.tables[first] for d in done])
+            items[name] = AddedItems(sequences=read_sequences(folder), tied=tied)
+        users = batches_of(parts, (d.tables[1] for d in done))
+        added = AddedWindow(users=users, end=end, items=items)
         window = self._earlier.window
         write_window(self._engine, history, window, last, added, num_user_rows, prepared)
-        return {"history": sum(d.summary for d in done)}
+        return {name: sum(d.summary[name] for d in done) for name in names}
 
-    def _last_positives(self) -> LastPositives:
-        """Return the last positives of every user of the prepared data."""
+    def _last_items(self, history: HistorySpec) -> dict[str, LastItems]:
+        """Return the last items of every user of the prepared data, by sequence."""
+        last = stored_last_items(self._earlier.manifest, self._earlier.folder)
+        return last or {name: self._last_items_of(name) for name in history.sequences}
+
+    def _last_items_of(self, name: str) -> LastItems:
+        """Return the last items of a sequence, read from all rows of the prepared data."""
         before, parts = self._earlier, self._parts
-        if before.manifest.chain:
-            return LastPositives(folder=before.folder / LATEST, end=before.end)
         # Of all earlier rows, which may be many more than the window's.
-        num_positives = sum(split.num_positives for split in before.manifest.splits.values())
-        num_ranges = max(parts.num_parts, partitions_of(num_positives, parts.cluster.num_cores))
+        num_rows = sum(split.num_rows for split in before.manifest.splits.values())
+        num_ranges = max(parts.num_parts, partitions_of(num_rows, parts.cluster.num_cores))
         shared = {
             "recipe": self._recipe,
+            "name": name,
             "last_rows": last_user_rows(self._engine, self._users, num_ranges),
         }
         tasks = [Task({}, shared | {"files": files}) for files in self._file_groups()]
-        found = parts.run("earlier positives", steps.positives_of_files, tasks, num_ranges)
-        tasks = [Task({"positives": own}, {"end": before.end}) for own in transposed(found)]
-        ranges = parts.run("sort positives", steps.sort_positives, tasks, 2)
-        return write_last_positives(
+        found = parts.run("earlier items", steps.items_of_files, tasks, num_ranges)
+        tasks = [Task({"items": own}, {"end": before.end}) for own in transposed(found)]
+        ranges = parts.run("sort items", steps.sort_items, tasks, 2)
+        return write_last_items(
             self._engine,
             batches_of(parts, (done.tables[0] for done in ranges)),
             batches_of(parts, (done.tables[1] for done in ranges)),

@@ -4,7 +4,7 @@ As in ray_steps.py: each opens a database of its own in a worker of Ray, and run
 files of this folder. Called by ray_window.py. Shapes: P partitions, R ranges of user rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,12 @@ from recsys.data.prepare.ray_steps import (
 )
 from recsys.data.prepare.window import LateRows, late_sql
 from recsys.data.prepare.window_history import (
-    LastPositives,
-    positives_sql,
+    LastItems,
+    items_sql,
     sequence_sql,
     tied_sql,
     window_ends,
-    window_sequence,
+    window_sequences,
     window_users_sql,
 )
 from recsys.data.recipe import Recipe
@@ -71,7 +71,7 @@ def earlier_of_files(
     Args:
         tables: `users`, those of the window with their partitions.
     """
-    rows = positives_sql(recipe, files)
+    rows = items_sql(recipe, files)
     query = (
         f"SELECT DISTINCT p.user_row, p.item_row, u.{PART} FROM ({rows}) p "
         f"JOIN {tables['users']} u ON u.user_row = p.user_row"
@@ -79,30 +79,30 @@ def earlier_of_files(
     return None, *split_by_part(arrow(engine, query), num_parts)
 
 
-def positives_of_files(
+def items_of_files(
     engine: Engine,
     _: Tables,
     *,
     recipe: Recipe,
+    name: str,
     files: Sequence[tuple[int, Path]],
     last_rows: NDArray[np.int64],
 ) -> Result:
-    """Return the positives of files as R tables by ranges of user rows.
+    """Return the items of a sequence in files as R tables by ranges of user rows.
 
     Args:
+        name: of the sequence.
         last_rows: last user row of each range but the last [R - 1].
     """
-    rows = arrow(engine, positives_sql(recipe, files))
+    rows = arrow(engine, items_sql(recipe, files, name))
     return None, *split_by_range(rows, "user_row", last_rows)
 
 
-def sort_positives(engine: Engine, tables: Tables, *, end: int | None) -> Result:
-    """Return the positives of a range of users in order, and how many are of a second, by user."""
-    rows = f"SELECT * FROM {tables['positives']} ORDER BY user_row, ts, row_id"
-    positives = engine.create("positives", rows)
-    return None, *(
-        arrow(engine, sql) for sql in (sequence_sql(positives), tied_sql(positives, end))
-    )
+def sort_items(engine: Engine, tables: Tables, *, end: int | None) -> Result:
+    """Return the items of a range of users in order, and how many are of a second, by user."""
+    rows = f"SELECT * FROM {tables['items']} ORDER BY user_row, ts, row_id"
+    items = engine.create("items", rows)
+    return None, *(arrow(engine, sql) for sql in (sequence_sql(items), tied_sql(items, end)))
 
 
 def window_histories_part(
@@ -110,21 +110,25 @@ def window_histories_part(
     tables: Tables,
     *,
     history: HistorySpec,
-    last: LastPositives,
+    last: Mapping[str, LastItems],
     end: int | None,
     last_rows: NDArray[np.int64],
 ) -> Result:
-    """Return the ends of the rows' histories, users, ties, and R tables of positives by user row.
+    """Return the ends of the rows' histories, users, and of each sequence ties and R tables by user row.
 
-    The summary: the number of positives.
+    The summary: the number of items of each sequence.
 
     Args:
+        last: by sequence.
         end: last second of the window; None: there are no times.
-        last_rows: as of `positives_of_files`.
+        last_rows: as of `items_of_files`.
     """
-    sequence, positives = window_sequence(engine, tables["placed"], history)
-    ends = window_ends(engine, sequence, last)
-    added = arrow(engine, sequence_sql(positives))
-    queries = (f"SELECT * FROM {ends}", window_users_sql(sequence), tied_sql(positives, end))
-    found = [arrow(engine, query) for query in queries]
-    return added.num_rows, *found, *split_by_range(added, "key", last_rows)
+    rows, items = window_sequences(engine, tables["placed"], history)
+    ends = window_ends(engine, rows, last)
+    found = [arrow(engine, query) for query in (f"SELECT * FROM {ends}", window_users_sql(rows))]
+    num_items = {}
+    for name, own in items.items():
+        added = arrow(engine, sequence_sql(own))
+        num_items[name] = added.num_rows
+        found += [arrow(engine, tied_sql(own, end)), *split_by_range(added, "key", last_rows)]
+    return num_items, *found

@@ -16,9 +16,9 @@ from recsys.data.prepare.interactions import write_interactions
 from recsys.data.prepare.numbering import SplitCounts, count_splits
 from recsys.data.prepare.rows import Columns, Rows, WholeLog, draw
 from recsys.data.prepare.window_history import (
+    items_sql,
     last_second,
-    positives_sql,
-    read_last_positives,
+    read_last_items,
     split_files,
     write_window_histories,
 )
@@ -113,7 +113,7 @@ class WholeWindow(WholeLog):
         if self._recipe.interactions.negatives is None:
             return 0, count_splits(engine, self.placed)
         # Their users alone, so that memory follows the window; the scan reads four columns of all rows.
-        rows = positives_sql(self._recipe, split_files(before.manifest, before.folder))
+        rows = items_sql(self._recipe, split_files(before.manifest, before.folder))
         of_window = f"SELECT user_row FROM {self.placed}"
         earlier = engine.create(
             "earlier",
@@ -130,13 +130,13 @@ class WholeWindow(WholeLog):
     def write_histories(
         self, history: HistorySpec, num_user_rows: int, prepared: Path
     ) -> dict[str, int]:
-        """Write the window's sequences; return the number of its positives."""
+        """Write the window's sequences; return the number of its items of each."""
         engine, before = self._engine, self._earlier
-        last = read_last_positives(engine, self._recipe, before.manifest, before.folder)
-        self._ends, num_positives = write_window_histories(
+        last = read_last_items(engine, self._recipe, before.manifest, before.folder)
+        self._ends, num_items = write_window_histories(
             engine, history, before.window, self.placed, last, num_user_rows, prepared
         )
-        return {"history": num_positives}
+        return num_items
 
     def write_interactions(
         self, features: Columns, prepared: Path

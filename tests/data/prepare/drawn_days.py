@@ -35,6 +35,7 @@ VARIANTS = {
     "listed": CATALOGUES,
     "rare": {"interactions": {**LOG, "user_min_count": 3, "item_min_count": 2}},
     "train": {"split": {"strategy": "per_user_time"}, "history": {"scope": "train"}},
+    "dislikes": {**CATALOGUES, "history": {"negative_length": 2, "scope": "past"}},
     "few features": {
         "interactions": {
             **DRAWN,
@@ -52,7 +53,7 @@ VARIANTS = {
     "without times": {
         "interactions": {**LOG, "timestamp": None},
         "split": {"strategy": "random"},
-        "history": {"scope": "train"},
+        "history": {"scope": "train", "negative_length": 4},
     },
     "without users": {
         "interactions": {**LOG, "user_id": None, "item_id": None},

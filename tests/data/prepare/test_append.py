@@ -56,7 +56,8 @@ def check_days(later, rule):
     """Append days one by one; hold each window to the slow reference, the whole to one preparation."""
     strategy, scope, min_counts = rule
     days = days_of(later)
-    changes = {"history": {"max_length": 3, "recent_length": 1, "scope": scope}}
+    lengths = {"max_length": 3, "recent_length": 1, "negative_length": 2}
+    changes = {"history": {**lengths, "scope": scope}}
     if min_counts:
         counts = zip(("user_min_count", "item_min_count"), min_counts, strict=True)
         changes["interactions"] = dict(counts)
@@ -74,9 +75,9 @@ def check_days(later, rule):
                 assert ids_of(workspace, name)[: len(ids)] == ids
             found = rows_of(workspace, manifest.split_named("next"))
             expected = window_rows(
-                days, number, scope=scope, max_length=3, min_counts=min_counts or (0, 0)
+                days, number, scope=scope, lengths=(3, 2), min_counts=min_counts or (0, 0)
             )
-            assert [row[:5] for row in found] == expected
+            assert [row[:6] for row in found] == expected
         if scope == "past" and min_counts == (1, 1):
             whole = Path(folder) / "whole"
             prepared_base(made, whole)

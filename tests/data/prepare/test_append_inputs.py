@@ -145,11 +145,16 @@ def test_another_recipe_is_refused_with_both_values(place):
     assert "data.history.scope was 'past', is 'train'" in message
 
 
-def test_histories_of_negatives_cannot_be_appended_to(place):
+def test_data_prepared_without_histories_of_negatives_is_appended_to_without_them(place):
+    """As by a version that did not have the key."""
     source, workspace, made = place
+    manifest = read_manifest(workspace)
+    del manifest.recipe["history"]["negative_length"]
+    write_manifest(workspace / "prepared", manifest)
     write_day(source, 1, DAY_1)
     other = dataclasses.replace(made, history=dataclasses.replace(made.history, negative_length=4))
-    assert "data.history.negative_length=4: histories of negatives" in refused(other, workspace)
+    assert "data.history.negative_length was 0, is 4" in refused(other, workspace)
+    assert appended(made, workspace).history.sequences == ("history",)
 
 
 def test_nothing_to_append_to_is_refused(place, tmp_path):
@@ -263,7 +268,7 @@ def test_a_day_reads_its_own_files_and_neither_earlier_rows_nor_earlier_raw_file
         (history / "window_0001" / name).unlink()
     write_day(source, 2, DAY_2)
     assert appended(made, workspace).splits["window_0002"].num_rows == 2
-    expected = window_rows([BASE, DAY_1, DAY_2], 2, scope="past", max_length=3)
+    expected = window_rows([BASE, DAY_1, DAY_2], 2, scope="past", lengths=(3,))
     assert [row[:5] for row in rows_of(workspace, "window_0002")] == expected
 
 

@@ -41,7 +41,7 @@ def on_ray(cluster):
     return hold
 
 
-@pytest.mark.parametrize("variant", ["rare", "uniform", "popularity"])
+@pytest.mark.parametrize("variant", ["rare", "uniform", "popularity", "dislikes"])
 def test_days_appended_on_ray_are_those_of_one_process(on_ray, tmp_path, rng, variant):
     holds = {str(count): [on_ray(count)] * 2 for count in (1, 2, 3, 5)}
     holds["by both"] = [on_ray(2), whole_window]
@@ -95,7 +95,7 @@ def test_new_files_alone_are_read_and_a_killed_worker_is_replaced(
         file.write_bytes(b"?" * file.stat().st_size)  # nothing that can be read
     write_day(source, 1, rng)
     one = appended(made, tmp_path / "one")
-    for name in ("draw_part", "earlier_of_files", "positives_of_files", "window_histories_part"):
+    for name in ("draw_part", "earlier_of_files", "items_of_files", "window_histories_part"):
         steps = ray_steps if name == "draw_part" else ray_window_steps
         with_step(monkeypatch, steps, name, dies_once(mark.with_name(name)))
     two = appended(made, tmp_path / "two", on_ray(2))

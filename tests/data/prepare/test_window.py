@@ -19,9 +19,10 @@ from tests.data.prepare.drawn_days import (
 from tests.data.prepare.partitions_here import window_here
 
 
-def test_a_day_appended_in_partitions_is_that_of_one_process(tmp_path, rng):
-    """A day with drawn negatives and rare sites."""
-    check_days(tmp_path, "few features", rng, {"two": [window_here(2)]}, num_days=1)
+@pytest.mark.parametrize("variant", ["few features", "dislikes"])
+def test_a_day_appended_in_partitions_is_that_of_one_process(tmp_path, rng, variant):
+    """A day with drawn negatives and rare sites, and one with histories of negatives."""
+    check_days(tmp_path, variant, rng, {"two": [window_here(2)]}, num_days=1)
 
 
 @pytest.mark.slow
