@@ -75,8 +75,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Move the running statistics by a share [] of the way to a batch's mean and variance [C]."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean_C, share)
-        self.running_var.lerp_(unbiased_C, share)
+        # Not lerp_, which rounds otherwise: runs of earlier versions are repeated bit for bit.
+        self.running_mean.add_(share * (mean_C - self.running_mean))
+        self.running_var.add_(share * (unbiased_C - self.running_var))
         self.num_batches_tracked.add_(1)
 
 
@@ -97,7 +98,7 @@ class _Normalise(torch.autograd.Function):
         )
         sizes = [len(weight_C) for weight_C in weights]
         means, variances = mean_S.split(sizes), variance_S.split(sizes)
-        unbiased = (variance_S * (total / (total - 1).clamp_min(1))).split(sizes)
+        unbiased = (variance_S * total / (total - 1).clamp_min(1)).split(sizes)
         outputs = []
         for number, norm in enumerate(norms):
             norm.note(means[number], unbiased[number], norm.momentum * (total > 1))

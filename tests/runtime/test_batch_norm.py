@@ -1,5 +1,6 @@
 """Batch norm of the global batch: a single row, hooks and names of its tensors."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +21,21 @@ def test_a_batch_of_one_row_is_normalised_to_zero_and_leaves_the_statistics(one_
     assert norm.running_mean.tolist() == [5, 5] and norm.running_var.tolist() == [1, 1]
     assert network[0].weight.grad.tolist() == [[0, 0, 0]] * 2
     assert norm.bias.grad.tolist() == [1, 1] and norm.weight.grad.tolist() == [0, 0]
+
+
+def test_running_statistics_move_by_the_difference_as_runs_of_earlier_versions_moved_them(
+    one_process, rng
+):
+    norm = nn.Sequential(nn.BatchNorm1d(64))
+    synchronise(norm)
+    before, mean_C, variance_C = torch.from_numpy(rng.random((3, 64)).astype(np.float32))
+    norm[0].running_mean.copy_(before)
+    norm[0].running_var.copy_(before)
+    share = torch.tensor(0.1)
+    norm[0].note(mean_C, variance_C, share)
+    assert torch.equal(norm[0].running_mean, before + share * (mean_C - before))
+    assert torch.equal(norm[0].running_var, before + share * (variance_C - before))
+    assert not torch.equal(norm[0].running_mean, before.lerp(mean_C, share))
 
 
 def test_it_takes_the_place_of_every_batch_norm_with_the_same_tensors(one_process):
