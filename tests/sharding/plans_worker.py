@@ -48,10 +48,10 @@ def cases() -> dict[str, dict]:
 
     found = {kind: both(sharding=kind) for kind in (*SHARDINGS, *HOST_SHARDINGS)}
     found["pinned"] = {"tables": {"user_id": {"ranks": [0]}, "item_id": {"sharding": "row_wise"}}}
-    # Rank 0 has no piece of any table that is not on both.
+    # Rank 0 alone has a piece of a table that is not whole on every rank.
     alone = {"user_id": {"sharding": "data_parallel"}, "tags": {"sharding": "data_parallel"}}
     found["one_holder"] = {
-        "tables": {**alone, "item_id": {"sharding": "table_wise", "ranks": [1]}},
+        "tables": {**alone, "item_id": {"sharding": "table_wise", "ranks": [0]}},
         "plan": {"replicate_modality_bytes": 1 << 20},
     }
     communication = {"forward_communication": "bf16", "backward_communication": "fp16"}
