@@ -152,7 +152,7 @@ def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:
 def has_pieces(collection: Any) -> bool:
     """Return whether ranks have different pieces of some tables; the answer is the same on all ranks.
 
-    Of shardings all ranks have the same; a rank without a piece has no kernel.
+    All ranks have the same shardings; a rank without a piece has no kernel to ask.
     """
     shardings = collection._embedding_shardings
     return any(not isinstance(sharding, DpPooledEmbeddingSharding) for sharding in shardings)
