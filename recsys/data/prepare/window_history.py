@@ -67,7 +67,7 @@ class AddedItems:
 
 @dataclass(frozen=True, kw_only=True)
 class AddedWindow:
-    """What a window adds to the sequences."""
+    """The additions of a window to the sequences."""
 
     users: Iterable[pa.RecordBatch]
     """Users (key) with rows in the window."""
