@@ -5,6 +5,7 @@ removed, renamed or added to, and the result is read the way the job reads it.
 """
 
 import copy
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -76,9 +77,12 @@ def read_recipe(node):
 
 def read_run(node):
     config = read_run_config(node)
+    manifest = tiny_world.manifest()
+    (history,) = (feature for feature in manifest.features if feature.name == "history")
+    negatives = dataclasses.replace(history, name="history_negative")
     build_plannable(
         config=config,
-        manifest=tiny_world.manifest(),
+        manifest=dataclasses.replace(manifest, features=(*manifest.features, negatives)),
         modality_dims={name: table.dim for name, table in tiny_world.vectors().items()},
         device_type="cpu",
     )

@@ -346,14 +346,15 @@ class Pool:
             link.close()
 
     def _lost(self, link: Link) -> None:
-        """Queue again, in front, what a dead worker had; the batch it worked on is suspect."""
+        """Queue again, in front, what a dead worker had; its batch is suspect if it died by itself."""
         self._links.remove(link)
         link.close()
         is_expected = link.is_retiring and not link.outstanding
         log("worker ended", pid=link.pid, is_expected=is_expected)
         if not is_expected:
             self._metrics.lost.inc()
-        if link.outstanding:
+        is_alone = self._zygote is None or self._zygote.process.poll() is None
+        if link.outstanding and is_alone:  # all workers end with the process that forked them
             self._suspect(link.outstanding[0])
         jobs = [job for sent in link.outstanding for job in sent.jobs if not job.future.done()]
         self._queue.extendleft(reversed(jobs))
