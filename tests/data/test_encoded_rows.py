@@ -566,9 +566,10 @@ def test_rows_of_the_drawn_world_are_encoded_as_prepared(repository, tmp_path):
     ("name", "features"),
     [
         ("movielens", {"year", "director", "keywords", "history"}),
-        pytest.param("anime", {"season", "studios", "user_id"}, marks=pytest.mark.slow),
+        ("anime", {"season", "studios", "user_id"}),
     ],
 )
+@pytest.mark.slow
 def test_rows_of_real_data_are_encoded_as_prepared(real_data, repository, tmp_path, name, features):
     folder = real_data / name
     made = configured(name, repository, source=str(folder), items={"image": None})

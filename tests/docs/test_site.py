@@ -36,6 +36,9 @@ class Page(HTMLParser):
                 self.references.append((tag, name, given[name]))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The built site, as `make docs` builds it."""

@@ -131,13 +131,13 @@ def one_row(column, row):
     return Column(values_V[part], lengths_B[row : row + 1], weights)
 
 
-@pytest.mark.parametrize("name", slow_but(RANKERS, "umair_fps", "dcn_v2", "fm"))
+@pytest.mark.parametrize("name", slow_but(RANKERS, "umair_fps", "dcn_v2"))
 def test_bundle_of_every_ranker_scores_as_the_run(varied, one_process, name):
     bundle = check(varied, name, one_process, {"name": name})
     assert (bundle.spec.kind == TWO_SIDED) == (name == "umair_fps")
 
 
-@pytest.mark.parametrize("form", slow_but(FORMS, "mixture", "all terms", "batch norm", "ids"))
+@pytest.mark.parametrize("form", slow_but(FORMS, "mixture", "all terms"))
 def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process, form):
     check(
         varied, f"form-{form}".replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]}
@@ -175,7 +175,7 @@ def test_users_histories_pictures_and_texts_may_be_absent(tmp_path, one_process,
     assert not bundle.spec.widths.modalities
 
 
-@pytest.mark.parametrize("name", ["umair_fps", "dcn_v2"])
+@pytest.mark.parametrize("name", slow_but(["umair_fps", "dcn_v2"], "umair_fps"))
 def test_vectors_are_reduced_to_the_principal_components_of_the_run(varied, one_process, name):
     check(varied, f"components-{name}", one_process, {"name": name, "modality_components": 3})
 
@@ -186,6 +186,7 @@ def test_tables_trained_in_half_precision_lose_nothing(varied, one_process):
     assert bundle.tables["item_id"].values_ND.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_a_run_trained_in_bf16_is_served_in_fp32(varied, one_process):
     write_run(varied, "bf16", one_process, {"name": "umair_fps", "dense_precision": "bf16"})
     bundle, _ = exported(varied, "bf16")

@@ -57,6 +57,7 @@ def answer_of(line: str, site: Path, address: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_line_of_the_page_gets_an_answer(site, server):
     """In the order of the page: a new item is added, then read."""
     lines = curls(PAGE)

@@ -42,6 +42,7 @@ def test_on_one_rank_the_penalty_is_the_formulas(one_process, formula, optimizer
     assert_tables(trained_tables(one_process, optimizer, sharding), formula[optimizer])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_on_two_ranks_the_penalty_is_the_formulas(two_ranks, formula, optimizer):
     assert_tables(two_ranks[optimizer], formula[optimizer])

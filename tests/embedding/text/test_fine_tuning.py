@@ -220,6 +220,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_weights(words_only, tmp_pat
     assert not checkpoints.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_job_shows_and_keeps_what_it_found(words_only, tmp_path, job):
     (tmp_path / "prepared").symlink_to(words_only / "prepared")
     done = job("embed", "data=demo", f"workspace={tmp_path}", *SETTINGS, ranks=2)

@@ -7,6 +7,8 @@ from recsys.serving.recommender import Recommender
 from tests.serving.server.running import Server
 from tests.serving.tiny import export, train
 
+pytestmark = pytest.mark.slow
+
 OPENER = "recsys.serving.recommender:Recommender"
 
 
