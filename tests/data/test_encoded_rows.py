@@ -24,6 +24,7 @@ from recsys.data.raw_text import json_array
 from recsys.data.recipe import SPLITS, Recipe
 from recsys.demo.world import WorldConfig, draw_world
 from recsys.errors import UserError
+from recsys.schema import history_of as sequence_of
 from recsys.schema import read_manifest, weights_column
 from tests.data.small_log import prepared, recipe, write_source
 from tests.loaders import loader_in_order
@@ -329,7 +330,7 @@ def history_of(encoder, feature, dataset):
     """The last ids of every user's stored sequence, encoded from ids and as the loader reads them."""
     listed = pq.read_table(dataset.prepared / "vocab" / "item_id.parquet")
     ids = dict(zip(listed["row"].to_pylist(), listed["id"].to_pylist(), strict=True))
-    sequences, offsets = dataset.histories()
+    sequences, offsets = dataset.histories(sequence_of(feature.name))
     raw = [[ids[row] for row in part] for part in lists_of(sequences, np.diff(offsets))]
     encoded = encoder.encode(feature.name, pa.array(raw, pa.list_(pa.string())))
     users = np.arange(len(raw))

@@ -14,7 +14,8 @@ SMALL_TRAINING = [*SMALL, "train.epochs=1"]
 OF_SERVERS = {"serve", "loadtest"}
 """Jobs that run until they are stopped; the tests of serving start them."""
 OF_SITES = {"data.source=", "s3://", "HOST:", "cluster=", "http://host", "suite=style", "=<"}
-"""Parts of lines that name files, stores or machines which a test has not, or train encoders anew."""
+OF_SITES |= {"vector_bits=", "engine=ray append=true"}
+"""Parts of lines that name files, stores or machines which a test has not, or make vectors anew."""
 
 
 def commands(name: str) -> list[tuple[str, list[str], int]]:
