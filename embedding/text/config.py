@@ -36,9 +36,10 @@ class TextConfig:
     perspective_weights: dict[str, float] = field(
         default_factory=lambda: {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
     )
-    """Share of each perspective's pairs that an epoch takes; 0.25: a quarter of them, 0: none."""
+    """Share of each perspective's pairs that an epoch takes; 0.25: a quarter of them, 2: each twice,
+    0: none. A key `perspective/language`, such as `multilingual/zh-Hans`, is for one language."""
     max_pairs: int = 200_000
-    """Most pairs an epoch takes; beyond it all perspectives shrink by the same factor. 0: all of them."""
+    """Most pairs an epoch takes; beyond it all shares shrink by the same factor. 0: all of them."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the forward passes in training: `float32`, `bfloat16`, or `auto` (bfloat16 where the
     machine has it)."""
@@ -62,9 +63,11 @@ class TextConfig:
     def problems(self) -> list[str]:
         """Return a text for weights of no perspective, and for a share that cannot be held out."""
         weights, found = self.perspective_weights, tenths_problems(self.held_out_tenths)
-        if set(weights) - set(PERSPECTIVES) or min(weights.values(), default=0.0) < 0:
+        named = {name.split("/")[0] for name in weights}
+        if named - set(PERSPECTIVES) or min(weights.values(), default=0.0) < 0:
             found.append(
                 f"perspective_weights={weights}: expected numbers of 0 or more for "
-                f"{', '.join(PERSPECTIVES)}"
+                f"{', '.join(PERSPECTIVES)}, or for one of their languages, such as "
+                f"multilingual/ja"
             )
         return found

@@ -4,7 +4,7 @@ Input: prepared/pairs.parquet. Called by embedding/text/training_plan.py and fin
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,18 +127,22 @@ def readable(
     ]
 
 
-def groups_of(pairs: Pairs, least: int) -> dict[str, list[int]]:
+def groups_of(pairs: Pairs, least: int, own: Collection[str] = ()) -> dict[str, list[int]]:
     """Return rows by "perspective/language", in the order of the perspectives and by size.
 
     Languages with fewer than `least` pairs of a perspective share "perspective/others"; pairs
     without a language are "perspective".
+
+    Args:
+        own: "perspective/language" that are a group however few their pairs are.
     """
     by_language: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(pairs.perspective, pairs.language, strict=True)):
         by_language.setdefault(key, []).append(row)
     groups: dict[str, list[int]] = {}
     for (perspective, language), rows in by_language.items():
-        shown = language if len(rows) >= least else OTHERS
+        stays = len(rows) >= least or f"{perspective}/{language}" in own
+        shown = language if stays else OTHERS
         name = f"{perspective}/{shown}" if language else perspective
         groups[name] = sorted(groups.get(name, []) + rows)
 
@@ -147,6 +151,11 @@ def groups_of(pairs: Pairs, least: int) -> dict[str, list[int]]:
         return perspective, name.endswith(f"/{OTHERS}"), -len(groups[name]), name
 
     return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def weight_key(group: str, weights: Collection[str]) -> str:
+    """Return the key of a group's weight: its own where there is one, else its perspective's."""
+    return group if group in weights else group.split("/")[0]
 
 
 class DistinctBatches:
@@ -244,20 +253,22 @@ class BatchPlan:
         Args:
             batch_size: pairs a step over all ranks, 2 or more, rounded to a multiple of them; a batch
                 comes from one group.
-            weights: by perspective, one of PERSPECTIVES, how often an epoch passes over its pairs, 0
-                or more; 0 leaves it out.
+            weights: by "perspective", one of PERSPECTIVES, or "perspective/language", how often an
+                epoch passes over its pairs, 0 or more; 0 leaves them out.
             max_pairs: most pairs an epoch takes; beyond it all groups shrink by the same factor. 0: all.
         """
         batch_size = max(2, batch_size // num_ranks) * num_ranks
         self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed
+        self.weights = weights
         self.groups: dict[str, DistinctBatches] = {}
         self.num_batches: dict[str, int] = {}
         self.left_out: dict[str, int] = {}
-        groups = groups_of(pairs, least=2 * batch_size)
+        groups = groups_of(pairs, least=2 * batch_size, own=weights)
         wanted = {
-            name: weights.get(name.split("/")[0], 0.0) * len(rows) for name, rows in groups.items()
+            name: weights.get(weight_key(name, weights), 0.0) * len(rows)
+            for name, rows in groups.items()
         }
         shrink = min(1.0, max_pairs / max(1.0, sum(wanted.values()))) if max_pairs else 1.0
         for name, rows in groups.items():
@@ -277,13 +288,18 @@ class BatchPlan:
         return self.epochs * self.batches_per_epoch
 
     def __str__(self) -> str:
-        """Batches an epoch by perspective, and what gets none."""
+        """Batches an epoch by key of the weights, and what gets none."""
         sums: dict[str, int] = {}
         for name, count in self.num_batches.items():
-            perspective = name.split("/")[0]
-            sums[perspective] = sums.get(perspective, 0) + count
+            key = weight_key(name, self.weights)
+            sums[key] = sums.get(key, 0) + count
+        none: dict[str, int] = {}
+        for name, count in self.left_out.items():
+            key = weight_key(name, self.weights)
+            shown = name if key in sums else key
+            none[shown] = none.get(shown, 0) + count
         parts = [f"{name} {count:,}" for name, count in sums.items()]
-        parts += [f"none of {name} ({n:,} pairs)" for name, n in self.left_out.items()]
+        parts += [f"none of {name} ({n:,} pairs)" for name, n in none.items()]
         return ", ".join(parts)
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -3,11 +3,20 @@
 Input: prepared/pairs.parquet and settings. Called by embedding/text/making.py.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedding.text.config import TextConfig
-from embedding.text.pairs import BatchPlan, Pairs, Split, read_pairs, split_by_entity
+from embedding.text.pairs import (
+    BatchPlan,
+    Pairs,
+    Split,
+    groups_of,
+    read_pairs,
+    split_by_entity,
+    weight_key,
+)
 from embedding.text.retrieval import RetrievalTask, retrieval_tasks
 from recsys.errors import UserError
 from recsys.job import say
@@ -32,10 +41,13 @@ def plan_training(
     """Read and split the pairs, cut them into batches, and say what is trained on.
 
     Raises:
-        UserError: `scratch` without a batch to train on, or pairs that cannot be read.
+        UserError: `scratch` without a batch to train on, a weight of a language that no pair has, or
+            pairs that cannot be read.
     """
     uses_pairs = manifest.has_pairs and (config.epochs > 0 or config.max_queries > 0)
     pairs = read_pairs(prepared) if uses_pairs else Pairs([], [], [], [], [])
+    if len(pairs):
+        check_languages(pairs, config.perspective_weights)
     split = split_by_entity(pairs, config.held_out_tenths)
     batches = BatchPlan(
         split.train,
@@ -71,15 +83,31 @@ def plan_training(
     return TrainingPlan(split=split, batches=batches, tasks=tasks)
 
 
+def check_languages(pairs: Pairs, weights: Collection[str]) -> None:
+    """Refuse a weight of a language that no pair of its perspective has.
+
+    Raises:
+        UserError: names the languages that there are.
+    """
+    known = [name for name in groups_of(pairs, least=0) if "/" in name]
+    unknown = [name for name in weights if "/" in name and name not in known]
+    if unknown:
+        raise UserError(
+            f"encoder.text.perspective_weights: no text pair is of {', '.join(unknown)}; expected "
+            f"languages of the data's pairs: {', '.join(known) or 'it has none'}"
+        )
+
+
 def why_no_batches(manifest: Manifest, config: TextConfig, pairs: Pairs, train: Pairs) -> str:
     """Return why text pairs make no batch, and what to change."""
     if not manifest.has_pairs:
         return "the data has none; map pairs in the recipe and run launch/prepare.py again"
     if config.epochs < 1:
         return f"encoder.text.epochs={config.epochs}; set it to 1 or more"
-    if not any(config.perspective_weights.get(name, 0.0) for name in train.perspective):
+    weights = config.perspective_weights
+    if not any(weights.get(weight_key(name, weights), 0.0) for name in groups_of(train, least=0)):
         return (
-            f"encoder.text.perspective_weights={config.perspective_weights} leave out all "
+            f"encoder.text.perspective_weights={weights} leave out all "
             f"{len(train):,} to train on; give their perspectives weights above 0"
         )
     return (

@@ -15,8 +15,9 @@ from embedding.config import EmbedConfig
 from embedding.holdout import held_out
 from embedding.text.config import TextConfig
 from embedding.text.pairs import BatchPlan, Pairs, groups_of, read_pairs, split_by_entity
-from embedding.text.training_plan import why_no_batches
+from embedding.text.training_plan import plan_training, why_no_batches
 from recsys.config import from_config
+from recsys.errors import UserError
 from tests import tiny_world
 
 WEIGHTS = {"multilingual": 1.0, "relation": 1.0, "explanation": 1.0}
@@ -58,6 +59,11 @@ def numbered(count, perspective="multilingual", start=0, language=""):
         (
             numbered(30),
             {"perspective_weights": {"multilingual": 0.0}},
+            r"perspective_weights=.* leave out all 30 to train on",
+        ),
+        (
+            numbered(30, language="ja"),
+            {"perspective_weights": {"multilingual": 1.0, "multilingual/ja": 0.0}},
             r"perspective_weights=.* leave out all 30 to train on",
         ),
     ],
@@ -153,6 +159,47 @@ def test_weights_say_how_often_an_epoch_passes_over_a_perspective():
     assert smaller.num_batches == {"multilingual": 12, "relation": 15}
 
 
+def test_a_language_may_have_a_weight_of_its_own():
+    pairs = pairs_of(
+        numbered(400, language="ja")
+        + numbered(80, start=1000, language="zh-Hans")
+        + numbered(10, start=2000, language="ko")
+        + numbered(40, start=3000, language="fr")
+        + numbered(24, "explanation", 4000, "ja")
+    )
+    weights = {"multilingual": 0.0, "multilingual/ja": 0.1, "multilingual/zh-Hans": 2.0}
+    made = plan(pairs, batch_size=8, weights=weights | {"multilingual/ko": 1.0, "explanation": 1.0})
+    assert made.num_batches == {
+        "multilingual/ja": 5,
+        "multilingual/zh-Hans": 20,
+        "multilingual/ko": 1,  # a group of its own, though fewer than two batches
+        "explanation/ja": 3,  # a weight is of one perspective's language
+    }
+    assert str(made) == (
+        "multilingual/ja 5, multilingual/zh-Hans 20, multilingual/ko 1, explanation 3, none of "
+        "multilingual (40 pairs)"
+    )
+    seen = Counter(pairs.language[row] for batch in made for row in batch)
+    assert seen == {"ja": 40 + 24, "zh-Hans": 160, "ko": 8}
+
+
+def test_the_weight_of_a_language_that_no_pair_has_is_refused(tmp_path):
+    rows = numbered(30, language="ja") + numbered(9, "explanation", 50, "en")
+    pairs = dataclasses.asdict(pairs_of([*rows, *numbered(9, "relation", 70)]))
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    manifest = dataclasses.replace(tiny_world.manifest(), has_pairs=True)
+    config = TextConfig(path="some", epochs=1, perspective_weights=WEIGHTS | {"multilingual/ja": 2})
+    plan_training(tmp_path, manifest, config, num_ranks=1, seed=0)
+    unknown = {"multilingual/en": 1.0, "multilingual/jp": 1.0}
+    config = dataclasses.replace(config, perspective_weights=WEIGHTS | unknown)
+    told = (
+        "encoder.text.perspective_weights: no text pair is of multilingual/en, multilingual/jp; "
+        "expected languages of the data's pairs: multilingual/ja, explanation/en"
+    )
+    with pytest.raises(UserError, match=f"^{told}$"):
+        plan_training(tmp_path, manifest, config, num_ranks=1, seed=0)
+
+
 def test_epochs_differ_and_a_seed_repeats_them():
     pairs = pairs_of(numbered(64))
     first, second = np.split(np.array([b.tolist() for b in plan(pairs, epochs=2)]), 2)
@@ -201,6 +248,11 @@ def test_wrong_settings_are_named():
             "perspective_weights",
             {"rumour": 1.0},
             "perspective_weights={'rumour': 1.0}: expected num",
+        ),
+        (
+            "perspective_weights",
+            {"rumour/ja": 1.0},
+            "perspective_weights={'rumour/ja': 1.0}: expected num",
         ),
         (
             "perspective_weights",
