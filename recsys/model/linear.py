@@ -20,7 +20,7 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_p
         _ONEDNN_DTYPES.add(torch.bfloat16)
 
 
-_TENSOR_CORE_COLUMNS = 8
+TENSOR_CORE_COLUMNS = 8
 """Widths of bf16 matrices that an NVIDIA GPU's fast products take are multiples of this."""
 
 
@@ -82,7 +82,7 @@ def _aligned(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> tuple[torch.Tensor,
 
     Products of such widths run on slower kernels (LOG.md, 2026-11-27).
     """
-    missing = -x_BI.shape[1] % _TENSOR_CORE_COLUMNS
+    missing = -x_BI.shape[1] % TENSOR_CORE_COLUMNS
     if not missing or x_BI.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
         return x_BI, weight_OI
     return F.pad(x_BI, (0, missing)), F.pad(weight_OI, (0, missing))

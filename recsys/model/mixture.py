@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recsys.model.linear import (
+    TENSOR_CORE_COLUMNS,
     in_autocast_precision,
     linear,
     product,
@@ -46,21 +47,29 @@ def low_rank_mixture(
 def _plain(
     x0_BN: torch.Tensor, layers: Sequence[Layer], gates_GN: torch.Tensor | None
 ) -> torch.Tensor:
-    """The equation, with the experts of a layer in one product each."""
+    """The equation, with the experts of a layer in one product each, as the fast form has it.
+
+    C is block-diagonal: three of four products are with zeros, and the gradient of C is one product, not
+    one of 32 x 32 an expert, which leaves most of a GPU idle.
+    """
     xl_BN = x0_BN
-    for V_KRN, C_KRR, U_KNR, bias_N1 in layers:
-        num_experts, rank, width = V_KRN.shape
-        into_PN = V_KRN.reshape(num_experts * rank, width)
-        hidden = linear(xl_BN, into_PN if gates_GN is None else torch.cat([into_PN, gates_GN]))
-        hidden_BKR = torch.tanh(hidden[:, : num_experts * rank]).reshape(-1, num_experts, rank)
-        hidden_BKR = torch.tanh(torch.einsum("bkr,ksr->bks", hidden_BKR, C_KRR))
+    for layer in layers:
+        V_PN, C_PP, U_NP = _matrices(layer)
+        num_experts, num_hidden = len(layer[0]), len(V_PN)
+        hidden = linear(xl_BN, V_PN if gates_GN is None else _with_gates(V_PN, gates_GN))
+        hidden_BP = torch.tanh(linear(torch.tanh(hidden[:, :num_hidden]), C_PP))
         if gates_GN is not None:
-            gates_BK = torch.softmax(hidden[:, num_experts * rank :], dim=1)
-            hidden_BKR = hidden_BKR * gates_BK[:, :, None]
-        U_NP = U_KNR.permute(1, 0, 2).reshape(width, num_experts * rank)
-        expert_BN = linear(hidden_BKR.flatten(start_dim=1), U_NP, bias_N1[:, 0])
+            gates_BK = torch.softmax(hidden[:, num_hidden : num_hidden + num_experts], dim=1)
+            hidden_BP = _by_expert(hidden_BP, gates_BK.t())
+        expert_BN = linear(hidden_BP, U_NP, layer[3][:, 0])
         xl_BN = torch.addcmul(xl_BN, x0_BN, expert_BN)
     return xl_BN
+
+
+def _with_gates(V_PN: torch.Tensor, gates_GN: torch.Tensor) -> torch.Tensor:
+    """Return V with the gates below it, and rows of zeros up to a width of fast products."""
+    filling = gates_GN.new_zeros(-(len(V_PN) + len(gates_GN)) % TENSOR_CORE_COLUMNS, V_PN.shape[1])
+    return torch.cat([V_PN, gates_GN, filling])
 
 
 def _matrices(layer: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ Shapes: B rows, M modalities, H width.
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 
 def row_dots(vector_BH: torch.Tensor, modalities_BMH: torch.Tensor) -> torch.Tensor:
@@ -19,7 +20,7 @@ def row_dots(vector_BH: torch.Tensor, modalities_BMH: torch.Tensor) -> torch.Ten
     """
     if _is_exporting():
         return torch.einsum("bh,bmh->bm", vector_BH, modalities_BMH)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _dots(vector_BH, modalities_BMH)
     return _RowDots.apply(*_alike(vector_BH, modalities_BMH))
 
@@ -31,14 +32,15 @@ def row_sums(weights_BM: torch.Tensor, modalities_BMH: torch.Tensor) -> torch.Te
     """
     if _is_exporting():
         return torch.einsum("bm,bmh->bh", weights_BM, modalities_BMH)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _sums(weights_BM, modalities_BMH)
     return _RowSums.apply(*_alike(weights_BM, modalities_BMH))
 
 
 def _is_exporting() -> bool:
-    # A bundle's graphs keep the batched product, which recsys/bundle/graph.py knows.
-    return torch.compiler.is_exporting()
+    # A bundle's graphs keep the batched product, which recsys/bundle/graph.py knows. torch.compile may
+    # answer that it exports too (torch 2.11 does), and a training step would multiply row by row.
+    return is_exporting() and not is_dynamo_compiling()
 
 
 def _alike(*tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -116,9 +116,14 @@ class ReplicatedTables(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return the pooled vectors [B, sum of widths] in fp32."""
-        by_feature = features.to_dict()
-        values = torch.cat([by_feature[name].values() for name in self._features])
-        lengths = torch.cat([by_feature[name].lengths() for name in self._features])
+        # Not to_dict(): it makes the offsets of every list anew, in one block of a GPU a feature.
+        keys = features.keys()
+        by_feature = dict(
+            zip(keys, features.values().split(features.length_per_key()), strict=True)
+        )
+        lengths_FB = features.lengths().reshape(len(keys), -1)
+        values = torch.cat([by_feature[name] for name in self._features])
+        lengths = torch.cat([lengths_FB[keys.index(name)] for name in self._features])
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         return KeyedTensor(
             keys=self._names,
