@@ -84,7 +84,8 @@ class SimilarityTiers(nn.Module):
             item_BE, item_present_B = items[name]
             cosine_T, present_T = history.cosines(name, item_BE)
             tier_T = ((cosine_T + 1) / 2 * self.num_tiers).long().clamp(0, self.num_tiers - 1)
-            counts_BK = torch.zeros_like(item_BE[:, :1]).repeat(1, self.num_tiers)
+            counts_BK = torch.zeros_like(item_BE[:, :1], dtype=torch.float32)
+            counts_BK = counts_BK.repeat(1, self.num_tiers)
             counted_T = present_T * item_present_B[history.row_T]
             counts_BK = counts_BK.index_put((history.row_T, tier_T), counted_T, accumulate=True)
             histograms.append(torch.log1p(counts_BK))

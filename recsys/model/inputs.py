@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.batch import Features
 from recsys.model.config import RankerConfig
@@ -18,6 +19,22 @@ from recsys.model.history import SimilarityTiers
 from recsys.model.modality import ModalityTables
 from recsys.model.tables import FeatureColumns, TableForm, build_tables
 from recsys.schema import DenseSpec, FeatureSpec, Manifest, history_of
+
+
+@dataclass
+class LookedUp:
+    """What tables hold for B rows, before it is taken apart: as few tensors as there are lookups."""
+
+    embeddings: KeyedTensor
+    """Of trainable tables, by feature."""
+    vectors: KeyedTensor | None
+    """Of frozen tables; None without modalities."""
+    sparse: KeyedJaggedTensor
+    """The ids, of which the lengths of lists are read."""
+    dense_BK: torch.Tensor | None
+    """Numbers, as `Features` has them."""
+    similarity_BS: torch.Tensor | None
+    """Histograms of similarities; None without."""
 
 
 @dataclass
@@ -188,27 +205,41 @@ class RankerInputs(nn.Module):
 
     def forward(self, features: Features) -> DenseInputs:
         """Look everything up: [B, user_dim], [B, item_dim], interests and items [B, E], [B]."""
-        embeddings = self.embeddings(features.table_rows)
-        user_BD, user_first_order_B = self.user_columns(embeddings, features.sparse)
-        item_BD, item_first_order_B = self.item_columns(embeddings, features.sparse)
+        return self.columns(self.look_up(features))
+
+    def look_up(self, features: Features) -> LookedUp:
+        """Return what the tables hold for B rows."""
+        embeddings = _there(self.embeddings(features.table_rows))
+        vectors = similarity_BS = None
+        if self.modality is not None:
+            vectors = _there(self.modality(features.sparse))
+            if self.similarity is not None:
+                looked_up = self.modality.columns(vectors)
+                items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
+                similarity_BS = self.similarity(self.modality.sequences(features.sparse), items)
+        return LookedUp(embeddings, vectors, features.sparse, features.dense_BK, similarity_BS)
+
+    def columns(self, looked_up: LookedUp) -> DenseInputs:
+        """Return what `forward` does, of what the tables hold for B rows."""
+        user_BD, user_first_order_B = self.user_columns(looked_up.embeddings, looked_up.sparse)
+        item_BD, item_first_order_B = self.item_columns(looked_up.embeddings, looked_up.sparse)
         if self.user_dense is not None:
-            user_BD = torch.cat([user_BD, self.user_dense(features.dense_BK)], dim=1)
+            user_BD = torch.cat([user_BD, self.user_dense(looked_up.dense_BK)], dim=1)
         if self.item_dense is not None:
-            item_BD = torch.cat([item_BD, self.item_dense(features.dense_BK)], dim=1)
+            item_BD = torch.cat([item_BD, self.item_dense(looked_up.dense_BK)], dim=1)
         items: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         interests: list[tuple[torch.Tensor, torch.Tensor]] = []
         first_order_B = user_first_order_B + item_first_order_B
-        similarity_BS = first_order_B[:, None][:, :0]
         if self.modality is not None:
-            looked_up = self.modality(features.sparse)
-            items = {name: looked_up[name]["item_id"] for name in self.modality_dims}
+            vectors = self.modality.columns(looked_up.vectors)
+            items = {name: vectors[name]["item_id"] for name in self.modality_dims}
             # Indexed, not unpacked: the pipeline traces this method with symbolic tensors.
             interests = [
-                (looked_up[m][feature][0], looked_up[m][feature][1])
-                for m, feature in self.interests
+                (vectors[m][feature][0], vectors[m][feature][1]) for m, feature in self.interests
             ]
-            if self.similarity is not None:
-                similarity_BS = self.similarity(self.modality.sequences(features.sparse), items)
+        similarity_BS = looked_up.similarity_BS
+        if similarity_BS is None:
+            similarity_BS = first_order_B[:, None][:, :0]
         return DenseInputs(
             user_BX=user_BD,
             item_BY=item_BD,
@@ -217,6 +248,15 @@ class RankerInputs(nn.Module):
             first_order_B=first_order_B,
             similarity_BS=similarity_BS,
         )
+
+
+def _there(looked_up: KeyedTensor) -> KeyedTensor:
+    """Return a plain tensor; sharded tables answer with one that is awaited when it is first read."""
+    return KeyedTensor(
+        keys=looked_up.keys(),
+        length_per_key=looked_up.length_per_key(),
+        values=looked_up.values(),
+    )
 
 
 def _dense_columns(dense: Sequence[DenseSpec], *, is_item: bool) -> DenseColumns | None:

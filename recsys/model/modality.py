@@ -88,21 +88,26 @@ class ModalityTables(nn.Module):
             device=torch.device("meta"),
         )
 
-    def forward(
-        self, sparse: KeyedJaggedTensor
+    def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
+        """Return the stored rows of items, and their sums over histories, side by side."""
+        with torch.no_grad():
+            return self.tables(sparse)
+
+    def columns(
+        self, looked_up: KeyedTensor
     ) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """Return {modality: {feature: (vector [B, E], present [B])}} without gradient.
+        """Return {modality: {feature: (vector [B, E], present [B])}} of what `forward` returned.
 
         Every modality has the item's vector, a pooled one the histories' too. `present` is 1.0 where
-        the item has the modality (for a history: where any of its items has).
+        the item has the modality (for a history: where any of its items has). Nothing has a gradient.
         """
         with torch.no_grad():
-            looked_up: KeyedTensor = self.tables(sparse)
             vectors = {}
             for name, dim in self.dims.items():
                 # One item, no mean: its row is read where it lies.
-                item_BD = looked_up[self._key(self.item_feature, name)].float()
-                vectors[name] = {self.item_feature: (item_BD[:, :dim], item_BD[:, dim])}
+                item_BD = _as_read(looked_up[self._key(self.item_feature, name)])
+                item_B = item_BD[:, dim].float()
+                vectors[name] = {self.item_feature: (item_BD[:, :dim], item_B)}
                 for feature in self.history_features if name in self.pooled else ():
                     vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
                 if name in self.bases:
@@ -140,8 +145,14 @@ class ModalityTables(nn.Module):
         return feature if num_tables == 1 else f"{feature}@{TABLE_PREFIX}{modality}"
 
 
+@torch.fx.wrap  # the pipeline's symbolic tensors have no precision
+def _as_read(stored_BD: torch.Tensor) -> torch.Tensor:
+    """Return the same in fp32, or in bf16 where the tables read it for a dense part of bf16."""
+    return stored_BD if stored_BD.dtype == torch.bfloat16 else stored_BD.float()
+
+
 def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    stored_BD = stored_BD.float()
+    stored_BD = _as_read(stored_BD)
     count_B = stored_BD[:, dim]
     vector_BE = stored_BD[:, :dim] / count_B.clamp_min(1.0)[:, None]
     return vector_BE, (count_B > 0).float()

@@ -5,6 +5,7 @@ half UMAIR-FPS or a baseline.
 Shapes: B rows, M modalities.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from recsys.batch import Batch, Features
-from recsys.model.inputs import RankerInputs
+from recsys.model.inputs import LookedUp, RankerInputs
 from recsys.model.loss import bce_loss
 
 
@@ -43,6 +44,8 @@ class Scorer(nn.Module):
         self.modality_names: list[str] = list(dense.modality_names)  # type: ignore[arg-type]
         self.use_bf16 = dense_precision == "bf16"
         self.mixes_rows = any(isinstance(module, nn.BatchNorm1d) for module in dense.modules())
+        self.compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+        """`score`, compiled for training (recsys/sharding/compilation.py); None: it is not."""
 
     def forward(
         self, features: Features, num_real: int | None = None
@@ -54,23 +57,26 @@ class Scorer(nn.Module):
                 weights of padding are then zero, and its logits mean nothing.
         """
         with record_function("## lookup ##"):
-            inputs = self.inputs(features)
+            looked_up = self.inputs.look_up(features)
         # Padding must not count in the statistics of a batch. Without any, rows do not meet, and are
         # scored as they are: the shapes of all steps stay equal.
-        without_padding = self.mixes_rows and self.training and num_real is not None
-        seen = inputs.first(num_real) if without_padding else inputs
-        # Asked of a parameter: the pipeline traces this method with symbolic features.
+        num_seen = num_real if self.mixes_rows and self.training else None
+        # The pipeline traces this method with symbolic features, for its lookups alone.
+        is_symbolic = isinstance(looked_up.sparse, torch.fx.Proxy)
+        score = self.compiled if self.training and not is_symbolic else None
+        with record_function("## dense ##"):
+            return (score or self.score)(looked_up, num_seen)
+
+    def score(self, looked_up: LookedUp, num_seen: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `forward` does, of what the tables hold; num_seen: the first rows alone, or all."""
+        inputs = self.inputs.columns(looked_up)
+        seen = inputs if num_seen is None else inputs.first(num_seen)
+        # Asked of a parameter: features may be symbolic.
         device_type = next(self.dense.parameters()).device.type
-        with (
-            record_function("## dense ##"),
-            torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16),
-        ):
-            # Compiled, it is so for training alone. This call is what nn.Module.compile leaves as it is,
-            # and runs hooks, by which inputs are shuffled (recsys/evaluation/importance.py).
-            dense = self.dense if self.training else self.dense._call_impl
-            logits_B, weights_BM = dense(seen)
-        if without_padding:
-            num_padding = inputs.first_order_B.shape[0] - num_real
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.use_bf16):
+            logits_B, weights_BM = self.dense(seen)
+        if num_seen is not None:
+            num_padding = inputs.first_order_B.shape[0] - num_seen
             logits_B = F.pad(logits_B, (0, num_padding))
             weights_BM = F.pad(weights_BM, (0, 0, 0, num_padding))
         return logits_B.float() + inputs.first_order_B, weights_BM

@@ -42,7 +42,7 @@ from recsys.runtime.signals import FAILED, StopSignals
 from recsys.schema import Manifest, read_manifest
 from recsys.sharding.apply import ShardedRanker
 from recsys.sharding.coded import codebooks_of
-from recsys.sharding.compilation import compile_dense
+from recsys.sharding.compilation import compile_scorer
 from recsys.sharding.optimizers import learning_rate_factor
 from recsys.sharding.pipeline import Pipeline, build_pipeline
 from recsys.sharding.plan import Plan
@@ -254,7 +254,7 @@ def train_run(
     validations = _validations(opened, scored_loaders, sharded=sharded, signals=signals, log=log)
     saver = _saver(opened, sharded=sharded, signals=signals, log=log)
     if config.train.compile != "none":
-        compile_dense(sharded.dense, config.train.compile)
+        compile_scorer(sharded.scorer, config.train.compile)
     plain = build_pipeline(config.train.pipeline, sharded, env)
     pipeline = profiled(plain, config=config.profile, folder=opened.folder / "profile", env=env)
     loop = _loop(

@@ -20,7 +20,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys.errors import UserError
 from recsys.model.modality import TABLE_PREFIX
-from recsys.model.ranker import Ranker
+from recsys.model.ranker import Ranker, Scorer
 from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.collectives import share
 from recsys.runtime.env import Env
@@ -94,9 +94,14 @@ class ShardedRanker:
         return groups + list(self.model.fused_optimizer.param_groups)
 
     @property
+    def scorer(self) -> Scorer:
+        """The ranker without its loss."""
+        return _without_ddp(self.model).scorer
+
+    @property
     def dense(self) -> nn.Module:
         """The dense part."""
-        return _without_ddp(self.model).dense
+        return self.scorer.dense
 
     @property
     def sends_rows(self) -> bool:
@@ -284,7 +289,7 @@ def shard_ranker(
     books = {TABLE_PREFIX + n: found for n, found in codebooks_of(modality_vectors).items()}
     modality = ranker.inputs.modality
     if replicated and modality is not None:
-        modality.tables = replicate(modality.tables, books, env.device)
+        modality.tables = replicate(modality.tables, books, env.device, ranker.scorer.use_bf16)
     with coded_kernels(books):
         model = DistributedModelParallel(
             ranker,

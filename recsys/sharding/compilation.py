@@ -1,4 +1,4 @@
-"""Compilation of the dense part for training: torch.compile, with CUDA graphs where they are asked for.
+"""Compilation of a scorer for training: torch.compile, with CUDA graphs where they are asked for.
 
 Called by recsys/run/training.py where train.compile asks for it.
 """
@@ -6,13 +6,14 @@ Called by recsys/run/training.py where train.compile asks for it.
 import os
 import shutil
 
-from torch import nn
+import torch
 
 from recsys.errors import UserError
+from recsys.model.ranker import Scorer
 
 
-def compile_dense(dense: nn.Module, form: str) -> None:
-    """Compile the dense part in place; Scorer calls the compiled form in training alone.
+def compile_scorer(scorer: Scorer, form: str) -> None:
+    """Compile all of a scorer but its lookups, for training alone.
 
     Args:
         form: a train.compile other than `none`.
@@ -20,7 +21,7 @@ def compile_dense(dense: nn.Module, form: str) -> None:
     Raises:
         UserError: CUDA graphs without a CUDA device; a CPU without a C++ compiler.
     """
-    on_gpu = next(dense.parameters()).device.type == "cuda"
+    on_gpu = next(scorer.dense.parameters()).device.type == "cuda"
     if form == "graphs" and not on_gpu:
         raise UserError("train.compile=graphs: CUDA graphs need an NVIDIA GPU; use fused or none")
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
@@ -30,4 +31,5 @@ def compile_dense(dense: nn.Module, form: str) -> None:
             f"{', '.join(compilers)} is on the PATH; install one, or use train.compile=none"
         )
     # Batches have the same shape at every step: nothing is compiled for shapes in general.
-    dense.compile(dynamic=False, mode="reduce-overhead" if form == "graphs" else None)
+    mode = "reduce-overhead" if form == "graphs" else None
+    scorer.compiled = torch.compile(scorer.score, dynamic=False, mode=mode)

@@ -75,8 +75,12 @@ class ReplicatedTables(nn.Module):
     1.8), so that they take, and a lookup reads, twice the bytes.
     """
 
-    def __init__(self, configs: Sequence[EmbeddingBagConfig], device: torch.device):
-        """Args: configs: of SUM pooling and one precision; device: of the tables."""
+    def __init__(
+        self, configs: Sequence[EmbeddingBagConfig], device: torch.device, *, in_bf16: bool
+    ):
+        """Args: configs: of SUM pooling and one precision; device: of the tables.
+        in_bf16: a dense part of bf16 reads what is looked up; sums are of fp32.
+        """
         super().__init__()
         self._configs = list(configs)
         (precision,) = {config.data_type for config in self._configs}
@@ -90,7 +94,7 @@ class ReplicatedTables(nn.Module):
                 number for number, c in enumerate(self._configs) for _ in c.feature_names
             ],
             weights_precision=data_type_to_sparse_type(precision),
-            output_dtype=SparseType.FP32,
+            output_dtype=SparseType.BF16 if in_bf16 and on_gpu else SparseType.FP32,
             pooling_mode=PoolingMode.SUM,
             # Never stepped: SGD keeps no state.
             optimizer=EmbOptimType.EXACT_SGD,
@@ -115,33 +119,48 @@ class ReplicatedTables(nn.Module):
         return self._configs
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Return the pooled vectors [B, sum of widths] in fp32."""
-        # Not to_dict(): it makes the offsets of every list anew, in one block of a GPU a feature.
-        keys = features.keys()
-        by_feature = dict(
-            zip(keys, features.values().split(features.length_per_key()), strict=True)
-        )
-        lengths_FB = features.lengths().reshape(len(keys), -1)
-        values = torch.cat([by_feature[name] for name in self._features])
-        lengths = torch.cat([lengths_FB[keys.index(name)] for name in self._features])
+        """Return the pooled vectors [B, sum of widths]."""
+        ids, lengths = _side_by_side(features, self._features)
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
         return KeyedTensor(
             keys=self._names,
             length_per_key=self._widths,
-            values=self._kernels[0](values.int(), offsets.int()),
+            values=self._kernels[0](ids.int(), offsets.int()),
         )
 
 
+def _side_by_side(
+    features: KeyedJaggedTensor, names: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of features one after the other, and the lengths of all their lists.
+
+    KeyedJaggedTensor.to_dict makes offsets of every list besides, in one block of a GPU a feature.
+    """
+    keys = features.keys()
+    ids = dict(zip(keys, features.values().split(features.length_per_key()), strict=True))
+    lengths = dict(zip(keys, features.lengths().reshape(len(keys), -1), strict=True))
+    return torch.cat([ids[name] for name in names]), torch.cat([lengths[name] for name in names])
+
+
 def replicate(
-    tables: EmbeddingBagCollection, books: Mapping[str, Codebooks], device: torch.device
+    tables: EmbeddingBagCollection,
+    books: Mapping[str, Codebooks],
+    device: torch.device,
+    in_bf16: bool = False,
 ) -> nn.Module:
     """Return the frozen collection held whole by this rank: on FBGEMM's kernel, or as codes.
 
     Kernel and output are those of the sharded form; only the exchange falls away, which on two CPU
     ranks costs half the speed.
+
+    Args:
+        in_bf16: a GPU's lookup on FBGEMM's kernel returns bf16, of which a dense part of bf16 has no cast
+            left to make.
     """
     configs = tables.embedding_bag_configs()
-    return CodedTables(configs, books, device) if books else ReplicatedTables(configs, device)
+    if books:
+        return CodedTables(configs, books, device)
+    return ReplicatedTables(configs, device, in_bf16=in_bf16)
 
 
 def kernels_of(collection: Any) -> Iterator[tuple[Any, Any, bool]]:

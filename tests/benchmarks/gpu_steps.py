@@ -22,7 +22,7 @@ from recsys.run.assembly import build_loader, plan_and_shard
 from recsys.run.config import RunConfig
 from recsys.runtime.env import Env
 from recsys.schema import read_manifest
-from recsys.sharding.compilation import compile_dense
+from recsys.sharding.compilation import compile_scorer
 from recsys.sharding.pipeline import build_pipeline
 from recsys.train.gradients import Gradients
 
@@ -48,7 +48,7 @@ def measure_case(
     ranker, _, sharded = plan_and_shard(config=config, manifest=manifest, vectors=vectors, env=env)
     gradients = Gradients(sharded, max_norm=None)
     if config.train.compile != "none":
-        compile_dense(sharded.dense, config.train.compile)
+        compile_scorer(sharded.scorer, config.train.compile)
     sharded.model.train()
     pipeline = build_pipeline(config.train.pipeline, sharded, env)
     loader = build_loader(

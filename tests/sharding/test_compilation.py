@@ -6,27 +6,27 @@ import pytest
 import torch
 
 from recsys.errors import UserError
-from recsys.sharding.compilation import compile_dense
+from recsys.sharding.compilation import compile_scorer
 from tests.model.whole_tables import batch_of, ranker_of
 
 
 def test_graphs_without_a_cuda_device_are_refused():
     with pytest.raises(UserError, match=r"train.compile=graphs: CUDA graphs need an NVIDIA GPU"):
-        compile_dense(torch.nn.Linear(2, 2), "graphs")
+        compile_scorer(ranker_of("umair_fps").scorer, "graphs")
 
 
 def test_cpu_without_a_compiler_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "my-compiler")
     with pytest.raises(UserError, match=r"none of my-compiler, clang\+\+ is on the PATH"):
-        compile_dense(torch.nn.Linear(2, 2), "fused")
+        compile_scorer(ranker_of("umair_fps").scorer, "fused")
 
 
 @pytest.mark.slow
 def test_compiled_dense_part_has_the_losses_gradients_and_scores_of_the_plain_one():
     plain = ranker_of("umair_fps", umcm="mixture").train()
     fused = copy.deepcopy(plain)
-    compile_dense(fused.dense, "fused")
+    compile_scorer(fused.scorer, "fused")
     for step in range(3):
         batch = batch_of(plain, range(24), step=step)
         losses = [ranker(batch)[0] for ranker in (plain, fused)]

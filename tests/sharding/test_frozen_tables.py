@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.model.modality import ModalityTables
 from recsys.run.planning import PlanningConfig, read_bits
@@ -52,7 +52,7 @@ def filled(pooled):
 @pytest.mark.parametrize("pooled", [["style", "text"], ["text"], []])
 def test_only_pooled_modalities_read_the_history_and_all_read_the_item(pooled):
     modality, vectors = filled(pooled)
-    found = modality(SPARSE)
+    found = modality.columns(modality(SPARSE))
     for name, vector_NE in vectors.items():
         item_BE, present_B = found[name]["item_id"]
         assert torch.equal(item_BE, vector_NE[[2, 5, 0]])
@@ -112,3 +112,15 @@ def test_plans_of_given_widths_have_codes_where_training_looks_them_up(tmp_path,
     dims = {"style": 8, "text": 6}
     config = PlanningConfig(cluster=ClusterConfig(name="c"), modality_dims=dims, modality_bits=bits)
     assert read_bits(tmp_path, config, dims) == dict.fromkeys(planned, bits)
+
+
+def test_a_lookup_in_bf16_gives_bf16_vectors_and_whole_counts():
+    modality, _ = filled(["text"])
+    exact = modality.columns(stored := modality(SPARSE))
+    halves = KeyedTensor(stored.keys(), stored.length_per_key(), stored.values().bfloat16())
+    for name, by_feature in modality.columns(halves).items():
+        for feature, (vector_BE, present_B) in by_feature.items():
+            expected_BE, expected_B = exact[name][feature]
+            assert vector_BE.dtype == torch.bfloat16
+            torch.testing.assert_close(vector_BE.float(), expected_BE, rtol=2**-7, atol=0)
+            assert torch.equal(present_B, expected_B)
