@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.warm_jobs import REPOSITORY, WARM
+from tests.warm_jobs import REPOSITORY, WARM, Call
 
 
 def children_of(pid: int) -> list[int]:
@@ -41,7 +41,7 @@ def send(number: signal.Signals, pids: list[int]) -> None:
             continue  # ended by itself in between
 
 
-def kill_family(process: subprocess.Popen) -> None:
+def kill_family(process: subprocess.Popen | Call) -> None:
     """SIGKILL a process and its family at once, itself first."""
     send(signal.SIGKILL, family_of(process.pid))
     process.wait()
@@ -116,13 +116,23 @@ class Running:
     ):
         self.ranks = ranks
         self.log = log
-        with open(log, "ab") as stream:
-            self.process = subprocess.Popen(
-                job_command(name, *arguments, ranks=ranks, torchrun=torchrun),
-                cwd=log.parent,
+        self.process = self.begin(name, *arguments, torchrun=torchrun)
+
+    def begin(
+        self, name: str, *arguments: str, torchrun: tuple[str, ...]
+    ) -> subprocess.Popen | Call:
+        """Start the job's processes."""
+        with open(self.log, "ab") as stream:
+            return subprocess.Popen(
+                job_command(name, *arguments, ranks=self.ranks, torchrun=torchrun),
+                cwd=self.log.parent,
                 stdout=stream,
                 stderr=stream,
             )
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher, which sends it on to its workers."""
+        send(number, [self.process.pid])
 
     def wait_until(self, seen: Callable[[], bool], *, seconds: float = 120) -> bool:
         """Look every millisecond; False where the job ends first."""
@@ -174,3 +184,16 @@ class Running:
     def said(self) -> str:
         """Everything it and its forerunners wrote to the log."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+class Forked(Running):
+    """The same of ranks that the fork server forks, five seconds sooner than torchrun starts each."""
+
+    def begin(self, name: str, *arguments: str, torchrun: tuple[str, ...]) -> Call:
+        """Let the fork server start the job's ranks."""
+        script = REPOSITORY / "launch" / f"{name}.py"
+        return WARM.begin(script, *arguments, ranks=self.ranks, outputs=[self.log, self.log])
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to every rank, as torchrun does."""
+        send(number, self.workers())

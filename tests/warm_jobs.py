@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -34,6 +35,42 @@ _SHARED = "TESSERA_TEST_JOBS"
 _JOBS = ("demo", "prepare", "embed", "train", "evaluate", "export", "recommend", "compare")
 _LATER = ("recsys.run.assembly", "embedding.text.encoder", "embedding.image.encoder", "fbgemm_gpu")
 _LATER += ("torch.distributed.optim", "torch.utils.tensorboard", "matplotlib.backends.backend_svg")
+
+
+class Call:
+    """A call that the fork server answers, with what tests ask of a started process."""
+
+    def __init__(self, address: str, request: dict[str, Any]):
+        """Args: address: of the server's socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            # Unbuffered: what is not read yet is seen by select.
+            self.stream = connection.makefile("rb", buffering=0)
+        self.pid = int(self.stream.readline())
+        """Process whose children are the ranks; the first of their group."""
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        if self.code is None and select.select([self.stream.fileno()], [], [], 0)[0]:
+            # Nothing is told where all of it was killed.
+            self.code = int(self.stream.readline() or -signal.SIGKILL)
+            self.stream.close()
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code once there is one.
+
+        Raises:
+            TimeoutError: it takes longer; its processes are killed.
+        """
+        if self.code is None and not select.select([self.stream.fileno()], [], [], timeout)[0]:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"killed after {timeout} s")
+        code = self.poll()
+        assert code is not None, "it has told its end"
+        return code
 
 
 class WarmJobs:
@@ -58,28 +95,27 @@ class WarmJobs:
         if self.folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="tessera-jobs-"))
             atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        outputs = [str(self.folder / "stdout"), str(self.folder / "stderr")]
+        outputs = [self.folder / "stdout", self.folder / "stderr"]
+        for file in outputs:
+            file.write_bytes(b"")
+        code = self.begin(script, *arguments, ranks=ranks, outputs=outputs).wait(timeout_seconds)
+        stdout, stderr = (file.read_text(encoding="utf-8") for file in outputs)
+        return subprocess.CompletedProcess([str(script), *arguments], code, stdout, stderr)
+
+    def begin(self, script: Path, *arguments: str, ranks: int = 0, outputs: Sequence[Path]) -> Call:
+        """Start a script as `run` does, in the folder of the first output, and return at once.
+
+        Args:
+            outputs: files of one folder to which output and errors are added.
+        """
         request = {
             "script": str(script),
             "arguments": arguments,
             "ranks": ranks,
-            "outputs": outputs,
+            "outputs": [str(file) for file in outputs],
             "environment": dict(os.environ),
         }
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout_seconds)
-            connection.connect(_shared_address() or self.start())
-            with connection.makefile("rw", encoding="utf-8") as stream:
-                stream.write(json.dumps(request) + "\n")
-                stream.flush()
-                group = int(stream.readline())
-                try:
-                    code = int(stream.readline())
-                except TimeoutError:
-                    os.killpg(group, signal.SIGKILL)
-                    raise
-        stdout, stderr = (Path(file).read_text(encoding="utf-8") for file in outputs)
-        return subprocess.CompletedProcess([str(script), *arguments], code, stdout, stderr)
+        return Call(_shared_address() or self.start(), request)
 
     def share(self) -> None:
         """Start the server, for processes of this repository's code that are started from now on too.
@@ -156,8 +192,6 @@ def _answer(connection: socket.socket) -> None:
     call = json.loads(stream.readline())
     stream.write(f"{os.getpid()}\n")
     stream.flush()
-    for file in call["outputs"]:
-        Path(file).write_bytes(b"")
     pids = []
     for variables in _variables_of_ranks(call.pop("ranks")):
         pid = os.fork()
@@ -190,7 +224,10 @@ def _variables_of_ranks(ranks: int) -> list[dict[str, str]]:
 
 
 def _wait_for(pids: list[int]) -> int:
-    """Return 0 once all have ended well, else the first code that is not; then the others are killed."""
+    """Return 0 once all have ended well, else the first code that is not.
+
+    Then the others are killed, unless that one was stopped by a signal, which all have.
+    """
     first = 0
     left = set(pids)
     while left:
@@ -199,7 +236,7 @@ def _wait_for(pids: list[int]) -> int:
         code = os.waitstatus_to_exitcode(status)
         if code and not first:
             first = code
-            for other in left:
+            for other in left if code != 128 + signal.SIGTERM else ():
                 os.kill(other, signal.SIGKILL)
     return first
 
@@ -209,7 +246,7 @@ def _become(
 ) -> None:
     """Run a script in this forked process, which then ends as any Python program does."""
     for descriptor, file in zip((1, 2), outputs, strict=True):
-        opened = os.open(file, os.O_WRONLY | os.O_APPEND)
+        opened = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.clear()

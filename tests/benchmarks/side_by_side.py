@@ -97,7 +97,7 @@ def tessera_command(workspace: Path, contender: Contender, name: str, threads: i
         *training_program(contender.ranks),
         *("data=ctr", "data.source=none", f"workspace={workspace}", f"run.name={name}"),
         *("model=dcn_v2", "model.deep_dims=[400,400,400]", "model.tower_dims=[16]"),
-        *("model.dropout=0.0", "model.interest_modalities=[]", "optim=defaults"),
+        *("model.dropout=0.0", "model.interest_modalities=[]", "optim=base"),
         *(f"model.dense_precision={contender.variant}", ROW_WISE, "optim.table.learning_rate=0.02"),
         *(f"train.global_batch_size={BATCH}", "train.epochs=1", "train.log_every_steps=5"),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import Running
+from tests.processes import Forked, Running
 from tests.small_runs import leftovers, losses, metrics, options, steps_saved
 from tests.warm_jobs import WARM
 
@@ -31,14 +31,14 @@ def whole(workspace, job):
     return expected
 
 
-def start_and_reach(workspace, name, step, ranks, tmp_path, *more, **launcher):
+def start_and_reach(workspace, name, step, ranks, tmp_path, *more, launcher=Running, **settings):
     """Start or go on with a run, and return when it has logged a step."""
-    running = Running(
+    running = launcher(
         "train",
         *options(workspace, name, *LONG, *more),
         ranks=ranks,
         log=tmp_path / f"{name}.log",
-        **launcher,
+        **settings,
     )
 
     def reached():
@@ -49,15 +49,21 @@ def start_and_reach(workspace, name, step, ranks, tmp_path, *more, **launcher):
     return running
 
 
-def test_killed_and_stopped_run_ends_bit_for_bit_as_the_whole_one(workspace, whole, job, tmp_path):
-    killed = start_and_reach(workspace, "broken", 5, 2, tmp_path)
+@pytest.mark.parametrize(
+    "launcher", [Forked, pytest.param(Running, marks=pytest.mark.slow)], ids=["forked", "torchrun"]
+)
+def test_killed_and_stopped_run_ends_bit_for_bit_as_the_whole_one(
+    workspace, whole, job, tmp_path, launcher
+):
+    shutil.rmtree(workspace / "runs" / "broken", ignore_errors=True)
+    killed = start_and_reach(workspace, "broken", 5, 2, tmp_path, launcher=launcher)
     killed.kill()
     assert losses(workspace, "broken") == whole[: len(losses(workspace, "broken"))]
 
     reached = losses(workspace, "broken")[-1][0]
-    stopped = start_and_reach(workspace, "broken", reached + 5, 2, tmp_path)
+    stopped = start_and_reach(workspace, "broken", reached + 5, 2, tmp_path, launcher=launcher)
     started = time.monotonic()
-    stopped.process.send_signal(signal.SIGTERM)
+    stopped.send_signal(signal.SIGTERM)
     code = stopped.finish(seconds=60)
     seconds = time.monotonic() - started
     assert code != 0 and seconds < 30, stopped.said()[-2000:]
