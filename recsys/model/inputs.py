@@ -23,7 +23,7 @@ from recsys.schema import DenseSpec, FeatureSpec, Manifest, history_of
 
 @dataclass
 class LookedUp:
-    """What tables hold for B rows, before it is taken apart: as few tensors as there are lookups."""
+    """Lookups of B rows, before they are taken apart: one tensor a collection of tables."""
 
     embeddings: KeyedTensor
     """Of trainable tables, by feature."""

@@ -89,7 +89,7 @@ class ModalityTables(nn.Module):
         )
 
     def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
-        """Return the stored rows of items, and their sums over histories, side by side."""
+        """Return the stored rows of items, and their sums over histories, side by side [B, widths]."""
         with torch.no_grad():
             return self.tables(sparse)
 
