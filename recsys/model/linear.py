@@ -3,6 +3,7 @@
 Called by towers, projections and cross networks. On a CPU the products are oneDNN's. In fp32 torch takes
 MKL's, which leave a tenth of an AMD processor's rate unused, and more than half of one with AVX-512; in
 bf16 it takes oneDNN's, but copies the bias into every row first (LOG.md, 2026-11-26 and 2026-11-27).
+Without AVX-512, MKL's take less time where a product is small, and where oneDNN needs a transposed copy.
 Shapes: B rows, I input width, O output width, N width of a cross network, L its layers.
 """
 
@@ -18,8 +19,10 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_p
     _ONEDNN_DTYPES.add(torch.float32)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         _ONEDNN_DTYPES.add(torch.bfloat16)
-
-
+_HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+_FEWEST_MULTIPLICATIONS = 2**22
+"""Smaller products are MKL's without AVX-512: of 16 rows, 128 by 128, oneDNN takes 38 us and MKL 12, of
+1,024 rows, 64 by 32, 71 and 66 (LOG.md, 2026-11-28)."""
 TENSOR_CORE_COLUMNS = 8
 """Widths of bf16 matrices that an NVIDIA GPU's fast products take are multiples of this."""
 
@@ -105,23 +108,28 @@ def product(
     x_BI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x W^T + b [B, O], without a gradient; W may be a transposed view."""
-    if _onednn(x_BI):
+    many = _HAS_AVX512 or x_BI.numel() * weight_OI.shape[0] >= _FEWEST_MULTIPLICATIONS
+    if many and _onednn(x_BI):
         return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_BI, weight_OI, bias_O)
 
 
 def tanh_product(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """tanh(x W^T) [B, O], without a gradient."""
-    if _onednn(x_BI):
+    if not _onednn(x_BI):
+        return F.linear(x_BI, weight_OI).tanh_()
+    if _HAS_AVX512:
         # torch's own tanh behind the product takes 1.7 times as long in all (LOG.md, 2026-11-27).
         return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, None, "tanh", [], "")
-    return F.linear(x_BI, weight_OI).tanh_()
+    # Elsewhere either tanh takes as long as the product. By the sigmoid, exact to 2e-7, it takes half
+    # of that (LOG.md, 2026-11-28).
+    return product(x_BI, weight_OI).mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def weight_gradient(grad_BO: torch.Tensor, x_BI: torch.Tensor) -> torch.Tensor:
     """grad^T x [O, I], without a gradient."""
     # A batch of padding alone has nothing to sum, which oneDNN refuses.
-    if _onednn(x_BI) and len(x_BI):
+    if (_HAS_AVX512 or x_BI.dtype != torch.float32) and _onednn(x_BI) and len(x_BI):
         # oneDNN reads the rows of its second factor transposed, if they are contiguous; of any other
         # transposed matrix it copies one value after the other.
         return product(grad_BO.t().contiguous(), x_BI.contiguous().t())

@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys.model.linear import full_cross, joined, linear, linear_of_joined, linear_relu
+from recsys.model import linear as linear_file
+from recsys.model.linear import (
+    full_cross,
+    joined,
+    linear,
+    linear_of_joined,
+    linear_relu,
+    product,
+    tanh_product,
+    weight_gradient,
+)
 from recsys.model.mixture import low_rank_mixture
 
 B, IN, OUT, LAYERS = 9, 5, 7, 3
@@ -58,10 +68,28 @@ def test_linear_equals_autograds_in_value_and_gradient(dtype, has_bias):
     assert_same(linear(*inputs), F.linear(*inputs), inputs)
 
 
-@pytest.mark.parametrize("product", [linear, linear_relu])
-def test_batch_without_rows_has_gradients_of_zero(product):
+@pytest.mark.parametrize("has_avx512", [False, True])
+@pytest.mark.parametrize("num_rows", [9, 1_024])
+def test_products_agree_with_float64_in_the_forms_of_either_processor(
+    monkeypatch, has_avx512, num_rows
+):
+    monkeypatch.setattr(linear_file, "_HAS_AVX512", has_avx512)
+    with torch.no_grad():
+        x, weight, bias, grad = tensors((num_rows, 80), (64, 80), (64,), (num_rows, 64))
+        x64, weight64, bias64, grad64 = (t.double() for t in (x, weight, bias, grad))
+        for mine, exact in (
+            (product(x, weight, bias), x64 @ weight64.T + bias64),
+            (product(grad, weight.t()), grad64 @ weight64),
+            (tanh_product(x / 80, weight), torch.tanh(x64 / 80 @ weight64.T)),
+            (weight_gradient(grad, x), grad64.T @ x64),
+        ):
+            assert (mine - exact).abs().max() < 2e-6 * exact.abs().max() + 2e-6
+
+
+@pytest.mark.parametrize("form", [linear, linear_relu])
+def test_batch_without_rows_has_gradients_of_zero(form):
     x, weight, bias = inputs = tensors((0, IN), (OUT, IN), (OUT,))
-    product(x, weight, bias).sum().backward()
+    form(x, weight, bias).sum().backward()
     assert [tuple(tensor.grad.shape) for tensor in inputs] == [(0, IN), (OUT, IN), (OUT,)]
     assert not weight.grad.any() and not bias.grad.any()
 
