@@ -41,6 +41,9 @@ class ImageConfig:
     semantic_blocks: list[str] = field(default_factory=list)
     """Names of the blocks, for a model of timm the numbers of its stages, of whose channels the semantic
     head reads means and deviations; empty: it reads the pooled last features."""
+    semantic_grid: int = 0
+    """Cells a side of a grid; the semantic head also reads the means of the channels of semantic_blocks
+    in each of its cells, and so where something is drawn; 0: it does not."""
     style_head: StyleHead = "auto"
     """`gram_max` (the paper), `moments`, `gram_pca`, `palette`, `contrastive`, or `auto`: contrastive
     where the items have artists, else palette."""
@@ -79,6 +82,11 @@ class ImageConfig:
     def problems(self) -> list[str]:
         """Return a text for an unknown network, another library's weights, or an unholdable share."""
         found = tenths_problems(self.held_out_tenths)
+        if self.semantic_grid < 0 or (self.semantic_grid and not self.semantic_blocks):
+            found.append(
+                f"semantic_grid={self.semantic_grid}: expected 0, or a number above 0 and in "
+                f"semantic_blocks the blocks to read"
+            )
         library = "timm" if self.backbone.startswith(TIMM) else "torchvision"
         if self.backbone != "resnet_tiny" and not self.backbone.startswith((*FAMILIES, TIMM)):
             found.append(

@@ -1,8 +1,8 @@
 """Image encoder: one network, two outputs, in one pass.
 
 Semantics: the pooled last features of the network, or means and deviations of the channels of late
-blocks. Style: a head of embedding/image/style.py over early blocks. Each goes through a projection
-(embedding/image/projection.py) fitted on a sample.
+blocks, and their means in the cells of a grid. Style: a head of embedding/image/style.py over early
+blocks. Each goes through a projection (embedding/image/projection.py) fitted on a sample.
 Shapes: B, N pictures, S side of the square input, R raw, D, E output widths.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from embedding.image.backbone import Maps, build_backbone
 from embedding.image.config import ImageConfig
 from embedding.image.projection import Projection, build_projection
-from embedding.image.style import STYLE_HEADS, moments
+from embedding.image.style import STYLE_HEADS, grid_means, moments
 from embedding.image.triplets import Sample
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
@@ -47,6 +47,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(config, folder)
         self.body = self.backbone.network
+        self.semantic_grid = config.semantic_grid
         self.is_bgr = config.channels == "bgr"
         self.style = STYLE_HEADS[config.style_head]
         self.projections: dict[str, Projection] = {
@@ -79,7 +80,12 @@ class ImageEncoder(nn.Module):
     def statistics(self, pixels_BSS3: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """Return raw statistics, each [B, R], by output, of uint8 pictures [B, S, S, 3]."""
         pooled_BD, semantic_maps, style_maps = self.features(pixels_BSS3)
-        semantic = moments(pixels_BSS3, semantic_maps) if semantic_maps else [pooled_BD]
+        semantic = [pooled_BD]
+        if semantic_maps:
+            parts = moments(pixels_BSS3, semantic_maps)
+            if self.semantic_grid:
+                parts += grid_means(semantic_maps, self.semantic_grid)
+            semantic = [torch.cat(parts, dim=1)]
         return {"semantic": semantic, "style": self.style.statistics(pixels_BSS3, style_maps)}
 
     def forward(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:

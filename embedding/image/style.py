@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 PALETTE_BINS = 16
 """Per colour channel: 4,096 colours."""
@@ -35,6 +36,14 @@ def moments(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[tor
         variance_BC = map_BCHW.square().mean(dim=(2, 3)) - mean_BC.square()
         parts += [mean_BC, variance_BC.clamp_min(0).sqrt()]
     return [torch.cat(parts, dim=1)]
+
+
+def grid_means(maps: Sequence[torch.Tensor], cells: int) -> list[torch.Tensor]:
+    """Channel means of every block in each cell of a grid of `cells` a side, K of [B, C cells cells].
+
+    A spatial pyramid (Lazebnik et al. 2006) of one level; no statistic of style, as it tells places.
+    """
+    return [F.adaptive_avg_pool2d(map_BCHW, cells).flatten(1) for map_BCHW in maps]
 
 
 def gram_roots(pixels_BSS3: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:

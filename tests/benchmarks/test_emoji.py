@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import md5
 
 import numpy as np
 import pytest
@@ -96,49 +97,82 @@ def found(encoder, pictures, *, num_views=2, seed=0, without=None, anonymous=Fal
     }
 
 
-@pytest.fixture
-def efficientnet() -> ImageConfig:
-    """The preset `efficientnet` with the weights of EMOJI_EFFICIENTNET."""
+class Remembered:
+    """Statistics of pictures by their bytes: heads that are fitted on them again need no network."""
+
+    def __init__(self, encoder: ImageEncoder):
+        self.of_network = encoder.statistics
+        self.rows: dict[bytes, dict[str, list[torch.Tensor]]] = {}
+
+    def __call__(self, pixels_BSS3: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Return the statistics of uint8 pictures [B, S, S, 3]."""
+        keys = [md5(picture.numpy().tobytes()).digest() for picture in pixels_BSS3]
+        new = [i for i, key in enumerate(keys) if key not in self.rows]
+        if new:
+            with torch.no_grad():
+                found = self.of_network(pixels_BSS3[new])
+            for place, i in enumerate(new):
+                self.rows[keys[i]] = {
+                    output: [values[place] for values in found[output]] for output in found
+                }
+        return {
+            output: [
+                torch.stack(values)
+                for values in zip(*(self.rows[key][output] for key in keys), strict=True)
+            ]
+            for output in ("semantic", "style")
+        }
+
+
+@pytest.fixture(scope="module")
+def efficientnet():
+    """Build encoders of the preset `efficientnet` that share their statistics."""
     file = os.environ.get("EMOJI_EFFICIENTNET")
     if file is None:
         pytest.skip("no weights of tf_efficientnet_lite0: set EMOJI_EFFICIENTNET to their file")
     preset = REPOSITORY / "configs/encoder/image/efficientnet.yaml"
     settings = yaml.safe_load(preset.read_text(encoding="utf-8"))
     assert settings["size"] == SIZE
-    return ImageConfig(**settings | {"weights": file, "style_head": "contrastive"})
+    config = ImageConfig(**settings | {"weights": file, "style_head": "contrastive"})
+    remembered = Remembered(ImageEncoder(config).eval())
+
+    def build(semantic_head: str) -> ImageEncoder:
+        encoder = ImageEncoder(dataclasses.replace(config, semantic_head=semantic_head)).eval()
+        encoder.statistics = remembered
+        return encoder
+
+    return build
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_preset_of_efficientnet_over_seeds(emoji, efficientnet, seed):
     pictures, _ = emoji
-    encoder = ImageEncoder(efficientnet).eval()
-    known = found(encoder, pictures, num_views=1, seed=seed)
+    known = found(efficientnet("discriminant"), pictures, num_views=1, seed=seed)
     print(f"\nefficientnet, seed {seed}: {known}")
     assert known["style"]["hand"] >= 0.94 and known["style"]["content"] < 0.05
-    assert known["semantic"]["content"] >= 0.85
+    assert known["semantic"]["content"] >= 0.88
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_contrastive_semantics_know_less_of_the_designer(emoji, efficientnet, seed):
     pictures, _ = emoji
-    config = dataclasses.replace(efficientnet, semantic_head="contrastive")
-    known = found(ImageEncoder(config).eval(), pictures, num_views=1, seed=seed)
+    known = found(efficientnet("contrastive"), pictures, num_views=1, seed=seed)
     print(f"\nefficientnet, contrastive semantics, seed {seed}: {known}")
     # The nearest picture of another concept has the same designer in one of five cases by chance.
-    assert known["semantic"]["content"] >= 0.84 and known["semantic"]["hand"] < 0.47
+    assert known["semantic"]["content"] >= 0.85 and known["semantic"]["hand"] < 0.45
 
 
-def test_a_designer_never_seen_by_the_preset_of_efficientnet(emoji, efficientnet):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_designer_never_seen_by_the_preset_of_efficientnet(emoji, efficientnet, seed):
     pictures, _ = emoji
     shares = {}
     for designer in DESIGNERS:
-        encoder = ImageEncoder(efficientnet).eval()
-        known = found(encoder, pictures, num_views=1, without=designer)
+        encoder = efficientnet("discriminant")
+        known = found(encoder, pictures, num_views=1, seed=seed, without=designer)
         shares[designer] = known["style"]["unseen_hand"]
-    print(
-        f"\nefficientnet, designers never seen: {shares}, mean {np.mean(list(shares.values())):.3f}"
-    )
-    assert np.mean(list(shares.values())) >= 0.80
+    mean = np.mean(list(shares.values()))
+    print(f"\nefficientnet, designers never seen, seed {seed}: {shares}, mean {mean:.3f}")
+    assert mean >= 0.80
 
 
 def test_heads_beside_each_other(emoji, real_data):

@@ -103,6 +103,25 @@ def test_semantics_read_means_and_deviations_of_the_blocks_that_are_named(backbo
     torch.testing.assert_close(joined, torch.cat(expected, dim=1), atol=1e-3, rtol=1e-3)
 
 
+def test_with_a_grid_semantics_also_read_the_means_of_its_cells():
+    blocks = {"style_head": "gram_max", "semantic_blocks": ["layer1"]}
+    encoder = fitted(count=6, semantic_grid=2, **blocks)
+    pixels = torch.from_numpy(pictures(3, seed=1))
+    with torch.no_grad():
+        _, (map_BCHW,), _ = encoder.features(pixels)
+        (joined,) = encoder.statistics(pixels)["semantic"]
+    assert joined.shape == (3, 2 * 32 + 4 * 32)
+    half = map_BCHW.shape[2] // 2
+    lower_right = map_BCHW[:, :, half:, half:].mean(dim=(2, 3))
+    torch.testing.assert_close(joined[:, 2 * 32 :].unflatten(1, (32, 4))[:, :, 3], lower_right)
+    assert encoder.encode(pictures(3))["semantic"].shape == (3, 192)
+
+
+def test_a_grid_needs_blocks():
+    with pytest.raises(ValueError, match="semantic_grid=3: expected 0, or .* semantic_blocks"):
+        from_config(ImageConfig, {"semantic_grid": 3}, "encoder.image")
+
+
 def test_a_vector_does_not_depend_on_the_batch_it_is_encoded_in():
     encoder = fitted(semantic_head="discriminant", style_head="contrastive")
     together = encoder.encode(pictures(7))

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from embedding.image.style import STYLE_HEADS, gram, gram_max, moments, palette, palettes
+from embedding.image.style import (
+    STYLE_HEADS,
+    gram,
+    gram_max,
+    grid_means,
+    moments,
+    palette,
+    palettes,
+)
 
 PIXELS = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
 
@@ -68,6 +76,11 @@ def test_the_coarse_palette_forgives_a_shade():
     assert fine.shape == (2, 4096) and coarse.shape == (2, 512)
     assert (fine[0] * fine[1]).sum() == 0 and float((coarse[0] * coarse[1]).sum()) == 1
     assert coarse[0, 0] == 1
+
+
+def test_grid_means_by_hand():
+    map_BCHW = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert grid_means([map_BCHW], 2)[0].tolist() == [[2.5, 4.5, 10.5, 12.5]]
 
 
 @pytest.mark.parametrize("head", sorted(STYLE_HEADS))
