@@ -197,7 +197,8 @@ class BundleScorer:
                 has_VK = items.has_vector.take(values_V).float()
                 zeros_UK = has_VK.new_zeros(num_users, has_VK.shape[1])
                 count_UK = zeros_UK.index_add_(0, user_V, has_VK)
-                histories[feature] = (user_V, count_UK.clamp_min(1.0), (count_UK > 0).float())
+                divisor_UK = count_UK.clamp_min(1.0) + self.spec.interest_shrinkage
+                histories[feature] = (user_V, divisor_UK, (count_UK > 0).float())
             user_V, divisor_UK, present_UK = histories[feature]
             place = items.modalities.index(modality)
             vector_VE = items.vectors[modality].take(values_V).float()

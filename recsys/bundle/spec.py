@@ -81,6 +81,8 @@ class BundleSpec:
     widths: Widths
     manifest: Manifest
     """What encoding needs of the data's manifest: no checksums, no recipe."""
+    interest_shrinkage: float = 0.0
+    """Added to the number of items that the sum of their vectors is divided by for an interest vector."""
     user_dense: tuple[str, ...] = ()
     """Dense features of the user side that the model reads, in its order."""
     item_dense: tuple[str, ...] = ()

@@ -355,6 +355,7 @@ def _spec(source: Source, config: ExportConfig) -> BundleSpec:
         modality_names=tuple(source.ranker.modality_names),
         vector_names=tuple(inputs.modality_dims),
         interests=tuple(inputs.interests),
+        interest_shrinkage=source.config.model.interest_shrinkage,
         widths=Widths(modalities={name: table.dim for name, table in source.vectors.items()}),
         manifest=served_manifest(source.prepared, manifest),
         first_order=source.config.model.first_order,

@@ -91,6 +91,7 @@ class LoopConfig:
             "train.global_batch_size=256",
             "train.epochs=4",
             "model.embedding_dim=8",
+            "model.interest_shrinkage=0.0",
             "optim.table.l2=1.0e-2",
         ]
     )

@@ -48,6 +48,9 @@ class RankerConfig:
     """Item modalities to read; those without features in the workspace are left out."""
     interest_modalities: list[str] = field(default_factory=lambda: ["text"])
     """Modalities pooled over the history into interest vectors; the paper uses text alone."""
+    interest_shrinkage: float = 0.0
+    """An interest vector is the sum of the vectors of n items divided by n plus this number: of few items
+    it is closer to zero. 0: their mean."""
     modality_components: int = 0
     """Principal components that the vectors of every modality are reduced to before anything is learned
     from them (recsys/model/components.py), fitted on the workspace's vectors; 0: none. Histograms of
@@ -69,6 +72,8 @@ class RankerConfig:
         found = [problem for key, value in values.items() for problem in self._unfit(key, value)]
         if not 0 <= self.embedding_init < math.inf:
             found.append(f"embedding_init={self.embedding_init}: expected 0 or more")
+        if not 0 <= self.interest_shrinkage < math.inf:
+            found.append(f"interest_shrinkage={self.interest_shrinkage}: expected 0 or more")
         return found + [
             f"{key}={values[key]!r}: expected one of {', '.join(choices)}"
             for key, choices in self.CHOICES.items()

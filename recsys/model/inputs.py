@@ -178,6 +178,7 @@ class RankerInputs(nn.Module):
                 history_features=liked,
                 pooled=[modality for modality, _ in self.interests],
                 sequence_features=compared if self.similarity is not None else (),
+                shrinkage=config.interest_shrinkage,
             )
             if self.modality_dims
             else None

@@ -37,9 +37,9 @@ class ModalityTables(nn.Module):
     """Looks modality vectors up; the same table serves the row's item and the user's history.
 
     A stored row is [vector (E), mask (1), zero padding]: mask is 1 for an item that has the
-    modality and 0 (with a zero vector) for one that has not. Mean pooling over a history then
-    yields the share of items that have it, by which the pooled vector is divided: missing pictures
-    do not pull an interest vector towards zero.
+    modality and 0 (with a zero vector) for one that has not. The sum over a history then has the number
+    of items that have it, by which the pooled vector is divided: missing pictures do not pull an
+    interest vector towards zero.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ModalityTables(nn.Module):
         history_features: Sequence[str],
         pooled: Sequence[str],
         sequence_features: Sequence[str] = (),
+        shrinkage: float = 0.0,
     ):
         """Build the tables on the meta device.
 
@@ -62,6 +63,7 @@ class ModalityTables(nn.Module):
             pooled: modalities whose vectors are pooled over these lists; a list costs as many rows of a
                 table as it has items, so that no other modality reads it.
             sequence_features: keys of item lists that `sequences` reads item by item.
+            shrinkage: added to the number of items that a pooled sum is divided by.
         """
         super().__init__()
         self.dims = dict(dims)
@@ -72,6 +74,7 @@ class ModalityTables(nn.Module):
         self.history_features = list(history_features) if pooled else []
         self.pooled = [name for name in self.dims if name in pooled]
         self.sequence_features = list(sequence_features)
+        self.shrinkage = shrinkage
         self.tables = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
@@ -109,7 +112,8 @@ class ModalityTables(nn.Module):
                 item_B = item_BD[:, dim].float()
                 vectors[name] = {self.item_feature: (item_BD[:, :dim], item_B)}
                 for feature in self.history_features if name in self.pooled else ():
-                    vectors[name][feature] = _split(looked_up[self._key(feature, name)], dim)
+                    pooled_BD = looked_up[self._key(feature, name)]
+                    vectors[name][feature] = _split(pooled_BD, dim, self.shrinkage)
                 if name in self.bases:
                     vectors[name] = {
                         feature: (turned_BE @ self.bases[name].T, present_B)
@@ -151,8 +155,10 @@ def _as_read(stored_BD: torch.Tensor) -> torch.Tensor:
     return stored_BD if stored_BD.dtype == torch.bfloat16 else stored_BD.float()
 
 
-def _split(stored_BD: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    stored_BD = _as_read(stored_BD)
-    count_B = stored_BD[:, dim]
-    vector_BE = stored_BD[:, :dim] / count_B.clamp_min(1.0)[:, None]
-    return vector_BE, (count_B > 0).float()
+def _split(
+    stored_BD: torch.Tensor, dim: int, shrinkage: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sum_BD = _as_read(stored_BD)
+    count_B = sum_BD[:, dim]
+    divisor_B = count_B.clamp_min(1.0) + shrinkage
+    return sum_BD[:, :dim] / divisor_B[:, None], (count_B > 0).float()

@@ -28,6 +28,7 @@ FORMS = {
     **{form: {"umcm": form} for form in UMCM_FORMS},
     "all terms": {
         "second_order": True,
+        "interest_shrinkage": 2.0,
         "similarity_tiers": 5,
         "similarity_histories": ["history", "history_negative"],
     },

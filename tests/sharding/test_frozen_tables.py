@@ -25,7 +25,7 @@ SPARSE = KeyedJaggedTensor(
 LISTS = [[1, 3], [], [4, 4, 2]]
 
 
-def filled(pooled):
+def filled(pooled, shrinkage=0.0):
     """Tables held whole, of random vectors; item 3 has none."""
     modality = ModalityTables(
         dims=DIMS,
@@ -33,6 +33,7 @@ def filled(pooled):
         item_feature="item_id",
         history_features=["history"],
         pooled=pooled,
+        shrinkage=shrinkage,
     )
     modality.tables = replicate(modality.tables, {}, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -65,6 +66,15 @@ def test_only_pooled_modalities_read_the_history_and_all_read_the_item(pooled):
                 expected_E = vector_NE[there].sum(dim=0) / max(1, len(there))
                 torch.testing.assert_close(mean_BE[row], expected_E)
                 assert any_B[row] == bool(there)
+
+
+def test_shrinkage_divides_a_sum_by_more_than_the_items_that_have_a_vector():
+    modality, vectors = filled(["style"], shrinkage=2.0)
+    interest_BE, any_B = modality.columns(modality(SPARSE))["style"]["history"]
+    style_NE = vectors["style"]  # item 3, of row 0, has none
+    expected = [style_NE[1] / 3, torch.zeros(5), style_NE[[4, 4, 2]].sum(dim=0) / 5]
+    torch.testing.assert_close(interest_BE, torch.stack(expected))
+    assert any_B.tolist() == [1, 0, 1]
 
 
 def test_modality_that_pools_nothing_asks_for_no_history():
