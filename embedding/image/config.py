@@ -50,6 +50,8 @@ class ImageConfig:
     style_blocks: list[str] = field(default_factory=list)
     """Names of the early blocks the style head reads, for a model of timm the numbers of its stages;
     empty: the default of the family, for timm the stages of at least an eighth of the side."""
+    style_differences: bool = False
+    """Whether the contrastive style head also reads histograms of the differences of near pixels."""
     style_dim: int = 128
     """Width of gram_pca, palette and contrastive."""
     style_steps: int = 600

@@ -17,7 +17,7 @@ from torch import nn
 from embedding.image.backbone import Maps, build_backbone
 from embedding.image.config import ImageConfig
 from embedding.image.projection import Projection, build_projection
-from embedding.image.style import STYLE_HEADS, grid_means, moments
+from embedding.image.style import STYLE_HEADS, difference_histograms, grid_means, moments
 from embedding.image.triplets import Sample
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, reading, write_json
@@ -50,6 +50,7 @@ class ImageEncoder(nn.Module):
         self.semantic_grid = config.semantic_grid
         self.is_bgr = config.channels == "bgr"
         self.style = STYLE_HEADS[config.style_head]
+        self.style_differences = config.style_differences and config.style_head == "contrastive"
         self.projections: dict[str, Projection] = {
             "semantic": build_projection(
                 SEMANTIC_HEADS[config.semantic_head],
@@ -86,7 +87,10 @@ class ImageEncoder(nn.Module):
             if self.semantic_grid:
                 parts += grid_means(semantic_maps, self.semantic_grid)
             semantic = [torch.cat(parts, dim=1)]
-        return {"semantic": semantic, "style": self.style.statistics(pixels_BSS3, style_maps)}
+        style = self.style.statistics(pixels_BSS3, style_maps)
+        if self.style_differences:
+            style = [*style, difference_histograms(pixels_BSS3)]
+        return {"semantic": semantic, "style": style}
 
     def forward(self, pixels_BSS3: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return scaled {"semantic": [B, D], "style": [B, E]} of uint8 pictures [B, S, S, 3]."""

@@ -2,10 +2,12 @@
 
 A head is a list of statistics and a projection of them (embedding/image/projection.py). Statistics do not
 know where in the picture something is: Gram matrices of early feature maps (Gatys et al. 2016;
-UMAIR-FPS, arXiv 2402.10381), moments of their channels, and the palette. LOG.md has the table that
-chose the default. Shapes: B pictures, S side, K blocks, C channels, H, W positions, R statistics.
+UMAIR-FPS, arXiv 2402.10381), moments of their channels, the palette, and difference histograms (Unser
+1986). LOG.md has the table that chose the default.
+Shapes: B pictures, S side, K blocks, C channels, H, W positions, P pairs of pixels, R statistics.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,9 @@ import torch.nn.functional as F
 PALETTE_BINS = 16
 """Per colour channel: 4,096 colours."""
 _PALETTE_SIDE = 96
+_DISTANCES = (1, 2, 4)
+"""Of the pixels whose difference is counted, in a picture of about 96 pixels a side."""
+_DIFFERENCE_BINS = 21
 
 
 def gram(map_BCHW: torch.Tensor) -> torch.Tensor:
@@ -99,6 +104,42 @@ def roots_and_palettes(
 ) -> list[torch.Tensor]:
     """Line and texture by every block's Gram matrix, colour by two palettes; each statistic [B, R]."""
     return gram_roots(pixels_BSS3, maps) + palettes(pixels_BSS3, maps)
+
+
+def difference_histograms(pixels_BSS3: torch.Tensor) -> torch.Tensor:
+    """Return roots of the shares of differences between near pixels, [B, 378]: texture and edges.
+
+    Lightness, red against green and yellow against blue; 1, 2 and 4 pixels to the right and down; 21 bins
+    of the signed logarithm, as flat parts differ little and outlines much. A picture of twice 96 pixels
+    or more is averaged first, so that an edge is as wide in pixels at any size.
+    """
+    side = pixels_BSS3.shape[1]
+    step = max(1, side // _PALETTE_SIDE)
+    colour_B3SS = F.avg_pool2d(pixels_BSS3.permute(0, 3, 1, 2).float() / 255, step)
+    opponent_33 = colour_B3SS.new_tensor([
+        [0.299, 0.587, 0.114],
+        [0.5, -0.5, 0],
+        [0.25, 0.25, -0.5],
+    ])
+    opponent_B3SS = torch.einsum("dc,bchw->bdhw", opponent_33, colour_B3SS)
+    bins_511 = _difference_bins(pixels_BSS3.device)
+    parts = []
+    for distance in _DISTANCES:
+        for axis in (3, 2):
+            length = opponent_B3SS.shape[axis] - distance
+            far, near = (opponent_B3SS.narrow(axis, start, length) for start in (distance, 0))
+            bin_B3P = bins_511[((far - near) * 255).round().long() + 255].flatten(2)
+            count_B3R = torch.zeros(*bin_B3P.shape[:2], _DIFFERENCE_BINS, device=bin_B3P.device)
+            count_B3R.scatter_add_(2, bin_B3P, torch.ones_like(bin_B3P, dtype=count_B3R.dtype))
+            parts.append(count_B3R.flatten(1) / bin_B3P.shape[2])
+    return torch.cat(parts, dim=1).sqrt()
+
+
+def _difference_bins(device: torch.device) -> torch.Tensor:
+    """Return int64 [511]: the bin of each difference from -255 to 255, of equal width in logarithm."""
+    difference_511 = torch.arange(-255, 256, device=device) / 255
+    signed_511 = difference_511.sign() * torch.log1p(100 * difference_511.abs()) / math.log1p(100)
+    return ((signed_511 + 1) / 2 * _DIFFERENCE_BINS).long().clamp_max(_DIFFERENCE_BINS - 1)
 
 
 Statistic = Callable[[torch.Tensor, Sequence[torch.Tensor]], list[torch.Tensor]]

@@ -10,7 +10,7 @@ from embedding.image.config import ImageConfig, StyleHead, chosen_style_head
 from embedding.image.encoder import ImageEncoder
 from embedding.image.heads import fit_heads, measure
 from embedding.image.sample import Pictures
-from embedding.image.style import STYLE_HEADS
+from embedding.image.style import STYLE_HEADS, difference_histograms
 from embedding.text.encoder import load_text_encoder
 from recsys.config import from_config
 
@@ -115,6 +115,26 @@ def test_with_a_grid_semantics_also_read_the_means_of_its_cells():
     lower_right = map_BCHW[:, :, half:, half:].mean(dim=(2, 3))
     torch.testing.assert_close(joined[:, 2 * 32 :].unflatten(1, (32, 4))[:, :, 3], lower_right)
     assert encoder.encode(pictures(3))["semantic"].shape == (3, 192)
+
+
+@pytest.mark.parametrize(("head", "count"), [("contrastive", 1), ("palette", 0)])
+def test_only_the_contrastive_style_head_reads_differences(tmp_path, head, count):
+    heads = {"style_head": head, "semantic_head": "pool"}
+    config = heads | {"style_differences": True}
+    encoder, without = fitted(count=6, **config), fitted(count=6, **heads)
+    pixels = torch.from_numpy(pictures(3, seed=1))
+    with torch.no_grad():
+        style = encoder.statistics(pixels)["style"]
+        plain = without.statistics(pixels)["style"]
+    assert len(style) == len(plain) + count
+    if count:
+        assert torch.equal(style[-1], difference_histograms(pixels))
+    encoder.save(tmp_path, {"a": 1})
+    other = ImageEncoder(ImageConfig(**config), tmp_path).eval()
+    other.load(tmp_path)
+    assert torch.equal(
+        encoder.encode(pixels.numpy())["style"], other.encode(pixels.numpy())["style"]
+    )
 
 
 def test_a_grid_needs_blocks():

@@ -5,6 +5,7 @@ import torch
 
 from embedding.image.style import (
     STYLE_HEADS,
+    difference_histograms,
     gram,
     gram_max,
     grid_means,
@@ -76,6 +77,34 @@ def test_the_coarse_palette_forgives_a_shade():
     assert fine.shape == (2, 4096) and coarse.shape == (2, 512)
     assert (fine[0] * fine[1]).sum() == 0 and float((coarse[0] * coarse[1]).sum()) == 1
     assert coarse[0, 0] == 1
+
+
+def test_differences_of_near_pixels_are_counted_by_hand():
+    """One white column in a black picture of 10 pixels a side."""
+    pixels = torch.zeros(1, 10, 10, 3, dtype=torch.uint8)
+    pixels[:, :, 5] = 255
+    share_KAC = difference_histograms(pixels)[0].square().unflatten(0, (3, 2, 3, 21))
+    for index, distance in enumerate((1, 2, 4)):
+        right, down = share_KAC[index, 0], share_KAC[index, 1]
+        # Of 10 - d neighbours to the right one is lighter and one darker; white and black are no hues.
+        one = 1 / (10 - distance)
+        assert right[0, [0, 10, 20]].tolist() == pytest.approx([one, 1 - 2 * one, one])
+        assert right[1:, 10].tolist() == pytest.approx([1, 1])
+        assert down[:, 10].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_differences_are_those_of_the_same_drawing_at_twice_the_size():
+    small = torch.randint(0, 255, (1, 96, 96, 3), generator=torch.Generator().manual_seed(0))
+    small = small.to(torch.uint8)
+    large = small.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    torch.testing.assert_close(difference_histograms(large), difference_histograms(small))
+
+
+def test_differences_do_not_depend_on_where_a_drawing_is():
+    pixels = torch.full((1, 40, 40, 3), 255, dtype=torch.uint8)
+    pixels[:, 8:20, 8:20] = torch.randint(0, 255, (12, 12, 3), dtype=torch.uint8)
+    moved = pixels.roll((9, 5), dims=(1, 2))
+    torch.testing.assert_close(difference_histograms(moved), difference_histograms(pixels))
 
 
 def test_grid_means_by_hand():
