@@ -99,7 +99,7 @@ class _Rewriting:
 
     def __init__(self, module: fx.GraphModule):
         self._module, self._graph = module, module.graph
-        self._constants: dict[_Node, torch.Tensor] = {}
+        self._constants: dict[_Node, Any] = {}
 
     @torch.no_grad()
     def run(self, *, uses_onednn: bool) -> None:
@@ -199,6 +199,8 @@ class _Rewriting:
                     if isinstance(value, torch.Tensor):
                         with self._graph.inserting_before(node):
                             self._replace(node, self._constant(node.name, value))
+                    else:  # a tuple of tensors, whose elements are read by nodes behind it
+                        self._constants[node] = value
 
     def _use_onednn(self, node: _Node) -> None:
         """x W' + b, with the activation behind it, as one operator on a packed weight."""

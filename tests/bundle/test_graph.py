@@ -57,10 +57,27 @@ def test_a_rewritten_cross_network_computes_the_same(form, many_rows):
     count = rewritten(Outputs(cross), torch.randn(ROWS, 48), many_rows=many_rows)
     if form == "low_rank_mixture":
         assert count["linear"] + count["matmul"] <= 8
-        assert count["einsum"] == 0, "experts by one product"
+        assert count["einsum"] == count["block_diag"] == 0, "experts by one product, made once"
         assert (count["_linear_pointwise"] == 6) == many_rows
         # The first tanh of a layer is of a product that the gates share; the second is part of its own.
         assert count["tanh"] == (2 if many_rows else 4)
+
+
+class ByExpert(nn.Module):
+    """The product by expert of bundles from before the mixture's matrices were block-diagonal."""
+
+    def __init__(self):
+        super().__init__()
+        self.C_KRR = nn.Parameter(torch.randn(3, 24, 24) / 5)
+
+    def forward(self, x_BKR):
+        """Return (tanh of the products [B, K, R],)."""
+        return (torch.tanh(torch.einsum("bkr,ksr->bks", x_BKR, self.C_KRR)),)
+
+
+def test_a_product_by_expert_of_an_earlier_bundle_is_one_product():
+    count = rewritten(ByExpert(), torch.randn(ROWS, 3, 24))
+    assert count["_linear_pointwise"] == 1 and count["einsum"] == count["tanh"] == 0
 
 
 @pytest.mark.parametrize("form", UMCM_FORMS)
