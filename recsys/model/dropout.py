@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [B, ...] to the same shape: zeros, and the others divided by the share that is kept."""
-        is_plain = input.is_cuda or torch.compiler.is_compiling()
+        is_plain = input.device.type != "cpu" or torch.compiler.is_compiling()
         if is_plain or not self.training or not 0 < self.p < 1:
             return super().forward(input)
         return input * self.factors(input)

@@ -121,6 +121,9 @@ def tanh_product(x_BI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     if _HAS_AVX512:
         # torch's own tanh behind the product takes 1.7 times as long in all (LOG.md, 2026-11-27).
         return torch.ops.mkldnn._linear_pointwise(x_BI, weight_OI, None, "tanh", [], "")
+    if x_BI.dtype != torch.float32:
+        # The sigmoid's bf16 numbers about 0.5 are 0.002 apart: it would make 0 of small values.
+        return product(x_BI, weight_OI).tanh_()
     # Elsewhere either tanh takes as long as the product. By the sigmoid, exact to 2e-7, it takes half
     # of that (LOG.md, 2026-11-28).
     return product(x_BI, weight_OI).mul_(2).sigmoid_().mul_(2).sub_(1)

@@ -86,6 +86,14 @@ def test_products_agree_with_float64_in_the_forms_of_either_processor(
             assert (mine - exact).abs().max() < 2e-6 * exact.abs().max() + 2e-6
 
 
+def test_tanh_in_bf16_keeps_small_values_without_avx512(monkeypatch):
+    monkeypatch.setattr(linear_file, "_HAS_AVX512", False)
+    monkeypatch.setattr(linear_file, "_onednn", lambda tensor: True)
+    x = torch.tensor([[0.001], [0.01], [0.1]], dtype=torch.bfloat16)
+    found = tanh_product(x, torch.ones(1, 1, dtype=torch.bfloat16))
+    torch.testing.assert_close(found, torch.tanh(x), rtol=2**-7, atol=0)
+
+
 @pytest.mark.parametrize("form", [linear, linear_relu])
 def test_batch_without_rows_has_gradients_of_zero(form):
     x, weight, bias = inputs = tensors((0, IN), (OUT, IN), (OUT,))
