@@ -77,7 +77,7 @@ class TrainConfig:
     batches then travel as rows, and the GPU gathers their ids; of larger arrays, of lists in the log, and
     where tables have `ids`, loader threads do it. 0: always these."""
     compile: Literal["none", "fused", "graphs"] = "none"
-    """Compilation of the dense part by torch.compile, for training alone: `fused` joins its operators
+    """Compilation of all but the lookups by torch.compile, for training alone: `fused` joins operators
     into fewer kernels; `graphs` replays them as CUDA graphs besides (NVIDIA GPU). It takes up to a
     minute at the start, and rounds differently. A CPU needs a C++ compiler."""
 

@@ -1,4 +1,4 @@
-"""Compilation of the dense part: what it needs, and that it trains what the plain form trains."""
+"""Compilation of a scorer: what it needs, and that it trains what the plain form trains."""
 
 import copy
 
