@@ -101,7 +101,7 @@ house: $(STAMP) ## measures of the code beside their bounds: lengths, arguments,
 lint: $(STAMP) ## ruff and codespell
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/codespell *.md docs/*.md .ci configs embedding launch recsys tests --ignore-words-list=nd,te,unser,lable,featurs,modle,caf,whats
+	$(VENV)/bin/codespell *.md docs/*.md .ci configs embedding launch recsys tests --ignore-words-list=nd,te,unser,leace,lable,featurs,modle,caf,whats
 
 types: $(STAMP) ## mypy
 	$(VENV)/bin/mypy
