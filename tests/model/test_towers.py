@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from recsys.model import dropout as dropout_file
 from recsys.model.mlp import Tower, run_towers
 from recsys.runtime import batch_norm
 from recsys.runtime.batch_norm import GlobalBatchNorm, synchronise
@@ -52,11 +53,13 @@ def results(towers, inputs, run):
     return [*outputs, *(x.grad for x in inputs), *gradients, *buffers, after]
 
 
+@pytest.mark.parametrize("draws_in_a_row", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("activation_on_last", [False, True])
 def test_side_by_side_is_one_after_the_other_in_fewer_exchanges(
-    exchanges, activation_on_last, dropout
+    exchanges, monkeypatch, activation_on_last, dropout, draws_in_a_row
 ):
+    monkeypatch.setattr(dropout_file, "_DRAWS_IN_A_ROW", draws_in_a_row)
     towers = two_towers(dropout, activation_on_last)
     inputs = [torch.randn(6, 5), torch.randn(6, 3)]
     alone = results(
