@@ -107,7 +107,10 @@ class PlainUmairFps(nn.Module):
         """Map {feature: (ids, offsets [B])} to logits [B]."""
         with torch.no_grad():
             items = {name: self.pooled(name, ids["item_id"]) for name in self.frozen}
-            tastes = [(name, self.pooled(name, ids[feature])) for name, feature in self.interests]
+            tastes = [
+                (name, self.pooled(name, ids[feature], self.settings.interest_shrinkage))
+                for name, feature in self.interests
+            ]
         stored = {name: self.tables[table](*ids[name]) for name, table in self.table_of.items()}
         first_order_B = sum(stored_BD[:, -1] for stored_BD in stored.values())
         user = [stored[name][:, :-1] for name in self.user_features]
@@ -134,11 +137,15 @@ class PlainUmairFps(nn.Module):
         deep_BH = self.deep(self.cross(torch.cat(parts, dim=1)))
         return self.logit(deep_BH)[:, 0] + direct_B + first_order_B
 
-    def pooled(self, modality, bag):
-        """Return the mean of the vectors that are there [B, E], and whether there is any [B]."""
+    def pooled(self, modality, bag, shrinkage=0.0):
+        """Return the mean of the vectors that are there [B, E], and whether there is any [B].
+
+        shrinkage: added to the number of vectors that their sum is divided by.
+        """
         sum_BE1 = F.embedding_bag(bag[0], self.frozen[modality], bag[1], mode="sum")
         count_B = sum_BE1[:, -1]
-        return sum_BE1[:, :-1] / count_B.clamp_min(1)[:, None], (count_B > 0).float()
+        divisor_B = count_B.clamp_min(1) + shrinkage
+        return sum_BE1[:, :-1] / divisor_B[:, None], (count_B > 0).float()
 
     def load(self, dense, tables):
         """Take the weights of Tessera's dense part by name, and its tables [N, D]."""
