@@ -89,8 +89,11 @@ def check_languages(pairs: Pairs, weights: Collection[str]) -> None:
     Raises:
         UserError: names the languages that there are.
     """
+    named = [name for name in weights if "/" in name]
+    if not named:  # most encoders; all pairs are not gone through for nothing
+        return
     known = [name for name in groups_of(pairs, least=0) if "/" in name]
-    unknown = [name for name in weights if "/" in name and name not in known]
+    unknown = [name for name in named if name not in known]
     if unknown:
         raise UserError(
             f"encoder.text.perspective_weights: no text pair is of {', '.join(unknown)}; expected "
