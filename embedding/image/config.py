@@ -55,7 +55,10 @@ class ImageConfig:
     style_dim: int = 128
     """Width of gram_pca, palette and contrastive."""
     style_steps: int = 600
-    """Optimizer steps of the contrastive head."""
+    """Optimizer steps of the contrastive head, of each of its networks."""
+    style_networks: int = 1
+    """Networks of the contrastive style head, each from a start of its own; several find the artist of
+    more pictures than one, in vectors of the same width, and take several times as long to train."""
     fit_pictures: int = 4096
     """Pictures on which heads and scaling are fitted; a larger catalogue is sampled."""
     fit_views: int = 2
@@ -84,6 +87,8 @@ class ImageConfig:
     def problems(self) -> list[str]:
         """Return a text for an unknown network, another library's weights, or an unholdable share."""
         found = tenths_problems(self.held_out_tenths)
+        if self.style_networks < 1:
+            found.append(f"style_networks={self.style_networks}: expected 1 or more")
         if self.semantic_grid < 0 or (self.semantic_grid and not self.semantic_blocks):
             found.append(
                 f"semantic_grid={self.semantic_grid}: expected 0, or a number above 0 and in "

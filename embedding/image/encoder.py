@@ -58,7 +58,10 @@ class ImageEncoder(nn.Module):
                 steps=config.semantic_steps,
             ),
             "style": build_projection(
-                self.style.projection, dim=config.style_dim, steps=config.style_steps
+                self.style.projection,
+                dim=config.style_dim,
+                steps=config.style_steps,
+                networks=config.style_networks,
             ),
         }
         self.scaling: dict[str, torch.Tensor] = {}

@@ -2,9 +2,9 @@
 
 Five kinds behind one interface, used by the semantic and the style output of embedding/image/encoder.py:
 `identity`, `principal` (PCA), `discriminant` (what differs between contents, not within them),
-`contrastive` (a small network that brings pictures of one artist together) and `content_contrastive` (a
+`contrastive` (small networks that bring pictures of one artist together) and `content_contrastive` (a
 matrix that brings pictures of one content together). Shapes: B pictures, N pictures of the sample, V
-views of each, R raw statistics, D reduced width, E output width.
+views of each, R raw statistics, D reduced width, E output width, M networks of an ensemble.
 """
 
 import dataclasses
@@ -230,6 +230,52 @@ class Contrastive(Principal):
         self.network.to(weights["1.weight"].device).eval().requires_grad_(False)
 
 
+class ContrastiveEnsemble(Principal):
+    """Several networks of `Contrastive` from starts of their own, brought back to one width.
+
+    A deep ensemble (Lakshminarayanan et al. 2017): networks err on different pictures, and cosines of
+    their vectors side by side are the mean of their cosines. The leading components of these vectors
+    [M E], not centred, keep the cosines in E numbers.
+    """
+
+    def __init__(self, dim: int, *, steps: int, networks: int):
+        """Args: dim: output width; steps: of each network."""
+        super().__init__(_COMPONENTS, standardise=True)
+        self.needs_labels = True
+        self.output_dim = dim
+        self.members = nn.ModuleList(Contrastive(dim, steps=steps) for _ in range(networks))
+
+    def fit(self, sample: Sample, seed: int) -> None:
+        """Train the networks on the sample, in place, then fit the components of their vectors."""
+        for index, member in enumerate(self.members):
+            member.fit(sample, seed * len(self.members) + index)
+        with torch.no_grad():
+            joined_NX = self._joined(sample.reduced_NVD[:, 0])
+        # In double precision, and of so few numbers, the decomposition is the same on every machine.
+        second_XX = (joined_NX.T.double() @ joined_NX.double()).cpu()
+        _, vectors_XX = torch.linalg.eigh(second_XX)
+        leading_XE = vectors_XX[:, -self.output_dim :].flip(1)
+        self.register_buffer("leading", leading_XE.to(joined_NX).contiguous())
+
+    def _joined(self, reduced_BD: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors of all networks side by side, [B, M E]."""
+        return torch.cat([member.head(reduced_BD) for member in self.members], dim=1)
+
+    def head(self, reduced_BD: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors [B, E]."""
+        return F.normalize(self._joined(reduced_BD) @ self.get_buffer("leading"), dim=1)
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over fitted tensors, [D, ...] by name."""
+        own = {k: v for k, v in state.items() if not k.startswith("members.")}
+        super().restore(own)
+        for index, member in enumerate(self.members):
+            prefix = f"members.{index}."
+            member.restore({
+                k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+            })
+
+
 class ContentContrastive(Discriminant):
     """A matrix after the discriminant, trained so that pictures of one content get similar vectors.
 
@@ -312,16 +358,20 @@ class ContentContrastive(Discriminant):
         )
 
 
-PROJECTIONS: dict[str, Callable[[int, int], Projection]] = {
-    "identity": lambda dim, steps: Projection(),
-    "principal": lambda dim, steps: Principal(dim),
-    "discriminant": lambda dim, steps: Discriminant(),
-    "contrastive": lambda dim, steps: Contrastive(dim, steps=steps),
-    "content_contrastive": lambda dim, steps: ContentContrastive(dim, steps=steps),
+PROJECTIONS: dict[str, Callable[[int, int, int], Projection]] = {
+    "identity": lambda dim, steps, networks: Projection(),
+    "principal": lambda dim, steps, networks: Principal(dim),
+    "discriminant": lambda dim, steps, networks: Discriminant(),
+    "contrastive": lambda dim, steps, networks: (
+        Contrastive(dim, steps=steps)
+        if networks == 1
+        else ContrastiveEnsemble(dim, steps=steps, networks=networks)
+    ),
+    "content_contrastive": lambda dim, steps, networks: ContentContrastive(dim, steps=steps),
 }
-"""Unfitted projections by kind, of an output width and a number of optimizer steps."""
+"""Unfitted projections by kind, of an output width, a number of optimizer steps and of networks."""
 
 
-def build_projection(kind: str, *, dim: int, steps: int) -> Projection:
+def build_projection(kind: str, *, dim: int, steps: int, networks: int = 1) -> Projection:
     """Return an unfitted projection of PROJECTIONS."""
-    return PROJECTIONS[kind](dim, steps)
+    return PROJECTIONS[kind](dim, steps, networks)

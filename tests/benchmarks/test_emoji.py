@@ -149,7 +149,7 @@ def test_the_preset_of_efficientnet_over_seeds(emoji, efficientnet, seed):
     pictures, _ = emoji
     known = found(efficientnet("discriminant"), pictures, num_views=1, seed=seed)
     print(f"\nefficientnet, seed {seed}: {known}")
-    assert known["style"]["hand"] >= 0.94 and known["style"]["content"] < 0.05
+    assert known["style"]["hand"] >= 0.95 and known["style"]["content"] < 0.05
     assert known["semantic"]["content"] >= 0.88
 
 
@@ -172,7 +172,7 @@ def test_a_designer_never_seen_by_the_preset_of_efficientnet(emoji, efficientnet
         shares[designer] = known["style"]["unseen_hand"]
     mean = np.mean(list(shares.values()))
     print(f"\nefficientnet, designers never seen, seed {seed}: {shares}, mean {mean:.3f}")
-    assert mean >= 0.80
+    assert mean >= 0.85
 
 
 def test_heads_beside_each_other(emoji, real_data):

@@ -120,7 +120,7 @@ def test_with_a_grid_semantics_also_read_the_means_of_its_cells():
 @pytest.mark.parametrize(("head", "count"), [("contrastive", 1), ("palette", 0)])
 def test_only_the_contrastive_style_head_reads_differences(tmp_path, head, count):
     heads = {"style_head": head, "semantic_head": "pool"}
-    config = heads | {"style_differences": True}
+    config = heads | {"style_differences": True, "style_networks": 2}
     encoder, without = fitted(count=6, **config), fitted(count=6, **heads)
     pixels = torch.from_numpy(pictures(3, seed=1))
     with torch.no_grad():
@@ -140,6 +140,11 @@ def test_only_the_contrastive_style_head_reads_differences(tmp_path, head, count
 def test_a_grid_needs_blocks():
     with pytest.raises(ValueError, match="semantic_grid=3: expected 0, or .* semantic_blocks"):
         from_config(ImageConfig, {"semantic_grid": 3}, "encoder.image")
+
+
+def test_a_style_head_needs_a_network():
+    with pytest.raises(ValueError, match="style_networks=0: expected 1 or more"):
+        from_config(ImageConfig, {"style_networks": 0}, "encoder.image")
 
 
 def test_a_vector_does_not_depend_on_the_batch_it_is_encoded_in():

@@ -10,6 +10,7 @@ from embedding.image.projection import (
     PROJECTIONS,
     ContentContrastive,
     Contrastive,
+    ContrastiveEnsemble,
     Discriminant,
     Principal,
     Projection,
@@ -150,6 +151,27 @@ def test_contrastive_head_finds_the_hand_behind_a_loud_content(rng):
     assert nearest_neighbour_accuracy(vectors, content, hand).share < 0.3
 
 
+def test_an_ensemble_of_heads_keeps_the_mean_of_its_networks_cosines(rng):
+    values, hands, contents = hands_and_contents(
+        rng, hand=1.0, content=1, clutter=2, num_contents=200
+    )
+    learned, unseen = contents < 140, contents >= 140
+    ensemble = ContrastiveEnsemble(16, steps=60, networks=3)
+    ensemble.fit_reduction([values[learned]])
+    reduced = ensemble.reduce([values])
+    fitted = sample(reduced[learned][:, None], hands[learned].tolist(), contents[learned].tolist())
+    ensemble.fit(fitted, seed=0)
+    single = [member.head(reduced[unseen]) for member in ensemble.members]
+    vectors = ensemble([values[unseen]])
+    assert vectors.shape == (len(vectors), 16)
+    mean_cosine = torch.stack([v @ v.T for v in single]).mean(dim=0)
+    torch.testing.assert_close(vectors @ vectors.T, mean_cosine, atol=0.1, rtol=0)
+    hand, content = ([str(v) for v in part[unseen]] for part in (hands, contents))
+    alone = [nearest_neighbour_accuracy(v.numpy(), hand, content).share for v in single]
+    together = nearest_neighbour_accuracy(vectors.numpy(), hand, content).share
+    assert len(set(alone)) > 1 and together > np.mean(alone) + 0.01
+
+
 def test_contrastive_semantics_know_the_content_and_less_of_the_hand_than_the_discriminant(rng):
     values, hands, contents = hands_and_contents(rng, hand=1, content=0.5, num_contents=400)
     # Every hand draws each of eight groups of contents in a manner of its own.
@@ -177,10 +199,12 @@ def test_contrastive_semantics_without_contents_or_crops_say_what_is_missing():
         ContentContrastive(4, steps=5).fit(sample(torch.zeros(6, 1, 3)), seed=0)
 
 
-@pytest.mark.parametrize("kind", PROJECTIONS)
-def test_restored_projection_gives_the_same_vectors(rng, kind):
+@pytest.mark.parametrize(
+    ("kind", "networks"), [*((kind, 1) for kind in PROJECTIONS), ("contrastive", 2)]
+)
+def test_restored_projection_gives_the_same_vectors(rng, kind, networks):
     values = torch.tensor(rng.normal(size=(60, 2, 9)), dtype=torch.float32)
-    projections = [build_projection(kind, dim=4, steps=5) for _ in range(2)]
+    projections = [build_projection(kind, dim=4, steps=5, networks=networks) for _ in range(2)]
     projections[0].fit_reduction([values[:, 0]])
     reduced = torch.stack([projections[0].reduce([values[:, v]]) for v in range(2)], dim=1)
     projections[0].fit(sample(reduced, artists=[i % 4 for i in range(60)]), seed=0)
