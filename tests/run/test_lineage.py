@@ -169,6 +169,17 @@ def test_the_rows_that_are_replayed_decide_a_runs_result(workspace):
     assert changes(zero, two)["train.replay"] == "train.replay was None, is 2.0"
 
 
+@pytest.mark.parametrize(("name", "expected"), [("umair_fps", "ed093a81"), ("dcn_v2", "36ce6570")])
+def test_a_key_that_came_later_leaves_the_hashes_of_earlier_versions(workspace, name, expected):
+    """A new key of the model or the optimizers goes to _LATER_SETTINGS: studies find their runs by hash."""
+    stored = as_stored(workspace, config_of(model={"name": name}), read_manifest(workspace))
+    data = {"name": "any", "checksums": {}, "features": {}}
+    assert fingerprint({**stored, "data": data}) == expected
+    if name == "umair_fps":
+        model = {**stored["model"], "interest_shrinkage": 40.0}
+        assert fingerprint({**stored, "model": model, "data": data}) != expected
+
+
 def test_a_baseline_that_reads_whole_vectors_has_the_hash_of_earlier_versions(workspace):
     """When `modality_components` was a key of UMAIR-FPS alone, no section of a baseline had it."""
     manifest = read_manifest(workspace)
