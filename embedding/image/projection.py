@@ -162,8 +162,9 @@ class Contrastive(Principal):
         batch_size: int = 80,
         temperature: float = 0.1,
         dropout: float = 0.3,
+        name: str = "style head",
     ):
-        """Args: dim: output width; batch_size: triplets a step."""
+        """Args: dim: output width; batch_size: triplets a step; name: of the head, in its line."""
         super().__init__(_COMPONENTS, standardise=True)
         self.needs_labels = True
         self.output_dim = dim
@@ -173,6 +174,7 @@ class Contrastive(Principal):
         self.batch_size = batch_size
         self.temperature = temperature
         self.dropout = dropout
+        self.name = name
         self.network: nn.Sequential | None = None
 
     def _build(self, input_dim: int) -> nn.Sequential:
@@ -208,7 +210,7 @@ class Contrastive(Principal):
             )
         self.network = network.eval().requires_grad_(False)
         say(
-            f"style head: {self.steps} steps on {len(sample.reduced_NVD):,} pictures by "
+            f"{self.name}: {self.steps} steps on {len(sample.reduced_NVD):,} pictures by "
             f"{triplets.num_artists:,} artists, loss {total:.3f}"
         )
 
@@ -243,15 +245,19 @@ class ContrastiveEnsemble(Principal):
         super().__init__(_COMPONENTS, standardise=True)
         self.needs_labels = True
         self.output_dim = dim
-        self.members = nn.ModuleList(Contrastive(dim, steps=steps) for _ in range(networks))
+        self.networks = [
+            Contrastive(dim, steps=steps, name=f"style head, network {number} of {networks}")
+            for number in range(1, networks + 1)
+        ]
+        self.members = nn.ModuleList(self.networks)
 
     def fit(self, sample: Sample, seed: int) -> None:
         """Train the networks on the sample, in place, then fit the components of their vectors."""
-        for index, member in enumerate(self.members):
-            member.fit(sample, seed * len(self.members) + index)
+        for index, network in enumerate(self.networks):
+            network.fit(sample, seed * len(self.networks) + index)
         with torch.no_grad():
             joined_NX = self._joined(sample.reduced_NVD[:, 0])
-        # In double precision, and of so few numbers, the decomposition is the same on every machine.
+        # Double precision: products square the ratio of the largest to the smallest component.
         second_XX = (joined_NX.T.double() @ joined_NX.double()).cpu()
         _, vectors_XX = torch.linalg.eigh(second_XX)
         leading_XE = vectors_XX[:, -self.output_dim :].flip(1)
@@ -259,7 +265,7 @@ class ContrastiveEnsemble(Principal):
 
     def _joined(self, reduced_BD: torch.Tensor) -> torch.Tensor:
         """Return unit vectors of all networks side by side, [B, M E]."""
-        return torch.cat([member.head(reduced_BD) for member in self.members], dim=1)
+        return torch.cat([network.head(reduced_BD) for network in self.networks], dim=1)
 
     def head(self, reduced_BD: torch.Tensor) -> torch.Tensor:
         """Return unit vectors [B, E]."""
@@ -269,9 +275,9 @@ class ContrastiveEnsemble(Principal):
         """Take over fitted tensors, [D, ...] by name."""
         own = {k: v for k, v in state.items() if not k.startswith("members.")}
         super().restore(own)
-        for index, member in enumerate(self.members):
+        for index, network in enumerate(self.networks):
             prefix = f"members.{index}."
-            member.restore({
+            network.restore({
                 k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
             })
 

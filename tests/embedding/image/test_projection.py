@@ -161,7 +161,7 @@ def test_an_ensemble_of_heads_keeps_the_mean_of_its_networks_cosines(rng):
     reduced = ensemble.reduce([values])
     fitted = sample(reduced[learned][:, None], hands[learned].tolist(), contents[learned].tolist())
     ensemble.fit(fitted, seed=0)
-    single = [member.head(reduced[unseen]) for member in ensemble.members]
+    single = [member.head(reduced[unseen]) for member in ensemble.networks]
     vectors = ensemble([values[unseen]])
     assert vectors.shape == (len(vectors), 16)
     mean_cosine = torch.stack([v @ v.T for v in single]).mean(dim=0)
