@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embedding.features.catalogue import Catalogue
 from embedding.features.codebook_fit import fitted_codebooks, known_codebooks
@@ -47,6 +46,7 @@ from embedding.features.store import (
 from embedding.image.pictures import REASONS, write_unusable
 from recsys.errors import UserError
 from recsys.files import EMBED_AGAIN, read_array
+from recsys.progress import progress_bar
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
 from recsys.schema import Manifest
@@ -224,11 +224,11 @@ def _run_rank(pipeline: Pipeline, env: Env) -> dict[str, int]:
     """Make this rank's shards, with a bar on rank 0; return its counts."""
     mine = range(env.rank, pipeline.num_shards, env.world_size)
     ranks = f" (rank 0 of {env.world_size})" if env.world_size > 1 else ""
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(len(pipeline.rows_of(index)) for index in mine),
         desc="+".join(pipeline.names) + ranks,
         unit="item",
-        disable=None if env.is_first else True,
+        is_shown=env.is_first,
     )
     with bar:
         return pipeline.run(mine, bar.update)

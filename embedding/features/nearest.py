@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from embedding.features.store import FeatureTable
+from recsys.progress import progress_bar
 from recsys.schema import UNKNOWN_ROW
 
 PIECE_ROWS = 65_536
@@ -53,7 +53,7 @@ def nearest(
     rows_QK = np.full((num_queries, k), -1, dtype=np.int64)
     best_QK = np.full((num_queries, k), -np.inf, dtype=np.float32)
     starts = range(0, table.num_rows, piece_rows)
-    for start in tqdm(starts, desc=table.name, unit="piece", disable=None):
+    for start in progress_bar(starts, desc=table.name, unit="piece"):
         stop = min(start + piece_rows, table.num_rows)
         piece_PD, has_vector_P = _unit(table.read(start, stop).astype(np.float32))
         alike_QP = np.round(queries_QD @ piece_PD.T, 6)

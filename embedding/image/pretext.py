@@ -26,6 +26,7 @@ from embedding.image.pretext_checkpoint import Checkpoint, kept_weights
 from embedding.image.pretext_data import TagData, split_groups
 from recsys.errors import NonFiniteError, UserError
 from recsys.job import say
+from recsys.progress import progress_bar
 from recsys.runtime.batch_norm import synchronise
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
@@ -113,12 +114,12 @@ def train_on_tags(
     if state.epoch:
         say(f"tag pretext: goes on after epoch {state.epoch}, validation mAP {state.best:.3f}")
     training.share_over_ranks()
-    bar = tqdm(
+    bar = progress_bar(
         total=config.epochs * training.num_steps,
         initial=state.epoch * training.num_steps,
         desc="tag pretext",
         unit="step",
-        disable=None if env.is_first else True,
+        is_shown=env.is_first,
     )
     while state.epoch < config.epochs and not state.is_stalled(config.patience):
         loss = training.epoch(state.epoch, bar)

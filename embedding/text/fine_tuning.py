@@ -37,6 +37,7 @@ from embedding.text.vocabulary import extend_vocabulary
 from recsys.errors import NonFiniteError
 from recsys.files import EMBED_AGAIN, reading, write_json, writing
 from recsys.job import say
+from recsys.progress import progress_bar
 from recsys.runtime.collectives import share, sharing_errors
 from recsys.runtime.env import Env
 
@@ -181,7 +182,7 @@ def described(results: list[Retrieval]) -> str:
 
 
 class Progress(TrainerCallback):
-    """Progress bar on rank 0; passes the mean loss since the last evaluation on to the evaluator."""
+    """Progress on rank 0; passes the mean loss since the last evaluation on to the evaluator."""
 
     def __init__(self, losses: list[float], is_first: bool):
         """Args: losses: where the evaluator finds them."""
@@ -191,12 +192,12 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar at the step where training goes on."""
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
+        self.bar = progress_bar(
             desc="text pairs",
             unit="step",
-            disable=None if self.is_first else True,
+            total=state.max_steps,
+            initial=state.global_step,
+            is_shown=self.is_first,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

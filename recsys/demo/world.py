@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from recsys.demo.exposure import (
     MODALITIES,
@@ -35,6 +34,7 @@ from recsys.demo.words import THEME_WORDS, TextPair, item_words, name_of, text_p
 from recsys.errors import UserError
 from recsys.files import DRAW_AGAIN, new_folder, reading, write_json
 from recsys.metrics.auc import auc
+from recsys.progress import progress_bar
 
 FORMULA = "logit = bias + b_u + sum over semantic, style, text of w_u,m (t_u,m . v_i,m)"
 
@@ -314,7 +314,7 @@ def paint(items: Items, folder: Path, *, size: int, seed: int, processes: int) -
     indices = range(len(items.subject))
     jobs = list(zip(indices, items.subject, items.scene, items.hand, strict=True))
     paint = partial(_paint_one, folder, size, seed)
-    bar = partial(tqdm, total=len(jobs), desc="paint", unit="picture", disable=None)
+    bar = partial(progress_bar, total=len(jobs), desc="paint", unit="picture")
     if processes == 1:
         for job in bar(jobs):
             paint(job)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from recsys.batch import Batch
 from recsys.metrics.predictions import NanScoresError
+from recsys.progress import progress_bar
 from recsys.runtime.distributed_sort import sorted_rows
 from recsys.runtime.env import Env
 from recsys.runtime.ranks import ALONE, Ranks
@@ -135,9 +135,8 @@ def predict(
     """
     sharded.model.eval()
     scored = ScoredBatches()
-    # disable=None: no bar where the output is not a terminal.
-    hidden = None if env.is_first and progress is not None else True
-    for batch in tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden):
+    is_shown = env.is_first and progress is not None
+    for batch in progress_bar(batches, desc=progress or "", unit="batch", is_shown=is_shown):
         mapped = sharded.id_maps.mapped(batch)
         scored.score(sharded, mapped.to(env.device, non_blocking=True))
     sharded.model.train()

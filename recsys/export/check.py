@@ -10,7 +10,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from recsys.batch import Batch
 from recsys.bundle.bundle import Bundle
@@ -18,6 +17,7 @@ from recsys.bundle.scorer import BundleScorer
 from recsys.errors import UserError
 from recsys.export.reference import Reference, columns_of
 from recsys.metrics.auc import auc
+from recsys.progress import progress_bar
 from recsys.schema import Manifest
 
 MOST_DIFFERENCE = 1e-5
@@ -37,7 +37,7 @@ def compare_scores(
     """
     scorer = BundleScorer(bundle)
     ours, theirs, trained, labels = [], [], [], []
-    for batch in tqdm(batches, desc="check", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(batches, desc="check", unit="batch"):
         num_rows = batch.num_real
         users = scorer.encode_columns(columns_of(batch, manifest, reference.dense_names), num_rows)
         rows = torch.arange(num_rows)

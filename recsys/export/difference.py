@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from recsys.bundle.delta import Change
 from recsys.bundle.patch import body_of, differences, form_of, head_of, link_or_copy
 from recsys.bundle.spec import EXPORT_AGAIN
 from recsys.export.pieces import find_pieces
 from recsys.files import new_array, read_json, sha256_of, write_array
+from recsys.progress import progress_bar
 
 _BLOCK_BYTES = 8 << 20
 _SMALL = 0.25
@@ -40,7 +40,7 @@ def write_changes(folder: Path, parent: Path, bundle: Path) -> dict[str, Change]
     # The listing is not listed, and differs wherever anything does.
     changed = ["files.json", *(name for name in after if before.get(name) != after[name])]
     changes = {}
-    with tqdm(changed, desc="delta", unit="file", leave=False, disable=None) as progress:
+    with progress_bar(changed, desc="delta", unit="file") as progress:
         for number, name in enumerate(progress):
             old = parent / name if name in before else None
             changes[name] = _write_change(folder / f"{number:05d}", old, bundle / name)

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from tqdm import tqdm
 
 from recsys.errors import UserError
 from recsys.export.script import classic_script
 from recsys.files import new_folder, write_text
+from recsys.progress import progress_bar
 from recsys.schema import UNKNOWN_ROW
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import VisitorRequest
@@ -238,4 +238,4 @@ def _base64(array: NDArray) -> str:
 
 
 def _progress(things: Sequence[str], what: str) -> Iterable[str]:
-    return tqdm(things, desc=what, leave=False, disable=None)
+    return progress_bar(things, desc=what, unit="item")

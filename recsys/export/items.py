@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from embedding.features.store import FeatureTable
 from recsys.bundle.dense import DenseHalf
@@ -21,6 +20,7 @@ from recsys.bundle.lookup import Column
 from recsys.bundle.spec import BundleSpec
 from recsys.bundle.tables import QuantisedTable, mapped
 from recsys.files import new_array, write_array
+from recsys.progress import progress_bar
 from recsys.sharding.shards import Vectors
 
 BLOCK_ROWS = 8192
@@ -83,7 +83,7 @@ def write_item_side(
     dtype = np.float32 if precision == "fp32" else np.float16
     arrays: dict[str, np.memmap] = {}
     starts = range(0, num_items, BLOCK_ROWS)
-    for start in tqdm(starts, desc="items", unit="block", leave=False, disable=None):
+    for start in progress_bar(starts, desc="items", unit="block"):
         rows_B = torch.arange(start, min(num_items, start + BLOCK_ROWS))
         columns: dict[str, Column] = {"item_id": Column(rows_B)}
         columns |= {name: feature.take(rows_B) for name, feature in features.items()}

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.map import GROUPINGS, MAX_GROUPS, MODALITIES, Group
@@ -31,6 +30,7 @@ from recsys.export.layout import (
 )
 from recsys.files import read_array, sha256_of, write_array, write_json
 from recsys.job import stage
+from recsys.progress import progress_bar
 
 MAX_ITEMS = 200_000
 """Items up to which `map=null` makes a map: minutes of two cores."""
@@ -78,7 +78,7 @@ def _layout(
             return read_array(kept, f"delete it and {EXPORT_AGAIN}")
         vectors_NE = read_array(path, EXPORT_AGAIN, mmap=True)[is_there_N]
         total = num_steps(num_items)
-        with tqdm(desc=f"map by {name}", total=total, unit="step", disable=None) as progress:
+        with progress_bar(desc=f"map by {name}", total=total, unit="step") as progress:
             points = lay_out(vectors_NE, progress.update, threads=threads)
         layout_N2 = np.full((len(is_there_N), 2), np.nan, np.float32)
         layout_N2[is_there_N] = points

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from embedding.image.pictures import jpeg_of, load_pictures
 from recsys.bundle.catalogue import Catalogue
 from recsys.bundle.spec import read_spec
 from recsys.bundle.vocabulary import Vocabulary
 from recsys.files import PREPARE_AGAIN, new_array, reading, write_array
+from recsys.progress import progress_bar
 
 _BLOCK_ROWS = 256
 
@@ -87,7 +87,7 @@ def write_thumbnails(
     with (
         open(packed, "wb") as stream,
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=num_items, desc="pictures", leave=False, disable=None) as progress,
+        progress_bar(total=num_items, desc="pictures", unit="item") as progress,
         reading(path, PREPARE_AGAIN),
     ):
         file = pq.ParquetFile(path, memory_map=True)

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from recsys.bundle.bundle import Bundle
 from recsys.bundle.scorer import BundleScorer
 from recsys.job import stage
+from recsys.progress import progress_bar
 from recsys.serving.recall import candidate_recall
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import RecommendRequest
@@ -33,7 +33,7 @@ def export_routes(folder: Path) -> dict[str, float]:
     """
     with stage("routes") as routing:
         bundle = Bundle.open(folder)
-        with tqdm(desc="routes", unit_scale=True, disable=None) as progress:
+        with progress_bar(desc="routes", unit="item") as progress:
             measured = write_routes(bundle, BundleScorer(bundle), progress.update)
         recommender = Recommender(bundle)
         rows = _drawn_users(bundle)

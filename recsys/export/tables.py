@@ -6,12 +6,11 @@ Block by block, so that a table larger than memory can be exported, whatever ran
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from recsys.bundle.tables import ID_MAP, TableWriter
 from recsys.checkpoint.read import StoredTables
 from recsys.errors import UserError
 from recsys.files import write_array
+from recsys.progress import progress_bar
 from recsys.schema import TableSpec
 
 BLOCK_BYTES = 64 * 2**20
@@ -42,7 +41,7 @@ def write_tables(
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(stored.shape(spec.name)[0] for spec in specs)
-    with tqdm(total=total, desc="tables", unit="row", leave=False, disable=None) as progress:
+    with progress_bar(total=total, desc="tables", unit="row") as progress:
         for spec in specs:
             num_rows, num_columns = stored.shape(spec.name)
             if (num_ids := stored.num_ids(spec.name)) != spec.num_rows:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from recsys.checkpoint.state import TrainState
 from recsys.errors import NonFiniteError
 from recsys.files import json_text, reading, write_json, write_text, writing
 from recsys.metrics.predictions import NanScoresError
 from recsys.model.ranker import Scores
+from recsys.progress import progress_bar
 from recsys.runtime.collectives import sharing_errors
 from recsys.runtime.env import Env
 from recsys.tracking.tracker import Status, Trackers
@@ -68,14 +68,8 @@ class RunLog:
                 _forget_after(self.file, state.step)
                 (folder / DIVERGED).unlink(missing_ok=True)
                 self.trackers = open_trackers()
-        # disable=None: no bar where the output is not a terminal.
-        self.bar = tqdm(
-            total=total_steps,
-            initial=state.step,
-            unit="step",
-            desc="train",
-            disable=None if env.is_first else True,
-            dynamic_ncols=True,
+        self.bar = progress_bar(
+            desc="train", unit="step", total=total_steps, initial=state.step, is_shown=env.is_first
         )
 
     def step(self, state: TrainState, scores: Scores, learning_rate_factor: float) -> None:
@@ -129,7 +123,8 @@ class RunLog:
             peak = torch.cuda.max_memory_allocated(self.env.device)
             metrics["memory/peak_gib"] = peak / 2**30
         self.bar.set_postfix_str(
-            f"loss {self.last_loss:.4f}, {metrics['train/examples_per_second']:,.0f} rows/s"
+            f"loss {self.last_loss:.4f}, {metrics['train/examples_per_second']:,.0f} rows/s",
+            refresh=False,
         )
         self.write(state.step, metrics | self.noted)
         self.noted = {}
