@@ -38,8 +38,8 @@ def progress_bar(
 ) -> tqdm:
     """Return tqdm's bar over things, or one that is moved by `update`.
 
-    Where stderr is no terminal, it says instead, once a minute, how many are done, for how long it has
-    run and how long it will still run.
+    A log, where stderr is no terminal, gets lines instead: once a minute how many are done, for how long
+    it has run and how long it will still run.
 
     Args:
         desc: what is done.

@@ -46,6 +46,7 @@ LAYERS = {
     "recsys.overrides": 4,
     "recsys.runtime": 4,
     "recsys.job": 5,
+    "recsys.progress": 6,
     "recsys.data": 6,
     "recsys.demo": 7,
     "recsys.metrics": 6,
@@ -78,6 +79,7 @@ GROUND_FLOOR = (
     "recsys.schema",
     "recsys.runtime",
     "recsys.job",
+    "recsys.progress",
 )
 """What embedding/ may import of recsys/."""
 
