@@ -9,8 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recsys.job import say
-
 _LINE_SECONDS = 60.0
 """Between two lines of a log."""
 
@@ -20,6 +18,9 @@ class _Log:
 
     def write(self, text: str) -> None:
         """Say the text, if there is any."""
+        # Imported here: processes that go through their share of the work start without Hydra.
+        from recsys.job import say
+
         if line := text.strip():
             say(line)
 

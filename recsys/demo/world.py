@@ -257,7 +257,8 @@ def drawn_already(config: WorldConfig, workspace: Path) -> bool:
         return False
     with reading(file, DRAW_AGAIN):
         settings = json.loads(file.read_text())["settings"]
-    if settings != dataclasses.asdict(config):
+    # A world of an earlier version lacks keys that came later; it is as their defaults make it.
+    if dataclasses.asdict(WorldConfig()) | settings != dataclasses.asdict(config):
         raise UserError(
             f"{workspace}: holds a world drawn with other settings ({settings}); use "
             f"overwrite=true to draw it anew, or another workspace="

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recsys.config import from_config
 from recsys.demo.days import DayWorld, draw_days, write_pictures, write_start
 from recsys.errors import UserError
 from recsys.files import new_folder, read_json, remove_folder, write_json
@@ -116,9 +117,12 @@ class Progress:
 def _claim(config: LoopConfig, workspace: Path) -> None:
     """Note the settings of the loop, or compare them with those of the one that is there."""
     note = workspace / "loop.json"
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    settings = _settings(config)
     if note.is_file() and not config.overwrite:
-        different = _differences(read_json(note, AGAIN), settings)
+        # A loop of an earlier version lacks keys that came later; it is as their defaults make it.
+        content = {"workspace": config.workspace, **read_json(note, AGAIN)}
+        there = from_config(LoopConfig, content, note.name, stored=True)
+        different = _differences(_settings(there), settings)
         if different:
             raise UserError(
                 f"{workspace}: holds a loop with other settings ({'; '.join(different)}); use "
@@ -129,6 +133,11 @@ def _claim(config: LoopConfig, workspace: Path) -> None:
         remove_folder(folder)
     workspace.mkdir(parents=True, exist_ok=True)
     write_json(note, settings)
+
+
+def _settings(config: LoopConfig) -> dict[str, Any]:
+    """Return what another loop in the same workspace may not differ in."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
 
 
 def _differences(there: dict[str, Any], given: dict[str, Any]) -> list[str]:

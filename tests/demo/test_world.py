@@ -1,6 +1,8 @@
 """The drawn world: the same bytes every time, labels from the stated formula, truth kept apart."""
 
 import json
+import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -119,6 +121,22 @@ def test_other_settings_are_refused_and_the_same_are_recognised(world):
     assert drawn_already(SMALL, world)
     with pytest.raises(ValueError, match="a world drawn with other settings .*overwrite=true"):
         drawn_already(WorldConfig(), world)
+
+
+def test_a_world_of_an_earlier_version_lacks_keys_at_their_defaults(world, tmp_path):
+    shutil.copytree(world / "truth", tmp_path / "truth")
+    (tmp_path / "raw").mkdir()
+    file = tmp_path / "truth" / "world.json"
+    content = json.loads(file.read_text())
+    key = next(k for k, v in asdict(WorldConfig()).items() if asdict(SMALL)[k] == v)
+    del content["settings"][key]
+    file.write_text(json.dumps(content))
+    assert drawn_already(SMALL, tmp_path)
+    other = next(k for k, v in asdict(WorldConfig()).items() if asdict(SMALL)[k] != v)
+    del content["settings"][other]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a world drawn with other settings"):
+        drawn_already(SMALL, tmp_path)
 
 
 def test_too_small_a_world_is_refused(tmp_path):

@@ -164,6 +164,22 @@ def test_another_loop_in_the_same_workspace_is_refused_with_its_difference(
     run_loop(dataclasses.replace(other, overwrite=True), tmp_path)
 
 
+def test_a_loop_of_an_earlier_version_lacks_keys_at_their_defaults(config, tmp_path, no_start):
+    run_loop(config, tmp_path)
+    note = tmp_path / "loop.json"
+    content = json.loads(note.read_text())
+    defaults = dataclasses.asdict(LoopConfig(workspace=""))
+    as_by_default = [key for key, value in content.items() if value == defaults[key]]
+    assert as_by_default and len(as_by_default) < len(content)
+    note.write_text(json.dumps({k: v for k, v in content.items() if k not in as_by_default}))
+    run_loop(config, tmp_path)
+    key, other = next((k, v) for k, v in content["world"].items() if v != defaults["world"][k])
+    del content["world"][key]
+    note.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"(?s)other settings.*{key}': {other}"):
+        run_loop(config, tmp_path)
+
+
 def test_more_arms_side_by_side_than_cores_are_refused(config, tmp_path):
     with pytest.raises(UserError, match="parallel=999: expected at most"):
         run_loop(dataclasses.replace(config, parallel=999), tmp_path)
