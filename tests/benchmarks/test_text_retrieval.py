@@ -78,10 +78,26 @@ SHOWN = {
     ("explanation", "en"): 0.45,
 }
 """Recall@1 that is wanted, by perspective and language."""
-NOT_REACHED = {("multilingual", "zh-Hans"), ("multilingual", "en")}
-"""Tasks that miss it after the short pass, with 0.48 and 0.72."""
-SHORT_PASS = {"multilingual": 0.2, "relation": 0.0, "explanation": 0.1}
-"""Share of each perspective's pairs: 155 steps, half of the preset's and some six minutes of one core."""
+SHARES = {
+    "multilingual": 0.3,
+    "multilingual/ja": 0.5,
+    "multilingual/zh-Hans": 2.0,
+    "multilingual/zh-Hant": 1.0,
+    "multilingual/en": 2.0,
+    "relation": 0.0,
+    "explanation": 1.0,
+}
+"""More of the languages that the base knows least: 853 steps."""
+CHANGES = {
+    "prompt": "",
+    "query_prompt": "",
+    "learning_rate": 2e-4,
+    "pair_max_tokens": 48,
+    "max_pairs": 0,
+    "perspective_weights": SHARES,
+    "evaluations": 0,
+}
+"""What is not as in the preset. Some 90 minutes of one core without AVX-512."""
 
 
 @pytest.fixture
@@ -101,7 +117,7 @@ def print_row(name: str, results: Sequence[Retrieval]) -> dict[tuple[str, str], 
 
 
 def test_multilingual_base_finds_unseen_anime_titles(real_data, tmp_path, job, multilingual):
-    """E5 as loaded, with and without its prompts, and fine-tuned by its preset; wanted in brackets."""
+    """E5 as loaded, with and without its prompts, and fine-tuned by shares; wanted in brackets."""
     source = real_data / "anime"
     if not source.is_dir():
         pytest.skip(f"no anime folder in {real_data}")
@@ -121,8 +137,7 @@ def test_multilingual_base_finds_unseen_anime_titles(real_data, tmp_path, job, m
             retrieve(lambda texts, ask, e=encoder: e.raw(texts, are_queries=ask), shown),
         )
     preset = (REPOSITORY / "configs/encoder/text/e5.yaml").read_text(encoding="utf-8")
-    changes = {"path": multilingual, "perspective_weights": SHORT_PASS, "evaluations": 0}
-    config = TextConfig(**yaml.safe_load(preset) | changes)
+    config = TextConfig(**yaml.safe_load(preset) | CHANGES | {"path": multilingual})
     manifest = read_manifest(tmp_path)
     plan = plan_training(tmp_path / "prepared", manifest, config, num_ranks=1, seed=0)
     model = load_text_encoder(multilingual, config.max_tokens, torch.device("cpu"))
@@ -140,7 +155,7 @@ def test_multilingual_base_finds_unseen_anime_titles(real_data, tmp_path, job, m
     tuned = print_row(f"fine-tuned, {len(plan.batches)} steps", last.results)
     for key, wanted in SHOWN.items():
         assert tuned[key] > max(found[key] for found in loaded.values()), key
-        assert tuned[key] >= wanted or key in NOT_REACHED, key
+        assert tuned[key] >= wanted, key
 
 
 def emoji_source(annotations: Path, folder: Path) -> None:
