@@ -19,8 +19,8 @@ from recsys.schema import Manifest, identity_of, read_manifest
 
 _LATER_KEYS = ("train.splits", "train.order", "train.replay")
 """Of the keys that decide, those that came later and are null or 0 in most runs."""
-_LATER_SETTINGS = {"model.interest_shrinkage": 0.0}
-"""Keys of the model and the optimizers that came later, with the value at which a run is as before."""
+_AS_BEFORE = {**dict.fromkeys((*_LATER_KEYS, "init")), "model.interest_shrinkage": 0.0}
+"""All keys that came later, of the model too, with the value at which a run is as before."""
 _TRAIN_KEYS = ("global_batch_size", "num_lanes", "metric")
 _CANDIDATES = 2
 """Way in which an evaluation draws candidates and breaks ties; another, and rankings are others."""
@@ -85,14 +85,12 @@ def _deciding_keys(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(stored: Mapping[str, Any]) -> str:
     """Return a hash of the keys that decide: equal, the same result is asked for."""
-    later = (*_LATER_KEYS, "init")
     # A key that came later and is as if it were not there changes no result, and no hash of an earlier
     # version, so that what was finished before is not done anew.
     keys = {
-        k: v
-        for k, v in deciding(stored).items()
-        if (v is not None or k not in later)
-        and not (k in _LATER_SETTINGS and v == _LATER_SETTINGS[k])
+        key: value
+        for key, value in deciding(stored).items()
+        if key not in _AS_BEFORE or value != _AS_BEFORE[key]
     }
     if keys["model.name"] != "umair_fps" and not keys.get("model.modality_components"):
         keys.pop("model.modality_components", None)  # as before it was a key of every ranker

@@ -171,7 +171,7 @@ def test_the_rows_that_are_replayed_decide_a_runs_result(workspace):
 
 @pytest.mark.parametrize(("name", "expected"), [("umair_fps", "ed093a81"), ("dcn_v2", "36ce6570")])
 def test_a_key_that_came_later_leaves_the_hashes_of_earlier_versions(workspace, name, expected):
-    """A new key of the model goes to _LATER_SETTINGS, as studies find their runs by hash."""
+    """A new key of the model goes to _AS_BEFORE, as studies find their runs by hash."""
     stored = as_stored(workspace, config_of(model={"name": name}), read_manifest(workspace))
     data = {"name": "any", "checksums": {}, "features": {}}
     assert fingerprint({**stored, "data": data}) == expected
