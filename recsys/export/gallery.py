@@ -156,7 +156,7 @@ def write_gallery(bundle: Path, folder: Path, size: GalleryConfig) -> tuple[int,
         writer = _Writer(bundle, beside)
         people = writer.people(size.gallery_people)
         listed: dict[str, None] = {}
-        for place, user in enumerate(_progress(people, "people")):
+        for place, user in enumerate(progress_bar(people, desc="people", unit="item")):
             found = writer.person(user)
             writer.take(f"person-{place}", found)
             for part in (found["likes"], *found["lists"].values()):
@@ -204,7 +204,7 @@ def _write_items(writer: _Writer, items: Sequence[str], people: frozenset[str]) 
     included = frozenset(items)
     has_picture = []
     block: list[dict[str, Any]] = []
-    for place, item in enumerate(_progress(items, "pictures")):
+    for place, item in enumerate(progress_bar(items, desc="pictures", unit="item")):
         block.append(writer.item(item, included, people))
         content = writer.shown.picture(item)
         has_picture.append(int(content is not None))
@@ -235,7 +235,3 @@ def _write_pages(folder: Path) -> None:
 def _base64(array: NDArray) -> str:
     """Return the bytes of an array [...] as text."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-
-
-def _progress(things: Sequence[str], what: str) -> Iterable[str]:
-    return progress_bar(things, desc=what, unit="item")
