@@ -5,9 +5,12 @@ begun is answered, events are stored, workers end. Called by launch/serve.py.
 """
 
 import asyncio
+import ctypes
 import gc
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -39,6 +42,11 @@ OPENER = "recsys.serving.recommender:Recommender"
 TOKEN_VARIABLE = "TESSERA_TOKEN"
 _QUIET_SECONDS = 0.5
 """A draining server ends when no request came for so long: idle connections may be about to send."""
+_HANDSHAKE_SECONDS = 0.2
+"""A draining server accepts connections for so long that were begun before: a round trip, or more."""
+
+_SO_ATTACH_FILTER = 26
+"""Of Linux (asm-generic/socket.h); Python's module does not name it."""
 
 
 def serve(config: ServeConfig, opener: str = OPENER) -> None:
@@ -207,14 +215,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _stop_accepting(self) -> None:
-        """Close the listening socket, and take in the connections that wait behind it.
+        """Close the listening socket when every connection that has begun is taken in.
 
         The kernel resets a connection that it has made and nobody has accepted; its request would
         be lost.
         """
         loop = asyncio.get_running_loop()
         with self._listener.dup() as rest:
-            rest.listen(0)
+            _drop_new_connections(rest)
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
             for server in self.servers:
                 server.close()
             await asyncio.sleep(0)
@@ -231,3 +240,29 @@ class _Server(uvicorn.Server):
     def _protocol(self) -> asyncio.Protocol:
         kind: Any = self.config.http_protocol_class
         return kind(config=self.config, server_state=self.server_state, app_state={})
+
+
+def _drop_new_connections(listener: socket.socket) -> None:
+    """Let the kernel pass over the first packet (SYN) of new connections; those begun go on.
+
+    A client sends it again after a second, and is then refused or answered by a server that took
+    the port over. Without this a connection can be made between the last `accept` and `close`, and
+    is reset. Linux alone: other systems keep that gap.
+    """
+    if sys.platform != "linux":
+        return
+    # Classic BPF (linux/filter.h), as code, jump if true, jump if false, value. A packet starts at
+    # its TCP header here, whose byte 13 holds the flags.
+    program = [
+        (0x30, 0, 0, 13),  # load the byte
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # SYN alone?
+        (0x06, 0, 0, 0),  # then drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    filters = struct.pack("HP", len(program), ctypes.addressof(code))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filters)
+    except OSError as error:
+        log("new connections not dropped", reason=str(error))

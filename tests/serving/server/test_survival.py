@@ -4,12 +4,14 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from recsys.serving.server.process import _drop_new_connections
 from tests.processes import children_of, family_of
 from tests.serving.server.double import make_bundle, point_to
 from tests.serving.server.load import Load
@@ -87,6 +89,22 @@ def test_sigterm_under_load_loses_no_request(started):
         check_whole(load, {"a"})
         assert len(load.answers) == load.num_sent
         assert server.lines("ended")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a filter of Linux")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_new_connections_are_passed_over_and_those_begun_are_accepted(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address[:2], timeout=5) as begun:
+            _drop_new_connections(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address[:2], timeout=0.2)
+            accepted, _ = listener.accept()
+            with accepted:
+                begun.sendall(b"a request")
+                assert accepted.recv(100) == b"a request"
 
 
 def test_sigterm_waits_for_a_slow_request(started):
