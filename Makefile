@@ -82,7 +82,7 @@ loop: $(STAMP) ## ten days of simulated visitors: ask, bookmark, learn at night,
 docs: $(STAMP) ## the documentation as a site that opens from disk: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-test: $(STAMP) ## the default tests: no network, no GPU, under seven minutes on two cores
+test: $(STAMP) ## the default tests: no network, no GPU, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-browser: $(STAMP) ## the tests of pages in Chromium: apt-get install chromium

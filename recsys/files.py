@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -311,6 +312,8 @@ def sync(path: Path) -> None:
 
 # Reading
 
+_HEADERS = threading.Lock()
+
 
 @contextmanager
 def reading(path: str | Path, remedy: str) -> Iterator[None]:
@@ -330,6 +333,17 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         raise DamagedFileError(f"{path}: {_damage(Path(path), error)}; {remedy}") from error
 
 
+@contextmanager
+def one_header_at_a_time() -> Iterator[None]:
+    """Read the header of a .npy file, which is a Python literal, while no other thread reads one.
+
+    Python 3.11 counts the depth of all literals that are parsed in one number; where a garbage
+    collection lets another thread run meanwhile, both raise SystemError.
+    """
+    with _HEADERS:
+        yield
+
+
 def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarray:
     """Return the array of a .npy file, of any shape [N, ...].
 
@@ -340,7 +354,8 @@ def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarr
         DamagedFileError: it is missing or broken; says `remedy`.
     """
     with reading(path, remedy):
-        values = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        with one_header_at_a_time():
+            values = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         if not isinstance(values, np.ndarray):
             raise UserError("an archive of arrays, expected one")
     return values

@@ -1,6 +1,7 @@
 """Writing and reading of files: one whole version at every moment, whatever fails in between."""
 
 import errno
+import gc
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from recsys.files import (
     read_json,
     remove_leftovers,
     tidy,
+    write_array,
     write_json,
     write_text,
     writing,
@@ -392,3 +395,28 @@ def test_numbers_that_json_does_not_have_are_null(tmp_path):
         "all": {"gauc": None, "interval": [None, 0.5]},
         "pair": [None, 1, True, None, "NaN"],
     }
+
+
+def test_arrays_are_read_by_many_threads_while_garbage_is_collected(tmp_path):
+    """A collection lets another thread run amid the header's literal, which Python 3.11 does not bear."""
+    path = tmp_path / "values.npy"
+    write_array(path, np.arange(6).reshape(2, 3))
+    thresholds = gc.get_threshold()
+    interval = sys.getswitchinterval()
+
+    def lets_others_run(*_: object) -> None:
+        sum(range(50))
+
+    def read(_: int) -> bool:
+        return all(read_array(path, "again", mmap=True)[1, 2] == 5 for _ in range(200))
+
+    gc.callbacks.append(lets_others_run)
+    gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(lets_others_run)

@@ -251,6 +251,7 @@ def test_launch_files_hold_definitions_only():
     assert not found
 
 
+@pytest.mark.slow
 def test_importing_launch_files_prints_writes_and_starts_nothing(tmp_path):
     modules = [module_of(path) for path in files_below("launch") if path.stem != "__init__"]
     code = "\n".join([
@@ -286,6 +287,30 @@ def test_no_squeeze_without_a_dimension():
         and not node.keywords
     ]
     assert not found, "squeeze() also drops a batch of one row: name the dimension"
+
+
+def test_no_two_threads_read_a_header_of_an_array():
+    """Python 3.11 fails where they do (recsys.files.one_header_at_a_time)."""
+    readers = {"load", "open_memmap"}
+    num_read, found = 0, []
+    for path in SOURCES:
+        tree = tree_of(path)
+        guarded = {
+            call
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With)
+            and any("one_header_at_a_time()" in ast.unparse(i.context_expr) for i in block.items)
+            for call in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                is_numpy = ast.unparse(node.func).startswith(("np.load", "np.lib.format."))
+                is_new = "mode='w+'" in ast.unparse(node)
+                if is_numpy and node.func.attr in readers and not is_new:
+                    num_read += 1
+                    found += [f"{name_of(path)}:{node.lineno}"] * (node not in guarded)
+    assert num_read >= 5
+    assert not found
 
 
 def test_every_forward_states_shapes():

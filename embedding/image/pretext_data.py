@@ -16,7 +16,7 @@ from embedding.features.catalogue import Catalogue
 from embedding.image.config import ImageConfig
 from embedding.image.sample import decoded
 from recsys.errors import StorageError, UserError
-from recsys.files import new_array
+from recsys.files import new_array, one_header_at_a_time
 from recsys.job import say
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env
@@ -150,4 +150,5 @@ class PictureCache:
 
     def open(self) -> np.ndarray:
         """Return uint8 [M, S, S, 3], memory-mapped for reading and writing."""
-        return np.lib.format.open_memmap(self.path, mode="r+")
+        with one_header_at_a_time():
+            return np.lib.format.open_memmap(self.path, mode="r+")

@@ -301,7 +301,7 @@ class ContentContrastive(Discriminant):
         batch_size: int = 80,
         temperature: float = 0.05,
         dropout: float = 0.6,
-        artist_weight: float = 30.0,
+        artist_weight: float = 300.0,
     ):
         """Args: dim: output width; batch_size: triplets a step."""
         super().__init__()

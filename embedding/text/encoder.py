@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from embedding.starting_weights import weights_path
 from embedding.text.vocabulary import word_pieces
 from recsys.errors import UserError
-from recsys.files import EMBED_AGAIN, reading
+from recsys.files import EMBED_AGAIN, one_header_at_a_time, reading
 from recsys.listing import write_listing
 
 
@@ -237,6 +237,6 @@ class TextEncoder:
     def load_scaling(self, folder: Path) -> None:
         """Load what `save` wrote."""
         file = folder / "scaling.npz"
-        with reading(file, f"delete {folder} and {EMBED_AGAIN}"):
+        with reading(file, f"delete {folder} and {EMBED_AGAIN}"), one_header_at_a_time():
             stored: Any = np.load(file, allow_pickle=False)
             self.mean, self.deviation = stored["mean"], stored["deviation"]

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.bundle.delta import SYNC_AGAIN, Change
-from recsys.files import read_array, writing
+from recsys.files import one_header_at_a_time, read_array, writing
 
 _BLOCK_ROWS = 65_536
 _COPY_BYTES = 1 << 26
@@ -49,7 +49,8 @@ def form_of(path: Path) -> Form | None:
         read = np.lib.format.read_array_header_2_0
         if version == (1, 0):
             read = np.lib.format.read_array_header_1_0
-        shape, is_fortran, dtype = read(stream)
+        with one_header_at_a_time():
+            shape, is_fortran, dtype = read(stream)
         length = stream.tell()
         stream.seek(0)
         return Form(stream.read(length), dtype, shape, is_fortran)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.bundle.spec import EXPORT_AGAIN
-from recsys.files import new_array, read_array
+from recsys.files import new_array, one_header_at_a_time, read_array
 
 ID_MAP = ".ids.npy"
 """End of the name of a table's id map."""
@@ -36,7 +36,8 @@ def mapped(path: Path) -> torch.Tensor:
     if not values.size:  # an empty file cannot be mapped
         return torch.from_numpy(np.zeros(values.shape, values.dtype))
     # Copy on write, since torch takes no array that is read-only; nobody writes to it.
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    with one_header_at_a_time():
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 class QuantisedTable:

@@ -150,6 +150,7 @@ def test_a_tenth_of_changed_rows_are_a_fifth_of_the_bundle_at_most(copied, tmp_p
     assert same[0] == same[1], "unchanged files take no space"
 
 
+@pytest.mark.slow
 def test_a_delta_export_that_is_killed_leaves_nothing(copied, monkeypatch):
     base = resolve(copied / "bundles" / "current")
     source = source_of(copied, "tuesday")

@@ -138,7 +138,7 @@ def test_bundle_of_every_ranker_scores_as_the_run(varied, one_process, name):
     assert (bundle.spec.kind == TWO_SIDED) == (name == "umair_fps")
 
 
-@pytest.mark.parametrize("form", slow_but(FORMS, "mixture", "all terms"))
+@pytest.mark.parametrize("form", slow_but(FORMS, "all terms"))
 def test_bundle_of_every_form_of_umair_fps_scores_as_the_run(varied, one_process, form):
     check(
         varied, f"form-{form}".replace(" ", "-"), one_process, {"name": "umair_fps", **FORMS[form]}

@@ -1,9 +1,12 @@
 """A run of two ranks, whose tables lie in pieces, is exported by one process."""
 
+import pytest
+
 from recsys.bundle.bundle import Bundle
 from tests.serving.tiny import export, train
 
 
+@pytest.mark.slow
 def test_tables_cut_over_two_ranks_are_put_together(tiny_workspace, tiny_bundle, job):
     cut = ["tables.item_id.sharding=[row_wise]", "tables.user_id.sharding=[column_wise]"]
     train(tiny_workspace, job, "cut", *cut, ranks=2)

@@ -45,6 +45,7 @@ def test_a_bundle_that_scores_otherwise_is_refused_and_the_one_before_stays(work
     assert Bundle.open(bundles / "current", verify="sha256").folder == before
 
 
+@pytest.mark.slow
 def test_smaller_tables_that_lose_more_auc_than_allowed_are_refused(workspace, monkeypatch):
     source, quantise = source_of(workspace), tables.quantise
 

@@ -75,6 +75,7 @@ def evaluated(job, place, name, *more):
     return read_result(workspace / "runs" / name / "eval" / "test" / "metrics.json", "again")
 
 
+@pytest.mark.slow
 def test_counts_are_learned_from_their_logarithm_and_bundles_score_requests_alike(place, job):
     result = evaluated(job, place, "numbers")
     assert result.all.flat()["auc"] > 0.8

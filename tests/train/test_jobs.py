@@ -65,6 +65,7 @@ def test_train_evaluate_compare_tell_their_story(workspace, command, job):
     assert done.returncode == 0 and "oracle (true probabilities)" in done.stdout
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_ranks_or_plan(workspace, job):
     done = job("train", *options(workspace, "planned", "train.epochs=1", "optim.table.name=sgd"))
     assert done.returncode == 0, done.stderr[-2000:]

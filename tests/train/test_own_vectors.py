@@ -79,6 +79,7 @@ def films(tmp_path_factory, job):
     return folder / "w", posters
 
 
+@pytest.mark.slow
 def test_taste_is_learned_from_vectors_alone(films):
     workspace, _ = films
     result = read_result(workspace / "runs" / "own" / "eval" / "test" / "metrics.json", "again")
@@ -86,6 +87,7 @@ def test_taste_is_learned_from_vectors_alone(films):
     assert result.all.flat()["auc"] > 0.75
 
 
+@pytest.mark.slow
 def test_a_bundle_recommends_and_compares_by_the_vectors(films):
     workspace, posters = films
     recommender = Recommender.open(workspace / "bundles" / "current")

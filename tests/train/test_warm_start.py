@@ -126,6 +126,7 @@ def test_a_warm_start_whose_last_step_is_not_saved_is_stopped_and_not_finished(b
     assert best["checkpoint"] == f"step-{last:08d}"
 
 
+@pytest.mark.slow
 def test_two_ranks_and_cut_tables_start_and_train_as_one(before, warm, job):
     folder = before[0]
     more = [f"tables.{table}.sharding=row_wise" for table in ("user_id", "item_id")]
@@ -137,6 +138,7 @@ def test_two_ranks_and_cut_tables_start_and_train_as_one(before, warm, job):
     np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in one], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_replayed_sample_is_the_same_after_a_kill_and_on_two_ranks(before, job):
     """One pass over the newest window and twice as many rows of splits that were trained on."""
     folder = before[0]

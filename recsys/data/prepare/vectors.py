@@ -32,6 +32,7 @@ from recsys.data.raw_text import text_sql
 from recsys.data.recipe import VectorsRecipe
 from recsys.data.sql import quoted, short
 from recsys.errors import UserError
+from recsys.files import one_header_at_a_time
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """Largest number that is stored."""
@@ -341,7 +342,8 @@ def _opened_array(engine: Engine, path: RawPath, name: str) -> np.ndarray:
         UserError: it is broken, or holds no matrix of floating-point numbers.
     """
     try:
-        array = np.load(_on_disk(engine, path), mmap_mode="r", allow_pickle=False)
+        with one_header_at_a_time():
+            array = np.load(_on_disk(engine, path), mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({short(error)})") from error
     if array.ndim != 2 or not array.shape[1] or array.dtype.kind not in "fiu":

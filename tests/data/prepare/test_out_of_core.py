@@ -103,6 +103,7 @@ def prepared_within(tmp_path, variant: str, *, num_rows: int, memory_limit: str)
     assert dataclasses.replace(small, recipe={}) == dataclasses.replace(large, recipe={})
 
 
+@pytest.mark.slow
 def test_a_log_larger_than_memory_is_prepared(tmp_path):
     prepared_within(tmp_path, "time", num_rows=200_000, memory_limit="30MB")
 

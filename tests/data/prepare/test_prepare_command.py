@@ -118,6 +118,7 @@ def rows_of(workspace):
     ]).sort_values("row_id", ignore_index=True)
 
 
+@pytest.mark.slow
 def test_real_films_are_split_like_the_slow_reference(movielens):
     workspace, source = movielens
     log = pd.read_csv(source / "ratings.csv")
@@ -149,6 +150,7 @@ def test_real_films_have_posters_texts_and_no_tags_of_users(movielens):
     assert first["text"].startswith("Toy Story (1995). Adventure|Animation")
 
 
+@pytest.mark.slow
 def test_real_anime_prepares_without_pictures_and_times(tmp_path, job, real_data):
     source = real_data / "anime"
     if not source.is_dir():

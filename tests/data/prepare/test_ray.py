@@ -201,6 +201,7 @@ def test_a_worker_whose_memory_does_not_suffice_names_the_settings(on_ray, tmp_p
         on_ray(recipe(write_source(tmp_path / "raw")), tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_a_cluster_with_another_token_is_named(cluster, tmp_path):
     """By a process of its own: Ray reads the token once."""
     code = f"""

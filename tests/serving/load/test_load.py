@@ -170,6 +170,7 @@ def test_requests_are_seeded_and_name_people_and_visitors():
         make_requests(config, server, population, "score", 2000)
 
 
+@pytest.mark.slow
 def test_open_loop_takes_a_share_of_the_rate_that_the_closed_one_finds():
     keys = {"seconds": 0.5, "warmup_seconds": 0.1, "candidates": [5], "k": 3, "connections": 1}
     with started("seconds=0.02") as server:
