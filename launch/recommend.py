@@ -43,7 +43,7 @@ def job(cfg: DictConfig) -> None:
     # 3. Each rank its parts, each part written whole.
     with stage("lists") as made:
         recommender = Recommender.open(folder)
-        num_lists = sum(gather(lambda: write_parts(work, users, recommender, config, env, say)))
+        num_lists = sum(gather(lambda: write_parts(work, users, recommender, config, env)))
         made.done(f"{num_lists:,} lists of up to {config.k}")
 
     # 4. Every part is there: say so beside them.

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.array_headers import one_header_at_a_time
 from recsys.errors import StorageError, UserError
 from recsys.locks import final_name, hold, is_dead, is_ours, new_owner
 
@@ -312,8 +312,6 @@ def sync(path: Path) -> None:
 
 # Reading
 
-_HEADERS = threading.Lock()
-
 
 @contextmanager
 def reading(path: str | Path, remedy: str) -> Iterator[None]:
@@ -331,17 +329,6 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DamagedFileError(f"{path}: {_damage(Path(path), error)}; {remedy}") from error
-
-
-@contextmanager
-def one_header_at_a_time() -> Iterator[None]:
-    """Read the header of a .npy file, which is a Python literal, while no other thread reads one.
-
-    Python 3.11 counts the depth of all literals that are parsed in one number; where a garbage
-    collection lets another thread run meanwhile, both raise SystemError.
-    """
-    with _HEADERS:
-        yield
 
 
 def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarray:

@@ -290,7 +290,7 @@ def test_no_squeeze_without_a_dimension():
 
 
 def test_no_two_threads_read_a_header_of_an_array():
-    """Python 3.11 fails where they do (recsys.files.one_header_at_a_time)."""
+    """Python 3.11 fails where they do (recsys/array_headers.py)."""
     readers = {"load", "open_memmap"}
     num_read, found = 0, []
     for path in SOURCES:

@@ -15,8 +15,9 @@ import numpy as np
 from embedding.features.catalogue import Catalogue
 from embedding.image.config import ImageConfig
 from embedding.image.sample import decoded
+from recsys.array_headers import one_header_at_a_time
 from recsys.errors import StorageError, UserError
-from recsys.files import new_array, one_header_at_a_time
+from recsys.files import new_array
 from recsys.job import say
 from recsys.runtime.collectives import gather, share
 from recsys.runtime.env import Env

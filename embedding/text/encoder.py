@@ -22,8 +22,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from embedding.starting_weights import weights_path
 from embedding.text.vocabulary import word_pieces
+from recsys.array_headers import one_header_at_a_time
 from recsys.errors import UserError
-from recsys.files import EMBED_AGAIN, one_header_at_a_time, reading
+from recsys.files import EMBED_AGAIN, reading
 from recsys.listing import write_listing
 
 

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.array_headers import one_header_at_a_time
 from recsys.bundle.delta import SYNC_AGAIN, Change
-from recsys.files import one_header_at_a_time, read_array, writing
+from recsys.files import read_array, writing
 
 _BLOCK_ROWS = 65_536
 _COPY_BYTES = 1 << 26

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recsys.array_headers import one_header_at_a_time
 from recsys.bundle.spec import EXPORT_AGAIN
-from recsys.files import new_array, one_header_at_a_time, read_array
+from recsys.files import new_array, read_array
 
 ID_MAP = ".ids.npy"
 """End of the name of a table's id map."""

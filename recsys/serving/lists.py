@@ -11,8 +11,7 @@ A part appears whole or not at all, and a start finds those that are there. Call
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -25,6 +24,7 @@ from recsys.bundle.bundle import Bundle
 from recsys.errors import UserError
 from recsys.files import new_file, read_json, reading, remove_leftovers, sha256_of, write_json
 from recsys.listing import write_listing
+from recsys.progress import progress_bar
 from recsys.runtime.env import Env
 from recsys.schema import local_path
 from recsys.serving.requests import Recommendations, RecommendRequest
@@ -241,16 +241,13 @@ def write_parts(
     recommender: Recommends,
     config: ListsConfig,
     env: Env,
-    tell: Callable[[str], None],
 ) -> int:
-    """Write this rank's share of the missing parts; return the lists that it made.
-
-    Args:
-        tell: is told, after a batch and no more than every ten seconds, how far this rank is.
-    """
+    """Write this rank's share of the missing parts; return the lists that it made."""
     own = work.missing[env.rank :: env.world_size]
     total = sum(stop - start for start, stop in map(work.places, own))
-    progress = _Progress(total, env.world_size, tell)
+    what = "lists" if env.world_size == 1 else f"lists of the first of {env.world_size} ranks"
+    num_lists = 0
+    bar = progress_bar(desc=what, unit="user", total=total, is_shown=env.rank == 0)
     for part in own:
         with new_file(work.path(part)) as beside, pq.ParquetWriter(beside, _SCHEMA) as writer:
             rows: list[dict[str, Any]] = []
@@ -260,9 +257,11 @@ def write_parts(
                 if len(rows) >= _ROWS_OF_GROUP:
                     writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
                     rows = []
-                progress.add(len(batch))
+                num_lists += len(batch)
+                bar.update(len(batch))
             writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-    return progress.done
+    bar.close()
+    return num_lists
 
 
 def recommend(
@@ -322,24 +321,3 @@ def _batches(users: Users, places: tuple[int, int], size: int) -> Iterator[list[
     start, stop = places
     for place in range(start, stop, size):
         yield users.ids(place, min(place + size, stop))
-
-
-class _Progress:
-    """Counts users and says now and then how far they are and how long the rest takes."""
-
-    def __init__(self, total: int, world_size: int, tell: Callable[[str], None]) -> None:
-        self.done, self._total, self._world_size, self._tell = 0, total, world_size, tell
-        self._started = self._told = time.monotonic()
-
-    def add(self, num_users: int) -> None:
-        self.done += num_users
-        now = time.monotonic()
-        if now - self._told < 10 or not self.done:
-            return
-        self._told = now
-        rate = self.done / (now - self._started)
-        left = (self._total - self.done) / rate
-        self._tell(
-            f"{self.done:,} of {self._total:,} users of this rank, {left:,.0f} s left; "
-            f"{rate * self._world_size:,.1f} users/s on {self._world_size} rank(s)"
-        )

@@ -1,6 +1,7 @@
 """Lists of many users: every user once, restartable part by part, the same on any number of ranks."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ def written(bundle, asked, recommender=None, ranks=1):
     users = open_users(asked, bundle)
     work = open_work(asked, bundle, users)
     for number in range(ranks):
-        write_parts(work, users, recommender or Recommender(), asked, rank(number, ranks), print)
+        write_parts(work, users, recommender or Recommender(), asked, rank(number, ranks))
     finish(work)
     return pq.read_table(work.parts).to_pylist()
 
@@ -151,7 +152,7 @@ def test_part_that_is_missing_at_the_end_is_named(bundle):
     asked = config()
     users = open_users(asked, bundle)
     work = open_work(asked, bundle, users)
-    write_parts(work, users, Recommender(), asked, rank(0, 2), print)  # rank 1 never came
+    write_parts(work, users, Recommender(), asked, rank(0, 2))  # rank 1 never came
     with pytest.raises(UserError, match=r"part-00001\.parquet.*run launch/recommend.py again"):
         finish(work)
 
@@ -204,13 +205,15 @@ def test_users_that_are_none_are_refused(bundle, tmp_path):
         open_users(config(), bundle)
 
 
-def test_progress_tells_users_rate_and_time_left(bundle, monkeypatch):
-    times = iter(range(0, 10_000, 11))
-    monkeypatch.setattr("recsys.serving.lists.time.monotonic", lambda: float(next(times)))
-    told: list[str] = []
+def test_progress_counts_the_users_of_the_first_rank(bundle, monkeypatch):
+    bar = Mock()
+    progress_bar = Mock(return_value=bar)
+    monkeypatch.setattr(lists, "progress_bar", progress_bar)
     asked = config()
     users = open_users(asked, bundle)
     work = open_work(asked, bundle, users)
-    write_parts(work, users, Recommender(), asked, rank(), told.append)
-    assert told[0].startswith("3 of 23 users of this rank") and "73 s left" in told[0]
-    assert len(told) == 9, "one a batch: the clock goes on by eleven seconds each time"
+    assert write_parts(work, users, Recommender(), asked, rank()) == 22
+    progress_bar.assert_called_once_with(desc="lists", unit="user", total=23, is_shown=True)
+    moves = [call.args[0] for call in bar.update.call_args_list]
+    assert sum(moves) == 22 and len(moves) == 9, "one a batch"
+    bar.close.assert_called_once_with()

@@ -12,7 +12,6 @@ their size and ranges by a sample, so that rows of a file would have to be put i
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from pydantic import Field
 from recsys.data.prepare.ray_worker import run_step, stream_step
 from recsys.errors import UserError
 from recsys.files import DiskFullError, is_disk_full
-from recsys.job import say
+from recsys.progress import progress_bar
 
 Ref = Any
 """Reference of a table in Ray's object store."""
-PROGRESS_SECONDS = 10.0
-"""Time between two lines of progress."""
+_WAIT_SECONDS = 10.0
+"""After so long a wait for tasks begins anew, however few are done."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning on GPUs, of which there are none
@@ -135,21 +134,18 @@ class Cluster:
 
     def _wait(self, name: str, references: list[Ref]) -> list[Any]:
         """Return what references stand for, in their order; say how far the work is."""
-        started = said = time.perf_counter()
         found: dict[Ref, Any] = {}
         pending = references
-        while pending:
-            with self._named_errors():
-                # A failure is to be noticed before all others are done.
-                wanted = 1 + len(pending) // 16
-                done, pending = self._ray.wait(
-                    pending, num_returns=wanted, timeout=PROGRESS_SECONDS, fetch_local=False
-                )
-                found |= {reference: self._ray.get(reference) for reference in done}
-            now = time.perf_counter()
-            if pending and now - said >= PROGRESS_SECONDS:
-                said = now
-                say(progress(name, len(found), len(references), now - started))
+        with progress_bar(desc=name, unit="task", total=len(references)) as bar:
+            while pending:
+                with self._named_errors():
+                    # A failure is to be noticed before all others are done.
+                    wanted = 1 + len(pending) // 16
+                    done, pending = self._ray.wait(
+                        pending, num_returns=wanted, timeout=_WAIT_SECONDS, fetch_local=False
+                    )
+                    found |= {reference: self._ray.get(reference) for reference in done}
+                bar.update(len(done))
         return [found[reference] for reference in references]
 
     @contextmanager
@@ -186,12 +182,6 @@ class Cluster:
             raise UserError(
                 f"Ray's head, or this machine's Ray, is gone; start again ({_first_line(error)})"
             ) from error
-
-
-def progress(name: str, num_done: int, num_tasks: int, seconds: float) -> str:
-    """Return a line that says how far a step is, and how long it will take if it goes on so."""
-    left = f", about {seconds / num_done * (num_tasks - num_done):.0f} s left" if num_done else ""
-    return f"{name}: {num_done:,} of {num_tasks:,} tasks done{left}"
 
 
 def _first_line(error: Exception) -> str:

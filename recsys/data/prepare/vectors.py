@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from recsys.array_headers import one_header_at_a_time
 from recsys.data.prepare.checks import Problems
 from recsys.data.prepare.engine import Engine, Table
 from recsys.data.prepare.raw_files import find_paths
@@ -32,7 +33,6 @@ from recsys.data.raw_text import text_sql
 from recsys.data.recipe import VectorsRecipe
 from recsys.data.sql import quoted, short
 from recsys.errors import UserError
-from recsys.files import one_header_at_a_time
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """Largest number that is stored."""

@@ -17,7 +17,7 @@ from launch.prepare import PrepareConfig
 from recsys.data.prepare import ray_cluster, ray_files, ray_rows, ray_steps, writing
 from recsys.data.prepare.checks import joined_scans
 from recsys.data.prepare.pipeline import prepare
-from recsys.data.prepare.ray_cluster import RayConfig, progress
+from recsys.data.prepare.ray_cluster import RayConfig
 from recsys.data.prepare.ray_partitions import partitions_of
 from recsys.data.prepare.ray_rows import partitioned_log
 from recsys.data.prepare.ray_steps import PART, blocks, file_cuts, split_by_part
@@ -309,11 +309,6 @@ def test_every_core_gets_as_many_partitions():
     assert partitions_of(12, 2) == 2
     assert partitions_of(20_000_000, 2) == 6  # five would leave a core idle for a third of the time
     assert partitions_of(10**10, 100) == 600
-
-
-def test_progress_says_what_is_left():
-    assert progress("sort", 2, 8, 10.0) == "sort: 2 of 8 tasks done, about 30 s left"
-    assert progress("sort", 0, 8, 10.0) == "sort: 0 of 8 tasks done"
 
 
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
