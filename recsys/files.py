@@ -1,8 +1,7 @@
 """Files and folders written whole, and read with a sentence that says how to make a damaged one anew.
 
 A new version is written beside, synced and renamed; a folder changes places with the one before it in
-one step (renameat2), so that at every moment one whole version has the name. Input and output:
-paths. Called by everything that writes or reads a file of a workspace. Beside prepared/ lie meanwhile
+one step (renameat2), so that at every moment one whole version has the name. Beside prepared/ lie
 
     .prepared.OWNER.part       the new version in the making; after the exchange, the one before
     .prepared.OWNER.part.old   the one before, between two renames where the file system has no exchange
@@ -340,9 +339,8 @@ def read_array(path: str | Path, remedy: str, *, mmap: bool = False) -> np.ndarr
     Raises:
         DamagedFileError: it is missing or broken; says `remedy`.
     """
-    with reading(path, remedy):
-        with one_header_at_a_time():
-            values = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    with reading(path, remedy), one_header_at_a_time():
+        values = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         if not isinstance(values, np.ndarray):
             raise UserError("an archive of arrays, expected one")
     return values
