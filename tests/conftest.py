@@ -37,10 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before markers choose the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in Chromium are marked by their use of it."""
+    """Tests in Chromium are marked by their use of it; a measurement may take an hour."""
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+        if item.get_closest_marker("bench") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from recsys.data.prepare.append import append
 from recsys.data.prepare.pipeline import prepare
 from recsys.data.recipe import Recipe
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.bench
 NUM_DAYS = 30
 DAY_ROWS = 100_000
 NUM_USERS, NUM_ITEMS = 20_000, 10_000

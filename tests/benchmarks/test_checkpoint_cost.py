@@ -19,7 +19,7 @@ from recsys.sharding.pipeline import build_pipeline
 from tests.benchmarks.synthetic import write_prepared
 from tests.benchmarks.test_training_scale import BATCH, loader_for
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.bench
 STEPS = 20
 """Steps of a round; one save after the third."""
 

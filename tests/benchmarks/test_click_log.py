@@ -25,7 +25,6 @@ def click_log(tmp_path_factory, job):
     return base, folder / "w", best
 
 
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", ["dcn_v2", "finalmlp", "umair_fps"])
 def test_planted_crosses_are_found(click_log, job, model):
     base, workspace, best = click_log

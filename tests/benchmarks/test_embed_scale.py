@@ -27,7 +27,7 @@ from recsys.files import sha256_of
 from recsys.runtime.env import Env
 from recsys.schema import Manifest, write_manifest
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.bench
 ROUNDS = 5
 LEAST = 0.85
 """Of the bare forward pass on ready tensors."""

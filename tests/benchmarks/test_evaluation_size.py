@@ -31,7 +31,6 @@ def measured(num_rows: int, num_users: int, seconds: float) -> dict:
 
 
 @pytest.mark.bench
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("num_rows", [20_000_000, 200_000_000], ids=["20_000_000", "200_000_000"])
 def test_predictions_are_evaluated_in_the_memory_of_their_rows(num_rows):
     """Bytes by row beside what a rank takes anyhow; a share of the seconds of the largest."""

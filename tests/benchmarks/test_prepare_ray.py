@@ -19,7 +19,7 @@ import pytest
 
 from recsys.schema import read_manifest
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.bench
 NUM_ROWS = int(os.environ.get("RAY_ROWS", "20000000"))
 MOST_TIMES_SLOWER = 2.5
 WORKER_LIMIT = "1GB"

@@ -11,7 +11,7 @@ import pytest
 
 from recsys.schema import read_manifest
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.bench
 NUM_ROWS = 20_000_000
 MOST_BYTES = 4_000_000_000
 

@@ -22,7 +22,7 @@ from recsys.serving.recall import candidate_recall
 from recsys.serving.recommender import Recommender
 from tests.benchmarks.large_bundle import make_large_bundle
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.bench
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ def rows_held(results, name):
     return statistics.median(result["peak_gib"] for result in results[name])
 
 
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("letter", list("abcd"))
 def test_same_model_on_the_same_data_is_faster_here(letter):
     if not PEERS.is_file():
@@ -67,7 +66,6 @@ def test_same_model_on_the_same_data_is_faster_here(letter):
         assert rows_held(results, "Tessera fp32") < rows_held(results, in_rows)
 
 
-@pytest.mark.timeout(1800)
 def test_a_row_holds_no_vectors():
     """Peak memory of a training over four times the rows, by what the rows more take."""
     if not PEERS.is_file():
