@@ -34,6 +34,7 @@ def digests(folder):
     return {str(p.relative_to(folder)): sha256_of(p) for p in files}
 
 
+@pytest.mark.slow
 def test_drawn_again_by_two_processes_every_byte_is_the_same(world, tmp_path):
     draw(tmp_path, processes=2)
     first = digests(world)

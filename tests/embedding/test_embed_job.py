@@ -102,6 +102,7 @@ def test_two_ranks_give_the_same_vectors_with_the_same_encoder(embedded, prepare
     assert json.loads((two / "features" / "text" / "manifest.json").read_text())["count"] == 101
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_encoders_too(prepared, tmp_path, job):
     folder = copy(prepared, tmp_path)
     done = job("embed", "data=demo", f"workspace={folder}", *SMALL, ranks=2)

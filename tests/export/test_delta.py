@@ -121,6 +121,7 @@ def test_a_delta_of_a_new_day_gives_what_a_whole_export_gives(copied, tmp_path, 
     store.close()
 
 
+@pytest.mark.slow
 def test_a_tenth_of_changed_rows_are_a_fifth_of_the_bundle_at_most(copied, tmp_path, monkeypatch):
     read, read_dense = StoredTables.read, StoredTables.read_dense
 

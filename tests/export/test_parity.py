@@ -181,6 +181,7 @@ def test_vectors_are_reduced_to_the_principal_components_of_the_run(varied, one_
     check(varied, f"components-{name}", one_process, {"name": name, "modality_components": 3})
 
 
+@pytest.mark.slow
 def test_tables_trained_in_half_precision_lose_nothing(varied, one_process):
     tables = {"item_id": {"precision": "fp16"}}
     bundle = check(varied, "half", one_process, {"name": "umair_fps"}, tables=tables)

@@ -89,6 +89,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(workspace):
         source_of(workspace)
 
 
+@pytest.mark.slow
 def test_vocabularies_that_an_earlier_manifest_does_not_name_are_found(workspace):
     manifest = read_manifest(workspace)
     tables = tuple(dataclasses.replace(table, vocabulary=None) for table in manifest.tables)

@@ -74,6 +74,7 @@ def test_every_line_of_the_page_gets_an_answer(site, server):
             assert len(answer["items"]) == 5, (line, answer)
 
 
+@pytest.mark.slow
 def test_lines_of_the_readme_get_recommendations(site, server):
     lines = curls(README)
     assert len(lines) == 3 and all(PORT in line for line in lines)
@@ -82,6 +83,7 @@ def test_lines_of_the_readme_get_recommendations(site, server):
         assert len(json.loads(text)["items"]) in (5, 20), (line, text)
 
 
+@pytest.mark.slow
 def test_every_route_of_the_server_is_asked_on_the_page_or_is_the_gallerys(server):
     asked = set(re.findall(r"\$SERVER(/v1/\w+)", PAGE))
     of_gallery = set(re.findall(r"/v1/\w+", (DOCS / "gallery.md").read_text(encoding="utf-8")))

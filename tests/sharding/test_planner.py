@@ -136,6 +136,7 @@ def test_a_plan_says_in_one_line_in_which_precision_its_ranks_exchange(capsys):
     assert "exchange" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_half_precision_is_suggested_where_the_network_is_waited_for():
     cluster = read_cluster("h100_8x8")
     by_default = dataclasses.replace(billions(), cluster=cluster)
@@ -258,6 +259,7 @@ ROW_WISE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ROW_WISE)
 def test_a_table_that_must_not_be_cut_is_suggested_to_be_cut_by_rows(case):
     """40 million rows x (64 x 4 + 4) bytes are 10.4 GB: a share of 8, and too much for one rank."""

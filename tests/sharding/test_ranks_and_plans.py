@@ -28,6 +28,7 @@ def test_one_and_two_ranks_agree_for_twenty_steps(optimizer):
     agree(run(1, "--optimizer", optimizer), run(2, "--optimizer", optimizer), 1e-5)
 
 
+@pytest.mark.slow
 def test_three_ranks_and_one_agree_on_a_batch_that_three_does_not_divide():
     """10, 11 and 11 of 32 rows: the place that rank 0 leaves open must change nothing."""
     options = ("--optimizer", "rowwise_adagrad", "--pipeline", "sparse_dist")
@@ -66,6 +67,7 @@ def test_plan_that_mixes_sharding_types_scores_alike():
     agree(run(1, "--optimizer", "sgd"), run(2, *options), 1e-5)
 
 
+@pytest.mark.slow
 def test_overlapped_pipeline_equals_the_plain_one():
     options = ("--optimizer", "rowwise_adagrad", "--replicate-bytes", "1000000")
     plain = run(2, *options)

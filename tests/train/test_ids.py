@@ -17,6 +17,7 @@ IDS = ["tables.item_id.ids.capacity=60", "tables.item_id.ids.forget.least_recent
 IDS += ["train.exchange_ids_every_steps=1", "train.global_batch_size=64"]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_table_of_half_its_ids_says_what_became_of_them(workspace, job):
     done = job("train", *options(workspace, "half", *IDS, "train.epochs=1"), ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -167,6 +167,7 @@ def test_a_replayed_sample_is_the_same_after_a_kill_and_on_two_ranks(before, job
     np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in whole], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_anew_on_everything_without_validation(before, job):
     folder = before[0]
     said = train(folder, job, "anew", "train.splits=[all]", "train.epochs=2")

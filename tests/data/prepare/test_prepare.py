@@ -315,6 +315,7 @@ def test_command_prints_one_sentence_and_fails(tmp_path, job):
     assert "ratings.csv: no such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_real_movielens_prepares_as_documented(tmp_path, job, real_data):
     done = job(
         "prepare",

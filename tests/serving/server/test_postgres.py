@@ -32,6 +32,7 @@ def test_likes_and_items_of_one_host_are_in_the_answers_of_another_within_a_seco
     assert other.post("/v1/items", {"id": "new", "text": "t"}).status == 409
 
 
+@pytest.mark.slow
 def test_a_database_that_stops_is_a_503_for_events_and_nothing_for_recommendations(started):
     with postgres() as url:
         server = started(events=url)

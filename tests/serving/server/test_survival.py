@@ -287,6 +287,7 @@ def test_events_up_to_the_bundles_own_time_are_left_to_the_bundle(started, tmp_p
     wait_for(lambda: server.post("/v1/recommend", {"user": "u"}).json["history"] == 3)
 
 
+@pytest.mark.slow
 def test_an_added_item_survives_a_restart_and_a_change_of_bundles(started, tmp_path):
     server = started(workers=1)
     assert server.post("/v1/items", {"id": "new", "text": "a red house"}).status == 201
@@ -299,6 +300,7 @@ def test_an_added_item_survives_a_restart_and_a_change_of_bundles(started, tmp_p
     assert server.post("/v1/recommend", {"k": 1}).json["items"][0]["id"] == "new"
 
 
+@pytest.mark.slow
 def test_two_servers_of_one_store_follow_each_other(started):
     one, other = started(workers=1), started(workers=1, wait=False)
     other.wait()
