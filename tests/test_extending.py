@@ -90,6 +90,16 @@ def test_every_block_of_the_page_is_applied_or_run():
     assert PAGE.count("```") == 2 * (len(BLOCK.findall(PAGE)) + len(COMMANDS.findall(PAGE)))
 
 
+def test_every_change_of_the_page_finds_its_place(tmp_path):
+    blocks = BLOCK.findall(PAGE)
+    for name in {name for name, *_ in blocks}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, tmp_path / name)
+    for block in blocks:
+        apply(tmp_path, *block)
+
+
 @pytest.mark.parametrize("title", SECTIONS)
 def test_a_section_touches_as_many_files_as_the_table_says(title):
     (said,) = re.findall(rf"(?m)^\| \[{title.lower()}\]\(#\S+\) \| (\d+) \|", PAGE)
