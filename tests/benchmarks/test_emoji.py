@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from embedding.encoder_folder import Stamp
+from embedding.features.extractor import batched
 from embedding.holdout import held_out
 from embedding.image.config import ImageConfig
 from embedding.image.encoder import SEMANTIC_HEADS, ImageEncoder
@@ -101,9 +102,7 @@ def found(encoder, pictures, *, num_views=2, seed=0, without=None, anonymous=Fal
 
 def encoded(encoder, pictures) -> dict[str, np.ndarray]:
     """Return the vectors of the held-out concepts by output, [N, D] and [N, E]."""
-    parts = [
-        encoder.encode(pictures.pixels[start : start + 64]) for start in range(0, len(pictures), 64)
-    ]
+    parts = [encoder.encode(pixels) for pixels in batched(pictures.pixels, 64)]
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 

@@ -337,7 +337,7 @@ def history_of(encoder, feature, dataset):
     return lists_of(*encoded), lists_of(*dataset.history_ids(feature, users, np.diff(offsets)))
 
 
-@settings(max_examples=2, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(texts=st.lists(TEXTS, min_size=24, max_size=24), seed=st.integers(0, 2**32 - 1))
 def test_raw_rows_are_encoded_as_prepare_encodes_them(tmp_path_factory, texts, seed):
     folder = tmp_path_factory.mktemp("drawn")

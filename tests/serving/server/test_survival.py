@@ -79,7 +79,7 @@ def test_ten_thousand_requests_survive_ten_bundles_and_five_kills(started, tmp_p
 
 
 def test_sigterm_under_load_loses_no_request(started):
-    for _ in range(2):
+    for _ in range(3):
         server = started(workers=2)
         load = Load(server.port, body, num_clients=16)
         load.start()
